@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+#
+# Every target is complete by itself: on a machine that has only make and a Python 3.11 or later with
+# pip and venv, it makes .venv, installs what it needs there and runs. A second run installs nothing,
+# a change of pyproject.toml installs anew.
+#
+#   make demo        what the library is for, as a table, in under a minute
+#   make test        the tests
+#
+#   make ARGS="-k undo -x" test                  arguments for pytest
+#   make ARGS="overhead --json out.json" bench   arguments for the benchmark
+#   make PYTHON=python3.13 test                  another Python (after `make clean`)
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+IN_VENV := $(VENV)/bin/python
+PIP := $(IN_VENV) -m pip --disable-pip-version-check
+PYTEST := $(IN_VENV) -m pytest -rfEs
+# Afresh each time: a cached page would keep its warnings to itself.
+SPHINX := $(IN_VENV) -m sphinx --fresh-env --fail-on-warning --quiet
+
+# The files that say what is installed: the package itself, and each dependency group on top of it.
+INSTALLED := $(VENV)/installed
+BENCH := $(VENV)/group-bench
+DOCS := $(VENV)/group-docs
+LINT := $(VENV)/group-lint
+TESTS := $(VENV)/group-tests
+
+.DEFAULT_GOAL := test
+.PHONY: demo test test-long test-switching lint format types layers doctest docs examples bench clean
+
+# Two installs into one environment at a time would break it.
+.NOTPARALLEL:
+
+demo: $(BENCH)
+	$(IN_VENV) -m aioktask demo $(ARGS)
+
+test: $(TESTS)
+	$(PYTEST) $(ARGS)
+
+# What is marked slow, with long hypothesis runs: 15 minutes a test at most, 30 in all.
+test-long: $(TESTS)
+	AIOKTASK_TEST_PROFILE=long $(PYTEST) -m slow --timeout=900 --session-timeout=1800 $(ARGS)
+
+# The suite with a thread switch tried every microsecond, 5000 times as often as usual.
+test-switching: $(TESTS)
+	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 $(ARGS)
+
+lint: $(LINT)
+	$(IN_VENV) -m ruff check .
+	$(IN_VENV) -m ruff format --check .
+
+format: $(LINT)
+	$(IN_VENV) -m ruff check --fix .
+	$(IN_VENV) -m ruff format .
+
+# The tests' group too: mypy reads trio and uvloop, which the engine knows how to wake.
+types: $(LINT) $(TESTS)
+	$(IN_VENV) -m mypy
+
+layers: $(LINT)
+	$(VENV)/bin/lint-imports
+
+doctest: $(TESTS) $(DOCS)
+	$(PYTEST) --doctest-modules aioktask
+	$(SPHINX) -b doctest docs build/doctest
+
+docs: $(DOCS)
+	$(SPHINX) -b html docs build/docs
+	@echo "read build/docs/index.html"
+
+# With what a user has: the package and its dependencies, and every warning an error.
+examples: $(INSTALLED)
+	@for example in examples/*.py; do \
+		echo "--- $$example"; \
+		$(IN_VENV) -W error "$$example" || exit 1; \
+	done
+
+bench: $(BENCH)
+	$(IN_VENV) -m aioktask bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find aioktask docs examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml
+	@echo "installing aioktask and its dependencies into $(VENV)"
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --quiet --upgrade 'pip>=25.1'
+	@$(PIP) install --quiet --editable .
+	@touch $@
+
+$(VENV)/group-%: $(INSTALLED)
+	@echo "installing the dependency group $*"
+	@$(PIP) install --quiet --group $*
+	@touch $@

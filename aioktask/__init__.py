@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: MIT
+"""Multithreaded jobs for asyncio, after the Linux kernel's ktask and padata."""
+
+from aioktask import arrays, memory
+from aioktask.engine.coordinator import (
+    Coordinator,
+    Handle,
+    plan,
+    run_multithreaded,
+    run_multithreaded_sync,
+)
+from aioktask.engine.frame import current_chunk
+from aioktask.engine.plan import Plan
+from aioktask.engine.priority import priority
+from aioktask.engine.process import max_threads, set_max_threads
+from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
+from aioktask.job import Chunk, Failure, Job, Part, Progress, Report, failure
+from aioktask.observe import events as _events
+
+__all__ = [
+    "Chunk",
+    "ChunkCancelled",
+    "Coordinator",
+    "DeadlockError",
+    "Failure",
+    "Handle",
+    "Job",
+    "JobCancelled",
+    "Part",
+    "Plan",
+    "Progress",
+    "Report",
+    "UndoFailed",
+    "arrays",
+    "current_chunk",
+    "failure",
+    "max_threads",
+    "memory",
+    "plan",
+    "priority",
+    "run_multithreaded",
+    "run_multithreaded_sync",
+    "set_max_threads",
+]
+
+_events.start()

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+# What of a range nobody has taken yet.
+#
+# Pure. A claim takes a stretch of consecutive chunks off the free ranges; what its owner does not walk
+# comes back. So the free ranges are all that must be remembered: what is not free, not held and not
+# failed is done. Their number stays below the number of owners plus the number of parts, since a claim
+# takes from the range that came back last.
+"""The free part of a job's range."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class Claims:
+    """The ranges that are free, and the taking and giving back of stretches.
+
+    Attributes:
+        chunk: Stretches end on absolute multiples of this, or at the end of a free range.
+        free: The free ranges as ``(start, stop)``; the next claim takes from the last one.
+        left: Units in them.
+    """
+
+    __slots__ = ("chunk", "free", "left")
+
+    def __init__(self, ranges: Iterable[range], chunk: int) -> None:
+        self.chunk = chunk
+        self.free = [(each.start, each.stop) for each in ranges if each]
+        self.free.reverse()
+        self.left = sum(stop - start for start, stop in self.free)
+
+    def claim(self, chunks: int, sharers: int) -> tuple[int, int] | None:
+        """Take up to `chunks` consecutive chunks, or None if nothing is free.
+
+        Never more than a fair part of what is left, 1 / (2 x sharers), but at least one chunk: so
+        that those who share the range end at about the same time.
+        """
+        if not self.free:
+            return None
+        start, limit = self.free[-1]
+        chunk = self.chunk
+        if chunks > 1:
+            fair = self.left // (2 * sharers * chunk)
+            if fair < chunks:
+                chunks = fair if fair > 1 else 1
+        stop = start - start % chunk + chunk * chunks
+        if stop >= limit:
+            stop = limit
+            self.free.pop()
+        else:
+            self.free[-1] = (stop, limit)
+        self.left -= stop - start
+        return start, stop
+
+    def give_back(self, start: int, stop: int) -> None:
+        """Return the rest of a stretch; `start` is a chunk boundary."""
+        if start >= stop:
+            return
+        self.left += stop - start
+        # A part's edge that is no multiple of the chunk must stay an edge.
+        if self.free and self.free[-1][0] == stop and not stop % self.chunk:
+            self.free[-1] = (start, self.free[-1][1])
+        else:
+            self.free.append((start, stop))
+
+    def clear(self) -> None:
+        """Nothing is free any more: what was is never going to be taken."""
+        self.free.clear()
+        self.left = 0

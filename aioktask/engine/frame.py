@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+# One thread's part in one run, and the walk over a stretch of chunks: the hottest loop there is.
+#
+# A stretch is walked without the lock. Before each chunk but the first, one comparison asks whether
+# anything changed since the stretch was claimed (a job came, ended, was cancelled or reniced, a limit
+# moved, a hungry helper asked for a share); if so, the walk returns where it stands and the rest is
+# given back. A chunk leaves no record: its start is a field that the next chunk overwrites.
+"""The walk of one thread over the chunks of one run."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from contextvars import Context, ContextVar
+from typing import TYPE_CHECKING, Any
+
+from aioktask.engine.reduction import push
+from aioktask.errors import ChunkCancelled
+from aioktask.job import Chunk
+
+if TYPE_CHECKING:
+    from aioktask.engine.run import Run
+
+
+class Signals:
+    """What every walk looks at before a chunk. Changed under the engine's lock only."""
+
+    __slots__ = ("generation",)
+
+    def __init__(self) -> None:
+        self.generation = 0
+
+
+class Frame:
+    """One thread's part in one run.
+
+    Its own thread writes `start`, without the lock, while it walks; others read it as a hint of where
+    the thread stands. All else changes under the lock.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "advanced_from",
+        "advanced_to",
+        "busy",
+        "chunks",
+        "claimed_at",
+        "context",
+        "counted",
+        "cpu",
+        "cpu_mark",
+        "entered_at",
+        "first",
+        "generation",
+        "live",
+        "reducing",
+        "run",
+        "slice_end",
+        "stack",
+        "start",
+        "stop",
+        "thread",
+    )
+
+    def __init__(self, run: Run, thread: object, context: Context, *, counted: bool) -> None:
+        self.run = run
+        self.thread = thread  # the Helper or Caller
+        self.context = context
+        self.counted = counted  # whether the thread counts as running without this frame
+        self.live = False  # whether the thread serves the run now
+        self.start = self.first = self.stop = 0  # the chunk that runs; the stretch
+        self.generation = 0  # of the signals, when the stretch was claimed
+        self.chunks = 1  # how many chunks the next stretch should have
+        self.claimed_at = self.entered_at = self.slice_end = 0
+        self.advanced_from: int | None = None  # the chunk that `advanced_to` is about
+        self.advanced_to = 0
+        self.busy = self.cpu = self.cpu_mark = 0
+        self.reducing = False  # whether `reduce` runs, not `fn`
+        self.stack: list[tuple[int, int, Any]] = []  # values of a reduce, of this stretch
+
+    def walk(self, signals: Signals) -> int:
+        """Call the function for each chunk of the stretch; where it stands when it returns."""
+        run = self.run
+        fn = run.fn
+        chunk = run.claims.chunk
+        generation = self.generation
+        position, stop = self.start, self.stop
+        end = position - position % chunk + chunk
+        while end < stop:
+            self.start = position
+            fn(position, end)
+            position = end
+            if signals.generation != generation:
+                return position
+            end += chunk
+        self.start = position
+        fn(position, stop)
+        return stop
+
+    def walk_reduce(self, signals: Signals) -> int:
+        """The same, keeping the values: siblings are combined at once, the rest lies on `stack`."""
+        run = self.run
+        fn = run.fn
+        chunk = run.claims.chunk
+        generation = self.generation
+        position, stop = self.start, self.stop
+        leaf = position // chunk - run.job.start // chunk
+        while True:
+            self.start = position
+            end = min(position - position % chunk + chunk, stop)
+            value = fn(position, end)
+            self.start = position = end
+            self.reducing = True
+            self._combine(leaf, value)
+            self.reducing = False
+            if position == stop or signals.generation != generation:
+                return position
+            leaf += 1
+
+    def _combine(self, leaf: int, value: object) -> None:
+        reduce = self.run.job.reduce
+        assert reduce is not None
+        if leaf == 0 and self.run.initial is not ...:
+            value = reduce(self.run.initial, value)
+        level, index = 0, leaf
+        while (pair := push(self.stack, level, index, value)) is not None:
+            level, left, right = pair
+            value = reduce(left, right)
+            index >>= 1
+
+    def chunk_stop(self) -> int:
+        """Where the chunk that runs ends."""
+        chunk = self.run.claims.chunk
+        return min(self.start - self.start % chunk + chunk, self.stop)
+
+    # ChunkOwner: what `current_chunk()` asks for.
+
+    def advance(self, start: int, stop: int, upto: int) -> None:
+        if not self.live or self.start != start:
+            raise RuntimeError(f"the chunk {start} to {stop} is over: advance came too late")
+        last = self.advanced_to if self.advanced_from == start else start
+        if not (start < upto <= stop and last <= upto):
+            raise ValueError(
+                f"advance takes a position above {start}, up to {stop} and not below the last one "
+                f"({last}), got {upto}"
+            )
+        self.advanced_to = upto
+        self.advanced_from = start
+
+    def check_cancelled(self) -> None:
+        if self.run.unwanted():
+            raise ChunkCancelled(f"the job {self.run.job.name!r} wants no more work")
+
+
+class _Local(threading.local):
+    frame: Frame | None = None
+
+
+# The frame whose chunk the thread works on.
+local = _Local()
+
+# The same for code that runs on behalf of a chunk elsewhere, with a copy of its context: a task that
+# the chunk started on some loop and waits for. Weak, since contexts live long.
+enclosing: ContextVar[weakref.ref[Frame] | None] = ContextVar("aioktask_enclosing", default=None)
+
+
+def enclosing_frame() -> Frame | None:
+    """The frame of the chunk that this code runs in, or on behalf of, if that is still served."""
+    if local.frame is not None:
+        return local.frame
+    reference = enclosing.get()
+    frame = None if reference is None else reference()
+    return frame if frame is not None and frame.live else None
+
+
+def current_chunk() -> Chunk:
+    """The chunk that the calling thread works on.
+
+    Raises:
+        RuntimeError: The thread works on none: outside of a job, or in an undo.
+
+    >>> from aioktask import Job, run_multithreaded_sync
+    >>> def show(start, stop):
+    ...     print(current_chunk())
+    >>> _ = run_multithreaded_sync(Job(show, 8, chunk=8))
+    Chunk(0, 8)
+    """
+    frame = local.frame
+    if frame is None or frame.run.undoing:
+        raise RuntimeError("there is no current chunk: this thread does not run a job's fn now")
+    return Chunk(frame.start, frame.chunk_stop(), frame)

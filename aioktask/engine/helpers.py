@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: MIT
+# The threads: how they are started, named, parked and woken. What they do is the pool's business.
+#
+# Every helper is started by one keeper thread, since a thread inherits its creator's nice, affinity and
+# signal mask, and an unprivileged thread can never lower its nice again. The keeper has the process's
+# own nice and affinity and blocks every signal. It also does what must not be done where it occurs: in
+# a signal handler or a finalizer, which may interrupt the holder of a lock.
+"""Helper threads."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from aioktask.engine.frame import Frame
+
+NAME = "aioktask"
+_NAME_BYTES = 15  # of the kernel's name of a thread
+_PR_SET_NAME = 15
+
+
+def _find_prctl() -> Callable[[int, bytes], int] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        # PyDLL keeps the GIL: giving it up and waiting for it costs far more than this call.
+        prctl = ctypes.PyDLL(None).prctl
+    except (OSError, AttributeError):
+        return None
+    prctl.argtypes = [ctypes.c_int, ctypes.c_char_p]
+    prctl.restype = ctypes.c_int
+    return prctl
+
+
+_prctl = _find_prctl()
+
+
+def name_this_thread(name: str) -> None:
+    """Name the calling thread, for Python and (its first 15 bytes) for the kernel."""
+    thread = threading.current_thread()
+    if thread.name == name:
+        return
+    thread.name = name
+    if _prctl is not None:
+        _prctl(_PR_SET_NAME, name.encode()[:_NAME_BYTES].replace(b"\0", b"?"))
+
+
+def start_blocked(target: Callable[[], None], name: str) -> threading.Thread:
+    """Start a daemon thread in which every signal is blocked from its first instruction on.
+
+    Otherwise a SIGINT can land on it, and the main thread, blocked in a wait, never runs the
+    handler; and a system call made through ctypes there fails with EINTR.
+    """
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    if not hasattr(signal, "pthread_sigmask"):
+        thread.start()
+        return thread
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        thread.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return thread
+
+
+def _be_like_the_process() -> None:
+    """Take the nice and affinity of the process's main thread, as far as this is allowed."""
+    process = os.getpid()
+    if hasattr(os, "sched_setaffinity"):
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, os.sched_getaffinity(process))
+    with contextlib.suppress(OSError):
+        mine = threading.get_native_id()
+        nice = os.getpriority(os.PRIO_PROCESS, process)
+        if os.getpriority(os.PRIO_PROCESS, mine) != nice:
+            os.setpriority(os.PRIO_PROCESS, mine, nice)
+
+
+class Keeper:
+    """The thread that starts threads, and runs what must not run in a handler or finalizer."""
+
+    def __init__(self) -> None:
+        # SimpleQueue.put is reentrant: a signal handler or finalizer may interrupt another put.
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def soon(self, function: Callable[[], None]) -> None:
+        """Have `function` called on the keeper. Never blocks; needs `start` some time."""
+        self._queue.put(function)
+
+    def start(self) -> None:
+        """Make the thread. Under the pool's lock, so that there is one."""
+        if self._thread is None:
+            self._thread = start_blocked(self._keep, f"{NAME} keeper")
+
+    def _keep(self) -> None:
+        _be_like_the_process()
+        while (function := self._queue.get()) is not None:
+            function()
+            del function
+
+    def stop(self) -> None:
+        """End the thread after what it has been told, and wait for it."""
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+
+
+class Parking:
+    """A raw lock that one thread waits on until another opens it; opening twice is opening once."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float = -1) -> bool:
+        """Wait until it is open, and close it. False when `timeout` seconds passed instead."""
+        return self._lock.acquire(timeout=timeout)
+
+    def open(self) -> None:
+        with contextlib.suppress(RuntimeError):  # open already
+            self._lock.release()
+
+
+class Helper:
+    """One helper thread, as the pool sees it."""
+
+    __slots__ = ("frame", "idle", "parking", "thread")
+
+    def __init__(self) -> None:
+        self.parking = Parking()
+        self.frame: Frame | None = None  # what it serves or is about to
+        self.idle = False  # whether it is among the idle ones, so may be woken
+        self.thread: threading.Thread | None = None
+
+
+class Caller:
+    """A thread that called `run_multithreaded_sync` and takes part in that run; its own waiter."""
+
+    __slots__ = ("frame", "nice", "parking")
+
+    def __init__(self, nice: int) -> None:
+        self.parking = Parking()
+        self.frame: Frame | None = None  # what it serves or is about to
+        self.nice = nice
+
+    def wake(self) -> None:
+        self.parking.open()
+
+
+class ThreadWaiter:
+    """A thread that waits for a run and takes no part in it."""
+
+    __slots__ = ("nice", "parking")
+
+    def __init__(self, nice: int) -> None:
+        self.parking = Parking()
+        self.nice = nice
+
+    def wake(self) -> None:
+        self.parking.open()

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: MIT
+# Ctrl-C while the main thread takes part in a job.
+#
+# A handler runs in the main thread between any two instructions, so perhaps while it holds the pool's
+# lock, or right after a chunk returned, where a KeyboardInterrupt would look as if the chunk had raised
+# it. So for the time of `run_multithreaded_sync` Python's own handler is replaced, as asyncio.Runner does,
+# by one that has the keeper cancel the job. A second Ctrl-C raises, but only where no lock is held.
+"""SIGINT during a synchronous run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import CodeType, FrameType
+
+from aioktask.engine.frame import Frame
+from aioktask.engine.helpers import Caller
+from aioktask.engine.pool import Pool
+from aioktask.engine.run import Run
+
+# Engine code in which no lock is held and nothing is half done: here a second Ctrl-C may raise.
+_SAFE: frozenset[CodeType] = frozenset(
+    function.__code__ for function in (Frame.walk, Frame.walk_reduce, Pool.wait_parked)
+)
+
+
+class Interrupts:
+    """What Ctrl-C asked for: `cancelled` after the first, `given_up` after the second."""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.given_up = False
+
+
+@contextmanager
+def interrupts_cancel(pool: Pool, run: Run, caller: Caller) -> Iterator[Interrupts]:
+    """In the main thread under Python's default handler, have SIGINT cancel the run."""
+    asked = Interrupts()
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        yield asked
+        return
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if not asked.cancelled:
+            asked.cancelled = True
+            pool.keeper.soon(_cancel(pool, run))
+            return
+        asked.given_up = True
+        pool.keeper.soon(caller.wake)
+        if frame is None or _may_raise(frame):
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield asked
+    finally:
+        if signal.getsignal(signal.SIGINT) is handle:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _cancel(pool: Pool, run: Run) -> Callable[[], None]:
+    def cancel() -> None:
+        pool.cancel(run)
+
+    return cancel
+
+
+def _may_raise(frame: FrameType) -> bool:
+    """Whether the interrupted code is the user's, or engine code that may be left anywhere."""
+    name: str = frame.f_globals.get("__name__", "")
+    return not name.startswith("aioktask.engine") or frame.f_code in _SAFE

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: MIT
+# How a range is cut: thread counts, chunk sizes and boundaries, the leaves of a reduce.
+#
+# Pure. Guarantees that boundaries are absolute multiples of the chunk size and of `align`, part edges
+# apart, and that a size is never 0. Relies on Job having refused nonsense.
+"""Decisions about how a job is split, after padata's rule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from aioktask.job import Job
+
+# padata's load_balance_factor: this many chunks for each thread, so that a slow one can be helped out.
+CHUNKS_PER_THREAD = 4
+
+# A reduce has at most about this many leaves, whatever the machine: enough for 256 threads to balance.
+MOST_LEAVES = 4096
+
+# A chunk of more than this share of the job is worth a word in `plan()`.
+LONG_CHUNK_SHARE = 1 / 4
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a job would be run now: what `plan(job)` returns.
+
+    Attributes:
+        name: The job's name.
+        threads: The most threads that would work on it; 0 for a job of size 0.
+        chunk: The chunk size, in units; chunks end on absolute multiples of it.
+        chunks: How many chunks there are, short ones at edges included.
+        limited_by: Which limit decided the number of threads.
+        notes: What is worth knowing beside that, a sentence each.
+        spans: The stretches that are cut separately: the parts, or the whole range.
+    """
+
+    name: str
+    threads: int
+    chunk: int
+    chunks: int
+    limited_by: str
+    notes: tuple[str, ...]
+    spans: tuple[range, ...]
+
+    def boundaries(self) -> Iterator[range]:
+        """Every chunk as a range, ascending. Made one by one: there may be millions."""
+        for span in self.spans:
+            yield from cut(span.start, span.stop, self.chunk)
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `number`."""
+    return -(-number // multiple) * multiple
+
+
+def cut(start: int, stop: int, chunk: int) -> Iterator[range]:
+    """The chunks of start to stop: they end on absolute multiples of `chunk`, the last at `stop`."""
+    while start < stop:
+        end = min(start - start % chunk + chunk, stop)
+        yield range(start, end)
+        start = end
+
+
+def count_chunks(start: int, stop: int, chunk: int) -> int:
+    """How many chunks `cut` yields."""
+    return 0 if start >= stop else (stop - 1) // chunk - start // chunk + 1
+
+
+def worthwhile_threads(job: Job[Any]) -> int:
+    """How many threads the size is worth, at least 1: size / max(min_chunk, align), rounded down.
+
+    Source: ``padata_do_multithreaded``, Linux 6.12 (with `align` in the divisor, which a fix of
+    2024 added: before it, a job of few aligned chunks started helpers that found nothing).
+    """
+    return max(job.size // max(job.min_chunk, job.align), 1)
+
+
+def undo_grain(job: Job[Any]) -> int:
+    """Undo is cut at absolute multiples of this only: no unit of work is ever undone in halves."""
+    return job.chunk or round_up(job.min_chunk, job.align)
+
+
+def chunk_size(size: int, threads: int, *, min_chunk: int, align: int) -> int:
+    """padata's chunk: max(size / (4 x threads), min_chunk), rounded up to align.
+
+    >>> chunk_size(1_000_000, 2, min_chunk=1, align=4096)
+    126976
+    """
+    return round_up(max(size // (threads * CHUNKS_PER_THREAD), min_chunk), align)
+
+
+def leaf_size(job: Job[Any]) -> int:
+    """The leaf of a reduce, from the job's description alone, so that every machine cuts alike."""
+    if job.chunk is not None:
+        return job.chunk
+    return round_up(max(job.min_chunk, -(-job.size // MOST_LEAVES)), job.align)
+
+
+def job_chunk(job: Job[Any], threads: int) -> int:
+    """The chunk size of a job that `threads` threads may work on."""
+    if job.reduce is not None:
+        return leaf_size(job)
+    if job.chunk is not None:
+        return job.chunk
+    return chunk_size(job.size, threads, min_chunk=job.min_chunk, align=job.align)
+
+
+def spans(job: Job[Any], chunk: int) -> tuple[range, ...]:
+    """The stretches of a job that are cut separately, ascending: its parts, or the whole range.
+
+    In a reduce, part edges are moved to leaf edges (a part keeps the leaf that it begins in), since
+    the leaves may not depend on where the memory lies.
+    """
+    if not job.parts:
+        return (range(job.start, job.stop),) if job.size else ()
+    edges = [job.start]
+    for part in job.parts[1:]:
+        edge = part.start
+        if job.reduce is not None:
+            edge = max(round_up(edge, chunk), edges[-1])
+        edges.append(min(edge, job.stop))
+    edges.append(job.stop)
+    return tuple(range(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The numbers of a plan."""
+
+    threads: int
+    chunk: int
+    spans: tuple[range, ...]
+
+    @property
+    def chunks(self) -> int:
+        return sum(count_chunks(span.start, span.stop, self.chunk) for span in self.spans)
+
+
+def most_threads(job: Job[Any]) -> int:
+    """The most threads that may serve the job, whatever the machine."""
+    worth = worthwhile_threads(job)
+    return worth if job.max_threads is None else min(worth, job.max_threads)
+
+
+def split(job: Job[Any], cap: int) -> Split:
+    """How the job is split when at most `cap` threads serve it."""
+    threads = min(most_threads(job), cap)
+    chunk = job_chunk(job, threads)
+    return Split(threads, chunk, spans(job, chunk))
+
+
+def make_plan(job: Job[Any], caps: Iterable[tuple[int, str]]) -> Plan:
+    """The plan of a job under `caps`: pairs of a number of threads and what sets it."""
+    worth = worthwhile_threads(job)
+    limits = [(worth, f"the size: {job.size} / max(min_chunk, align) is {worth} or a little more")]
+    if job.max_threads is not None:
+        limits.append((job.max_threads, f"the job's max_threads={job.max_threads}"))
+    limits.extend(caps)
+    cap, limited_by = min(limits, key=lambda limit: limit[0])
+    numbers = split(job, cap)
+    chunks = numbers.chunks
+    if chunks < numbers.threads:
+        limited_by = f"the number of chunks: {chunks}"
+    return Plan(
+        name=job.name,
+        threads=min(numbers.threads, chunks),
+        chunk=numbers.chunk,
+        chunks=chunks,
+        limited_by=limited_by,
+        notes=tuple(_notes(job, numbers.chunk, chunks)),
+        spans=numbers.spans,
+    )
+
+
+def _notes(job: Job[Any], chunk: int, chunks: int) -> Iterator[str]:
+    if job.size == 0:
+        yield "size is 0: the job is done when it is submitted"
+    elif chunk >= max(job.size * LONG_CHUNK_SHARE, 2):
+        setting = "chunk" if job.chunk is not None else "min_chunk or align"
+        why = f"{setting} makes chunks long" if chunks < CHUNKS_PER_THREAD else "chunks are long"
+        yield (
+            f"{why} ({chunk} of {job.size} units): cancelling the job and serving other jobs "
+            "wait for the end of a chunk"
+        )
+    if job.reduce is not None:
+        yield f"reduce: the leaves are {chunk} units on every machine, for a reproducible value"

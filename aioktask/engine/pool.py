@@ -1,0 +1,664 @@
+# SPDX-License-Identifier: MIT
+# The pool: all runs and all helpers of this process, under one lock.
+#
+# Guarantees: a helper that would find work is never left idle (after every change under the lock,
+# `_summon` wakes or starts one while somebody is wanted; each that arrives summons the next); events and
+# wake-ups are sent outside the lock, after the helper that sends them has declared itself idle or taken
+# its next job; nobody's code runs under the lock.
+# Relies on locks only, never on the GIL.
+"""Runs and the helpers that serve them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter_ns
+from types import TracebackType
+from typing import NoReturn
+
+from aioktask.engine import events
+from aioktask.engine.frame import Frame, Signals, local
+from aioktask.engine.helpers import (
+    NAME,
+    Caller,
+    Helper,
+    Keeper,
+    ThreadWaiter,
+    name_this_thread,
+    start_blocked,
+)
+from aioktask.engine.limits import Cap
+from aioktask.engine.run import Phase, Run, Waiter
+from aioktask.engine.schedule import SLICE_NS, Group, Scheduler
+from aioktask.errors import DeadlockError
+
+# How many helpers are woken at once; each that arrives wakes as many again.
+SUMMON_AHEAD = 2
+
+# A helper with nothing to do ends after this many seconds.
+IDLE_SECONDS = 10.0
+
+# A stretch lasts about 0.1 ms. Where an idle helper still sees several chunks of one waiting after this
+# time, chunks became slow in the middle of it, and the idle helper asks for a share.
+HUNGRY_SECONDS = 0.001
+HUNGRY_SECONDS_MOST = 0.016
+
+EXIT_NOTICE_SECONDS = 5.0
+
+EXIT_STATUS_OF_FORK = 70  # EX_SOFTWARE
+
+
+class RunGroup(Group):
+    """The runs of one coordinator.
+
+    Attributes:
+        runs: Those that are not over.
+        closed: Whether nothing more may be submitted.
+        undo_failed: Runs whose undo failed while nobody waited for them.
+    """
+
+    __slots__ = ("closed", "runs", "undo_failed")
+
+    def __init__(self, cap: int | None = None) -> None:
+        super().__init__(cap)
+        self.runs: dict[Run, None] = {}
+        self.closed = False
+        self.undo_failed: list[Run] = []
+
+
+class Outbox:
+    """What a change under the lock has to say; sent when the lock is free again."""
+
+    __slots__ = ("_events", "_undo", "_waiters")
+
+    def __init__(self) -> None:
+        self._events: list[events.Event] = []
+        self._waiters: list[Waiter] = []
+        self._undo: list[Run] = []
+
+    def add(self, run: Run) -> None:
+        if run.news:
+            self._events.extend(run.news)
+            run.news.clear()
+
+    def wake(self, run: Run) -> None:
+        self._waiters.extend(run.waiters)
+        run.waiters.clear()
+
+    def start_undo(self, run: Run) -> None:
+        self._undo.append(run)
+
+    def send(self) -> None:
+        for event in self._events:
+            events.emit(event)
+        for waiter in self._waiters:
+            waiter.wake()
+        for run in self._undo:
+            assert run.loop is not None
+            run.loop.start_undo(run)
+
+
+class Pool:
+    """All runs and helpers of a process. One exists in a process; a fork's child makes its own."""
+
+    def __init__(self, cap: Cap) -> None:
+        self.cap = cap
+        # Guards everything below, and all state of runs, frames, groups and the scheduler.
+        self.lock = threading.Lock()
+        self.signals = Signals()
+        self.keeper = Keeper()
+        self.dead = False  # whether this is a fork's child, which owns none of it
+        self.root = RunGroup()  # of jobs without a coordinator
+        self._scheduler = Scheduler(cap.threads)
+        self._runs: dict[Run, None] = {}
+        self._numbers = 0
+        self._serving: dict[Frame, None] = {}
+        self._waits: dict[Run, list[Run]] = {}  # in a chunk of the key somebody waits for these
+        self._helpers: dict[Helper, None] = {}
+        self._idle: deque[Helper] = deque()
+        self._summoned = 0  # helpers woken or being started that have not arrived
+        self._closing = False
+        self._ended: ThreadWaiter | None = None  # of `close`
+
+    def __repr__(self) -> str:
+        return (
+            f"<Pool {len(self._helpers)} helpers, {len(self._idle)} idle, "
+            f"{self._summoned} summoned; {self._scheduler}; {list(self._runs)}>"
+        )
+
+    # What the coordinator asks for, on any thread.
+
+    def next_number(self) -> int:
+        with self.lock:
+            self._numbers += 1
+            return self._numbers
+
+    def submit(
+        self,
+        run: Run,
+        *,
+        waiter: Waiter | None = None,
+        caller: Caller | None = None,
+        nested: bool = False,
+    ) -> None:
+        """Take a run in. A `caller` begins to serve it at once, if there is anything to claim.
+
+        Raises:
+            RuntimeError: The coordinator, or the process, takes no more jobs.
+        """
+        outbox = Outbox()
+        now = perf_counter_ns()
+        with self.lock:
+            group = run.entry.group
+            assert isinstance(group, RunGroup)
+            if not nested:
+                self._check_open(group)
+            self._runs[run] = None
+            group.runs[run] = None
+            if waiter is not None:
+                run.waiters.append(waiter)
+            self._scheduler.add(run.entry)
+            if run.claims.left:
+                self._scheduler.set_ready(run.entry)
+                self.signals.generation += 1
+                if caller is not None:
+                    self._enter_caller(run, caller, now)
+                self._summon()
+            else:
+                self._update(run, outbox)
+            outbox.add(run)
+        outbox.send()
+
+    def _check_open(self, group: RunGroup) -> None:
+        if self._closing:
+            raise RuntimeError("the interpreter is exiting: no job can be submitted")
+        if group.closed:
+            raise RuntimeError("the coordinator was left or shut down: it takes no more jobs")
+
+    def cancel(self, run: Run) -> bool:
+        """End a run; whether that came in time, also when it was cancelled before."""
+        outbox = Outbox()
+        with self.lock:
+            in_time = self._cancel(run, outbox)
+        outbox.send()
+        return in_time
+
+    def _cancel(self, run: Run, outbox: Outbox) -> bool:
+        if run.cancelled:
+            return True
+        if run.error is not None or run.phase not in (Phase.WORK, Phase.SETTLED):
+            return False
+        run.cancelled = True
+        self.signals.generation += 1
+        self._update(run, outbox)
+        self._summon()
+        return True
+
+    def cancel_soon(self, run: Run) -> None:
+        """`cancel` from a finalizer or signal handler."""
+        self.keeper.soon(lambda: self.cancel(run) and None)
+
+    def commit(self, run: Run) -> bool:
+        """Take the result of a run that is held; False when it is not there (yet, or any more)."""
+        outbox = Outbox()
+        with self.lock:
+            run.commit()
+            if run.over and run in self._runs:
+                self._end(run, outbox)
+            done = run.over
+        outbox.send()
+        return done
+
+    def add_waiter(self, run: Run, waiter: Waiter) -> bool:
+        """Have `waiter` woken when the run is over, or perhaps sooner; False when it is over."""
+        with self.lock:
+            if run.over:
+                return False
+            run.waiters.append(waiter)
+            return True
+
+    def remove_waiter(self, run: Run, waiter: Waiter) -> None:
+        with self.lock:
+            if waiter in run.waiters:
+                run.waiters.remove(waiter)
+
+    def renice(self, run: Run, nice: int) -> None:
+        with self.lock:
+            self._scheduler.set_nice(run.entry, nice)
+            self.signals.generation += 1
+
+    def set_run_limit(self, run: Run, limit: int) -> None:
+        with self.lock:
+            run.entry.limit = limit
+            self._limit_moved()
+
+    def set_group_cap(self, group: Group, cap: int | None) -> None:
+        with self.lock:
+            group.cap = cap
+            self._limit_moved()
+
+    def set_cap(self, cap: Cap) -> None:
+        with self.lock:
+            self.cap = cap
+            self._scheduler.cap = cap.threads
+            self._limit_moved()
+
+    def _limit_moved(self) -> None:
+        self.signals.generation += 1
+        self._summon()
+
+    def shut(self, group: RunGroup, *, cancel: bool) -> list[Run]:
+        """Close a group, cancel its runs if asked to, and name those that are not over."""
+        outbox = Outbox()
+        with self.lock:
+            group.closed = True
+            if cancel:
+                for run in list(group.runs):
+                    self._cancel(run, outbox)
+            left = list(group.runs)
+        outbox.send()
+        return left
+
+    def begin_wait(self, waiting: Run, awaited: Run, *, detect: bool) -> None:
+        """A chunk of `waiting` is about to wait until `awaited` ends, so that may have a helper more.
+
+        Raises:
+            DeadlockError: With `detect`, `awaited` waits for `waiting` already.
+        """
+        with self.lock:
+            if detect:
+                cycle = self._path(awaited, waiting)
+                if cycle:
+                    raise DeadlockError([waiting.job.name, *(run.job.name for run in cycle[:-1])])
+                self._waits.setdefault(waiting, []).append(awaited)
+            self._scheduler.owe(awaited.entry, 1)
+            self._summon()
+
+    def end_wait(self, waiting: Run, awaited: Run, *, detect: bool) -> None:
+        with self.lock:
+            if detect:
+                waits = self._waits[waiting]
+                waits.remove(awaited)
+                if not waits:
+                    del self._waits[waiting]
+            self._scheduler.owe(awaited.entry, -1)
+
+    def _path(self, start: Run, goal: Run) -> list[Run]:
+        """A chain of waits from start to goal, both ends included; empty when there is none."""
+        came_from: dict[Run, Run | None] = {start: None}
+        stack = [start]
+        while stack:
+            run = stack.pop()
+            if run is goal:
+                chain: list[Run] = []
+                step: Run | None = run
+                while step is not None:
+                    chain.append(step)
+                    step = came_from[step]
+                return chain[::-1]
+            for awaited in self._waits.get(run, ()):
+                if awaited not in came_from:
+                    came_from[awaited] = run
+                    stack.append(awaited)
+        return []
+
+    # A coroutine undo, from the loop it runs on.
+
+    def next_undo(self, run: Run) -> range | None:
+        """The next piece for a coroutine undo."""
+        with self.lock:
+            piece = run.claims.claim(1, 1)
+            return None if piece is None else range(*piece)
+
+    def async_undo_raised(self, run: Run, piece: range, error: BaseException) -> None:
+        with self.lock:
+            run.async_undo_raised(piece, error)
+
+    def async_undo_ended(self, run: Run) -> None:
+        outbox = Outbox()
+        with self.lock:
+            run.async_undo = False
+            self._update(run, outbox)
+        outbox.send()
+
+    # Under the lock: what follows from a change.
+
+    def _update(self, run: Run, outbox: Outbox) -> None:
+        """Bring a run's queueing in line with its state, and its state forward when it may."""
+        while True:
+            if run.claimable:
+                self._scheduler.set_ready(run.entry, undoing=run.undoing)
+                if run.caller is not None:
+                    run.caller.wake()
+                return
+            self._scheduler.set_idle(run.entry)
+            if run.entry.threads or run.async_undo or run.over:
+                return
+            if run.phase is Phase.SETTLED and not run.cancelled:
+                return
+            run.settle()
+            if run.over:
+                self._end(run, outbox)
+                return
+            if run.phase is Phase.SETTLED:
+                outbox.add(run)
+                outbox.wake(run)
+                return
+            self.signals.generation += 1  # an undo goes before chunks
+            if run.async_undo:
+                outbox.start_undo(run)
+                return
+
+    def _end(self, run: Run, outbox: Outbox) -> None:
+        del self._runs[run]
+        group = run.entry.group
+        assert isinstance(group, RunGroup)
+        del group.runs[run]
+        if run.undo_failed and not run.waiters:
+            group.undo_failed.append(run)
+        outbox.add(run)
+        outbox.wake(run)
+        if self._ended is not None and not self._runs:
+            self._ended.wake()
+
+    def _enter(self, frame: Frame, now: int) -> bool:
+        run = frame.run
+        self._scheduler.enter(run.entry, counted=frame.counted)
+        run.enter(frame, now)
+        frame.slice_end = now + SLICE_NS
+        self._serving[frame] = None
+        return self._claim(frame, now)
+
+    def _claim(self, frame: Frame, now: int) -> bool:
+        run = frame.run
+        claimed = run.claim(frame, now, self.signals.generation)
+        if not run.claims.left:
+            self._scheduler.set_idle(run.entry)
+        return claimed
+
+    def _leave(self, frame: Frame, now: int, outbox: Outbox) -> None:
+        del self._serving[frame]
+        self._scheduler.leave(frame.run.entry, now - frame.entered_at, counted=frame.counted)
+        frame.run.leave(frame, now)
+        frame.stack.clear()
+        self._update(frame.run, outbox)
+
+    def _find_work(self, helper: Helper, now: int, outbox: Outbox) -> None:
+        """Give the helper its next frame, or count it among the idle ones."""
+        entry = self._scheduler.choose()
+        if entry is None:
+            helper.frame = None
+            helper.idle = True
+            self._idle.append(helper)
+            return
+        run: Run = entry.run
+        helper.frame = run.frame_of(helper, counted=False)
+        self._enter(helper.frame, now)
+        outbox.add(run)
+
+    def _enter_caller(self, run: Run, caller: Caller, now: int) -> bool:
+        """Let the calling thread take part again: always, but for the job's own limit."""
+        if not run.claimable or run.entry.threads >= run.entry.limit:
+            return False
+        caller.frame = run.frame_of(caller, counted=local.frame is not None)
+        return self._enter(caller.frame, now)
+
+    def _summon(self) -> None:
+        """Wake or start helpers while some would find work."""
+        wanted = self._scheduler.wanted(SUMMON_AHEAD)
+        while self._summoned < wanted:
+            self._summoned += 1
+            if self._idle:
+                helper = self._idle.popleft()
+                helper.idle = False
+                helper.parking.open()
+            else:
+                self.keeper.start()
+                self.keeper.soon(self._start_helper)
+
+    # A frame's turn: on the thread that walks it.
+
+    def serve(self, frame: Frame) -> None:
+        """Walk stretches of the frame's run until its thread should do something else."""
+        outer = local.frame
+        local.frame = frame
+        signals = self.signals
+        try:
+            while True:
+                try:
+                    if frame.run.reduces:
+                        position = frame.walk_reduce(signals)
+                        self._merge(frame)
+                    else:
+                        position = frame.walk(signals)
+                except BaseException as error:
+                    more = self._raised(frame, error)
+                else:
+                    more = self._proceed(frame, position)
+                if not more:
+                    return
+        finally:
+            local.frame = outer
+
+    def _proceed(self, frame: Frame, position: int) -> bool:
+        now = perf_counter_ns()
+        with self.lock:
+            if self.dead:
+                self._end_child(frame)
+            frame.run.walked(frame, position, now)
+            if self.signals.generation == frame.generation and now < frame.slice_end:
+                if self._claim(frame, now):
+                    return True
+            outbox = Outbox()
+            more = self._reconsider(frame, now, outbox)
+        outbox.send()
+        return more
+
+    def _raised(self, frame: Frame, error: BaseException) -> bool:
+        now = perf_counter_ns()
+        error.__traceback__ = _beyond_engine(error.__traceback__)
+        outbox = Outbox()
+        with self.lock:
+            if self.dead:
+                self._end_child(frame)
+            if frame.reducing:
+                frame.run.reduce_raised(frame, error, now)
+            else:
+                frame.run.chunk_raised(frame, error, now)
+            self.signals.generation += 1
+            more = self._reconsider(frame, now, outbox)
+        outbox.send()
+        return more
+
+    def _reconsider(self, frame: Frame, now: int, outbox: Outbox) -> bool:
+        """Choose again; whether the thread goes on with this frame."""
+        thread = frame.thread
+        self._leave(frame, now, outbox)
+        if isinstance(thread, Helper):
+            self._find_work(thread, now, outbox)
+            more = thread.frame is frame
+        else:
+            assert isinstance(thread, Caller)
+            more = self._enter_caller(frame.run, thread, now)
+            if not more:
+                thread.frame = None
+        self._summon()
+        return more
+
+    def _merge(self, frame: Frame) -> None:
+        """Bring the values of the frame's stretch into the tree; `reduce` runs outside the lock."""
+        run = frame.run
+        reduce, tree = run.job.reduce, run.tree
+        assert reduce is not None and tree is not None
+        frame.reducing = True
+        while frame.stack:
+            level, index, value = frame.stack.pop()
+            while True:
+                with self.lock:
+                    pair = None if run.stopping else tree.offer(level, index, value)
+                if pair is None:
+                    break
+                level, index, left, right = pair
+                value = reduce(left, right)
+        frame.reducing = False
+
+    def _end_child(self, frame: Frame) -> NoReturn:
+        """A chunk forked, and returned in the child: that has no part in the parent's job."""
+        os.write(
+            2,
+            f"aioktask: a chunk of the job {frame.run.job.name!r} forked and returned in the "
+            f"child process {os.getpid()}, which ends here\n".encode(),
+        )
+        os._exit(EXIT_STATUS_OF_FORK)
+
+    # The calling thread of the sync form.
+
+    def take_part(self, run: Run, caller: Caller, *, given_up: Callable[[], bool]) -> None:
+        """Serve the run until it is over or settled."""
+        pause = HUNGRY_SECONDS
+        while not given_up():
+            frame = caller.frame
+            if frame is not None:
+                frame.context.run(self.serve, frame)
+                pause = HUNGRY_SECONDS
+                continue
+            with self.lock:
+                if run.over or run.phase is Phase.SETTLED:
+                    break
+                if self._enter_caller(run, caller, perf_counter_ns()):
+                    self._summon()
+                    continue
+                run.caller = caller
+                slow = self._stretches_of_several()
+            if not self.wait_parked(caller, pause if slow else -1):
+                pause = min(pause * 2, HUNGRY_SECONDS_MOST)
+                with self.lock:
+                    self._ask_for_share()
+        with self.lock:
+            run.caller = None
+
+    def wait_parked(self, waiter: Caller | ThreadWaiter, timeout: float) -> bool:
+        """Wait until woken. No lock is held here, so a signal handler may raise through it."""
+        return waiter.parking.wait(timeout)
+
+    # The helper threads.
+
+    def _start_helper(self) -> None:
+        """On the keeper: start one more helper, which has been counted as summoned."""
+        helper = Helper()
+        try:
+            helper.thread = start_blocked(lambda: self._help(helper), NAME)
+        except RuntimeError as error:  # the system has no more threads for us
+            self._not_started(error)
+
+    def _not_started(self, error: RuntimeError) -> None:
+        """Without any helper nothing would ever run: end what waits for one."""
+        outbox = Outbox()
+        with self.lock:
+            self._summoned -= 1
+            if not self._helpers and not self._summoned:
+                for run in list(self._runs):
+                    if run.claimable and not run.entry.threads and run.caller is None:
+                        run.no_helper(error)
+                        self._update(run, outbox)
+        outbox.send()
+
+    def _help(self, helper: Helper) -> None:
+        """The life of a helper thread."""
+        with self.lock:
+            self._helpers[helper] = None
+        while self._arrive(helper):
+            while (frame := helper.frame) is not None:
+                name_this_thread(frame.run.job.name)
+                frame.context.run(self.serve, frame)
+            del frame
+            name_this_thread(NAME)
+            if not self._stay(helper):
+                return
+
+    def _arrive(self, helper: Helper) -> bool:
+        """The helper was summoned: give it work. False when the pool ends."""
+        outbox = Outbox()
+        with self.lock:
+            self._summoned -= 1
+            if self._closing and not self._runs:
+                self._helpers.pop(helper, None)
+                return False
+            self._find_work(helper, perf_counter_ns(), outbox)
+            self._summon()
+        outbox.send()
+        return True
+
+    def _stay(self, helper: Helper) -> bool:
+        """Wait, idle, until summoned; False when nobody did for a long time."""
+        pause = HUNGRY_SECONDS
+        while True:
+            with self.lock:
+                timeout = pause if helper.idle and self._stretches_of_several() else IDLE_SECONDS
+            if helper.parking.wait(timeout):
+                return True
+            with self.lock:
+                if not helper.idle:  # summoned at this very moment: the parking opens
+                    continue
+                if timeout == IDLE_SECONDS:
+                    helper.idle = False
+                    self._idle.remove(helper)
+                    del self._helpers[helper]
+                    return False
+                self._ask_for_share()
+            pause = min(pause * 2, HUNGRY_SECONDS_MOST)
+
+    def _stretches_of_several(self) -> bool:
+        """Whether some thread holds chunks that it has not begun."""
+        return any(
+            frame.stop - frame.start > frame.run.claims.chunk
+            and frame.run.entry.threads < frame.run.entry.limit
+            for frame in self._serving
+        )
+
+    def _ask_for_share(self) -> None:
+        """An idle thread saw a stretch outlast its time: have the rest given back at the next chunk."""
+        if self._stretches_of_several():
+            self.signals.generation += 1
+
+    # Exit and fork.
+
+    def close(self) -> None:
+        """Stop every job, undo, and end every helper. For the exit of the interpreter."""
+        self._ended = ended = ThreadWaiter(0)
+        outbox = Outbox()
+        with self.lock:
+            self._closing = True
+            for run in list(self._runs):
+                self._cancel(run, outbox)
+            left = bool(self._runs)
+        outbox.send()
+        if left and not ended.parking.wait(EXIT_NOTICE_SECONDS):
+            with self.lock:
+                names = ", ".join(repr(run.job.name) for run in self._runs)
+            print(f"aioktask: exit waits for the jobs {names}", file=sys.stderr, flush=True)
+            ended.parking.wait()
+        self.keeper.stop()
+        with self.lock:
+            helpers = list(self._helpers)
+            while self._idle:
+                helper = self._idle.popleft()
+                helper.idle = False
+                self._summoned += 1
+                helper.parking.open()
+        for helper in helpers:
+            if helper.thread is not None:
+                helper.thread.join()
+
+
+def _beyond_engine(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the engine's own frames, which hold what the job should let go of."""
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
+        trace = trace.tb_next
+    return trace
+
+
+_OWN_FILES = frozenset((__file__, sys.modules[Frame.__module__].__file__))

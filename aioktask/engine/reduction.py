@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+# The binary tree in which the values of a reduce combine.
+#
+# Pure. The tree is fixed by the number of leaves: node (level, i) covers the leaves i << level up to
+# (i + 1) << level, and a node whose right half lies beyond the last leaf is its left half. So the value
+# is the same bit for bit whoever makes the leaves, in any order.
+"""Combining values in a fixed order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Node = tuple[int, int, Any]  # level, index, value
+
+
+class Tree:
+    """The values that wait for their sibling. At most one for each level and gap between them."""
+
+    __slots__ = ("leaves", "top", "waiting")
+
+    def __init__(self, leaves: int) -> None:
+        self.leaves = leaves
+        self.top = (leaves - 1).bit_length()
+        self.waiting: dict[tuple[int, int], Any] = {}
+
+    def climb(self, level: int, index: int) -> tuple[int, int]:
+        """The highest node that this one is the whole value of: past missing right halves."""
+        while level < self.top and not index & 1 and (index + 1) << level >= self.leaves:
+            level += 1
+            index >>= 1
+        return level, index
+
+    def offer(self, level: int, index: int, value: Any) -> tuple[int, int, Any, Any] | None:
+        """Bring a value in. Its parent's place and both operands, if the sibling waits already.
+
+        The caller combines the operands (outside any lock) and offers the result in turn.
+        """
+        level, index = self.climb(level, index)
+        if level < self.top and (level, index ^ 1) in self.waiting:
+            other = self.waiting.pop((level, index ^ 1))
+            left, right = (other, value) if index & 1 else (value, other)
+            return level + 1, index >> 1, left, right
+        self.waiting[level, index] = value
+        return None
+
+    def value(self) -> Any:
+        """The value of the whole range, when every leaf has been offered."""
+        return self.waiting[self.top, 0]
+
+
+def push(stack: list[Node], level: int, index: int, value: Any) -> tuple[int, Any, Any] | None:
+    """Put a node on its maker's own stack, unless the top is its left sibling: then take that off.
+
+    A run of consecutive leaves meets here, without the tree and its lock. Returns the operands as ``(parent level, left, right)`` in that case; the parent's index is
+    ``index >> 1``.
+    """
+    if stack and index & 1 and stack[-1][0] == level and stack[-1][1] == index ^ 1:
+        left = stack.pop()[2]
+        return level + 1, left, value
+    stack.append((level, index, value))
+    return None

@@ -1,0 +1,493 @@
+# SPDX-License-Identifier: MIT
+# One run of a job, from submit to its end.
+#
+# The state changes only in the methods here, and only while the caller holds the engine's lock. Nothing
+# here blocks, starts a thread or calls the user's code.
+#
+#   WORK -> SETTLED -> DONE      all is done; SETTLED only where a cancel may still undo it (`hold`)
+#   WORK -> UNDO -> DONE         an error or a cancel, and something to undo
+#   WORK -> DONE                 an error or a cancel, and nothing to undo
+#   SETTLED -> UNDO -> DONE      cancelled just after the last chunk
+"""The life of a job that was submitted."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import sys
+import weakref
+from collections.abc import Iterable
+from contextvars import Context
+from enum import Enum
+from time import perf_counter_ns, thread_time_ns
+from types import EllipsisType
+from typing import Any, Protocol
+
+from aioktask.engine.claims import Claims
+from aioktask.engine.events import Event, EventKind
+from aioktask.engine.frame import Frame, enclosing
+from aioktask.engine.plan import Split, chunk_size, count_chunks, most_threads, undo_grain
+from aioktask.engine.reduction import Tree
+from aioktask.engine.schedule import Entry, Group
+from aioktask.engine.tuning import next_stretch
+from aioktask.engine.undo import Failed, merge, outcome, subtract
+from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
+from aioktask.job import Failure, Job, Progress, Report, set_failure, told_of
+
+
+class Phase(Enum):
+    WORK = "work"
+    SETTLED = "settled"
+    UNDO = "undo"
+    DONE = "done"
+
+
+class Waiter(Protocol):
+    """Who waits for a run to end. `wake` is called once, on any thread, outside the lock."""
+
+    nice: int
+
+    def wake(self) -> None: ...
+
+
+class UndoLoop(Protocol):
+    """The loop that a coroutine undo runs on."""
+
+    def start_undo(self, run: Run) -> None: ...
+
+
+class UndoOnLoop(Protocol):
+    """A coroutine undo on its way."""
+
+    def go_on_elsewhere(self) -> None: ...
+
+
+class Run:
+    """One run of a job. `Engine` calls the methods under its lock."""
+
+    __slots__ = (
+        "__weakref__",
+        "_bound",
+        "_frames",
+        "_told",
+        "async_undo",
+        "caller",
+        "cancelled",
+        "chunks_done",
+        "claims",
+        "context",
+        "done_units",
+        "entry",
+        "error",
+        "error_chunk",
+        "errors",
+        "failed",
+        "first_claim",
+        "fn",
+        "hold",
+        "initial",
+        "job",
+        "last_chunk",
+        "loop",
+        "news",
+        "number",
+        "parent",
+        "peak_threads",
+        "phase",
+        "reduces",
+        "report",
+        "submitted_at",
+        "threads_planned",
+        "to_undo",
+        "tree",
+        "undo_errors",
+        "undo_task",
+        "undoing",
+        "unknown",
+        "verdict",
+        "waiters",
+    )
+
+    def __init__(
+        self,
+        job: Job[Any],
+        split: Split,
+        *,
+        number: int,
+        group: Group,
+        nice: int,
+        context: Context,
+        loop: UndoLoop | None,
+        parent: Run | None,
+        hold: bool,
+    ) -> None:
+        self.job = job
+        self.number = number
+        self._bound = job.bind()
+        self.fn = self._bound.fn
+        self.claims = Claims(split.spans, split.chunk)
+        self.threads_planned = split.threads
+        self.entry = Entry(self, group, nice, most_threads(job))
+        self.context = context
+        self.loop = loop  # where a coroutine undo runs
+        self.parent = parent  # the run in whose chunk somebody waits for this one, if so
+        self.hold = hold and job.undo is not None  # a cancel may come until `commit`
+        self.phase = Phase.WORK
+        self.waiters: list[Waiter] = []
+        self.caller: Waiter | None = None  # a calling thread that would take more chunks
+        self.news: list[Event] = []  # to be told outside the lock
+        self._frames: dict[object, Frame] = {}
+        # What was done.
+        self.done_units = self.chunks_done = self.peak_threads = 0
+        self.submitted_at = perf_counter_ns()
+        self.first_claim = self.last_chunk = 0
+        self.reduces = job.reduce is not None
+        self.tree = Tree(count_chunks(job.start, job.stop, split.chunk)) if self.reduces else None
+        self.initial: object | EllipsisType = (
+            ... if job.initial is ... else copy.deepcopy(job.initial)
+        )
+        # What went wrong.
+        self.cancelled = False
+        self.error: BaseException | None = None
+        self.error_chunk: range | None = None
+        self.errors: list[BaseException] = []
+        self.failed: list[Failed] = []
+        # What of it is undone.
+        self.undoing = False
+        self.async_undo = False
+        self.undo_task: UndoOnLoop | None = None
+        self.to_undo: tuple[range, ...] = ()
+        self.unknown: tuple[range, ...] = ()
+        self.undo_errors: list[tuple[range, BaseException]] = []
+        # What is told in the end.
+        self.report: Report[Any] | None = None
+        self.verdict: BaseException | None = None
+        self._told: Failure | None = None
+        self.tell(EventKind.SUBMITTED, size=job.size, chunk=split.chunk, threads=split.threads)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.number} of {self.job.name!r}: {self.phase.value}>"
+
+    # What may happen now.
+
+    @property
+    def over(self) -> bool:
+        return self.phase is Phase.DONE
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no new chunk may begin."""
+        return self.error is not None or self.cancelled
+
+    @property
+    def claimable(self) -> bool:
+        """Whether a thread would find something to do."""
+        if not self.claims.left:
+            return False
+        if self.phase is Phase.WORK:
+            return not self.stopping
+        return self.phase is Phase.UNDO and not self.async_undo
+
+    def unwanted(self) -> bool:
+        """Whether this run, or one in whose chunk somebody waits for it, wants no more work."""
+        run: Run | None = self
+        while run is not None:
+            if run.phase is Phase.WORK and run.stopping:
+                return True
+            run = run.parent
+        return False
+
+    # A thread comes, walks and goes.
+
+    def frame_of(self, thread: object, *, counted: bool) -> Frame:
+        """The thread's frame: one for each thread and run, with a context of its own."""
+        frame = self._frames.get(thread)
+        if frame is None:
+            frame = Frame(self, thread, self.context.copy(), counted=counted)
+            frame.context.run(enclosing.set, weakref.ref(frame))
+            self._frames[thread] = frame
+        return frame
+
+    def enter(self, frame: Frame, now: int) -> None:
+        """The frame's thread serves this run from now on."""
+        frame.live = True
+        frame.entered_at = now
+        frame.cpu_mark = thread_time_ns()
+        self.peak_threads = max(self.peak_threads, self.entry.threads)
+        if not self.first_claim:
+            self.first_claim = now
+            self.tell(EventKind.STARTED, queued=(now - self.submitted_at) / 1e9)
+
+    def leave(self, frame: Frame, now: int) -> None:
+        """It does not any more."""
+        frame.live = False
+        frame.busy += now - frame.entered_at
+        frame.cpu += thread_time_ns() - frame.cpu_mark
+
+    def claim(self, frame: Frame, now: int, generation: int) -> bool:
+        """Give the frame a stretch to walk; False when there is none."""
+        stretch = self.claims.claim(frame.chunks, self.entry.threads) if self.claimable else None
+        if stretch is None:
+            return False
+        frame.start, frame.stop = stretch
+        frame.first = frame.start
+        frame.claimed_at = now
+        frame.generation = generation
+        return True
+
+    def walked(self, frame: Frame, position: int, now: int) -> None:
+        """The frame walked its stretch up to `position`; the rest comes back."""
+        self._close_stretch(frame, position, position, now)
+
+    def chunk_raised(self, frame: Frame, error: BaseException, now: int) -> None:
+        """The chunk at ``frame.start`` raised `error`."""
+        chunk = range(frame.start, frame.chunk_stop())
+        upto = frame.advanced_to if frame.advanced_from == chunk.start else chunk.start
+        self._close_stretch(frame, chunk.start, chunk.stop, now)
+        if self.undoing:
+            self.undo_errors.append((chunk, error))
+            return
+        self.failed.append(Failed(chunk.start, upto, chunk.stop))
+        self.done_units += upto - chunk.start
+        if isinstance(error, ChunkCancelled) and self.unwanted():
+            self.cancelled = self.cancelled or self.error is None
+        else:
+            self._add_error(error, chunk)
+
+    def reduce_raised(self, frame: Frame, error: BaseException, now: int) -> None:
+        """`reduce` raised: the chunks up to ``frame.start`` are done, but the job has no value."""
+        frame.reducing = False
+        self._close_stretch(frame, frame.start, frame.start, now)
+        self._add_error(error, None)
+
+    def _close_stretch(self, frame: Frame, done: int, free: int, now: int) -> None:
+        """What the frame claimed is done up to `done`, and free again from `free` on."""
+        chunks = count_chunks(frame.first, done, self.claims.chunk)
+        if chunks:
+            frame.chunks = next_stretch(chunks, now - frame.claimed_at)
+        self.claims.give_back(free, frame.stop)
+        if not self.undoing:
+            self.done_units += done - frame.first
+            self.chunks_done += chunks
+            self.last_chunk = now
+        frame.first = frame.start = frame.stop = free
+
+    def _add_error(self, error: BaseException, chunk: range | None) -> None:
+        if self.stopping:
+            if error is not self.error:
+                self.errors.append(error)
+            return
+        self.error = _raisable(error)
+        self.error_chunk = chunk
+        where = "in reduce" if chunk is None else f"in the chunk {chunk.start} to {chunk.stop}"
+        note = f"raised {where} of the job {self.job.name!r}"
+        if note not in getattr(self.error, "__notes__", ()):
+            self.error.add_note(note)
+
+    # The run as a whole.
+
+    def settle(self) -> None:
+        """Nobody is inside and nothing is claimable: go on to what comes next."""
+        if self.phase is Phase.WORK and not self.stopping:
+            if self.hold:
+                self.phase = Phase.SETTLED
+            else:
+                self._succeed()
+        elif self.phase is Phase.UNDO:
+            self._finish()
+        elif not self.over:
+            self._stop()
+
+    def commit(self) -> None:
+        """The waiter took the result: from now on nothing can undo it."""
+        if self.phase is Phase.SETTLED:
+            self._succeed()
+
+    def async_undo_raised(self, piece: range, error: BaseException) -> None:
+        """The coroutine undo of `piece` raised, or was killed with its loop."""
+        self.undo_errors.append((piece, error))
+
+    def no_helper(self, error: RuntimeError) -> None:
+        """No thread could be had for this run, and none will be."""
+        if self.undoing:
+            self.undo_errors.extend((range(*piece), error) for piece in self.claims.free)
+            self.claims.clear()
+        else:
+            self._add_error(error, None)
+
+    @property
+    def undo_failed(self) -> bool:
+        """Whether the end of this run is an `UndoFailed`."""
+        return isinstance(self.verdict, UndoFailed)
+
+    def _stop(self) -> None:
+        found = outcome(range(self.job.start, self.job.stop), self.claims.free, self.failed)
+        self.to_undo, self.unknown = found.done, found.unknown
+        if self.tree is not None:
+            self.tree.waiting.clear()
+        if self.job.undo is None or not self.to_undo:
+            self.claims.clear()
+            self._finish()
+            return
+        self.phase = Phase.UNDO
+        self.undoing = True
+        self.async_undo = self.job.undo_is_async
+        self.reduces = False
+        self.fn = self.job.undo
+        grain = undo_grain(self.job)
+        units = sum(len(each) for each in self.to_undo)
+        chunk = chunk_size(units, self.threads_planned, min_chunk=grain, align=grain)
+        self.claims = Claims(self.to_undo, chunk)
+        for frame in self._frames.values():
+            frame.chunks = 1
+
+    def _succeed(self) -> None:
+        self.phase = Phase.DONE
+        busy = [frame.busy / 1e9 for frame in self._frames.values()]
+        self.report = Report(
+            value=self._value(),
+            peak_threads=self.peak_threads,
+            chunks=self.chunks_done,
+            queued=(self.first_claim - self.submitted_at) / 1e9 if self.first_claim else 0.0,
+            elapsed=self._elapsed(),
+            cpu_time=sum(frame.cpu for frame in self._frames.values()) / 1e9,
+            busy=tuple(sorted(busy, reverse=True)),
+        )
+        self.tell(
+            EventKind.FINISHED,
+            elapsed=self.report.elapsed,
+            queued=self.report.queued,
+            chunks=self.report.chunks,
+            threads=self.report.peak_threads,
+        )
+        self._forget()
+
+    def _value(self) -> Any:
+        if self._bound.value is not None:
+            return self._bound.value()
+        if self.tree is None:
+            return None
+        return self.tree.value() if self.job.size else self.initial
+
+    def _finish(self) -> None:
+        self.phase = Phase.DONE
+        kept = merge(piece for piece, _ in self.undo_errors)
+        undone = self.job.undo is not None
+        self._told = Failure(
+            job=self.job,
+            chunk=self.error_chunk,
+            errors=tuple(self.errors),
+            done=kept if undone else self.to_undo,
+            undone=_minus(self.to_undo, kept) if undone else (),
+            unknown=self.unknown,
+            inner=None if self.error is None else told_of(self.error),
+        )
+        cause = self.error if self.error is not None else self.cancellation()
+        set_failure(cause, self._told)
+        self.verdict = self.error
+        if self.undo_errors:
+            failed = UndoFailed(
+                f"undo of the job {self.job.name!r} failed, so part of it is still done",
+                [error for _, error in self.undo_errors],
+                kept,
+            )
+            failed.__cause__ = cause
+            set_failure(failed, self._told)
+            self.verdict = failed
+        elif self.undoing:
+            self.tell(EventKind.UNDONE, ranges=self.to_undo)
+        if self.undo_errors:
+            self.tell(EventKind.UNDO_FAILED, ranges=kept, error=self.verdict)
+        if self.error is not None:
+            self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk)
+        else:
+            self.tell(EventKind.CANCELLED, done=self._told.done, undone=self._told.undone)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of what only a running job needs."""
+        self._frames.clear()
+        self.errors, self.failed, self.undo_errors = [], [], []
+        self.claims.clear()
+        self.tree = self.loop = self.parent = self.caller = self.undo_task = None
+        self.initial = ...
+        self.fn = _nothing
+        self._bound = Job(_nothing, 0).bind()
+
+    def cancellation(self) -> JobCancelled:
+        """A new exception that tells a waiter of the cancel."""
+        error = JobCancelled(f"the job {self.job.name!r} was cancelled")
+        if self._told is not None:
+            set_failure(error, self._told)
+        return error
+
+    def result(self) -> Report[Any]:
+        """The report of a run that is over, or what it raises."""
+        if self.report is not None:
+            return self.report
+        if self.verdict is not None:
+            raise self.verdict
+        raise self.cancellation()
+
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        walking = [frame for frame in self._frames.values() if frame.live and not self.undoing]
+        done = self.done_units + sum(max(frame.start - frame.first, 0) for frame in walking)
+        chunks = self.chunks_done + sum(
+            count_chunks(frame.first, frame.start, self.claims.chunk) for frame in walking
+        )
+        elapsed = self._elapsed()
+        return Progress(
+            done=done,
+            size=self.job.size,
+            threads=self.entry.threads,
+            chunks=chunks,
+            elapsed=elapsed,
+            rate=done / elapsed if elapsed > 0 else 0.0,
+        )
+
+    def _elapsed(self) -> float:
+        if not self.first_claim:
+            return 0.0
+        end = perf_counter_ns() if self.phase is Phase.WORK else self.last_chunk
+        return max(end - self.first_claim, 0) / 1e9
+
+    def what_is_left(self) -> tuple[range, ...]:
+        """What may be done and is not undone yet: for somebody who gives up waiting."""
+        if self.undoing:
+            kept = [piece for piece, _ in self.undo_errors]
+            walking = [range(frame.first, frame.stop) for frame in self._frames.values()]
+            return merge([*kept, *walking, *(range(*each) for each in self.claims.free)])
+        return subtract(
+            range(self.job.start, self.job.stop), (range(*each) for each in self.claims.free)
+        )
+
+    def tell(self, kind: EventKind, **details: object) -> None:
+        self.news.append(
+            Event(kind, self.job.name, self.number, details, awaited=bool(self.waiters))
+        )
+
+
+def _nothing(start: int, stop: int) -> None:
+    """What a run that is over calls."""
+
+
+def _minus(ranges: Iterable[range], holes: tuple[range, ...]) -> tuple[range, ...]:
+    return merge(piece for each in ranges for piece in subtract(each, holes))
+
+
+def _raisable(error: BaseException) -> BaseException:
+    """`error`, or a RuntimeError in its place where raising it would say something else.
+
+    A StopIteration would end the waiter's coroutine, a loop's cancellation would read as one of the
+    waiter.
+    """
+    trio = sys.modules.get("trio")
+    misread: tuple[type[BaseException], ...] = (StopIteration, asyncio.CancelledError)
+    if trio is not None:
+        misread = (*misread, trio.Cancelled)
+    if not isinstance(error, misread):
+        return error
+    wrapped = RuntimeError(f"the job's function raised {type(error).__name__}")
+    wrapped.__cause__ = error
+    return wrapped

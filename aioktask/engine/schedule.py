@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: MIT
+# Which job a free thread serves next.
+#
+# Pure: state in, decision out; the caller holds the engine's lock. Shares follow virtual runtime, as in
+# the kernel's fair scheduler: the wall time that threads spent on a job, divided by the weight of its
+# nice. The job that is furthest behind is served next, so none starves. Three caps bound the threads:
+# the process's, the coordinator's (a Group) and the job's (an Entry). An undo goes before all chunks.
+"""The choice of a job, under caps and shares."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from typing import Any
+
+# A thread serves one job for this long before the choice is made again.
+SLICE_NS = 10_000_000
+
+NICE_0_WEIGHT = 1024.0
+
+Key = tuple[bool, float, int]
+
+
+def weight(nice: int) -> float:
+    """The share of a job of this nice: 1024 at 0, and 1.25 times as much for each step down.
+
+    Source: ``sched_prio_to_weight`` of the Linux scheduler, which rounds these numbers.
+    """
+    return NICE_0_WEIGHT / 1.25**nice
+
+
+class Group:
+    """What the jobs of one coordinator share: a cap.
+
+    Attributes:
+        cap: The most threads for all its jobs together, None for no limit of its own.
+        threads: Threads that serve its jobs now.
+        ready: Its entries with something to claim, by key: undoing ones first, then by runtime.
+    """
+
+    __slots__ = ("cap", "ready", "threads")
+
+    def __init__(self, cap: int | None = None) -> None:
+        self.cap = cap
+        self.threads = 0
+        self.ready: list[tuple[Key, Entry]] = []
+
+
+class Entry:
+    """One job as the scheduler sees it.
+
+    Attributes:
+        run: Whom it stands for; the scheduler does not look inside.
+        limit: The most threads for this job.
+        threads: Threads that serve it now.
+        owed: Chunks that wait for this job. While nobody serves it, it may have one thread beyond
+            every cap but its own, since those chunks hold threads.
+    """
+
+    __slots__ = ("group", "key", "limit", "nice", "owed", "ready", "run", "runtime", "threads")
+
+    def __init__(self, run: Any, group: Group, nice: int, limit: int) -> None:
+        self.run = run
+        self.group = group
+        self.nice = nice
+        self.limit = limit
+        self.threads = 0
+        self.owed = 0
+        self.runtime = 0.0
+        self.ready = False
+        self.key: Key = (True, 0.0, 0)
+
+
+class Scheduler:
+    """The entries that have something to claim, and who may be served.
+
+    Attributes:
+        cap: The most threads in this process; may change at any time.
+        running: Threads that serve some job now. Calling threads are never refused, so it can be
+            above the cap.
+    """
+
+    def __init__(self, cap: int) -> None:
+        self.cap = cap
+        self.running = 0
+        self._groups: dict[Group, None] = {}  # those with ready entries
+        self._owed: dict[Entry, None] = {}  # ready entries that a chunk waits for
+        self._floor = 0.0  # runtime of the job served last: where a new job starts
+        self._sequence = 0
+
+    def __repr__(self) -> str:
+        queues = ", ".join(
+            f"{entry.run}: nice {entry.nice}, {entry.threads}/{entry.limit} threads"
+            for group in self._groups
+            for _, entry in group.ready
+        )
+        return f"<Scheduler {self.running}/{self.cap} running; ready: {queues or 'none'}>"
+
+    def add(self, entry: Entry) -> None:
+        """A new job: it starts level with the job that is furthest behind among those served."""
+        entry.runtime = self._floor
+        self._sequence += 1
+        entry.key = (True, 0.0, self._sequence)
+
+    def set_ready(self, entry: Entry, *, undoing: bool = False) -> None:
+        """The entry has something to claim."""
+        if entry.ready:
+            return
+        entry.ready = True
+        entry.key = (not undoing, entry.runtime, entry.key[2])
+        insort(entry.group.ready, (entry.key, entry))
+        self._groups[entry.group] = None
+        if entry.owed:
+            self._owed[entry] = None
+
+    def set_idle(self, entry: Entry) -> None:
+        """The entry has nothing to claim at present."""
+        if not entry.ready:
+            return
+        entry.ready = False
+        ready = entry.group.ready
+        del ready[bisect_left(ready, (entry.key,))]
+        if not ready:
+            del self._groups[entry.group]
+        self._owed.pop(entry, None)
+
+    def set_nice(self, entry: Entry, nice: int) -> None:
+        """Changes the weight of what comes; what was used stays counted as it was."""
+        entry.nice = nice
+
+    def owe(self, entry: Entry, count: int) -> None:
+        """`count` more (or fewer) chunks wait for this job."""
+        entry.owed += count
+        if entry.owed and entry.ready:
+            self._owed[entry] = None
+        elif not entry.owed:
+            self._owed.pop(entry, None)
+
+    def choose(self) -> Entry | None:
+        """The job that a helper with nothing to do should serve, or None."""
+        if self.running < self.cap:
+            best: tuple[Key, Entry] | None = None
+            for group in self._groups:
+                if group.cap is not None and group.threads >= group.cap:
+                    continue
+                for candidate in group.ready:
+                    if best is not None and candidate[0] > best[0]:
+                        break
+                    if candidate[1].threads < candidate[1].limit:
+                        best = candidate
+                        break
+            if best is not None:
+                return best[1]
+        for entry in self._owed:
+            if not entry.threads:
+                return entry
+        return None
+
+    def wanted(self, most: int) -> int:
+        """How many more helpers would find something to do, counted up to `most`."""
+        wanted = sum(1 for entry in self._owed if not entry.threads) if self._owed else 0
+        room = self.cap - self.running
+        if room <= 0:
+            return min(wanted, most)
+        found = 0
+        for group in self._groups:
+            free = room if group.cap is None else min(room, group.cap - group.threads)
+            for _, entry in group.ready:
+                if free <= 0 or found >= most:
+                    break
+                more = min(entry.limit - entry.threads, free)
+                if more > 0:
+                    found += more
+                    free -= more
+        return min(max(found, wanted), most, max(room, wanted))
+
+    def enter(self, entry: Entry, *, counted: bool = False) -> None:
+        """A thread begins to serve the entry; `counted` if it is counted as running already."""
+        entry.threads += 1
+        if not counted:
+            entry.group.threads += 1
+            self.running += 1
+        if entry.runtime > self._floor:
+            self._floor = entry.runtime
+
+    def leave(self, entry: Entry, wall_ns: int, *, counted: bool = False) -> None:
+        """It ends to, after `wall_ns`."""
+        entry.threads -= 1
+        if not counted:
+            entry.group.threads -= 1
+            self.running -= 1
+        self.charge(entry, wall_ns)
+
+    def charge(self, entry: Entry, wall_ns: int) -> None:
+        """Count the wall time of one thread against the entry's share."""
+        entry.runtime += wall_ns * NICE_0_WEIGHT / weight(entry.nice)
+        if entry.ready:
+            undoing = not entry.key[0]
+            self.set_idle(entry)
+            self.set_ready(entry, undoing=undoing)

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+# How many consecutive chunks a helper takes at once, learned from what the last ones cost.
+#
+# Pure. The lock, the clock and the choice of a job are paid once a stretch, so a stretch should last
+# long against them (2 us) and short against a slice (10 ms).
+"""The length of a stretch."""
+
+from __future__ import annotations
+
+TARGET_NS = 100_000
+
+# 256 empty chunks last about 25 us, ten times the price of a claim. A longer stretch saves nothing and
+# would be in the way when chunks become slow in the middle of it.
+MOST_CHUNKS = 256
+
+
+def next_stretch(chunks: int, wall_ns: int) -> int:
+    """How many chunks to take next, when `chunks` of them took `wall_ns`.
+
+    At most twice as many, so that one quick chunk proves nothing; as few as needed at once, since a
+    stretch that is too long keeps others waiting.
+
+    >>> next_stretch(8, 1_000), next_stretch(64, 500_000), next_stretch(1, 5_000_000)
+    (16, 12, 1)
+    """
+    if wall_ns * 2 <= TARGET_NS:
+        return min(chunks * 2, MOST_CHUNKS)
+    return max(min(chunks * TARGET_NS // wall_ns, chunks * 2, MOST_CHUNKS), 1)

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+# What can go wrong beside the job's own exception, each with what it carries.
+#
+# A chunk's exception reaches the caller as it is; the classes here exist only where there is no such
+# exception: a job that was cancelled, a wait that could never end, an undo that failed.
+"""The exceptions of aioktask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = ["ChunkCancelled", "DeadlockError", "JobCancelled", "UndoFailed"]
+
+
+class JobCancelled(Exception):  # noqa: N818 - the field says "cancelled", not "cancelled error"
+    """The awaited job was ended by `handle.cancel()`, a shutdown or the exit of its coordinator.
+
+    Raised to whoever waits for the handle. A waiter that is itself cancelled sees its loop's own
+    cancellation instead. What was done has been undone if the job has an `undo`.
+    """
+
+
+class ChunkCancelled(BaseException):  # noqa: N818
+    """Raised inside a chunk by `check_cancelled()` when the job no longer wants the chunk.
+
+    A `BaseException`, so that ``except Exception`` in a chunk does not swallow it. A chunk that
+    catches it and returns counts as done.
+    """
+
+
+class DeadlockError(RuntimeError):
+    """A wait was about to begin that could never end, because jobs would wait for each other.
+
+    Attributes:
+        jobs: The names of the jobs on the cycle, the waiting one first.
+    """
+
+    def __init__(self, jobs: Sequence[str]) -> None:
+        self.jobs = tuple(jobs)
+        chain = " waits for ".join([*self.jobs, self.jobs[0]])
+        super().__init__(f"this wait would never end: {chain}")
+
+    def __reduce__(self) -> tuple[type[DeadlockError], tuple[tuple[str, ...]]]:
+        return type(self), (self.jobs,)
+
+
+class UndoFailed(ExceptionGroup[Exception]):  # noqa: N818
+    """At least one call of `undo` raised, so part of the job's work is still there.
+
+    The exceptions are those of the failed calls; one that is no `Exception` is wrapped in a
+    `RuntimeError` whose cause it is. ``__cause__`` is what made the job undo: a chunk's exception
+    or the cancellation, whose place this error takes.
+
+    Attributes:
+        ranges: All that is still done, ascending, in the units of the job.
+    """
+
+    ranges: tuple[range, ...]
+
+    def __new__(
+        cls, message: str, errors: Iterable[BaseException], ranges: Iterable[range] = ()
+    ) -> Self:
+        self = super().__new__(cls, message, [_as_exception(error) for error in errors])
+        self.ranges = tuple(ranges)
+        return self
+
+    def __init__(
+        self, message: str, errors: Iterable[BaseException], ranges: Iterable[range] = ()
+    ) -> None:
+        super().__init__(message, self.exceptions)
+
+    def derive(self, errors: Sequence[Exception], /) -> UndoFailed:  # type: ignore[override]
+        """A group of some of these errors (as ``except*`` makes) that keeps `ranges`."""
+        return UndoFailed(self.message, errors, self.ranges)
+
+    def __reduce__(self) -> tuple[type[UndoFailed], tuple[object, ...]]:
+        return type(self), (self.message, self.exceptions, self.ranges)
+
+
+def _as_exception(error: BaseException) -> Exception:
+    if isinstance(error, Exception):
+        return error
+    wrapped = RuntimeError(f"undo raised {type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

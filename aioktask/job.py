@@ -1,0 +1,471 @@
+# SPDX-License-Identifier: MIT
+# What is asked for (Job, Part) and what comes back (Report, Progress, Failure, Chunk).
+#
+# Everything here is a frozen value; nothing here knows of threads. A Job refuses nonsense when it is
+# made, so the engine never checks its description again.
+"""The description of a job, and what is told about it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from types import EllipsisType
+from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, cast, overload
+
+__all__ = ["Chunk", "Failure", "Job", "Part", "Progress", "Report", "failure"]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+ChunkFunction = Callable[[int, int], T]
+UndoFunction = Callable[[int, int], object] | Callable[[int, int], Coroutine[Any, Any, object]]
+
+NICE_RANGE = range(-20, 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A stretch of a job bound to a NUMA node.
+
+    Args:
+        start: First unit.
+        stop: One past the last unit; greater than `start`.
+        node: The number of the node, or None for anywhere.
+    """
+
+    start: int
+    stop: int
+    node: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("start", "stop"):
+            object.__setattr__(self, name, integer(f"part {name}", getattr(self, name)))
+        if self.node is not None:
+            object.__setattr__(self, "node", integer("part node", self.node, least=0))
+        if self.stop <= self.start:
+            raise ValueError(f"a part must not be empty, got {self.start} to {self.stop}")
+
+
+@dataclass(frozen=True, slots=True)
+class Bound(Generic[T]):
+    """A job's function and result for one run of it: what `Job.bind` returns."""
+
+    fn: Callable[[int, int], object]
+    value: Callable[[], T] | None = None
+
+
+@dataclass(frozen=True, slots=True, init=False, eq=False, weakref_slot=True)
+class Job(Generic[T]):
+    """A function over a range, and how it may be split.
+
+    `fn` is called as ``fn(start, stop)``, `stop` exclusive, once for each chunk, on helper threads
+    and several at a time. The job has `size` units beginning at `start`; whether a unit is a byte,
+    a row or an item is the caller's choice, pages never. A job may be run any number of times.
+
+    Args:
+        fn: An ordinary function. What it returns is ignored unless there is a `reduce`.
+        size: Number of units, 0 or more. A job of size 0 is done when it is submitted.
+        start: The first unit. Jobs over memory use the address.
+        align: Chunks end on absolute multiples of this, the last one apart.
+        min_chunk: The smallest number of units that are worth a call, at least 1. Chunks at the
+            edges of the range or of a part may be smaller.
+        chunk: Fixes the chunk size, a multiple of `align` and at least `min_chunk`. Without it the
+            library chooses.
+        max_threads: The most threads that may work on this job; the calling thread of
+            `run_multithreaded_sync` counts as one of them.
+        undo: Called as ``undo(start, stop)`` for what was done when the job fails or is cancelled;
+            a function, run on helpers, several at a time, or a coroutine function, run on the loop
+            that was running when the job was submitted.
+        reduce: Combines what `fn` returned, in a fixed binary tree over the range: the result is the
+            same bit for bit on any number of threads. It may change and return its first argument.
+        initial: The value of an empty range, and the leftmost operand otherwise. Each run uses a
+            deep copy of it.
+        nice: -20 (most urgent) to 19; the job's share among jobs, by the kernel's weights.
+        parts: Stretches that belong to NUMA nodes; together exactly the range.
+        name: For errors, events and thread names. By default the function's name.
+
+    Raises:
+        TypeError: An argument of the wrong kind; a bool or float where an integer is meant; an
+            async or generator function as `fn` or `reduce`.
+        ValueError: A value out of its range, named in the message.
+
+    >>> Job(print, 10, min_chunk=4).name
+    'print'
+    >>> Job(print, 10, align=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: align must be at least 1, got 0
+    """
+
+    fn: Callable[[int, int], object]
+    size: int
+    start: int
+    align: int
+    min_chunk: int
+    chunk: int | None
+    max_threads: int | None
+    undo: Callable[[int, int], object] | None
+    reduce: Callable[[T, T], T] | None
+    initial: T | EllipsisType
+    nice: int
+    parts: tuple[Part, ...]
+    name: str
+    _bind: Callable[[], Bound[T]] | None = field(repr=False)
+
+    @overload
+    def __init__(
+        self: Job[None],
+        fn: ChunkFunction[object],
+        size: SupportsIndex,
+        *,
+        start: SupportsIndex = 0,
+        align: SupportsIndex = 1,
+        min_chunk: SupportsIndex = 1,
+        chunk: SupportsIndex | None = None,
+        max_threads: SupportsIndex | None = None,
+        undo: UndoFunction | None = None,
+        nice: SupportsIndex = 0,
+        parts: Iterable[Part] | None = None,
+        name: str | None = None,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        fn: ChunkFunction[T],
+        size: SupportsIndex,
+        *,
+        start: SupportsIndex = 0,
+        align: SupportsIndex = 1,
+        min_chunk: SupportsIndex = 1,
+        chunk: SupportsIndex | None = None,
+        max_threads: SupportsIndex | None = None,
+        undo: UndoFunction | None = None,
+        reduce: Callable[[T, T], T],
+        initial: T | EllipsisType = ...,
+        nice: SupportsIndex = 0,
+        parts: Iterable[Part] | None = None,
+        name: str | None = None,
+    ) -> None: ...
+
+    def __init__(
+        self,
+        fn: Callable[[int, int], object],
+        size: SupportsIndex,
+        *,
+        start: SupportsIndex = 0,
+        align: SupportsIndex = 1,
+        min_chunk: SupportsIndex = 1,
+        chunk: SupportsIndex | None = None,
+        max_threads: SupportsIndex | None = None,
+        undo: UndoFunction | None = None,
+        reduce: Callable[[T, T], T] | None = None,
+        initial: T | EllipsisType = ...,
+        nice: SupportsIndex = 0,
+        parts: Iterable[Part] | None = None,
+        name: str | None = None,
+    ) -> None:
+        check_function("fn", fn)
+        if undo is not None:
+            _check_callable("undo", undo)
+        if reduce is not None:
+            check_function("reduce", reduce)
+        elif initial is not ...:
+            raise TypeError("initial is the value of an empty reduce: pass reduce= as well")
+        put = functools.partial(object.__setattr__, self)
+        put("fn", fn)
+        put("size", integer("size", size, least=0))
+        put("start", integer("start", start))
+        put("align", integer("align", align, least=1))
+        put("min_chunk", integer("min_chunk", min_chunk, least=1))
+        put("chunk", None if chunk is None else integer("chunk", chunk, least=1))
+        put(
+            "max_threads",
+            None if max_threads is None else integer("max_threads", max_threads, least=1),
+        )
+        put("undo", undo)
+        put("reduce", reduce)
+        put("initial", initial)
+        put("nice", nice_value("nice", nice))
+        put("name", _name(fn) if name is None else _check_name(name))
+        put("_bind", None)
+        if self.chunk is not None:
+            if self.chunk % self.align:
+                raise ValueError(
+                    f"chunk must be a multiple of align ({self.align}), got {self.chunk}"
+                )
+            if self.chunk < self.min_chunk:
+                raise ValueError(
+                    f"chunk must be at least min_chunk ({self.min_chunk}), got {self.chunk}"
+                )
+        put("parts", _check_parts(parts, self.start, self.stop))
+        if reduce is not None and self.size == 0 and initial is ...:
+            raise ValueError("reduce over size 0 has no value: pass initial=")
+
+    @property
+    def stop(self) -> int:
+        """One past the last unit: ``start + size``."""
+        return self.start + self.size
+
+    @property
+    def undo_is_async(self) -> bool:
+        """Whether `undo` is a coroutine function."""
+        return self.undo is not None and _is_async(self.undo)
+
+    def bind(self) -> Bound[T]:
+        """The function and the result of one run: called by the engine once for each run."""
+        return Bound(self.fn) if self._bind is None else self._bind()
+
+
+def job_that_makes(job: Job[None], bind: Callable[[], Bound[T]]) -> Job[T]:
+    """The same job, with a result of its own for each run.
+
+    For the modules that stand on the engine: `bind` is called when the job is submitted and
+    returns the function of that run, and a function for `Report.value`, called once when every
+    chunk is done.
+    """
+    object.__setattr__(job, "_bind", bind)
+    return cast("Job[T]", job)
+
+
+@dataclass(frozen=True, slots=True)
+class Report(Generic[T_co]):
+    """What a finished job tells. All times are in seconds.
+
+    Attributes:
+        value: What `reduce` made of the chunks' values; None without `reduce`.
+        peak_threads: The most threads that worked on the job at one moment.
+        chunks: How many chunks there were.
+        queued: From submit to the first claim of a chunk.
+        elapsed: From the first claim to the end of the last chunk; an undo is not counted.
+        cpu_time: CPU time of all helpers while they served the job.
+        busy: The wall time that each helper served the job, the longest first.
+    """
+
+    value: T_co
+    peak_threads: int
+    chunks: int
+    queued: float
+    elapsed: float
+    cpu_time: float
+    busy: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a job stands at one moment.
+
+    Attributes:
+        done: Units that are done. Units in the chunks that run at the moment are not counted.
+        size: Units in all.
+        threads: Threads that work on the job now.
+        chunks: Chunks that are done.
+        elapsed: Seconds since the first claim, up to the last chunk's end; 0 before the first.
+        rate: Units a second since the first claim; 0 before anything is done.
+    """
+
+    done: int
+    size: int
+    threads: int
+    chunks: int
+    elapsed: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What is known of a job that failed or was cancelled: see `failure`.
+
+    `done`, `undone` and `unknown` are ascending, do not overlap, and together are all that any
+    chunk touched; what is in none of them was never started.
+
+    Attributes:
+        job: The job.
+        chunk: The chunk whose exception was the first, or None when the job was cancelled.
+        errors: The exceptions of other chunks, in the order in which they came.
+        done: What is done still: all that was done when there is no `undo`, else what an undo that
+            failed was called for.
+        undone: What was done and has been undone.
+        unknown: The part of failed chunks for which `advance` was not called: whether it is done is
+            known to the chunk's function only.
+        inner: When the exception came from a nested job, the failure of that job.
+    """
+
+    job: Job[Any]
+    chunk: range | None
+    errors: tuple[BaseException, ...]
+    done: tuple[range, ...]
+    undone: tuple[range, ...]
+    unknown: tuple[range, ...]
+    inner: Failure | None = None
+
+
+_FAILURE = "__aioktask_failure__"
+
+
+def failure(exc: BaseException) -> Failure:
+    """What is known beside the exception that a job raised.
+
+    Args:
+        exc: An exception that came out of a job: of a chunk, a `JobCancelled` or an `UndoFailed`.
+
+    Raises:
+        LookupError: No job raised it.
+    """
+    found = told_of(exc)
+    if found is None:
+        raise LookupError(f"{type(exc).__name__} was not raised by a job of aioktask")
+    return found
+
+
+def told_of(exc: BaseException) -> Failure | None:
+    """What `set_failure` attached, if anything."""
+    found = exc.__dict__.get(_FAILURE)
+    return found if isinstance(found, Failure) else None
+
+
+def set_failure(exc: BaseException, told: Failure) -> None:
+    """Attach `told` to `exc`, for `failure`. Past any ``__setattr__`` of the exception's own."""
+    BaseException.__setattr__(exc, _FAILURE, told)
+
+
+class ChunkOwner(Protocol):
+    """Who knows what happens to a chunk: a helper's frame in the engine."""
+
+    def advance(self, start: int, stop: int, upto: int) -> None: ...
+
+    def check_cancelled(self) -> None: ...
+
+
+class Chunk:
+    """The chunk that the calling thread works on: what `current_chunk()` returns.
+
+    Attributes:
+        start: The first unit.
+        stop: One past the last unit.
+    """
+
+    __slots__ = ("_owner", "start", "stop")
+
+    def __init__(self, start: int, stop: int, owner: ChunkOwner) -> None:
+        self.start = start
+        self.stop = stop
+        self._owner = owner
+
+    def __repr__(self) -> str:
+        return f"Chunk({self.start}, {self.stop})"
+
+    def advance(self, upto: SupportsIndex) -> None:
+        """Say that everything below `upto` is done, so that undo covers it if this chunk fails.
+
+        Raises:
+            ValueError: `upto` is not above start, is below that of an earlier call, or beyond stop.
+            RuntimeError: The chunk is over.
+        """
+        self._owner.advance(self.start, self.stop, integer("upto", upto))
+
+    def check_cancelled(self) -> None:
+        """Raise `ChunkCancelled` if the job, or a job that it is nested in, wants no more work.
+
+        That is so after a cancel and after the failure of another chunk.
+        """
+        self._owner.check_cancelled()
+
+
+def integer(name: str, value: object, *, least: int | None = None) -> int:
+    """`value` as an int: anything with ``__index__`` but a bool, and at least `least`.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is too small.
+    """
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        number = operator.index(cast("SupportsIndex", value))
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from error
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def nice_value(name: str, value: object) -> int:
+    """`value` as a nice: an integer from -20 to 19."""
+    number = integer(name, value)
+    if number not in NICE_RANGE:
+        raise ValueError(f"{name} must be from -20 to 19, got {number}")
+    return number
+
+
+def _check_callable(name: str, function: object) -> None:
+    if not callable(function):
+        raise TypeError(f"{name} must be callable as {name}(start, stop), got {function!r}")
+
+
+def check_function(name: str, function: object) -> None:
+    if not callable(function):
+        raise TypeError(f"{name} must be callable, got {function!r}")
+    if _is_async(function):
+        raise TypeError(
+            f"{name} runs on a helper thread and must be an ordinary function, "
+            f"got the async {_name(function)}"
+        )
+    if any(inspect.isgeneratorfunction(target) for target in _targets(function)):
+        raise TypeError(
+            f"{name} must be an ordinary function: calling the generator function "
+            f"{_name(function)} would do nothing"
+        )
+
+
+def _targets(function: object) -> tuple[object, object]:
+    """The function behind partials, and the ``__call__`` of its type."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function, getattr(type(function), "__call__", None)
+
+
+def _is_async(function: object) -> bool:
+    return any(
+        inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
+        for target in _targets(function)
+    )
+
+
+def _name(function: object) -> str:
+    target = _targets(function)[0]
+    return str(getattr(target, "__qualname__", type(target).__name__))
+
+
+def _check_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {name!r}")
+    return name
+
+
+def _check_parts(parts: Iterable[Part] | None, start: int, stop: int) -> tuple[Part, ...]:
+    if parts is None:
+        return ()
+    ordered = tuple(parts)
+    for part in ordered:
+        if not isinstance(part, Part):
+            raise TypeError(f"parts must be Part objects, got {part!r}")
+    ordered = tuple(sorted(ordered, key=lambda part: part.start))
+    reached = start
+    for part in ordered:
+        if part.start != reached:
+            wrong = "overlap" if part.start < reached else "leave a gap"
+            raise ValueError(
+                f"parts must cover {start} to {stop} exactly: they {wrong} at "
+                f"{min(part.start, reached)}"
+            )
+        reached = part.stop
+    if reached != stop:
+        wrong = "go beyond the range" if reached > stop else "leave a gap"
+        raise ValueError(
+            f"parts must cover {start} to {stop} exactly: they {wrong} at {min(reached, stop)}"
+        )
+    return ordered

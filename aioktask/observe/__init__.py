@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What a program sees of its jobs."""

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+# What every test shares: the loops it runs on, how hard hypothesis looks, how often threads switch.
+#
+# An async test carries `pytest.mark.anyio` and runs on each of LOOPS. A test that is about one of
+# them alone says so: `@pytest.mark.parametrize("anyio_backend", ["trio"])`.
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import hypothesis
+import pytest
+
+# On Windows uvloop does not exist; everywhere else the tests' dependency group brings it.
+LOOPS: dict[str, Any] = {
+    "asyncio": ("asyncio", {"use_uvloop": False}),
+    "asyncio+uvloop": pytest.param(
+        ("asyncio", {"use_uvloop": True}),
+        marks=pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not run on Windows"),
+    ),
+    "trio": ("trio", {}),
+}
+
+# No deadlines: how long one example takes says more about the machine's neighbours than about it.
+hypothesis.settings.register_profile("everyday", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(
+    "long",
+    deadline=None,
+    print_blob=True,
+    max_examples=2000,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile(os.environ.get("AIOKTASK_TEST_PROFILE", "everyday"))
+
+
+@pytest.fixture(params=list(LOOPS.values()), ids=list(LOOPS))
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """The loop that an async test runs on, as anyio's plugin wants it."""
+    return request.param
+
+
+def pytest_configure() -> None:
+    interval = os.environ.get("AIOKTASK_TEST_SWITCHINTERVAL")
+    if interval is not None:
+        sys.setswitchinterval(float(interval))
+
+
+def pytest_report_header() -> str:
+    profile = os.environ.get("AIOKTASK_TEST_PROFILE", "everyday")
+    return f"aioktask: profile {profile}, thread switch interval {sys.getswitchinterval():g} s"

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+# Uses of the public face that are only type-checked (`make types`), never run: each says what a
+# user's type checker must conclude.
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import assert_type
+
+import numpy as np
+
+from aioktask import (
+    Chunk,
+    Coordinator,
+    DeadlockError,
+    Failure,
+    Handle,
+    Job,
+    Part,
+    Plan,
+    Progress,
+    Report,
+    UndoFailed,
+    arrays,
+    current_chunk,
+    failure,
+    max_threads,
+    memory,
+    plan,
+    priority,
+    run_multithreaded,
+    run_multithreaded_sync,
+    set_max_threads,
+)
+
+
+def work(start: int, stop: int) -> None: ...
+
+
+def returns_something(start: int, stop: int) -> str:
+    return f"{start} {stop}"
+
+
+def count(start: int, stop: int) -> int:
+    return stop - start
+
+
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+async def undo_later(start: int, stop: int) -> None: ...
+
+
+def jobs_without_reduce() -> None:
+    assert_type(Job(work, 10), Job[None])
+    assert_type(Job(work, np.int64(10), start=np.int64(5), align=2, min_chunk=2), Job[None])
+    # What the function returns is ignored, whatever it is.
+    assert_type(Job(returns_something, 10), Job[None])
+    assert_type(Job(lambda start, stop: start, 10), Job[None])
+    assert_type(Job(work, 10, undo=work), Job[None])
+    assert_type(Job(work, 10, undo=undo_later), Job[None])
+    assert_type(Job(work, 10, parts=[Part(0, 5, 0), Part(5, 10)]), Job[None])
+
+
+def jobs_with_reduce() -> None:
+    assert_type(Job(count, 10, reduce=add), Job[int])
+    assert_type(Job(count, 0, reduce=add, initial=0), Job[int])
+    assert_type(Job(count, 10, reduce=add, undo=undo_later), Job[int])
+
+
+def jobs_that_are_refused() -> None:
+    Job(returns_something, 10, reduce=add)  # type: ignore[misc]
+    Job(count, 10, initial=0)  # type: ignore[call-overload]
+    Job(work, 10.0)  # type: ignore[call-overload]
+    Job(work)  # type: ignore[call-overload]
+
+
+async def awaited() -> None:
+    assert_type(await run_multithreaded(Job(work, 10)), Report[None])
+    report = await run_multithreaded(Job(count, 10, reduce=add))
+    assert_type(report, Report[int])
+    assert_type(report.value, int)
+    assert_type(report.peak_threads, int)
+    assert_type(report.chunks, int)
+    assert_type(report.queued, float)
+    assert_type(report.elapsed, float)
+    assert_type(report.cpu_time, float)
+    assert_type(report.busy, tuple[float, ...])
+
+
+def synchronous() -> None:
+    assert_type(run_multithreaded_sync(Job(work, 10)), Report[None])
+    assert_type(run_multithreaded_sync(Job(count, 10, reduce=add)).value, int)
+
+
+async def owned_by_a_coordinator() -> None:
+    async with Coordinator(max_threads=2) as coordinator:
+        assert_type(coordinator, Coordinator)
+        assert_type(coordinator.submit(Job(work, 10)), Handle[None])
+        handle = coordinator.submit(Job(count, 10, reduce=add))
+        assert_type(handle, Handle[int])
+        assert_type(handle.progress(), Progress)
+        assert_type(handle.progress().done, int)
+        assert_type(handle.cancel(), bool)
+        handle.renice(10)
+        assert_type(await handle, Report[int])
+        assert_type(handle.result(), Report[int])
+        assert_type(handle.result(timeout=1.5), Report[int])
+        report = await run_multithreaded(Job(count, 10, reduce=add), coordinator=coordinator)
+        assert_type(report.value, int)
+        await coordinator.shutdown(cancel=True)
+
+
+def owned_in_a_script() -> None:
+    with Coordinator() as coordinator:
+        assert_type(coordinator, Coordinator)
+        run_multithreaded_sync(Job(work, 10), coordinator=coordinator)
+
+
+def covariant(report: Report[bool]) -> Report[int]:
+    return report
+
+
+def inside_a_chunk(start: int, stop: int) -> None:
+    chunk = current_chunk()
+    assert_type(chunk, Chunk)
+    assert_type(chunk.start, int)
+    assert_type(chunk.stop, int)
+    chunk.check_cancelled()
+    chunk.advance(stop)
+
+
+def failures(error: BaseException) -> None:
+    told = failure(error)
+    assert_type(told, Failure)
+    assert_type(told.chunk, range | None)
+    assert_type(told.errors, tuple[BaseException, ...])
+    assert_type(told.done, tuple[range, ...])
+    assert_type(told.undone, tuple[range, ...])
+    assert_type(told.unknown, tuple[range, ...])
+    try:
+        pass
+    except UndoFailed as undo_failed:
+        assert_type(undo_failed.ranges, tuple[range, ...])
+        assert_type(undo_failed.exceptions, tuple[Exception | ExceptionGroup[Exception], ...])
+    except DeadlockError as deadlock:
+        assert_type(deadlock.jobs, tuple[str, ...])
+
+
+def around_it() -> None:
+    assert_type(plan(Job(work, 10)), Plan)
+    assert_type(plan(Job(count, 10, reduce=add)), Plan)
+    assert_type(max_threads(), int)
+    set_max_threads(4)
+    block: AbstractContextManager[None] = priority(5)
+    with block:
+        pass
+
+
+def ready_jobs() -> None:
+    numbers = np.zeros(10)
+    assert_type(arrays.fill(numbers, 0), Job[None])
+    assert_type(arrays.copy(numbers, numbers), Job[None])
+    assert_type(memory.clear(bytearray(10)), Job[None])
+    assert_type(memory.populate(bytearray(10)), Job[None])
