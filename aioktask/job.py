@@ -12,7 +12,7 @@ import inspect
 import operator
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from types import EllipsisType
+from types import EllipsisType, FunctionType
 from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, cast, overload
 
 __all__ = ["Chunk", "Failure", "Job", "Part", "Progress", "Report", "failure"]
@@ -406,7 +406,21 @@ def _check_callable(name: str, function: object) -> None:
         raise TypeError(f"{name} must be callable as {name}(start, stop), got {function!r}")
 
 
+_NOT_ORDINARY = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def _is_plain(function: object) -> bool:
+    """Whether it is certainly an ordinary function: what most are, told quickly."""
+    return (
+        type(function) is FunctionType
+        and not function.__code__.co_flags & _NOT_ORDINARY
+        and not function.__dict__  # where decorators mark coroutine functions
+    )
+
+
 def check_function(name: str, function: object) -> None:
+    if _is_plain(function):
+        return
     if not callable(function):
         raise TypeError(f"{name} must be callable, got {function!r}")
     if _is_async(function):
@@ -429,7 +443,7 @@ def _targets(function: object) -> tuple[object, object]:
 
 
 def _is_async(function: object) -> bool:
-    return any(
+    return not _is_plain(function) and any(
         inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
         for target in _targets(function)
     )

@@ -325,10 +325,10 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     run = _new_run(pool, group, job, loop, parent=parent, hold=True)
     nice = _waiter_nice(outer, run)
     waiter = loop.waiter(nice, lost=None if not run.hold else _Abandoned(pool, run))
-    with _OnBehalf(pool, outer, run):
-        pool.submit(
-            run, waiter=waiter, nested=parent is not None and parent.entry.group is group
-        )
+    if parent is not None:
+        pool.begin_wait(parent, run, detect=False)
+    try:
+        pool.submit(run, waiter=waiter, nested=parent is not None and parent.entry.group is group)
         try:
             await waiter.wait()
             while not pool.commit(run):
@@ -341,6 +341,9 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
             await wait_over_shielded(pool, loop, run, nice)
             _raise_failed_undo_of(run, cancellation)
             raise
+    finally:
+        if parent is not None:
+            pool.end_wait(parent, run, detect=False)
     return cast("Report[T]", run.result())
 
 

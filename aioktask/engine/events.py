@@ -7,22 +7,21 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 
 class EventKind(Enum):
-    SUBMITTED = "submitted"
-    STARTED = "started"
-    FINISHED = "finished"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    UNDONE = "undone"
-    UNDO_FAILED = "undo_failed"
+    SUBMITTED = "job_submitted"
+    STARTED = "job_started"
+    FINISHED = "job_finished"
+    FAILED = "job_failed"
+    CANCELLED = "job_cancelled"
+    UNDONE = "job_undone"
+    UNDO_FAILED = "job_undo_failed"
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """One thing that happened to one job.
 
     Attributes:
@@ -43,12 +42,23 @@ class Event:
 Listener = Callable[[Event], None]
 
 _listeners: tuple[Listener, ...] = ()
+_wishes: tuple[Callable[[], bool], ...] = ()
 
 
-def listen(listener: Listener) -> None:
-    """Call `listener` for every event, on the thread that makes it; it should be quick."""
-    global _listeners
+def listen(listener: Listener, wants_routine: Callable[[], bool]) -> None:
+    """Call `listener` for events, on the thread that makes them; it should be quick.
+
+    What went wrong is always told; that a job was submitted, started or finished only if
+    `wants_routine()` says so when the job is submitted.
+    """
+    global _listeners, _wishes
     _listeners = (*_listeners, listener)
+    _wishes = (*_wishes, wants_routine)
+
+
+def routine_is_heard() -> bool:
+    """Whether somebody wants to hear that a job was submitted, started or finished."""
+    return any(wish() for wish in _wishes)
 
 
 def emit(event: Event) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # The pool: all runs and all helpers of this process, under one lock.
 #
-# Guarantees: a helper that would find work is never left idle (after every change under the lock,
-# `_summon` wakes or starts one while somebody is wanted; each that arrives summons the next); events and
+# Guarantees: a helper that would find work is never left idle (every change under the lock that makes work
+# ends in `_summon`, which gives it to idle helpers or starts some; those wake the next); events and
 # wake-ups are sent outside the lock, after the helper that sends them has declared itself idle or taken
 # its next job; nobody's code runs under the lock.
 # Relies on locks only, never on the GIL.
@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
 from types import TracebackType
 from typing import NoReturn
 
@@ -119,14 +119,14 @@ class Pool:
         self._waits: dict[Run, list[Run]] = {}  # in a chunk of the key somebody waits for these
         self._helpers: dict[Helper, None] = {}
         self._idle: deque[Helper] = deque()
-        self._summoned = 0  # helpers woken or being started that have not arrived
+        self._starting = 0  # helpers that are being started
         self._closing = False
         self._ended: ThreadWaiter | None = None  # of `close`
 
     def __repr__(self) -> str:
         return (
             f"<Pool {len(self._helpers)} helpers, {len(self._idle)} idle, "
-            f"{self._summoned} summoned; {self._scheduler}; {list(self._runs)}>"
+            f"{self._starting} starting; {self._scheduler}; {list(self._runs)}>"
         )
 
     # What the coordinator asks for, on any thread.
@@ -166,10 +166,11 @@ class Pool:
                 self.signals.generation += 1
                 if caller is not None:
                     self._enter_caller(run, caller, now)
-                self._summon()
+                self._summon(now, outbox)
             else:
                 self._update(run, outbox)
-            outbox.add(run)
+            if run.news:
+                outbox.add(run)
         outbox.send()
 
     def _check_open(self, group: RunGroup) -> None:
@@ -194,7 +195,7 @@ class Pool:
         run.cancelled = True
         self.signals.generation += 1
         self._update(run, outbox)
-        self._summon()
+        self._summon(perf_counter_ns(), outbox)
         return True
 
     def cancel_soon(self, run: Run) -> None:
@@ -203,6 +204,8 @@ class Pool:
 
     def commit(self, run: Run) -> bool:
         """Take the result of a run that is held; False when it is not there (yet, or any more)."""
+        if run.over:
+            return True
         outbox = Outbox()
         with self.lock:
             run.commit()
@@ -233,22 +236,25 @@ class Pool:
     def set_run_limit(self, run: Run, limit: int) -> None:
         with self.lock:
             run.entry.limit = limit
-            self._limit_moved()
+        self._limit_moved()
 
     def set_group_cap(self, group: Group, cap: int | None) -> None:
         with self.lock:
             group.cap = cap
-            self._limit_moved()
+        self._limit_moved()
 
     def set_cap(self, cap: Cap) -> None:
         with self.lock:
             self.cap = cap
             self._scheduler.cap = cap.threads
-            self._limit_moved()
+        self._limit_moved()
 
     def _limit_moved(self) -> None:
-        self.signals.generation += 1
-        self._summon()
+        outbox = Outbox()
+        with self.lock:
+            self.signals.generation += 1
+            self._summon(perf_counter_ns(), outbox)
+        outbox.send()
 
     def shut(self, group: RunGroup, *, cancel: bool) -> list[Run]:
         """Close a group, cancel its runs if asked to, and name those that are not over."""
@@ -268,6 +274,7 @@ class Pool:
         Raises:
             DeadlockError: With `detect`, `awaited` waits for `waiting` already.
         """
+        outbox = Outbox()
         with self.lock:
             if detect:
                 cycle = self._path(awaited, waiting)
@@ -275,7 +282,8 @@ class Pool:
                     raise DeadlockError([waiting.job.name, *(run.job.name for run in cycle[:-1])])
                 self._waits.setdefault(waiting, []).append(awaited)
             self._scheduler.owe(awaited.entry, 1)
-            self._summon()
+            self._summon(perf_counter_ns(), outbox)
+        outbox.send()
 
     def end_wait(self, waiting: Run, awaited: Run, *, detect: bool) -> None:
         with self.lock:
@@ -394,10 +402,13 @@ class Pool:
             helper.idle = True
             self._idle.append(helper)
             return
-        run: Run = entry.run
+        self._assign(helper, entry.run, now, outbox)
+
+    def _assign(self, helper: Helper, run: Run, now: int, outbox: Outbox) -> None:
         helper.frame = run.frame_of(helper, counted=False)
         self._enter(helper.frame, now)
-        outbox.add(run)
+        if run.news:
+            outbox.add(run)
 
     def _enter_caller(self, run: Run, caller: Caller, now: int) -> bool:
         """Let the calling thread take part again: always, but for the job's own limit."""
@@ -406,18 +417,36 @@ class Pool:
         caller.frame = run.frame_of(caller, counted=local.frame is not None)
         return self._enter(caller.frame, now)
 
-    def _summon(self) -> None:
-        """Wake or start helpers while some would find work."""
+    def _summon(self, now: int, outbox: Outbox) -> None:
+        """Give idle helpers work, or start helpers, while there is work for them.
+
+        An idle helper finds its first stretch claimed when it wakes. Only a few are woken here:
+        waking costs the waker time, perhaps on an event loop, so each that wakes wakes as many more.
+        """
+        scheduler = self._scheduler
+        woken: list[Helper] = []
+        while (entry := scheduler.choose()) is not None:
+            if len(woken) == SUMMON_AHEAD:
+                for helper in woken:
+                    helper.relays = True
+                break
+            if not self._idle:
+                self._start_helpers()
+                break
+            helper = self._idle.popleft()
+            helper.idle = False
+            self._assign(helper, entry.run, now, outbox)
+            woken.append(helper)
+        for helper in woken:
+            helper.parking.open()
+
+    def _start_helpers(self) -> None:
+        """No helper is idle and one would find work: start some."""
         wanted = self._scheduler.wanted(SUMMON_AHEAD)
-        while self._summoned < wanted:
-            self._summoned += 1
-            if self._idle:
-                helper = self._idle.popleft()
-                helper.idle = False
-                helper.parking.open()
-            else:
-                self.keeper.start()
-                self.keeper.soon(self._start_helper)
+        while self._starting < wanted:
+            self._starting += 1
+            self.keeper.start()
+            self.keeper.soon(self._start_helper)
 
     # A frame's turn: on the thread that walks it.
 
@@ -425,6 +454,7 @@ class Pool:
         """Walk stretches of the frame's run until its thread should do something else."""
         outer = local.frame
         local.frame = frame
+        frame.cpu_mark = thread_time_ns()
         signals = self.signals
         try:
             while True:
@@ -485,7 +515,7 @@ class Pool:
             more = self._enter_caller(frame.run, thread, now)
             if not more:
                 thread.frame = None
-        self._summon()
+        self._summon(now, outbox)
         return more
 
     def _merge(self, frame: Frame) -> None:
@@ -529,14 +559,14 @@ class Pool:
                 if run.over or run.phase is Phase.SETTLED:
                     break
                 if self._enter_caller(run, caller, perf_counter_ns()):
-                    self._summon()
                     continue
                 run.caller = caller
                 slow = self._stretches_of_several()
             if not self.wait_parked(caller, pause if slow else -1):
                 pause = min(pause * 2, HUNGRY_SECONDS_MOST)
                 with self.lock:
-                    self._ask_for_share()
+                    if self._stretches_of_several():  # have the rest given back at the next chunk
+                        self.signals.generation += 1
         with self.lock:
             run.caller = None
 
@@ -547,7 +577,7 @@ class Pool:
     # The helper threads.
 
     def _start_helper(self) -> None:
-        """On the keeper: start one more helper, which has been counted as summoned."""
+        """On the keeper: start one more helper."""
         helper = Helper()
         try:
             helper.thread = start_blocked(lambda: self._help(helper), NAME)
@@ -558,8 +588,8 @@ class Pool:
         """Without any helper nothing would ever run: end what waits for one."""
         outbox = Outbox()
         with self.lock:
-            self._summoned -= 1
-            if not self._helpers and not self._summoned:
+            self._starting -= 1
+            if not self._helpers and not self._starting:
                 for run in list(self._runs):
                     if run.claimable and not run.entry.threads and run.caller is None:
                         run.no_helper(error)
@@ -568,48 +598,48 @@ class Pool:
 
     def _help(self, helper: Helper) -> None:
         """The life of a helper thread."""
+        outbox = Outbox()
         with self.lock:
+            self._starting -= 1
             self._helpers[helper] = None
-        while self._arrive(helper):
+            now = perf_counter_ns()
+            self._find_work(helper, now, outbox)
+            self._summon(now, outbox)
+        outbox.send()
+        while True:
             while (frame := helper.frame) is not None:
                 name_this_thread(frame.run.job.name)
                 frame.context.run(self.serve, frame)
             del frame
-            name_this_thread(NAME)
             if not self._stay(helper):
                 return
-
-    def _arrive(self, helper: Helper) -> bool:
-        """The helper was summoned: give it work. False when the pool ends."""
-        outbox = Outbox()
-        with self.lock:
-            self._summoned -= 1
-            if self._closing and not self._runs:
-                self._helpers.pop(helper, None)
-                return False
-            self._find_work(helper, perf_counter_ns(), outbox)
-            self._summon()
-        outbox.send()
-        return True
+            if helper.relays:
+                helper.relays = False
+                with self.lock:
+                    self._summon(perf_counter_ns(), outbox := Outbox())
+                outbox.send()
 
     def _stay(self, helper: Helper) -> bool:
-        """Wait, idle, until summoned; False when nobody did for a long time."""
+        """Wait, idle, until there is work; False when the helper should end."""
+        if helper.parking.wait(HUNGRY_SECONDS):
+            return helper.frame is not None
+        name_this_thread(NAME)  # late, since the next job is often of the same name
         pause = HUNGRY_SECONDS
         while True:
             with self.lock:
-                timeout = pause if helper.idle and self._stretches_of_several() else IDLE_SECONDS
-            if helper.parking.wait(timeout):
-                return True
-            with self.lock:
-                if not helper.idle:  # summoned at this very moment: the parking opens
-                    continue
-                if timeout == IDLE_SECONDS:
-                    helper.idle = False
-                    self._idle.remove(helper)
-                    del self._helpers[helper]
-                    return False
-                self._ask_for_share()
+                hungry = helper.idle and self._stretches_of_several()
+                if hungry:
+                    self.signals.generation += 1
+            if helper.parking.wait(pause if hungry else IDLE_SECONDS):
+                return helper.frame is not None
             pause = min(pause * 2, HUNGRY_SECONDS_MOST)
+            if not hungry:
+                with self.lock:
+                    if helper.idle:  # else it gets work at this very moment, and the parking opens
+                        helper.idle = False
+                        self._idle.remove(helper)
+                        del self._helpers[helper]
+                        return False
 
     def _stretches_of_several(self) -> bool:
         """Whether some thread holds chunks that it has not begun."""
@@ -618,11 +648,6 @@ class Pool:
             and frame.run.entry.threads < frame.run.entry.limit
             for frame in self._serving
         )
-
-    def _ask_for_share(self) -> None:
-        """An idle thread saw a stretch outlast its time: have the rest given back at the next chunk."""
-        if self._stretches_of_several():
-            self.signals.generation += 1
 
     # Exit and fork.
 
@@ -647,8 +672,7 @@ class Pool:
             while self._idle:
                 helper = self._idle.popleft()
                 helper.idle = False
-                self._summoned += 1
-                helper.parking.open()
+                helper.parking.open()  # without work: it ends
         for helper in helpers:
             if helper.thread is not None:
                 helper.thread.join()

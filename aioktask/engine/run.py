@@ -23,6 +23,7 @@ from time import perf_counter_ns, thread_time_ns
 from types import EllipsisType
 from typing import Any, Protocol
 
+from aioktask.engine import events
 from aioktask.engine.claims import Claims
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.frame import Frame, enclosing
@@ -32,7 +33,7 @@ from aioktask.engine.schedule import Entry, Group
 from aioktask.engine.tuning import next_stretch
 from aioktask.engine.undo import Failed, merge, outcome, subtract
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
-from aioktask.job import Failure, Job, Progress, Report, set_failure, told_of
+from aioktask.job import Bound, Failure, Job, Progress, Report, set_failure, told_of
 
 
 class Phase(Enum):
@@ -65,48 +66,32 @@ class UndoOnLoop(Protocol):
 class Run:
     """One run of a job. `Engine` calls the methods under its lock."""
 
-    __slots__ = (
-        "__weakref__",
-        "_bound",
-        "_frames",
-        "_told",
-        "async_undo",
-        "caller",
-        "cancelled",
-        "chunks_done",
-        "claims",
-        "context",
-        "done_units",
-        "entry",
-        "error",
-        "error_chunk",
-        "errors",
-        "failed",
-        "first_claim",
-        "fn",
-        "hold",
-        "initial",
-        "job",
-        "last_chunk",
-        "loop",
-        "news",
-        "number",
-        "parent",
-        "peak_threads",
-        "phase",
-        "reduces",
-        "report",
-        "submitted_at",
-        "threads_planned",
-        "to_undo",
-        "tree",
-        "undo_errors",
-        "undo_task",
-        "undoing",
-        "unknown",
-        "verdict",
-        "waiters",
-    )
+    # What most runs never change stands on the class: a run is made for every request of a server.
+    phase = Phase.WORK
+    caller: Waiter | None = None  # a calling thread that would take more chunks
+    tree: Tree | None = None  # of a reduce
+    initial: object | EllipsisType = ...
+    # What was done.
+    done_units = chunks_done = peak_threads = 0
+    first_claim = last_chunk = 0
+    # What went wrong.
+    cancelled = False
+    error: BaseException | None = None
+    error_chunk: range | None = None
+    errors: tuple[BaseException, ...] = ()
+    failed: tuple[Failed, ...] = ()
+    # What of it is undone.
+    undoing = False
+    async_undo = False  # a coroutine undo is on its way
+    undo_task: UndoOnLoop | None = None
+    undo_errors: tuple[tuple[range, BaseException], ...] = ()
+    to_undo: tuple[range, ...] = ()
+    unknown: tuple[range, ...] = ()
+    # What is told in the end.
+    value: Any = None
+    verdict: BaseException | None = None
+    _used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
+    _told: Failure | None = None
 
     def __init__(
         self,
@@ -132,38 +117,19 @@ class Run:
         self.loop = loop  # where a coroutine undo runs
         self.parent = parent  # the run in whose chunk somebody waits for this one, if so
         self.hold = hold and job.undo is not None  # a cancel may come until `commit`
-        self.phase = Phase.WORK
         self.waiters: list[Waiter] = []
-        self.caller: Waiter | None = None  # a calling thread that would take more chunks
         self.news: list[Event] = []  # to be told outside the lock
-        self._frames: dict[object, Frame] = {}
-        # What was done.
-        self.done_units = self.chunks_done = self.peak_threads = 0
-        self.submitted_at = perf_counter_ns()
-        self.first_claim = self.last_chunk = 0
+        self.frames: dict[object, Frame] = {}
         self.reduces = job.reduce is not None
-        self.tree = Tree(count_chunks(job.start, job.stop, split.chunk)) if self.reduces else None
-        self.initial: object | EllipsisType = (
-            ... if job.initial is ... else copy.deepcopy(job.initial)
-        )
-        # What went wrong.
-        self.cancelled = False
-        self.error: BaseException | None = None
-        self.error_chunk: range | None = None
-        self.errors: list[BaseException] = []
-        self.failed: list[Failed] = []
-        # What of it is undone.
-        self.undoing = False
-        self.async_undo = False
-        self.undo_task: UndoOnLoop | None = None
-        self.to_undo: tuple[range, ...] = ()
-        self.unknown: tuple[range, ...] = ()
-        self.undo_errors: list[tuple[range, BaseException]] = []
-        # What is told in the end.
-        self.report: Report[Any] | None = None
-        self.verdict: BaseException | None = None
-        self._told: Failure | None = None
-        self.tell(EventKind.SUBMITTED, size=job.size, chunk=split.chunk, threads=split.threads)
+        if self.reduces:
+            self.tree = Tree(count_chunks(job.start, job.stop, split.chunk))
+            self.initial = ... if job.initial is ... else copy.deepcopy(job.initial)
+        self._heard = events.routine_is_heard()
+        self.submitted_at = perf_counter_ns()
+        if self._heard:
+            self.tell(
+                EventKind.SUBMITTED, size=job.size, chunk=split.chunk, threads=split.threads
+            )
 
     def __repr__(self) -> str:
         return f"<Run {self.number} of {self.job.name!r}: {self.phase.value}>"
@@ -201,28 +167,31 @@ class Run:
 
     def frame_of(self, thread: object, *, counted: bool) -> Frame:
         """The thread's frame: one for each thread and run, with a context of its own."""
-        frame = self._frames.get(thread)
+        frame = self.frames.get(thread)
         if frame is None:
             frame = Frame(self, thread, self.context.copy(), counted=counted)
             frame.context.run(enclosing.set, weakref.ref(frame))
-            self._frames[thread] = frame
+            self.frames[thread] = frame
         return frame
 
     def enter(self, frame: Frame, now: int) -> None:
         """The frame's thread serves this run from now on."""
         frame.live = True
         frame.entered_at = now
-        frame.cpu_mark = thread_time_ns()
-        self.peak_threads = max(self.peak_threads, self.entry.threads)
+        if self.entry.threads > self.peak_threads:
+            self.peak_threads = self.entry.threads
         if not self.first_claim:
             self.first_claim = now
-            self.tell(EventKind.STARTED, queued=(now - self.submitted_at) / 1e9)
+            if self._heard:
+                self.tell(EventKind.STARTED, queued=(now - self.submitted_at) / 1e9)
 
     def leave(self, frame: Frame, now: int) -> None:
         """It does not any more."""
         frame.live = False
         frame.busy += now - frame.entered_at
-        frame.cpu += thread_time_ns() - frame.cpu_mark
+        mark = thread_time_ns()
+        frame.cpu += mark - frame.cpu_mark
+        frame.cpu_mark = mark
 
     def claim(self, frame: Frame, now: int, generation: int) -> bool:
         """Give the frame a stretch to walk; False when there is none."""
@@ -245,9 +214,9 @@ class Run:
         upto = frame.advanced_to if frame.advanced_from == chunk.start else chunk.start
         self._close_stretch(frame, chunk.start, chunk.stop, now)
         if self.undoing:
-            self.undo_errors.append((chunk, error))
+            self.undo_errors += ((chunk, error),)
             return
-        self.failed.append(Failed(chunk.start, upto, chunk.stop))
+        self.failed += (Failed(chunk.start, upto, chunk.stop),)
         self.done_units += upto - chunk.start
         if isinstance(error, ChunkCancelled) and self.unwanted():
             self.cancelled = self.cancelled or self.error is None
@@ -275,7 +244,7 @@ class Run:
     def _add_error(self, error: BaseException, chunk: range | None) -> None:
         if self.stopping:
             if error is not self.error:
-                self.errors.append(error)
+                self.errors += (error,)
             return
         self.error = _raisable(error)
         self.error_chunk = chunk
@@ -305,12 +274,12 @@ class Run:
 
     def async_undo_raised(self, piece: range, error: BaseException) -> None:
         """The coroutine undo of `piece` raised, or was killed with its loop."""
-        self.undo_errors.append((piece, error))
+        self.undo_errors += ((piece, error),)
 
     def no_helper(self, error: RuntimeError) -> None:
         """No thread could be had for this run, and none will be."""
         if self.undoing:
-            self.undo_errors.extend((range(*piece), error) for piece in self.claims.free)
+            self.undo_errors += tuple((range(*piece), error) for piece in self.claims.free)
             self.claims.clear()
         else:
             self._add_error(error, None)
@@ -338,36 +307,37 @@ class Run:
         units = sum(len(each) for each in self.to_undo)
         chunk = chunk_size(units, self.threads_planned, min_chunk=grain, align=grain)
         self.claims = Claims(self.to_undo, chunk)
-        for frame in self._frames.values():
+        for frame in self.frames.values():
             frame.chunks = 1
 
     def _succeed(self) -> None:
         self.phase = Phase.DONE
-        busy = [frame.busy / 1e9 for frame in self._frames.values()]
-        self.report = Report(
-            value=self._value(),
+        if self._bound.value is not None:
+            self.value = self._bound.value()
+        elif self.tree is not None:
+            self.value = self.tree.value() if self.job.size else self.initial
+        self._forget()
+        if self._heard:
+            report = self.report()
+            self.tell(
+                EventKind.FINISHED,
+                elapsed=report.elapsed,
+                queued=report.queued,
+                chunks=report.chunks,
+                threads=report.peak_threads,
+            )
+
+    def report(self) -> Report[Any]:
+        """What a run tells that succeeded."""
+        return Report(
+            value=self.value,
             peak_threads=self.peak_threads,
             chunks=self.chunks_done,
             queued=(self.first_claim - self.submitted_at) / 1e9 if self.first_claim else 0.0,
             elapsed=self._elapsed(),
-            cpu_time=sum(frame.cpu for frame in self._frames.values()) / 1e9,
-            busy=tuple(sorted(busy, reverse=True)),
+            cpu_time=sum(cpu for _, cpu in self._used) / 1e9,
+            busy=tuple(sorted((wall / 1e9 for wall, _ in self._used), reverse=True)),
         )
-        self.tell(
-            EventKind.FINISHED,
-            elapsed=self.report.elapsed,
-            queued=self.report.queued,
-            chunks=self.report.chunks,
-            threads=self.report.peak_threads,
-        )
-        self._forget()
-
-    def _value(self) -> Any:
-        if self._bound.value is not None:
-            return self._bound.value()
-        if self.tree is None:
-            return None
-        return self.tree.value() if self.job.size else self.initial
 
     def _finish(self) -> None:
         self.phase = Phase.DONE
@@ -376,7 +346,7 @@ class Run:
         self._told = Failure(
             job=self.job,
             chunk=self.error_chunk,
-            errors=tuple(self.errors),
+            errors=self.errors,
             done=kept if undone else self.to_undo,
             undone=_minus(self.to_undo, kept) if undone else (),
             unknown=self.unknown,
@@ -406,13 +376,17 @@ class Run:
 
     def _forget(self) -> None:
         """Let go of what only a running job needs."""
-        self._frames.clear()
-        self.errors, self.failed, self.undo_errors = [], [], []
+        self._used = tuple((frame.busy, frame.cpu) for frame in self.frames.values())
+        self.frames.clear()
         self.claims.clear()
-        self.tree = self.loop = self.parent = self.caller = self.undo_task = None
-        self.initial = ...
         self.fn = _nothing
-        self._bound = Job(_nothing, 0).bind()
+        self._bound = _NOTHING
+        self.loop = self.parent = self.caller = None
+        if self.reduces:
+            self.tree, self.initial = None, ...
+        if self.stopping:
+            self.errors, self.failed, self.undo_errors = (), (), ()
+            self.undo_task = None
 
     def cancellation(self) -> JobCancelled:
         """A new exception that tells a waiter of the cancel."""
@@ -423,15 +397,15 @@ class Run:
 
     def result(self) -> Report[Any]:
         """The report of a run that is over, or what it raises."""
-        if self.report is not None:
-            return self.report
+        if not self.stopping:
+            return self.report()
         if self.verdict is not None:
             raise self.verdict
         raise self.cancellation()
 
     def progress(self) -> Progress:
         """Where the run stands."""
-        walking = [frame for frame in self._frames.values() if frame.live and not self.undoing]
+        walking = [frame for frame in self.frames.values() if frame.live and not self.undoing]
         done = self.done_units + sum(max(frame.start - frame.first, 0) for frame in walking)
         chunks = self.chunks_done + sum(
             count_chunks(frame.first, frame.start, self.claims.chunk) for frame in walking
@@ -456,7 +430,7 @@ class Run:
         """What may be done and is not undone yet: for somebody who gives up waiting."""
         if self.undoing:
             kept = [piece for piece, _ in self.undo_errors]
-            walking = [range(frame.first, frame.stop) for frame in self._frames.values()]
+            walking = [range(frame.first, frame.stop) for frame in self.frames.values()]
             return merge([*kept, *walking, *(range(*each) for each in self.claims.free)])
         return subtract(
             range(self.job.start, self.job.stop), (range(*each) for each in self.claims.free)
@@ -470,6 +444,9 @@ class Run:
 
 def _nothing(start: int, stop: int) -> None:
     """What a run that is over calls."""
+
+
+_NOTHING: Bound[Any] = Bound(_nothing)
 
 
 def _minus(ranges: Iterable[range], holes: tuple[range, ...]) -> tuple[range, ...]:

@@ -24,6 +24,9 @@ from aioktask.engine.run import Run
 if TYPE_CHECKING:
     import trio
 
+# anyio imports this at the first use of one of its functions on asyncio.
+_ANYIO_ON_ASYNCIO = "anyio._backends._asyncio"
+
 # How often a waiter looks for itself where a wake-up can be lost (uvloop issue 720: on free-threaded
 # CPython, uvloop's call_soon_threadsafe has no lock).
 LOOK_SECONDS = 0.05
@@ -133,7 +136,8 @@ class AsyncioLoop(_Loop):
         # cost a turn of the loop. Where a Task does not tell, suspend.
         if getattr(asyncio.current_task(), "_must_cancel", True):
             await asyncio.sleep(0)
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        if _ANYIO_ON_ASYNCIO in sys.modules:  # else nobody made a scope
+            await anyio.lowlevel.checkpoint_if_cancelled()
 
     def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
         with contextlib.suppress(RuntimeError):  # closed: `Posted` tells of the loss

@@ -14,41 +14,39 @@ import structlog
 from aioktask.engine import events
 from aioktask.engine.events import Event, EventKind
 
-LOGGER = "aioktask"
+_logger = logging.getLogger("aioktask")
 
-_LEVELS = {
-    EventKind.SUBMITTED: logging.DEBUG,
-    EventKind.STARTED: logging.DEBUG,
-    EventKind.FINISHED: logging.INFO,
-    EventKind.CANCELLED: logging.INFO,
-    EventKind.UNDONE: logging.INFO,
-    EventKind.UNDO_FAILED: logging.ERROR,
-}
+_ROUTINE = (EventKind.SUBMITTED, EventKind.STARTED)
+_ENDINGS = (EventKind.FINISHED, EventKind.CANCELLED, EventKind.UNDONE)
 
 
 def level_of(event: Event) -> int:
     """The logging level: a failure that somebody waits for is told to them, so only noted here."""
-    if event.kind is EventKind.FAILED:
-        return logging.INFO if event.awaited else logging.ERROR
-    return _LEVELS[event.kind]
+    if event.kind in _ROUTINE:
+        return logging.DEBUG
+    if event.kind in _ENDINGS or (event.kind is EventKind.FAILED and event.awaited):
+        return logging.INFO
+    return logging.ERROR
 
 
 def log(event: Event) -> None:
     """Send an event to structlog, or to logging where that is not configured."""
     level = level_of(event)
-    name = f"job_{event.kind.value}"
     if structlog.is_configured():
-        structlog.get_logger(LOGGER).log(
-            level, name, job=event.job, run=event.run, **event.details
+        structlog.get_logger(_logger.name).log(
+            level, event.kind.value, job=event.job, run=event.run, **event.details
         )
-        return
-    logger = logging.getLogger(LOGGER)
-    if logger.isEnabledFor(level):
+    elif _logger.isEnabledFor(level):
         fields = {"job": event.job, "run": event.run, **event.details}
         told = " ".join(f"{key}={value!r}" for key, value in fields.items())
-        logger.log(level, "%s %s", name, told, extra={"aioktask": fields})
+        _logger.log(level, "%s %s", event.kind.value, told, extra={"aioktask": fields})
+
+
+def wants_routine() -> bool:
+    """Whether the application would see that a job finished."""
+    return structlog.is_configured() or _logger.isEnabledFor(logging.INFO)
 
 
 def start() -> None:
     """Listen to the engine."""
-    events.listen(log)
+    events.listen(log, wants_routine)
