@@ -82,10 +82,10 @@ def refuse_overlap(what: str, target: Array, other: str, array: Array) -> None:
     try:
         if not np.shares_memory(target, array, max_work=OVERLAP_WORK):  # type: ignore[arg-type]
             return
-        found = "overlaps"
+        found = f"{what} overlaps {other}"
     except np.exceptions.TooHardError:
-        found = "may overlap (that was too hard to find out)"
-    raise ValueError(f"{what} {found} {other}, so the result would depend on timing: pass a copy")
+        found = f"{what} may overlap {other} (whether it does is too hard to find out)"
+    raise ValueError(f"{found}, so the result may depend on timing: pass a copy")
 
 
 def lanes(*arrays: Array) -> list[Array]:

@@ -55,6 +55,7 @@ def reduce(
     Args:
         ufunc: `np.add`, `multiply`, `maximum`, `minimum`, `fmax`, `fmin`, `logical_and`, `_or`,
             `_xor`, `bitwise_and`, `_or`, `_xor`, `gcd`, `lcm`, `logaddexp`, `logaddexp2`, `hypot`.
+            An `lcm` that overflows depends on the order, here and in NumPy.
         array: What is reduced.
         axis: Along which, or None for all elements.
         dtype: Type of the result and of the calculation, by default as NumPy chooses it.
@@ -102,7 +103,7 @@ def reduce(
     def combine(a: Reduced, b: Reduced) -> Reduced:
         if not single:
             array = cast("Array", a)
-            return cast("Reduced", ufunc(array, b, out=array, dtype=kind))
+            return cast("Reduced", ufunc(array, b, out=array, dtype=type(kind)))
         # By `reduce` again, which takes an object for an object, whatever it is.
         pair: Array = np.empty(2, kind)
         pair[0], pair[1] = a, b

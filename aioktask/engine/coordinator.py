@@ -559,6 +559,7 @@ def _wait_in_thread(pool: Pool, run: Run, timeout: float | None) -> None:
 def _raise_failed_undo_of(run: Run, cause: BaseException) -> None:
     if run.undo_failed:
         assert run.verdict is not None
+        run.told = True
         run.verdict.__cause__ = cause
         raise run.verdict
 
@@ -567,7 +568,7 @@ def _raise_undo_failed(pool: Pool, group: RunGroup, cause: BaseException | None)
     """Raise the undo failures that nobody waited for, as one."""
     with pool.lock:
         runs, group.undo_failed = group.undo_failed, []
-    failures = [run.verdict for run in runs if isinstance(run.verdict, UndoFailed)]
+    failures = [run.verdict for run in runs if not run.told and isinstance(run.verdict, UndoFailed)]
     if len(failures) == 1:
         raise failures[0]
     if failures:

@@ -135,12 +135,13 @@ class Parking:
 class Helper:
     """One helper thread, as the pool sees it."""
 
-    __slots__ = ("frame", "idle", "parking", "relays", "thread")
+    __slots__ = ("ends", "frame", "idle", "parking", "relays", "thread")
 
     def __init__(self) -> None:
         self.parking = Parking()
         self.frame: Frame | None = None  # what it serves or is about to
         self.idle = False  # whether it is among the idle ones, so may be given work
+        self.ends = False  # whether it was woken to end
         self.relays = False  # whether it should wake more helpers before it works
         self.thread: threading.Thread | None = None
 

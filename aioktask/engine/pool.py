@@ -200,7 +200,13 @@ class Pool:
 
     def cancel_soon(self, run: Run) -> None:
         """`cancel` from a finalizer or signal handler."""
-        self.keeper.soon(lambda: self.cancel(run) and None)
+
+        def cancel() -> None:
+            self.cancel(run)
+
+        with self.lock:
+            self.keeper.start()
+        self.keeper.soon(cancel)
 
     def commit(self, run: Run) -> bool:
         """Take the result of a run that is held; False when it is not there (yet, or any more)."""
@@ -450,8 +456,11 @@ class Pool:
 
     # A frame's turn: on the thread that walks it.
 
-    def serve(self, frame: Frame) -> None:
-        """Walk stretches of the frame's run until its thread should do something else."""
+    def serve(self, frame: Frame) -> Frame | None:
+        """Walk stretches of the frame's run until its thread should do something else: return that.
+
+        A helper that is idle from now on gets None, although somebody may have given it work since.
+        """
         outer = local.frame
         local.frame = frame
         frame.cpu_mark = thread_time_ns()
@@ -465,15 +474,15 @@ class Pool:
                     else:
                         position = frame.walk(signals)
                 except BaseException as error:
-                    more = self._raised(frame, error)
+                    following = self._raised(frame, error)
                 else:
-                    more = self._proceed(frame, position)
-                if not more:
-                    return
+                    following = self._proceed(frame, position)
+                if following is not frame:
+                    return following
         finally:
             local.frame = outer
 
-    def _proceed(self, frame: Frame, position: int) -> bool:
+    def _proceed(self, frame: Frame, position: int) -> Frame | None:
         now = perf_counter_ns()
         with self.lock:
             if self.dead:
@@ -481,13 +490,13 @@ class Pool:
             frame.run.walked(frame, position, now)
             if self.signals.generation == frame.generation and now < frame.slice_end:
                 if self._claim(frame, now):
-                    return True
+                    return frame
             outbox = Outbox()
-            more = self._reconsider(frame, now, outbox)
+            following = self._reconsider(frame, now, outbox)
         outbox.send()
-        return more
+        return following
 
-    def _raised(self, frame: Frame, error: BaseException) -> bool:
+    def _raised(self, frame: Frame, error: BaseException) -> Frame | None:
         now = perf_counter_ns()
         error.__traceback__ = _beyond_engine(error.__traceback__)
         outbox = Outbox()
@@ -499,24 +508,23 @@ class Pool:
             else:
                 frame.run.chunk_raised(frame, error, now)
             self.signals.generation += 1
-            more = self._reconsider(frame, now, outbox)
+            following = self._reconsider(frame, now, outbox)
         outbox.send()
-        return more
+        return following
 
-    def _reconsider(self, frame: Frame, now: int, outbox: Outbox) -> bool:
-        """Choose again; whether the thread goes on with this frame."""
+    def _reconsider(self, frame: Frame, now: int, outbox: Outbox) -> Frame | None:
+        """Choose again what the frame's thread serves."""
         thread = frame.thread
         self._leave(frame, now, outbox)
         if isinstance(thread, Helper):
             self._find_work(thread, now, outbox)
-            more = thread.frame is frame
         else:
             assert isinstance(thread, Caller)
-            more = self._enter_caller(frame.run, thread, now)
-            if not more:
+            if not self._enter_caller(frame.run, thread, now):
                 thread.frame = None
+        following = thread.frame
         self._summon(now, outbox)
-        return more
+        return following
 
     def _merge(self, frame: Frame) -> None:
         """Bring the values of the frame's stretch into the tree; `reduce` runs outside the lock."""
@@ -601,18 +609,21 @@ class Pool:
         outbox = Outbox()
         with self.lock:
             self._starting -= 1
+            if self._closing and not self._runs:
+                return
             self._helpers[helper] = None
             now = perf_counter_ns()
             self._find_work(helper, now, outbox)
+            frame = helper.frame
             self._summon(now, outbox)
         outbox.send()
         while True:
-            while (frame := helper.frame) is not None:
+            while frame is not None:
                 name_this_thread(frame.run.job.name)
-                frame.context.run(self.serve, frame)
-            del frame
+                frame = frame.context.run(self.serve, frame)
             if not self._stay(helper):
                 return
+            frame = helper.frame
             if helper.relays:
                 helper.relays = False
                 with self.lock:
@@ -622,7 +633,7 @@ class Pool:
     def _stay(self, helper: Helper) -> bool:
         """Wait, idle, until there is work; False when the helper should end."""
         if helper.parking.wait(HUNGRY_SECONDS):
-            return helper.frame is not None
+            return not helper.ends
         name_this_thread(NAME)  # late, since the next job is often of the same name
         pause = HUNGRY_SECONDS
         while True:
@@ -631,7 +642,7 @@ class Pool:
                 if hungry:
                     self.signals.generation += 1
             if helper.parking.wait(pause if hungry else IDLE_SECONDS):
-                return helper.frame is not None
+                return not helper.ends
             pause = min(pause * 2, HUNGRY_SECONDS_MOST)
             if not hungry:
                 with self.lock:
@@ -672,7 +683,8 @@ class Pool:
             while self._idle:
                 helper = self._idle.popleft()
                 helper.idle = False
-                helper.parking.open()  # without work: it ends
+                helper.ends = True
+                helper.parking.open()
         for helper in helpers:
             if helper.thread is not None:
                 helper.thread.join()

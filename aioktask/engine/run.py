@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from contextvars import Context
 from enum import Enum
 from time import perf_counter_ns, thread_time_ns
-from types import EllipsisType
+from types import EllipsisType, TracebackType
 from typing import Any, Protocol
 
 from aioktask.engine import events
@@ -90,8 +90,10 @@ class Run:
     # What is told in the end.
     value: Any = None
     verdict: BaseException | None = None
+    told = False  # whether somebody got it
+    _trace: TracebackType | None = None  # of the verdict, as it was raised
     _used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
-    _told: Failure | None = None
+    _failure: Failure | None = None
 
     def __init__(
         self,
@@ -343,7 +345,7 @@ class Run:
         self.phase = Phase.DONE
         kept = merge(piece for piece, _ in self.undo_errors)
         undone = self.job.undo is not None
-        self._told = Failure(
+        self._failure = Failure(
             job=self.job,
             chunk=self.error_chunk,
             errors=self.errors,
@@ -353,7 +355,7 @@ class Run:
             inner=None if self.error is None else told_of(self.error),
         )
         cause = self.error if self.error is not None else self.cancellation()
-        set_failure(cause, self._told)
+        set_failure(cause, self._failure)
         self.verdict = self.error
         if self.undo_errors:
             failed = UndoFailed(
@@ -362,7 +364,7 @@ class Run:
                 kept,
             )
             failed.__cause__ = cause
-            set_failure(failed, self._told)
+            set_failure(failed, self._failure)
             self.verdict = failed
         elif self.undoing:
             self.tell(EventKind.UNDONE, ranges=self.to_undo)
@@ -371,7 +373,9 @@ class Run:
         if self.error is not None:
             self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk)
         else:
-            self.tell(EventKind.CANCELLED, done=self._told.done, undone=self._told.undone)
+            self.tell(EventKind.CANCELLED, done=self._failure.done, undone=self._failure.undone)
+        if self.verdict is not None:
+            self._trace = self.verdict.__traceback__
         self._forget()
 
     def _forget(self) -> None:
@@ -391,16 +395,18 @@ class Run:
     def cancellation(self) -> JobCancelled:
         """A new exception that tells a waiter of the cancel."""
         error = JobCancelled(f"the job {self.job.name!r} was cancelled")
-        if self._told is not None:
-            set_failure(error, self._told)
+        if self._failure is not None:
+            set_failure(error, self._failure)
         return error
 
     def result(self) -> Report[Any]:
         """The report of a run that is over, or what it raises."""
+        self.told = True
         if not self.stopping:
             return self.report()
         if self.verdict is not None:
-            raise self.verdict
+            # Each raise would add to the traceback of the one exception that all waiters get.
+            raise self.verdict.with_traceback(self._trace)
         raise self.cancellation()
 
     def progress(self) -> Progress:

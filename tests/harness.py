@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: MIT
+# The fault harness: random jobs over real helpers, with faults injected at random steps.
+#
+# A Trial makes one job whose function writes down, unit by unit, what it did, and whose undo writes down
+# what it undid. Faults are tied to the number of a call, not to a time: "the 7th chunk raises", "at the
+# 3rd chunk the job is cancelled". Afterwards `check` compares the ledger with what the engine said.
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import aioktask
+from aioktask import (
+    ChunkCancelled,
+    Coordinator,
+    Handle,
+    Job,
+    JobCancelled,
+    Part,
+    Report,
+    UndoFailed,
+    current_chunk,
+    failure,
+    run_multithreaded_sync,
+)
+from aioktask.engine.process import current_pool
+
+ERRORS: list[Callable[[], BaseException]] = [
+    lambda: OSError(12, "planted"),
+    lambda: ValueError("planted"),
+    lambda: KeyError("planted"),
+    lambda: StopIteration("planted"),
+    lambda: SystemExit("planted"),
+]
+
+
+class Ledger:
+    """What was done and undone, counted for each unit."""
+
+    def __init__(self, job_range: range) -> None:
+        self.units = job_range
+        self.done = [0] * len(job_range)
+        self.undone = [0] * len(job_range)
+        self.lock = threading.Lock()
+
+    def mark(self, counts: list[int], start: int, stop: int) -> None:
+        with self.lock:
+            for unit in range(start, stop):
+                counts[unit - self.units.start] += 1
+
+    def where(self, wanted: Callable[[int, int], bool]) -> set[int]:
+        return {
+            unit
+            for unit, done, undone in zip(self.units, self.done, self.undone, strict=True)
+            if wanted(done, undone)
+        }
+
+
+class Trial:
+    """One random job, its faults, and the check of what came of it."""
+
+    def __init__(self, rng: random.Random, *, loop_runs: bool, depth: int = 0) -> None:
+        self.rng = random.Random(rng.random())
+        rng = self.rng
+        self.depth = depth
+        self.size = rng.choice([0, 1, 7, rng.randint(1, 60), rng.randint(60, 600)])
+        start = rng.choice([0, 0, rng.randint(-50, 1000)])
+        align = rng.choice([1, 1, 4, 16])
+        min_chunk = rng.choice([1, 1, rng.randint(1, 40)])
+        chunk = rng.choice([None, align * rng.randint(1, 8), align])
+        if chunk is not None and chunk < min_chunk:
+            min_chunk = 1
+        self.grain = chunk or -(-max(min_chunk, align) // align) * align
+        self.ledger = Ledger(range(start, start + self.size))
+        self.undo_kind = rng.choice(["none", "plain", "plain", "coroutine"])
+        if self.undo_kind == "coroutine" and not loop_runs:
+            self.undo_kind = "plain"
+        self.reduces = rng.random() < 0.3
+        self.calls = self.undo_calls = 0
+        self.count_lock = threading.Lock()
+        self.finished = False
+        self.controls: list[Callable[[], object]] = []  # what may cancel, renice or move a cap
+        likely = max(self.size // self.grain, 1)
+        self.fail_at = {rng.randint(1, likely + 2)} if rng.random() < 0.35 else set()
+        if self.fail_at and rng.random() < 0.3:
+            self.fail_at.add(rng.randint(1, likely + 2))
+        self.reduce_fails_at = rng.randint(1, likely + 2) if rng.random() < 0.1 else 0
+        self.undo_fails_at = {rng.randint(1, 6)} if rng.random() < 0.2 else set()
+        self.control_at = rng.randint(1, likely + 2) if rng.random() < 0.6 else 0
+        self.nest_at = rng.randint(1, likely + 2) if depth < 2 and rng.random() < 0.2 else 0
+        self.nested: Trial | None = None
+        self.error = rng.choice(ERRORS)
+        parts = None
+        if self.size > 3 and rng.random() < 0.3:
+            edge = start + rng.randint(1, self.size - 1)
+            parts = [Part(start, edge, 0), Part(edge, start + self.size)]
+        options: dict[str, Any] = {
+            "start": start,
+            "align": align,
+            "min_chunk": min_chunk,
+            "chunk": chunk,
+            "max_threads": rng.choice([None, None, 1, 2, 3]),
+            "nice": rng.choice([0, 0, -5, 10, 19]),
+            "parts": parts,
+            "name": f"trial-{depth}",
+        }
+        if self.undo_kind == "plain":
+            options["undo"] = self.undo
+        elif self.undo_kind == "coroutine":
+            options["undo"] = self.undo_async
+        if self.reduces:
+            options["reduce"] = self.reduce
+            options["initial"] = ()
+        self.job: Job[Any] = Job(self.chunk, self.size, **options)
+        self.watch = weakref.ref(self)
+
+    # What the job does.
+
+    def chunk(self, start: int, stop: int) -> object:
+        with self.count_lock:
+            self.calls += 1
+            call = self.calls
+        assert not self.finished, "a chunk began after the job was over"
+        if call == self.control_at:
+            for control in self.controls:
+                control()
+        if call % 5 == 0:
+            os.sched_yield()
+        if call == self.nest_at:
+            self.nest()
+        if call in self.fail_at:
+            self.fail(start, stop)
+        if call % 7 == 0:
+            self.look_for_cancel(start)
+        self.ledger.mark(self.ledger.done, start, stop)
+        return (start, stop) if self.reduces else None
+
+    def fail(self, start: int, stop: int) -> None:
+        upto = start
+        for _ in range(self.rng.randint(0, 2)):
+            if upto < stop:
+                reached = self.rng.randint(upto + 1, stop)
+                self.ledger.mark(self.ledger.done, upto, reached)
+                upto = reached
+                current_chunk().advance(upto)
+        raise self.error()
+
+    def look_for_cancel(self, start: int) -> None:
+        current_chunk().check_cancelled()
+
+    def nest(self) -> None:
+        self.nested = Trial(self.rng, loop_runs=False, depth=self.depth + 1)
+        self.nested.run_sync()
+        self.nested.check()
+
+    def undo(self, start: int, stop: int) -> None:
+        with self.count_lock:
+            self.undo_calls += 1
+            call = self.undo_calls
+        assert not self.finished, "undo ran after the job was over"
+        if call in self.undo_fails_at:
+            raise self.error()
+        self.ledger.mark(self.ledger.undone, start, stop)
+
+    async def undo_async(self, start: int, stop: int) -> None:
+        import anyio.lowlevel
+
+        await anyio.lowlevel.cancel_shielded_checkpoint()
+        self.undo(start, stop)
+
+    def reduce(self, a: Any, b: Any) -> Any:
+        """Brackets, so that the result shows the tree."""
+        if self.reduce_fails_at:
+            self.reduce_fails_at -= 1
+            if not self.reduce_fails_at:
+                raise self.error()
+        return (a, b)
+
+    # How it is run and what came of it.
+
+    outcome: Report[Any] | BaseException | None = None
+
+    def run_sync(self) -> None:
+        try:
+            self.outcome = run_multithreaded_sync(self.job)
+        except BaseException as error:
+            self.outcome = error
+        self.finished = True
+
+    def check(self) -> None:
+        ledger, outcome = self.ledger, self.outcome
+        assert outcome is not None
+        more_than_once = ledger.where(lambda done, undone: done > 1 or undone > done)
+        assert not more_than_once, f"done twice or undone too often: {sorted(more_than_once)}"
+        kept = ledger.where(lambda done, undone: done > undone)
+        everything = set(ledger.units)
+        if isinstance(outcome, Report):
+            assert kept == everything, f"reported as done, but not: {everything - kept}"
+            if self.reduces:
+                assert leaves_of(outcome.value) == len(everything)
+            return
+        told = self.told(outcome)
+        if isinstance(outcome, UndoFailed):
+            assert units_of(outcome.ranges) == kept
+        elif self.undo_kind != "none":
+            assert not kept, f"neither done nor undone: {sorted(kept)} after {outcome!r}"
+        if told is not None:
+            assert units_of(told.done) == kept
+            assert units_of(told.undone) == ledger.where(lambda done, undone: undone > 0)
+            assert not units_of(told.unknown) & (kept | units_of(told.undone))
+            self.check_cuts(told)
+
+    def told(self, outcome: BaseException) -> aioktask.Failure | None:
+        try:
+            return failure(outcome)
+        except LookupError:
+            return None  # the loop's own cancellation
+
+    def check_cuts(self, told: aioktask.Failure) -> None:
+        assert isinstance(told.job, Job)
+
+
+def leaves_of(value: Any) -> int:
+    """The number of units under a value of `reduce`."""
+    if value == ():
+        return 0
+    if isinstance(value[0], int):
+        return int(value[1] - value[0])
+    return sum(leaves_of(each) for each in value)
+
+
+def units_of(ranges: tuple[range, ...]) -> set[int]:
+    found: set[int] = set()
+    for each in ranges:
+        assert not found & set(each), f"ranges overlap: {ranges}"
+        found |= set(each)
+    return found
+
+
+def control(
+    rng: random.Random,
+    *,
+    handle: Callable[[], Handle[Any] | None],
+    coordinator: Coordinator | None,
+    cancel_waiter: Callable[[], object] | None = None,
+) -> Callable[[], object]:
+    """One thing that happens in the middle of a job."""
+
+    def on_handle(act: Callable[[Handle[Any]], object]) -> Callable[[], object]:
+        def later() -> object:
+            found = handle()
+            return None if found is None else act(found)
+
+        return later
+
+    choices: list[Callable[[], object]] = [
+        lambda: aioktask.set_max_threads(rng.randint(1, 4)),
+        on_handle(lambda found: found.cancel()),
+        on_handle(lambda found: found.renice(rng.randint(-20, 19))),
+        on_handle(lambda found: setattr(found, "max_threads", rng.randint(1, 4))),
+        on_handle(lambda found: found.progress()),
+    ]
+    if coordinator is not None:
+        choices.append(
+            lambda: setattr(coordinator, "max_threads", rng.choice([None, 1, 2]))
+        )
+    if cancel_waiter is not None:
+        choices.append(cancel_waiter)
+    return rng.choice(choices)
+
+
+def pool_at_rest() -> None:
+    """Nothing is left of any job: no run, no serving thread, no count that stayed up."""
+    pool = current_pool()
+    with pool.lock:
+        assert not pool._runs, f"runs left: {pool!r}"
+        assert not pool._serving, f"threads still serve: {pool!r}"
+        assert not pool._waits, f"waits left: {pool!r}"
+        assert pool._scheduler.running == 0, repr(pool)
+        assert not pool._scheduler._groups, repr(pool)
+        assert not pool._scheduler._owed, repr(pool)
+        busy = [helper for helper in pool._helpers if not helper.idle]
+        assert not busy, f"helpers neither serve nor are idle: {pool!r}"
+
+
+def nothing_refers_to(watches: list[weakref.ref[Any]]) -> None:
+    gc.collect()
+    left = [watch() for watch in watches if watch() is not None]
+    assert not left, f"{len(left)} trials are still referred to"
+
+
+__all__ = [
+    "ChunkCancelled",
+    "JobCancelled",
+    "Ledger",
+    "Trial",
+    "control",
+    "nothing_refers_to",
+    "pool_at_rest",
+]
