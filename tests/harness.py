@@ -11,6 +11,7 @@ import gc
 import os
 import random
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -290,9 +291,15 @@ def pool_at_rest() -> None:
 
 
 def nothing_refers_to(watches: list[weakref.ref[Any]]) -> None:
-    gc.collect()
-    left = [watch() for watch in watches if watch() is not None]
-    assert not left, f"{len(left)} trials are still referred to"
+    """Every trial is forgotten, at the latest when the threads that served it are parked again."""
+    deadline = time.monotonic() + 10
+    while True:
+        gc.collect()
+        left = sum(watch() is not None for watch in watches)
+        if not left:
+            return
+        assert time.monotonic() < deadline, f"{left} trials are still referred to"
+        os.sched_yield()
 
 
 __all__ = [

@@ -94,6 +94,7 @@ class Outbox:
     def send(self) -> None:
         for event in self._events:
             events.emit(event)
+        self._events.clear()
         for waiter in self._waiters:
             waiter.wake()
         for run in self._undo:
@@ -465,6 +466,7 @@ class Pool:
         local.frame = frame
         frame.cpu_mark = thread_time_ns()
         signals = self.signals
+        raised: list[BaseException] = []
         try:
             while True:
                 try:
@@ -474,7 +476,9 @@ class Pool:
                     else:
                         position = frame.walk(signals)
                 except BaseException as error:
-                    following = self._raised(frame, error)
+                    raised.append(error)
+                if raised:
+                    following = self._raised(frame, raised)
                 else:
                     following = self._proceed(frame, position)
                 if following is not frame:
@@ -496,7 +500,10 @@ class Pool:
         outbox.send()
         return following
 
-    def _raised(self, frame: Frame, error: BaseException) -> Frame | None:
+    def _raised(self, frame: Frame, raised: list[BaseException]) -> Frame | None:
+        # Taken out of the list, so that nothing on this thread's stack refers to the exception, and
+        # by its traceback to the caller's memory, when the waiter wakes.
+        error = raised.pop()
         now = perf_counter_ns()
         error.__traceback__ = _beyond_engine(error.__traceback__)
         outbox = Outbox()
@@ -507,6 +514,7 @@ class Pool:
                 frame.run.reduce_raised(frame, error, now)
             else:
                 frame.run.chunk_raised(frame, error, now)
+            del error
             self.signals.generation += 1
             following = self._reconsider(frame, now, outbox)
         outbox.send()
@@ -514,13 +522,13 @@ class Pool:
 
     def _reconsider(self, frame: Frame, now: int, outbox: Outbox) -> Frame | None:
         """Choose again what the frame's thread serves."""
-        thread = frame.thread
+        thread, run = frame.thread, frame.run
         self._leave(frame, now, outbox)
         if isinstance(thread, Helper):
             self._find_work(thread, now, outbox)
         else:
             assert isinstance(thread, Caller)
-            if not self._enter_caller(frame.run, thread, now):
+            if not self._enter_caller(run, thread, now):
                 thread.frame = None
         following = thread.frame
         self._summon(now, outbox)

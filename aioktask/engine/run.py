@@ -381,6 +381,10 @@ class Run:
     def _forget(self) -> None:
         """Let go of what only a running job needs."""
         self._used = tuple((frame.busy, frame.cpu) for frame in self.frames.values())
+        for frame in self.frames.values():
+            # Its thread looks at the frame once more after the waiter was woken, who may by then
+            # want to close the memory that the job's function holds.
+            frame.run = OVER
         self.frames.clear()
         self.claims.clear()
         self.fn = _nothing
@@ -474,3 +478,18 @@ def _raisable(error: BaseException) -> BaseException:
     wrapped = RuntimeError(f"the job's function raised {type(error).__name__}")
     wrapped.__cause__ = error
     return wrapped
+
+
+# What frames of a run that is over refer to.
+OVER = Run(
+    Job(_nothing, 0, name="over"),
+    Split(threads=0, chunk=1, spans=()),
+    number=0,
+    group=Group(),
+    nice=0,
+    context=Context(),
+    loop=None,
+    parent=None,
+    hold=False,
+)
+OVER.phase = Phase.DONE

@@ -104,8 +104,10 @@ class AsyncioWaiter:
 
     def wake(self) -> None:
         self._woken = True
-        with contextlib.suppress(RuntimeError):  # the loop is closed: `Posted` tells of the loss
-            self._loop.call_soon_threadsafe(Posted(self._set, self._lost))
+        posted = Posted(self._set, self._lost)
+        self._lost = None  # which refers to the run
+        with contextlib.suppress(RuntimeError):  # the loop is closed: `posted` tells of the loss
+            self._loop.call_soon_threadsafe(posted)
 
     def _look(self) -> None:
         if self._woken:
@@ -166,8 +168,10 @@ class TrioWaiter:
         self.nice = nice
 
     def wake(self) -> None:
+        posted = Posted(self._event.set, self._lost)
+        self._lost = None
         with contextlib.suppress(sys.modules["trio"].RunFinishedError):
-            self._token.run_sync_soon(Posted(self._event.set, self._lost))
+            self._token.run_sync_soon(posted)
 
     def wait(self) -> Awaitable[object]:
         waiting: Coroutine[Any, Any, None] = self._event.wait()
