@@ -130,7 +130,7 @@ class Handle(Generic[T]):
         if not self._run.over:
             refuse_running_loop("Handle.result()", "await the handle instead")
             _wait_in_thread(pool, self._run, timeout)
-        return cast("Report[T]", self._run.result())
+        return cast("Report[T]", pool.result(self._run))
 
     def __await__(self) -> Generator[Any, None, Report[T]]:
         return self._wait().__await__()
@@ -143,7 +143,7 @@ class Handle(Generic[T]):
         outer = enclosing_frame()
         with _OnBehalf(pool, outer, run):
             await wait_over(pool, loop, run, _waiter_nice(outer, run))
-        return cast("Report[T]", run.result())
+        return cast("Report[T]", pool.result(run))
 
     def _own_pool(self) -> Pool:
         if self._pool.dead:
@@ -339,12 +339,12 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
         except BaseException as cancellation:
             pool.cancel(run)
             await wait_over_shielded(pool, loop, run, nice)
-            _raise_failed_undo_of(run, cancellation)
+            _raise_failed_undo_of(pool, run, cancellation)
             raise
     finally:
         if parent is not None:
             pool.end_wait(parent, run, detect=False)
-    return cast("Report[T]", run.result())
+    return cast("Report[T]", pool.result(run))
 
 
 def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
@@ -402,14 +402,14 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
             told = told_of(run.cancellation())
             if told is not None:
                 set_failure(interrupt, told)
-            _raise_failed_undo_of(run, interrupt)
+            _raise_failed_undo_of(pool, run, interrupt)
             raise interrupt
     if parent is not None and run.cancelled and parent.unwanted():
         # A chunk of this run noticed that the enclosing job wants no more work: go on with that.
         assert outer is not None
-        _raise_failed_undo_of(run, run.cancellation())
+        _raise_failed_undo_of(pool, run, run.cancellation())
         outer.check_cancelled()
-    return cast("Report[T]", run.result())
+    return cast("Report[T]", pool.result(run))
 
 
 def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
@@ -556,10 +556,12 @@ def _wait_in_thread(pool: Pool, run: Run, timeout: float | None) -> None:
             pool.remove_waiter(run, waiter)
 
 
-def _raise_failed_undo_of(run: Run, cause: BaseException) -> None:
-    if run.undo_failed:
+def _raise_failed_undo_of(pool: Pool, run: Run, cause: BaseException) -> None:
+    with pool.lock:
+        failed = run.undo_failed
+        run.told = run.told or failed
+    if failed:
         assert run.verdict is not None
-        run.told = True
         run.verdict.__cause__ = cause
         raise run.verdict
 

@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from time import perf_counter_ns, thread_time_ns
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from aioktask.engine import events
 from aioktask.engine.frame import Frame, Signals, local
@@ -34,6 +34,7 @@ from aioktask.engine.limits import Cap
 from aioktask.engine.run import Phase, Run, Waiter
 from aioktask.engine.schedule import SLICE_NS, Group, Scheduler
 from aioktask.errors import DeadlockError
+from aioktask.job import Report
 
 # How many helpers are woken at once; each that arrives wakes as many again.
 SUMMON_AHEAD = 2
@@ -211,8 +212,6 @@ class Pool:
 
     def commit(self, run: Run) -> bool:
         """Take the result of a run that is held; False when it is not there (yet, or any more)."""
-        if run.over:
-            return True
         outbox = Outbox()
         with self.lock:
             run.commit()
@@ -221,6 +220,12 @@ class Pool:
             done = run.over
         outbox.send()
         return done
+
+    def result(self, run: Run) -> Report[Any]:
+        """What a run that is over returns or raises."""
+        with self.lock:
+            pass  # `over` is read without the lock: wait until whoever set it is done with the rest
+        return run.result()
 
     def add_waiter(self, run: Run, waiter: Waiter) -> bool:
         """Have `waiter` woken when the run is over, or perhaps sooner; False when it is over."""
