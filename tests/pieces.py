@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -22,13 +24,13 @@ def run_in_pieces(job: Job[T], chunk: int, threads: int) -> T:
         *range((job.start // chunk + 1) * chunk, job.stop, chunk),
         job.stop,
     ]
-    pieces = list(zip(edges, edges[1:], strict=False)) if job.size else []
+    pieces = list(itertools.pairwise(edges)) if job.size else []
     with ThreadPoolExecutor(threads) as pool:
         values: list[Any] = list(pool.map(lambda piece: bound.fn(*piece), pieces))
     if job.reduce is None:
         return bound.value() if bound.value is not None else None  # type: ignore[return-value]
     if job.initial is not ...:
-        values.insert(0, job.initial)
+        values.insert(0, copy.deepcopy(job.initial))
     while len(values) > 1:
         pairs = zip(values[::2], values[1::2], strict=False)
         values = [job.reduce(*pair) for pair in pairs] + values[len(values) & ~1 :]

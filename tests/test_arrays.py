@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask import arrays
+from aioktask import arrays, run_multithreaded_sync
 from aioktask.job import Job
 from tests.pieces import run_in_pieces
 
@@ -28,9 +28,11 @@ NUMBERS = ["u1", "i2", "<i4", ">i4", "i8", "f2", "f4", "f8", "c16"]
 OTHERS = ["?", "S3", "U2", "M8[s]", "m8[ms]", "V3"]
 
 
-@pytest.fixture(params=[(1, 1), (2, 4), (5, 3), (MIB, 1)], scope="module")
+@pytest.fixture(params=["engine", (1, 1), (2, 4), (5, 3)], ids=str, scope="module")
 def run(request: pytest.FixtureRequest) -> Run:
     """The value of a job, cut one way or another."""
+    if request.param == "engine":
+        return lambda job: run_multithreaded_sync(job).value
     chunk, threads = request.param
     return lambda job: run_in_pieces(job, chunk, threads)
 
@@ -47,7 +49,7 @@ def views(
     base = np.zeros(base_shape, dtype, order=draw(st.sampled_from(["C", "F"])))
     random = np.random.default_rng(draw(st.integers(0, 1000)))
     base[...] = random.integers(-100, 100, base_shape).astype("V3" if dtype.kind == "V" else dtype)
-    view = base[tuple(slice(None, None, step) for step in steps)]
+    view = base[(*(slice(None, None, step) for step in steps), ...)]
     return view.transpose(draw(st.permutations(range(view.ndim))))
 
 
@@ -137,30 +139,25 @@ def test_apply_over_nothing_returns_out(run: Run) -> None:
     assert run(job) is out
 
 
-def by_value(x: Any) -> Any:
-    """The type of the block depends on the values in it, as `np.where` and parsers make it."""
-    return x.astype(complex) if x[0] >= 2 else x
-
-
 @pytest.mark.parametrize(
     ("fn", "error", "message"),
     [
         (lambda x: x[:1], ValueError, r"the 2 rows of its views along axis 0, got shape \(1, 3\)"),
-        (lambda x: 1.0, ValueError, r"the 2 rows of its views along axis 0, got shape \(\)"),
-        (lambda x: x[:, : 1 + int(x[0, 0] > 5)], ValueError, r"does not fit .*; pass out="),
-        (lambda x: x[0, 0] > 5 and x or x.astype("i4"), TypeError, None),
+        (lambda x: None, ValueError, r"the 2 rows of its views along axis 0, got shape \(\)"),
+        (lambda x: x[:, : 1 + int(x[0, 0] > 5)], ValueError, r"\(2, 2\) .* \(4, 1\); pass out="),
         (lambda x: np.ma.masked_array(x), TypeError, "what fn returns is a masked array"),
     ],
 )
 def test_apply_refuses_blocks_that_do_not_fit(
-    fn: Callable[[Any], Any], error: type[Exception], message: str | None
+    fn: Callable[[Any], Any], error: type[Exception], message: str
 ) -> None:
-    a = np.arange(12.0).reshape(4, 3)
-    if message is None:  # the type depends on the values
-        fn = lambda x: x if x[0, 0] > 5 else x.astype("i4")  # noqa: E731
-        message = "float64 .* int32 .* pass out="
     with pytest.raises(error, match=message):
-        run_in_pieces(arrays.apply(fn, a), 2, 1)
+        run_in_pieces(arrays.apply(fn, np.arange(12.0).reshape(4, 3)), 2, 1)
+
+
+def by_value(x: Any) -> Any:
+    """A block whose type depends on the values in it."""
+    return x.astype(complex) if x[0] >= 2 else x
 
 
 def test_apply_refuses_blocks_of_two_types_whichever_is_first() -> None:
@@ -272,7 +269,7 @@ def overlaps() -> Iterator[Any]:
     yield pytest.param(np.ones((2, 4)), five[::2, :, 1][1:].swapaxes(0, 1).T, None, id="slices")
 
 
-@pytest.mark.parametrize(("source", "out", "wrong"), overlaps())
+@pytest.mark.parametrize(("source", "out", "wrong"), list(overlaps()))
 def test_overlap(source: Any, out: Any, wrong: str | None, run: Run) -> None:
     made: list[Callable[[], Job[Any]]] = [
         lambda: arrays.apply(lambda x: x + 1, source, out=out),
@@ -291,13 +288,11 @@ def test_overlap(source: Any, out: Any, wrong: str | None, run: Run) -> None:
 
 
 def test_overlap_that_is_too_hard_to_decide_is_refused() -> None:
-    # Strides without a common divisor make a knapsack problem of the question.
-    base = np.zeros(10_000_000, "u1")
-    primes = (9973, 9967, 9949, 9941, 9931, 9929, 9923, 9907)
-    tangle = functools.partial(np.lib.stride_tricks.as_strided, shape=(12,) * 8, strides=primes)
-    lower, upper = tangle(base), base[5::7][: 12**5]
-    with pytest.raises(ValueError, match=r"out may overlap \(that was too hard to find out\)"):
-        arrays.apply(lambda x: x, lower.reshape(-1)[: 12**5] * 0, lower[..., 0], out=upper)
+    memory = np.zeros(192163377, "i1")  # never touched, so it costs nothing
+    tangle = np.lib.stride_tricks.as_strided(memory, (1049,) * 3, (36674, 61119, 85569))
+    out = memory[64023025:][: 12224 * 1049].reshape(1049, 12224)[:, 5:9]
+    with pytest.raises(ValueError, match=r"out may overlap input 0 .*too hard to find out"):
+        arrays.apply(lambda x: x, tangle, out=out)
 
 
 # fill and copy
@@ -305,21 +300,13 @@ def test_overlap_that_is_too_hard_to_decide_is_refused() -> None:
 
 @given(a=views([*NUMBERS, *OTHERS]), zero=st.booleans())
 def test_fill_equals_numpy_and_touches_nothing_else(run: Run, a: Any, zero: bool) -> None:
-    base = a
-    while base.base is not None:
-        base = base.base
-    around = base.copy()
-    inside = around.__array_interface__["data"][0] - base.__array_interface__["data"][0]
+    base = a if a.base is None else a.base
+    expected = base.copy(order="K")
+    offset = a.ctypes.data - base.ctypes.data
     value = np.zeros((), a.dtype) if zero else np.full((), 1, "i8").astype(a.dtype)
-    address = a.__array_interface__["data"][0] + inside
-    twin = np.ndarray(a.shape, a.dtype, around, offset_of(around, address), a.strides)
-    twin[...] = value
+    np.ndarray(a.shape, a.dtype, expected, offset, a.strides)[...] = value
     assert run(arrays.fill(a, value)) is a
-    assert base.tobytes() == around.tobytes()
-
-
-def offset_of(base: Any, address: int) -> int:
-    return address - int(base.__array_interface__["data"][0])
+    assert same(base, expected)
 
 
 @pytest.mark.parametrize(
@@ -345,7 +332,7 @@ def test_fill_takes_values_as_numpy_does(dtype: Any, value: Any, run: Run) -> No
     a, expected = np.empty((3, 5), dtype), np.empty((3, 5), dtype)
     expected.fill(value)
     assert run(arrays.fill(a, value)) is a
-    assert a.tolist() == expected.tolist()
+    assert repr(a.tolist()) == repr(expected.tolist())
 
 
 def test_fill_of_some_fields_leaves_the_others(run: Run) -> None:
@@ -441,6 +428,9 @@ def test_reduce_equals_numpy_for_integers(run: Run, data: st.DataObject) -> None
             },
         )
     )
+    if ufunc is np.lcm:  # what overflows is not associative: nothing above 12 here
+        a = a % 5
+        options = {name: 3 if name == "initial" else value for name, value in options.items()}
     try:
         expected = ufunc.reduce(a, axis=axis, **options)
     except (TypeError, ValueError) as error:
@@ -503,6 +493,8 @@ def test_reduce_of_objects_dates_and_strings(run: Run) -> None:
     pairs = np.array([["a", 1], ["b", 2], ["c", 3]], object)
     assert run(arrays.reduce(np.add, pairs)).tolist() == ["abc", 6]
     assert run(arrays.reduce(np.logical_or, np.array([0, "", 3, 4], object))) == 3
+    either = np.array([[0, "x"], [3, "y"], [4, ""]], object)
+    assert run(arrays.reduce(np.logical_or, either)).tolist() == [3, "x"]
     days = np.array(["2001-01-01", "1999-09-09", "NaT"], "M8[D]")
     assert run(arrays.reduce(np.fmin, days)) == np.datetime64("1999-09-09")
     assert same(run(arrays.reduce(np.maximum, days[:2, None])), days[:1])

@@ -2,7 +2,7 @@
 # A function over the rows of arrays, with the result put together from its blocks.
 #
 # The result never depends on which block is finished first: its type and shape are those of the
-# first block, and a block that differs is refused. Each run has a `Result` of its own.
+# first block, and a block that differs is refused. Each run has a `_Result` of its own.
 """`apply`: a job that calls a function on some rows at a time."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aioktask.job import Bound, Job, check_function, integer, job_that_makes
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Result", "apply"]
+__all__ = ["apply"]
 
 A = TypeVar("A", bound=Array)
 S = TypeVar("S", bound=np.generic)
@@ -131,7 +131,7 @@ def apply(
     def bind() -> Bound[A]:
         if out_arg:
             return Bound(write, lambda: cast("A", out))
-        result = Result(axis, length, order, target)
+        result = _Result(axis, length, order, target)
 
         def assign(start: int, stop: int) -> None:
             result.put(
@@ -150,7 +150,7 @@ def apply(
     return job_that_makes(job, bind)
 
 
-class Result:
+class _Result:
     """Where the blocks of one run go: `out`, or an array made for the block finished first."""
 
     def __init__(self, axis: int, length: int, order: Literal["C", "F"], out: Array | None) -> None:

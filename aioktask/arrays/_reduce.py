@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import numpy as np
 
-from aioktask.arrays._apply import Result
 from aioktask.arrays._layout import Array, axis_to_split, checked_axis, lanes, plain, rows, rows_of
 from aioktask.job import Bound, Job, integer, job_that_makes
 
@@ -96,14 +95,14 @@ def reduce(
         source, split = whole, axis_to_split(whole) if whole.size else cast("int", over)
     size = source.shape[split]
 
-    def reduce_rows(start: int, stop: int, **given: Any) -> Reduced:
+    def reduce_rows(start: int, stop: int, **more: Any) -> Reduced:
         view = source[rows(split, start, stop)]
-        return cast("Reduced", ufunc.reduce(view, axis=over, dtype=dtype, **given))
+        return cast("Reduced", ufunc.reduce(view, axis=over, dtype=dtype, **more))
 
     def combine(a: Reduced, b: Reduced) -> Reduced:
         if not single:
             array = cast("Array", a)
-            return cast("Reduced", ufunc(array, b, out=array, dtype=type(kind)))
+            return cast("Reduced", ufunc(array, b, out=array))
         # By `reduce` again, which takes an object for an object, whatever it is.
         pair: Array = np.empty(2, kind)
         pair[0], pair[1] = a, b
@@ -114,11 +113,13 @@ def reduce(
         # No row of the result needs more than its own rows: nothing to combine.
         def bind() -> Bound[Reduced]:
             kept = cast("int", over)
-            result = Result(split - (kept < split), size, "C", None)
-            return Bound(
-                lambda start, stop: result.put(reduce_rows(start, stop, **given), start, stop),
-                result.array,
-            )
+            result: Array = np.empty(whole.shape[:kept] + whole.shape[kept + 1 :], kind)
+            along = split - (kept < split)
+
+            def reduce_into(start: int, stop: int) -> None:
+                reduce_rows(start, stop, out=result[rows(along, start, stop)], **given)
+
+            return Bound(reduce_into, lambda: result)
 
         return job_that_makes(
             Job(

@@ -222,14 +222,14 @@ class Coordinator:
         try:
             await loop.checkpoint_if_cancelled()
             for run in left:
-                await wait_over(pool, loop, run, run.entry.nice)
+                await wait_over(pool, loop, run, run.entry.nice, watches=True)
         except GeneratorExit:
             for run in left:
                 pool.cancel_soon(run)
             raise
         except BaseException as error:
             for run in pool.shut(group, cancel=True):
-                await wait_over_shielded(pool, loop, run, run.entry.nice)
+                await wait_over_shielded(pool, loop, run, run.entry.nice, watches=True)
             _raise_undo_failed(pool, group, error)
             raise
         _raise_undo_failed(pool, group, None)
@@ -249,7 +249,7 @@ class Coordinator:
         pool, group = self._scope()
         loop = _needed_loop(pool, "leaving a coordinator")
         for run in pool.shut(group, cancel=True):
-            await wait_over_shielded(pool, loop, run, run.entry.nice)
+            await wait_over_shielded(pool, loop, run, run.entry.nice, watches=True)
         _raise_undo_failed(pool, group, exc)
 
     def __enter__(self) -> Coordinator:
@@ -265,10 +265,10 @@ class Coordinator:
         pool, group = self._scope()
         try:
             for run in pool.shut(group, cancel=exc is not None):
-                _wait_in_thread(pool, run, None)
+                _wait_in_thread(pool, run, None, watches=True)
         except BaseException as error:  # KeyboardInterrupt: a second one gives up
             for run in pool.shut(group, cancel=True):
-                _wait_in_thread(pool, run, None)
+                _wait_in_thread(pool, run, None, watches=True)
             _raise_undo_failed(pool, group, error)
             raise
         _raise_undo_failed(pool, group, exc)
@@ -544,12 +544,14 @@ def _needed_loop(pool: Pool, what: str) -> Loop:
     return loop
 
 
-def _wait_in_thread(pool: Pool, run: Run, timeout: float | None) -> None:
+def _wait_in_thread(
+    pool: Pool, run: Run, timeout: float | None, *, watches: bool = False
+) -> None:
     outer = local.frame
     waiter = ThreadWaiter(_waiter_nice(outer, run))
     with _Nested(pool, None if outer is None else outer.run, run):
         try:
-            while pool.add_waiter(run, waiter):
+            while pool.add_waiter(run, waiter, watches=watches):
                 if not pool.wait_parked(waiter, -1 if timeout is None else max(timeout, 0)):
                     raise TimeoutError(f"the job {run.job.name!r} is not over after {timeout} s")
         finally:

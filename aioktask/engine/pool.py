@@ -86,8 +86,10 @@ class Outbox:
             run.news.clear()
 
     def wake(self, run: Run) -> None:
-        self._waiters.extend(run.waiters)
+        self._waiters += run.waiters
+        self._waiters += run.watchers
         run.waiters.clear()
+        run.watchers.clear()
 
     def start_undo(self, run: Run) -> None:
         self._undo.append(run)
@@ -227,18 +229,22 @@ class Pool:
             pass  # `over` is read without the lock: wait until whoever set it is done with the rest
         return run.result()
 
-    def add_waiter(self, run: Run, waiter: Waiter) -> bool:
-        """Have `waiter` woken when the run is over, or perhaps sooner; False when it is over."""
+    def add_waiter(self, run: Run, waiter: Waiter, *, watches: bool = False) -> bool:
+        """Have `waiter` woken when the run is over, or perhaps sooner; False when it is over.
+
+        One that only watches will not take the result, so does not count as somebody who is told.
+        """
         with self.lock:
             if run.over:
                 return False
-            run.waiters.append(waiter)
+            (run.watchers if watches else run.waiters).append(waiter)
             return True
 
     def remove_waiter(self, run: Run, waiter: Waiter) -> None:
         with self.lock:
-            if waiter in run.waiters:
-                run.waiters.remove(waiter)
+            for waiters in (run.waiters, run.watchers):
+                if waiter in waiters:
+                    waiters.remove(waiter)
 
     def renice(self, run: Run, nice: int) -> None:
         with self.lock:

@@ -119,7 +119,8 @@ class Run:
         self.loop = loop  # where a coroutine undo runs
         self.parent = parent  # the run in whose chunk somebody waits for this one, if so
         self.hold = hold and job.undo is not None  # a cancel may come until `commit`
-        self.waiters: list[Waiter] = []
+        self.waiters: list[Waiter] = []  # who will get the result
+        self.watchers: list[Waiter] = []  # who waits for the end only: a coordinator's exit
         self.news: list[Event] = []  # to be told outside the lock
         self.frames: dict[object, Frame] = {}
         self.reduces = job.reduce is not None

@@ -328,11 +328,13 @@ def _wakeups_can_be_lost(loop: asyncio.AbstractEventLoop) -> bool:
     return gil is not None and not gil() and type(loop).__module__.startswith("uvloop")
 
 
-async def wait_over(pool: Pool, loop: Loop, run: Run, nice: int) -> None:
+async def wait_over(
+    pool: Pool, loop: Loop, run: Run, nice: int, *, watches: bool = False
+) -> None:
     """Wait until the run is over. A cancellation detaches the waiter."""
     while not run.over:
         waiter = loop.waiter(nice)
-        if not pool.add_waiter(run, waiter):
+        if not pool.add_waiter(run, waiter, watches=watches):
             return
         try:
             await waiter.wait()
@@ -340,14 +342,16 @@ async def wait_over(pool: Pool, loop: Loop, run: Run, nice: int) -> None:
             pool.remove_waiter(run, waiter)
 
 
-async def wait_over_shielded(pool: Pool, loop: Loop, run: Run, nice: int) -> None:
+async def wait_over_shielded(
+    pool: Pool, loop: Loop, run: Run, nice: int, *, watches: bool = False
+) -> None:
     """The same across any number of cancellations, which are dropped: the first is on its way."""
     # The scope keeps anyio and trio from cancelling again and again; asyncio's own cancel passes it.
     with contextlib.ExitStack() as scopes:
         scopes.enter_context(anyio.CancelScope(shield=True))
         while not run.over:
             try:
-                await wait_over(pool, loop, run, nice)
+                await wait_over(pool, loop, run, nice, watches=watches)
             except asyncio.CancelledError:
                 continue
             except GeneratorExit:  # the loop is gone, so the scope cannot be left in its task

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+# Chunks that stop where a test wants them: the way to have a thread at a known place, without sleeping.
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import anyio
+import anyio.from_thread
+import anyio.lowlevel
+
+PATIENCE = 30.0
+
+
+class Gate:
+    """A function for a job whose chunks wait inside until the test opens the gate."""
+
+    def __init__(self) -> None:
+        self._entered = threading.Semaphore(0)
+        self._open = threading.Event()
+        self.lock = threading.Lock()
+        self.done: list[tuple[int, int]] = []
+        self.undone: list[tuple[int, int]] = []
+
+    def chunk(self, start: int, stop: int) -> None:
+        self._entered.release()
+        assert self._open.wait(PATIENCE), "the test never opened the gate"
+        with self.lock:
+            self.done.append((start, stop))
+
+    def undo(self, start: int, stop: int) -> None:
+        with self.lock:
+            self.undone.append((start, stop))
+
+    def open(self) -> None:
+        self._open.set()
+
+    def wait_entered(self, chunks: int = 1) -> None:
+        """Until so many chunks are inside. Blocks the thread."""
+        for _ in range(chunks):
+            assert self._entered.acquire(timeout=PATIENCE), "no chunk came"
+
+    async def entered(self, chunks: int = 1) -> None:
+        """The same for a task: looks once a turn of the loop, which stays alive."""
+        with anyio.fail_after(PATIENCE):
+            for _ in range(chunks):
+                while not self._entered.acquire(blocking=False):
+                    await anyio.lowlevel.checkpoint()
+
+
+def units(ranges: list[tuple[int, int]]) -> list[int]:
+    """Every unit, in order, as often as it occurs."""
+    return sorted(unit for start, stop in ranges for unit in range(start, stop))
+
+
+async def turns_pass() -> None:
+    """Some turns of the loop, also in a cancelled scope: a cancel is delivered meanwhile."""
+    with anyio.CancelScope(shield=True):
+        for _ in range(10):
+            await anyio.lowlevel.checkpoint()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Until the condition holds, looking once a turn of the loop."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await anyio.lowlevel.checkpoint()

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: MIT
+# The command line as a user meets it: real processes, judged by what they print and their status.
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import aioktask
+from aioktask.__main__ import main, size
+
+ROOT = Path(aioktask.__file__).parents[1]
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`python -m aioktask` in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "aioktask", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+def printed(*arguments: str) -> str:
+    """What the same prints, without a process."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert main(arguments) == 0
+    return out.getvalue()
+
+
+# info
+
+
+def test_info_says_what_the_cap_is_and_why() -> None:
+    ended = run("info", AIOKTASK_MAX_THREADS="3")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "3: AIOKTASK_MAX_THREADS=3" in ended.stdout
+    for word in ("CPUs", "quota", "node 0", "Python", "asyncio", "numpy"):
+        assert word in ended.stdout
+
+
+def test_info_as_json_is_what_the_library_goes_by() -> None:
+    told = json.loads(printed("info", "--json"))
+    assert told["cap"]["threads"] == aioktask.max_threads()
+    assert set(told["cpus"]) <= set(told["online"])
+    assert told["nodes"]
+    assert all(node["memory"] >= 0 for node in told["nodes"])
+    assert told["loops"][0] == "asyncio"
+
+
+# plan
+
+
+@given(
+    units=st.integers(0, 10**6),
+    start=st.integers(0, 10**6),
+    align=st.integers(1, 64),
+    chunk=st.none() | st.integers(1, 10**4),
+    threads=st.none() | st.integers(1, 8),
+)
+def test_plan_is_the_librarys_own(
+    units: int, start: int, align: int, chunk: int | None, threads: int | None
+) -> None:
+    chunk = None if chunk is None else chunk * align
+    options = ["--start", str(start), "--align", str(align)]
+    options += [] if chunk is None else ["--chunk", str(chunk)]
+    options += [] if threads is None else ["--max-threads", str(threads)]
+    told = json.loads(printed("plan", str(units), *options, "--json"))
+    job = aioktask.Job(print, units, start=start, align=align, chunk=chunk, max_threads=threads)
+    made = aioktask.plan(job)
+    assert (told["threads"], told["chunk"], told["chunks"]) == (
+        made.threads,
+        made.chunk,
+        made.chunks,
+    )
+    assert told["limited_by"] == made.limited_by
+    every = [[each.start, each.stop] for each in made.boundaries()]
+    assert told["first"] == every[: len(told["first"])]
+    assert told["last"] == every[len(every) - len(told["last"]) :]
+    assert len(told["first"]) + len(told["last"]) == min(len(every), 6)
+
+
+def test_plan_of_a_huge_range_is_told_at_once() -> None:
+    told = printed("plan", "16TiB", "--chunk", "4KiB")
+    assert "4,294,967,296" in told.splitlines()[2]
+    assert f"{16 << 40:,}" in told.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "units"),
+    [
+        ("0", 0),
+        ("1000", 1000),
+        ("1_000", 1000),
+        ("0x1000", 4096),
+        ("4KiB", 4 * KIB),
+        ("64MiB", 64 * MIB),
+        ("64 mib", 64 * MIB),
+        ("1.5GiB", 3 * GIB // 2),
+        ("1TB", 10**12),
+        ("2kB", 2000),
+        ("7B", 7),
+        ("123456789123456789TiB", 123456789123456789 << 40),
+    ],
+)
+def test_sizes_are_read_as_they_are_written(text: str, units: int) -> None:
+    assert size(text) == units
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "4Gix", "1.5", "0.3KiB", "1e6", "4 4", "_", "²KiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="a size is like"):
+        size(text)
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "said"),
+    [
+        ([], {}, "COMMAND"),
+        (["nonsense"], {}, "nonsense"),
+        (["plan"], {}, "SIZE"),
+        (["plan", "4Gix"], {}, "4Gix"),
+        (["plan", "-5"], {}, "size must be at least 0, got -5"),
+        (["plan", "5", "--align", "0"], {}, "align must be at least 1, got 0"),
+        (["plan", "5", "--chunk", "3", "--align", "2"], {}, "multiple of align"),
+        (["bench", "nonsense"], {}, "nonsense"),
+        (["bench", "overhead", "--json", "/nowhere/at/all"], {}, "/nowhere/at"),
+        (["info"], {"AIOKTASK_MAX_THREADS": "many"}, "many"),
+    ],
+)
+def test_bad_arguments_are_told_in_one_line(
+    arguments: list[str], environ: dict[str, str], said: str
+) -> None:
+    ended = run(*arguments, **environ)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1
+    assert said in ended.stderr
+
+
+# demo
+
+
+def test_demo_shows_every_way_and_leaves_nothing_half_done() -> None:
+    ended = run("demo", "--quick")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    lines = ended.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    for way in ("in the coroutine", "asyncio.to_thread", "run_multithreaded"):
+        assert sum(line.strip().startswith(way) for line in lines) == 2
+    cancelled, failed = (
+        next(line.split() for line in lines if word in line)
+        for word in ("JobCancelled", "ValueError")
+    )
+    for chunks, undone, left, still_set in (cancelled[-4:], failed[-4:]):
+        assert 0 < int(undone) <= int(chunks)
+        assert (left, still_set) == ("0", "0")
+
+
+# bench
+
+
+@pytest.mark.parametrize("name", ["overhead", "arrays", "memory"])
+def test_bench_writes_its_figures_as_json(name: str) -> None:
+    ended = run("bench", name, "--quick", "--json", "-")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    assert told["benchmark"] == name
+    assert told["command"] == f"python -m aioktask bench {name} --quick"
+    assert told["machine"]["packages"]["numpy"]
+    assert told["tables"]
+    assert told["samples"]
+    for times in told["samples"].values():
+        assert all(seconds > 0 for values in times.values() for seconds in values)
+        assert len({len(values) for values in times.values()}) == 1
+    for promise in told["promises"]:
+        assert promise["low"] <= promise["median"] <= promise["high"]
+        assert isinstance(promise["kept"], bool)
+    assert told["tables"][0]["title"] in ended.stderr  # the tables are shown all the same
+
+
+def test_bench_writes_to_a_file_and_shows_its_tables(tmp_path: Path) -> None:
+    target = tmp_path / "figures.json"
+    ended = run("bench", "memory", "--quick", "--json", str(target), PATH="", CC="")
+    assert ended.returncode == 0, ended.stderr
+    assert "no compiler" in ended.stdout
+    told = json.loads(target.read_text())
+    assert told["promises"] == []  # there is nothing to compare with
+
+
+def test_bench_names_the_peers_that_are_not_installed() -> None:
+    program = (
+        "import sys; sys.modules.update(joblib=None, dask=None, uvloop=None);"
+        "from aioktask.__main__ import main; main(['bench', 'overhead', '--quick'])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    rows = [line for line in ended.stdout.splitlines() if "not installed" in line]
+    assert [row.split()[0].rstrip(",") for row in sorted(rows)] == [
+        "dask.delayed",
+        "joblib",
+        "uvloop",
+    ]
