@@ -331,7 +331,7 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
         pool.submit(run, waiter=waiter, nested=parent is not None and parent.entry.group is group)
         try:
             await waiter.wait()
-            while not pool.commit(run):
+            while not (pool.commit(run) if run.hold else run.over):
                 await wait_over(pool, loop, run, nice)
         except GeneratorExit:
             pool.cancel_soon(run)
@@ -494,7 +494,6 @@ def _new_run(
     return Run(
         job,
         split(job, cap),
-        number=pool.next_number(),
         group=group,
         nice=submitted_nice(job.nice),
         context=_context_for_threads(),

@@ -128,8 +128,10 @@ class Parking:
         return self._lock.acquire(timeout=timeout)
 
     def open(self) -> None:
-        with contextlib.suppress(RuntimeError):  # open already
+        try:
             self._lock.release()
+        except RuntimeError:  # open already
+            pass
 
 
 class Helper:

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from time import perf_counter_ns, thread_time_ns
 from types import TracebackType
 from typing import Any, NoReturn
@@ -76,13 +77,15 @@ class Outbox:
     __slots__ = ("_events", "_undo", "_waiters")
 
     def __init__(self) -> None:
-        self._events: list[events.Event] = []
+        self._events: list[tuple[Context, events.Event]] = []
         self._waiters: list[Waiter] = []
         self._undo: list[Run] = []
 
     def add(self, run: Run) -> None:
+        """Take what the run has to tell: in the context of who submitted it."""
         if run.news:
-            self._events.extend(run.news)
+            context = run.context.copy()
+            self._events += ((context, event) for event in run.news)
             run.news.clear()
 
     def wake(self, run: Run) -> None:
@@ -95,9 +98,10 @@ class Outbox:
         self._undo.append(run)
 
     def send(self) -> None:
-        for event in self._events:
-            events.emit(event)
-        self._events.clear()
+        if self._events:
+            for context, event in self._events:
+                context.run(events.emit, event)
+            self._events.clear()
         for waiter in self._waiters:
             waiter.wake()
         for run in self._undo:
@@ -135,11 +139,6 @@ class Pool:
 
     # What the coordinator asks for, on any thread.
 
-    def next_number(self) -> int:
-        with self.lock:
-            self._numbers += 1
-            return self._numbers
-
     def submit(
         self,
         run: Run,
@@ -160,6 +159,8 @@ class Pool:
             assert isinstance(group, RunGroup)
             if not nested:
                 self._check_open(group)
+            self._numbers += 1
+            run.submitted(self._numbers)
             self._runs[run] = None
             group.runs[run] = None
             if waiter is not None:
@@ -216,12 +217,12 @@ class Pool:
         """Take the result of a run that is held; False when it is not there (yet, or any more)."""
         outbox = Outbox()
         with self.lock:
-            run.commit()
-            if run.over and run in self._runs:
+            if run.phase is Phase.SETTLED:
+                run.commit()
                 self._end(run, outbox)
-            done = run.over
+            over = run.over
         outbox.send()
-        return done
+        return over
 
     def result(self, run: Run) -> Report[Any]:
         """What a run that is over returns or raises."""

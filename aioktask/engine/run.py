@@ -68,6 +68,7 @@ class Run:
 
     # What most runs never change stands on the class: a run is made for every request of a server.
     phase = Phase.WORK
+    number = 0  # of this run in the process; the pool's to give
     caller: Waiter | None = None  # a calling thread that would take more chunks
     tree: Tree | None = None  # of a reduce
     initial: object | EllipsisType = ...
@@ -100,7 +101,6 @@ class Run:
         job: Job[Any],
         split: Split,
         *,
-        number: int,
         group: Group,
         nice: int,
         context: Context,
@@ -109,7 +109,6 @@ class Run:
         hold: bool,
     ) -> None:
         self.job = job
-        self.number = number
         self._bound = job.bind()
         self.fn = self._bound.fn
         self.claims = Claims(split.spans, split.chunk)
@@ -129,13 +128,20 @@ class Run:
             self.initial = ... if job.initial is ... else copy.deepcopy(job.initial)
         self._heard = events.routine_is_heard()
         self.submitted_at = perf_counter_ns()
-        if self._heard:
-            self.tell(
-                EventKind.SUBMITTED, size=job.size, chunk=split.chunk, threads=split.threads
-            )
 
     def __repr__(self) -> str:
         return f"<Run {self.number} of {self.job.name!r}: {self.phase.value}>"
+
+    def submitted(self, number: int) -> None:
+        """The pool took the run in, as this number of its process."""
+        self.number = number
+        if self._heard:
+            self.tell(
+                EventKind.SUBMITTED,
+                size=self.job.size,
+                chunk=self.claims.chunk,
+                threads=self.threads_planned,
+            )
 
     # What may happen now.
 
@@ -338,8 +344,8 @@ class Run:
             chunks=self.chunks_done,
             queued=(self.first_claim - self.submitted_at) / 1e9 if self.first_claim else 0.0,
             elapsed=self._elapsed(),
-            cpu_time=sum(cpu for _, cpu in self._used) / 1e9,
-            busy=tuple(sorted((wall / 1e9 for wall, _ in self._used), reverse=True)),
+            cpu_time=sum([cpu for _, cpu in self._used]) / 1e9,
+            busy=tuple(sorted([wall / 1e9 for wall, _ in self._used], reverse=True)),
         )
 
     def _finish(self) -> None:
@@ -485,7 +491,6 @@ def _raisable(error: BaseException) -> BaseException:
 OVER = Run(
     Job(_nothing, 0, name="over"),
     Split(threads=0, chunk=1, spans=()),
-    number=0,
     group=Group(),
     nice=0,
     context=Context(),

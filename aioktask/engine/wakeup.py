@@ -106,8 +106,10 @@ class AsyncioWaiter:
         self._woken = True
         posted = Posted(self._set, self._lost)
         self._lost = None  # which refers to the run
-        with contextlib.suppress(RuntimeError):  # the loop is closed: `posted` tells of the loss
+        try:
             self._loop.call_soon_threadsafe(posted)
+        except RuntimeError:  # the loop is closed: `posted` tells of the loss
+            pass
 
     def _look(self) -> None:
         if self._woken:
