@@ -2,17 +2,12 @@
 """Multithreaded jobs for asyncio, after the Linux kernel's ktask and padata."""
 
 from aioktask import arrays, memory
-from aioktask.engine.coordinator import (
-    Coordinator,
-    Handle,
-    plan,
-    run_multithreaded,
-    run_multithreaded_sync,
-)
+from aioktask.engine.coordinator import Coordinator, Handle
 from aioktask.engine.frame import current_chunk
 from aioktask.engine.plan import Plan
 from aioktask.engine.priority import priority
 from aioktask.engine.process import max_threads, set_max_threads
+from aioktask.engine.running import plan, run_multithreaded, run_multithreaded_sync
 from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
 from aioktask.job import Chunk, Failure, Job, Part, Progress, Report, failure
 from aioktask.observe import events as _events

@@ -8,12 +8,20 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import operator
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from types import EllipsisType, FunctionType
+from types import EllipsisType
 from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, cast, overload
+
+from aioktask.checks import (
+    check_callable,
+    check_function,
+    check_name,
+    integer,
+    is_async,
+    name_of,
+    nice_value,
+)
 
 __all__ = ["Chunk", "Failure", "Job", "Part", "Progress", "Report", "failure"]
 
@@ -22,8 +30,6 @@ T_co = TypeVar("T_co", covariant=True)
 
 ChunkFunction = Callable[[int, int], T]
 UndoFunction = Callable[[int, int], object] | Callable[[int, int], Coroutine[Any, Any, object]]
-
-NICE_RANGE = range(-20, 20)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +176,7 @@ class Job(Generic[T]):
     ) -> None:
         check_function("fn", fn)
         if undo is not None:
-            _check_callable("undo", undo)
+            check_callable("undo", undo)
         if reduce is not None:
             check_function("reduce", reduce)
         elif initial is not ...:
@@ -190,7 +196,7 @@ class Job(Generic[T]):
         put("reduce", reduce)
         put("initial", initial)
         put("nice", nice_value("nice", nice))
-        put("name", _name(fn) if name is None else _check_name(name))
+        put("name", name_of(fn) if name is None else check_name(name))
         put("_bind", None)
         if self.chunk is not None:
             if self.chunk % self.align:
@@ -213,7 +219,7 @@ class Job(Generic[T]):
     @property
     def undo_is_async(self) -> bool:
         """Whether `undo` is a coroutine function."""
-        return self.undo is not None and _is_async(self.undo)
+        return self.undo is not None and is_async(self.undo)
 
     def bind(self) -> Bound[T]:
         """The function and the result of one run: called by the engine once for each run."""
@@ -373,91 +379,6 @@ class Chunk:
         That is so after a cancel and after the failure of another chunk.
         """
         self._owner.check_cancelled()
-
-
-def integer(name: str, value: object, *, least: int | None = None) -> int:
-    """`value` as an int: anything with ``__index__`` but a bool, and at least `least`.
-
-    Raises:
-        TypeError: It is no integer.
-        ValueError: It is too small.
-    """
-    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        number = operator.index(cast("SupportsIndex", value))
-    except TypeError as error:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from error
-    if least is not None and number < least:
-        raise ValueError(f"{name} must be at least {least}, got {number}")
-    return number
-
-
-def nice_value(name: str, value: object) -> int:
-    """`value` as a nice: an integer from -20 to 19."""
-    number = integer(name, value)
-    if number not in NICE_RANGE:
-        raise ValueError(f"{name} must be from -20 to 19, got {number}")
-    return number
-
-
-def _check_callable(name: str, function: object) -> None:
-    if not callable(function):
-        raise TypeError(f"{name} must be callable as {name}(start, stop), got {function!r}")
-
-
-_NOT_ORDINARY = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
-
-
-def _is_plain(function: object) -> bool:
-    """Whether it is certainly an ordinary function: what most are, told quickly."""
-    return (
-        type(function) is FunctionType
-        and not function.__code__.co_flags & _NOT_ORDINARY
-        and not function.__dict__  # where decorators mark coroutine functions
-    )
-
-
-def check_function(name: str, function: object) -> None:
-    if _is_plain(function):
-        return
-    if not callable(function):
-        raise TypeError(f"{name} must be callable, got {function!r}")
-    if _is_async(function):
-        raise TypeError(
-            f"{name} runs on a helper thread and must be an ordinary function, "
-            f"got the async {_name(function)}"
-        )
-    if any(inspect.isgeneratorfunction(target) for target in _targets(function)):
-        raise TypeError(
-            f"{name} must be an ordinary function: calling the generator function "
-            f"{_name(function)} would do nothing"
-        )
-
-
-def _targets(function: object) -> tuple[object, object]:
-    """The function behind partials, and the ``__call__`` of its type."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function, getattr(type(function), "__call__", None)
-
-
-def _is_async(function: object) -> bool:
-    return not _is_plain(function) and any(
-        inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
-        for target in _targets(function)
-    )
-
-
-def _name(function: object) -> str:
-    target = _targets(function)[0]
-    return str(getattr(target, "__qualname__", type(target).__name__))
-
-
-def _check_name(name: object) -> str:
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a string, got {name!r}")
-    return name
 
 
 def _check_parts(parts: Iterable[Part] | None, start: int, stop: int) -> tuple[Part, ...]:

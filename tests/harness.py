@@ -280,13 +280,14 @@ def pool_at_rest() -> None:
     """Nothing is left of any job: no run, no serving thread, no count that stayed up."""
     pool = current_pool()
     with pool.lock:
-        assert not pool._runs, f"runs left: {pool!r}"
-        assert not pool._serving, f"threads still serve: {pool!r}"
-        assert not pool._waits, f"waits left: {pool!r}"
-        assert pool._scheduler.running == 0, repr(pool)
-        assert not pool._scheduler._groups, repr(pool)
-        assert not pool._scheduler._owed, repr(pool)
-        busy = [helper for helper in pool._helpers if not helper.idle]
+        state = pool.state
+        assert not state.runs, f"runs left: {pool!r}"
+        assert not state.serving, f"threads still serve: {pool!r}"
+        assert not state.waits, f"waits left: {pool!r}"
+        assert state.scheduler.running == 0, repr(pool)
+        assert not state.scheduler._groups, repr(pool)
+        assert not state.scheduler._owed, repr(pool)
+        busy = [helper for helper in state.helpers if not helper.idle]
         assert not busy, f"helpers neither serve nor are idle: {pool!r}"
 
 

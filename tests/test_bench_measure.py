@@ -222,11 +222,11 @@ def test_columns_are_aligned() -> None:
     assert table.splitlines() == [
         "Title",
         "-----",
-        "                    number   other",
-        "  a                   1.00       -",
+        "                   number   other",
+        "  a                  1.00       -",
         "",
         "heading",
-        "  longer name    1,234,567    text",
+        "  longer name   1,234,567    text",
         "  * A note.",
     ]
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -173,6 +174,19 @@ def test_demo_shows_every_way_and_leaves_nothing_half_done() -> None:
     for chunks, undone, left, still_set in (cancelled[-4:], failed[-4:]):
         assert 0 < int(undone) <= int(chunks)
         assert (left, still_set) == ("0", "0")
+
+
+def test_demo_says_what_a_kernel_cannot_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EINVAL, "Invalid argument: madvise")
+
+    monkeypatch.setattr("aioktask.demo.populate_plainly", refused)
+    assert main(["demo", "--quick"]) == 0
+    shown = capsys.readouterr().out
+    assert "populate: cannot be done here: [Errno 22]" in shown
+    assert "JobCancelled" in shown
 
 
 # bench

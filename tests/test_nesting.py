@@ -139,7 +139,7 @@ async def test_a_chunk_may_wait_for_a_handle_when_every_helper_does(helpers: int
         await coordinator.submit(Job(outer, 8, chunk=1))
     assert counter.value == 40
     pool = current_pool()
-    assert pool._scheduler.running == 0
+    assert pool.state.scheduler.running == 0
 
 
 @everywhere
@@ -185,7 +185,7 @@ async def test_a_cycle_of_waits_is_found_when_the_last_wait_would_begin() -> Non
                 await handle
             errors.append(caught.value)
     assert all(sorted(error.jobs) == ["a", "b", "c"] for error in errors)
-    assert not current_pool()._waits
+    assert not current_pool().state.waits
 
 
 @everywhere

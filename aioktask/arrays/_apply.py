@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Literal, SupportsIndex, TypeVar, cast, overloa
 import numpy as np
 
 from aioktask.arrays._layout import Array, checked_axis, plain, refuse_overlap, rows, writable
-from aioktask.job import Bound, Job, check_function, integer, job_that_makes
+from aioktask.checks import check_function, integer
+from aioktask.job import Bound, Job, job_that_makes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 import numpy as np
 
 from aioktask.arrays._layout import Array, axis_to_split, checked_axis, lanes, plain, rows, rows_of
-from aioktask.job import Bound, Job, integer, job_that_makes
+from aioktask.checks import integer
+from aioktask.job import Bound, Job, job_that_makes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, DTypeLike

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
-# The engine: knows nothing of NumPy, memory or servers. Each module imports only those above it in
-# this list: topology, plan, claims, tuning, schedule, limits, priority, reduction, undo, events, run,
-# helpers, wakeup, coordinator. All up to and including `undo` are pure.
+# The engine: knows nothing of NumPy, memory or servers. Each module imports only those before it here:
+# topology, plan, claims, tuning, schedule, limits, priority, waits, reduction, undo (decisions, without
+# threads), events, frame, helpers, run, state, pool, process, wakeup, interrupt (threads and loops),
+# submission, coordinator, running (what a program calls).

@@ -91,15 +91,16 @@ class Keeper:
         # SimpleQueue.put is reentrant: a signal handler or finalizer may interrupt another put.
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        # Guards the making of the thread. Only tried: who holds it makes the thread for all.
+        self._making = threading.Lock()
 
     def soon(self, function: Callable[[], None]) -> None:
-        """Have `function` called on the keeper. Never blocks; needs `start` some time."""
+        """Have `function` called on the keeper."""
         self._queue.put(function)
-
-    def start(self) -> None:
-        """Make the thread. Under the pool's lock, so that there is one."""
-        if self._thread is None:
-            self._thread = start_blocked(self._keep, f"{NAME} keeper")
+        if self._thread is None and self._making.acquire(blocking=False):
+            if self._thread is None:
+                self._thread = start_blocked(self._keep, f"{NAME} keeper")
+            self._making.release()
 
     def _keep(self) -> None:
         _be_like_the_process()

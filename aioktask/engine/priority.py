@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import SupportsIndex
 
-from aioktask.job import nice_value
+from aioktask.checks import nice_value
 
 _block: ContextVar[int | None] = ContextVar("aioktask_priority", default=None)
 

@@ -12,10 +12,10 @@ import atexit
 import os
 import threading
 
+from aioktask.checks import integer
 from aioktask.engine.limits import process_cap
 from aioktask.engine.pool import Pool
 from aioktask.engine.topology import read_topology
-from aioktask.job import integer
 
 _making = threading.Lock()  # guards the making of _pool
 _pool: Pool | None = None

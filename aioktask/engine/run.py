@@ -27,6 +27,7 @@ from aioktask.engine import events
 from aioktask.engine.claims import Claims
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.frame import Frame, enclosing
+from aioktask.engine.helpers import Caller
 from aioktask.engine.plan import Split, chunk_size, count_chunks, most_threads, undo_grain
 from aioktask.engine.reduction import Tree
 from aioktask.engine.schedule import Entry, Group
@@ -60,7 +61,7 @@ class UndoLoop(Protocol):
 class UndoOnLoop(Protocol):
     """A coroutine undo on its way."""
 
-    def go_on_elsewhere(self) -> None: ...
+    def rescue(self) -> None: ...
 
 
 class Run:
@@ -69,7 +70,7 @@ class Run:
     # What most runs never change stands on the class: a run is made for every request of a server.
     phase = Phase.WORK
     number = 0  # of this run in the process; the pool's to give
-    caller: Waiter | None = None  # a calling thread that would take more chunks
+    caller: Caller | None = None  # a calling thread that would take more chunks
     tree: Tree | None = None  # of a reduce
     initial: object | EllipsisType = ...
     # What was done.
@@ -109,6 +110,7 @@ class Run:
         hold: bool,
     ) -> None:
         self.job = job
+        self.name = job.name
         self._bound = job.bind()
         self.fn = self._bound.fn
         self.claims = Claims(split.spans, split.chunk)

@@ -267,8 +267,13 @@ class UndoTask:
         """The loop dropped this task. Called from a finalizer."""
         self._pool.keeper.soon(self.go_on_elsewhere)
 
+    def rescue(self) -> None:
+        """At exit: do not wait for a loop that runs no more."""
+        if not self.loop.is_running():
+            self._pool.keeper.soon(self.go_on_elsewhere)
+
     def go_on_elsewhere(self) -> None:
-        """On the keeper, or at exit: what was in hand counts as not undone; the rest goes on."""
+        """On the keeper: what was in hand counts as not undone; the rest goes on in a fresh loop."""
         if self.taken_over:
             return
         self.taken_over = True

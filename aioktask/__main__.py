@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: MIT
+# The command line: arguments in, text or JSON out. What is told is found out elsewhere.
+#
+# Exit status 0, or 2 with one line on stderr for arguments that make no sense.
+"""`python -m aioktask`: look at the machine, plan a job, see the demo, measure."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from aioktask import Job, Plan, plan
+from aioktask.bench import BENCHMARKS
+from aioktask.bench import run as run_benchmark
+from aioktask.bench.machine import info, info_text, machine_text, packages_text
+from aioktask.engine.plan import cut
+from aioktask.engine.process import current_pool
+
+# How many boundaries `plan` shows at either end.
+SHOWN = 3
+
+UNITS = {
+    "": 1,
+    "b": 1,
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def size(text: str) -> int:
+    """A number of units: 1000, 1_000, 0x1000, 64MiB, 1.5GiB, 4GB.
+
+    >>> size("64MiB"), size("1.5kB"), size("0x10")
+    (67108864, 1500, 16)
+    """
+    match = re.fullmatch(r"([0-9_]+(?:\.[0-9]+)?)\s*([a-z]*)", text.strip(), re.IGNORECASE)
+    try:
+        if match is None or match[2].lower() not in UNITS:
+            return int(text, 0)
+        number, unit = match[1], UNITS[match[2].lower()]
+        units = int(number) * unit if "." not in number else float(number) * unit
+        if units == int(units):
+            return int(units)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"a size is like 1000, 64MiB or 1.5GiB, got {text!r}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit status."""
+    parser = _parser()
+    asked = parser.parse_args(arguments)
+    try:
+        current_pool()  # AIOKTASK_MAX_THREADS may be nonsense
+        if asked.command == "plan":
+            made = plan(_planned_job(asked))
+    except (TypeError, ValueError) as error:
+        parser.error(str(error))
+    if asked.command == "info":
+        facts = info()
+        print(json.dumps(facts, indent=2) if asked.json else info_text(facts))
+    elif asked.command == "plan":
+        print(json.dumps(_plan_data(made), indent=2) if asked.json else _plan_text(made))
+    elif asked.command == "demo":
+        from aioktask.demo import demo
+
+        demo(quick=asked.quick)
+    else:
+        _bench(parser, asked.benchmark, asked.json, quick=asked.quick)
+    return 0
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="python -m aioktask", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    command = commands.add_parser("info", help="what the library sees of this machine")
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command = commands.add_parser("plan", help="how a job would be split, without running it")
+    command.add_argument("size", type=size, metavar="SIZE", help="units, like 1000 or 4GiB")
+    for name, default, text in (
+        ("min-chunk", 1, "the smallest number of units that are worth a call"),
+        ("align", 1, "chunks end on multiples of this"),
+        ("chunk", None, "fix the chunk size"),
+        ("max-threads", None, "the most threads"),
+        ("start", 0, "the first unit"),
+    ):
+        command.add_argument(f"--{name}", type=size, default=default, metavar="N", help=text)
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command = commands.add_parser("demo", help="what the library is for, in under a minute")
+    command.add_argument("--quick", action="store_true", help="in some seconds, on little data")
+    command = commands.add_parser(
+        "bench",
+        help="measure: " + ", ".join(BENCHMARKS),
+        description="\n".join(f"{name}: {text}" for name, text in BENCHMARKS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("benchmark", choices=list(BENCHMARKS), help="what to measure")
+    command.add_argument("--json", metavar="FILE", help="write the figures there too, - for stdout")
+    command.add_argument("--quick", action="store_true", help="in some seconds, figures of no use")
+    return parser
+
+
+def _planned_job(asked: argparse.Namespace) -> Job[None]:
+    return Job(
+        lambda start, stop: None,
+        asked.size,
+        start=asked.start,
+        align=asked.align,
+        min_chunk=asked.min_chunk,
+        chunk=asked.chunk,
+        max_threads=asked.max_threads,
+        name="plan",
+    )
+
+
+def _ends(made: Plan) -> tuple[list[range], list[range]]:
+    """The first and the last few chunks; all are among the first if they are few."""
+    if made.chunks <= 2 * SHOWN:
+        return list(made.boundaries()), []
+    [span] = made.spans
+    last_few = (span.stop - 1) // made.chunk - (SHOWN - 1)
+    chunks = made.boundaries()
+    first = [next(chunks) for _ in range(SHOWN)]
+    return first, list(cut(last_few * made.chunk, span.stop, made.chunk))
+
+
+def _plan_data(made: Plan) -> dict[str, object]:
+    first, last = _ends(made)
+    return {
+        "threads": made.threads,
+        "chunk": made.chunk,
+        "chunks": made.chunks,
+        "limited_by": made.limited_by,
+        "notes": list(made.notes),
+        "first": [[each.start, each.stop] for each in first],
+        "last": [[each.start, each.stop] for each in last],
+    }
+
+
+def _plan_text(made: Plan) -> str:
+    first, last = _ends(made)
+    lines = [
+        f"threads     {made.threads}, limited by {made.limited_by}",
+        f"chunk       {made.chunk:,} units",
+        f"chunks      {made.chunks:,}",
+        *[f"note        {note}" for note in made.notes],
+    ]
+    shown = [f"{each.start:>20,} to {each.stop:>20,}  {len(each):>16,} units" for each in first]
+    if last:
+        shown.append(f"{'...':>20}")
+        shown += [f"{each.start:>20,} to {each.stop:>20,}  {len(each):>16,} units" for each in last]
+    return "\n".join([*lines, *(["boundaries", *shown] if shown else [])])
+
+
+def _bench(parser: _Parser, name: str, target: str | None, *, quick: bool) -> None:
+    if target not in (None, "-") and not Path(target).parent.is_dir():
+        parser.error(f"--json: there is no directory {str(Path(target).parent)!r}")
+    began = time.perf_counter()
+    result = run_benchmark(
+        name, quick=quick, progress=lambda line: print(f"... {line}", file=sys.stderr, flush=True)
+    )
+    facts = info()
+    command = f"python -m aioktask bench {name}{' --quick' if quick else ''}"
+    seconds = time.perf_counter() - began
+    about = f"{command}\n{machine_text(facts)}\n{packages_text(facts)}"
+    text = f"{about}\nmeasured in {seconds:.0f} s\n\n{result.text()}"
+    print(text, file=sys.stderr if target == "-" else sys.stdout)
+    if target is not None:
+        data = {"command": command, "seconds": round(seconds, 1), "machine": facts}
+        figures = json.dumps({**data, **result.data()}, indent=2)
+        if target == "-":
+            print(figures)
+        else:
+            Path(target).write_text(figures + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+# The benchmarks by name: modules with `run(quick, progress)`, imported when one is asked for.
+#
+# They hold the library to its promises: contenders alternate within one run (`measure`), what is
+# missing on this machine (a peer, a compiler, a kernel's feature) is said in the table.
+"""Benchmarks: `python -m aioktask bench NAME`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import cast
+
+from aioktask.bench.measure import Result
+
+__all__ = ["BENCHMARKS", "run"]
+
+# Name and what it measures, for the command line's help.
+BENCHMARKS = {
+    "overhead": "what an empty chunk and a short awaited job cost, and the memory a job adds",
+    "arrays": "array work against plain NumPy and what one would do by hand",
+    "memory": "populate and clear against a C loop with the same chunk size and threads",
+}
+
+
+def run(name: str, *, quick: bool = False, progress: Callable[[str], object] = print) -> Result:
+    """Run one of `BENCHMARKS`.
+
+    Args:
+        name: Which.
+        quick: Some seconds only, to see that it works; the figures are no use.
+        progress: Called with a line about what is measured now.
+    """
+    module = importlib.import_module(f"aioktask.bench.{name}")
+    return cast("Result", module.run(quick, progress))

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: MIT
+# What the engine costs where the work costs nothing: a chunk, an awaited job, a job's memory.
+#
+# Everything is per chunk or per awaited job, each chunk is one call of the same empty function, and
+# the engine's jobs carry an `undo=`, since that is what the bookkeeping is for.
+"""`bench overhead`."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import statistics
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import aioktask
+from aioktask import Job, Report, run_multithreaded, set_max_threads
+from aioktask.bench.measure import (
+    PAIRS,
+    Contender,
+    Interval,
+    Promise,
+    Result,
+    against_best,
+    alternate,
+    interval,
+    ratio,
+)
+from aioktask.bench.peers import PEERS, nothing
+from aioktask.bench.table import Table
+
+__all__ = ["run"]
+
+HELPERS = (1, 2, 4, 16)
+MICRO = 1e6
+KIB = 1 << 10
+
+
+def run(quick: bool, progress: Callable[[str], object]) -> Result:
+    """The cost of an empty chunk, of a short awaited job, and the memory that a job adds."""
+    result = Result("overhead", quick)
+    _awaited_job(result, quick, progress)  # first, while there are as many helpers as usual
+    with _threads(max(HELPERS)):
+        _empty_chunk(result, quick, progress)
+        _memory(result, quick, progress)
+    return result
+
+
+@contextmanager
+def _threads(threads: int) -> Iterator[None]:
+    set_max_threads(threads)
+    try:
+        yield
+    finally:
+        set_max_threads(None)
+
+
+def _empty_chunk(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
+    chunks = 20_000 if quick else 500_000
+    rounds = 2 if quick else 11
+    with ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner())
+        present = [peer for peer in PEERS if not peer.missing]
+        ours = {threads: _engine(runner, chunks, threads) for threads in HELPERS}
+        loop = Contender("a for loop, no threads", lambda: _plain_loop(chunks), chunks)
+        rivals = []
+        for peer in present:
+            amount = max(peer.chunks // 20, 20) if quick else peer.chunks
+            work = stack.enter_context(peer.opened(2))
+            rivals.append(Contender(peer.name, lambda w=work, n=amount: w(n), amount))  # type: ignore[misc]
+        progress(f"empty chunks: {rounds} rounds")
+        times = alternate([*ours.values(), loop, *rivals], rounds)
+        progress("empty chunks: pairs with the best peer")
+        pairs = 3 if quick else PAIRS
+        best, fresh = against_best(ours[2], rivals, sweep=times, pairs=pairs)
+    share = ratio(fresh[ours[2].name], fresh[best.name])
+    two = statistics.median(times[ours[2].name])
+    result.tables.append(
+        Table(
+            "One empty chunk",
+            ("", "helpers", "us a chunk", "times aioktask with 2"),
+            [
+                *[(e.name, n, _micro(times[e.name]), None) for n, e in ours.items()],
+                (loop.name, None, _micro(times[loop.name]), None),
+                *[
+                    (peer.name, 2, _micro(times[peer.name]), _times(times[peer.name], two))
+                    if not peer.missing
+                    else (peer.name, 2, "not installed", None)
+                    for peer in PEERS
+                ],
+            ],
+            (
+                f"Each chunk is one call of an empty function; {chunks:,} chunks a job for "
+                "aioktask, with undo=; fewer for the peers, which are slow.",
+                f"The best peer is {best.name}: {pairs} fresh pairs with it give the ratio below.",
+            ),
+        )
+    )
+    result.samples["empty chunk"] = times
+    result.samples["empty chunk, pairs with the best peer"] = fresh
+    result.promises += [
+        Promise("one empty chunk, 2 helpers, us", 0.3, False, _micro(fresh[ours[2].name])),
+        Promise(f"the same, of {best.name}", 1 / 50, False, share),
+    ]
+
+
+def _engine(runner: asyncio.Runner, chunks: int, threads: int) -> Contender:
+    job = Job(nothing, chunks, chunk=1, max_threads=threads, undo=nothing)
+    name = f"aioktask, {threads} helper{'s' * (threads > 1)}"
+    return Contender(name, lambda: runner.run(run_multithreaded(job)), chunks)
+
+
+def _plain_loop(chunks: int) -> None:
+    for start in range(chunks):
+        nothing(start, start + 1)
+
+
+def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
+    awaits = 20 if quick else 300
+    pairs = 3 if quick else 2 * PAIRS + 1
+    job = Job(nothing, 1, chunk=1, undo=nothing)
+
+    async def jobs() -> None:
+        for _ in range(awaits):
+            await run_multithreaded(job)
+
+    async def to_thread() -> None:
+        for _ in range(awaits):
+            await asyncio.to_thread(nothing, 0, 1)
+
+    rows: list[tuple[object, ...]] = []
+    for loop, factory in _loops().items():
+        if factory is None:
+            rows.append((loop, "not installed", None, None))
+            continue
+        progress(f"short awaited jobs: {pairs} pairs on {loop}")
+        with asyncio.Runner(loop_factory=factory) as runner:
+            times = alternate(
+                [
+                    Contender("aioktask", lambda: runner.run(jobs()), awaits),
+                    Contender("to_thread", lambda: runner.run(to_thread()), awaits),
+                ],
+                pairs,
+            )
+        share = ratio(times["aioktask"], times["to_thread"])
+        rows.append((loop, _micro(times["aioktask"]), _micro(times["to_thread"]), share))
+        result.samples[f"short awaited job on {loop}"] = times
+        text = f"one short job awaited, of asyncio.to_thread, on {loop}"
+        result.promises.append(Promise(text, 0.7, False, share))
+    result.tables.append(
+        Table(
+            "One short job, awaited",
+            ("", "run_multithreaded, us", "asyncio.to_thread, us", "ratio"),
+            rows,
+            ("One chunk with an empty function, one after the other, the Job made once.",),
+        )
+    )
+
+
+def _loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop] | None]:
+    if importlib.util.find_spec("uvloop") is None:
+        return {"asyncio": asyncio.new_event_loop, "uvloop": None}
+    import uvloop
+
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def _memory(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
+    most = max(HELPERS)
+    rows: list[tuple[object, ...]] = []
+    for chunks in (1000, 20_000 if quick else 1_000_000):
+        progress(f"memory of a job of {chunks:,} chunks")
+        engine, everything, threads = _job_memory(chunks, most)
+        rows.append((f"{chunks:,} chunks", threads, engine / KIB, everything / KIB))
+        once = Interval(engine / KIB, engine / KIB, engine / KIB, 1)
+        text = f"memory the engine adds at {chunks:,} chunks, KiB"
+        result.promises.append(Promise(text, 64, False, once))
+    result.tables.append(
+        Table(
+            "Memory that a job adds",
+            ("", "helpers", "engine, KiB", "everything, KiB"),
+            rows,
+            (
+                "Engine: what its own files allocated and hold, the largest of some snapshots "
+                "while the job runs. Everything: the peak of all that Python allocated in that "
+                "time, the event loop's and the job's own included.",
+            ),
+        )
+    )
+
+
+def _job_memory(chunks: int, threads: int) -> tuple[int, int, int]:
+    """Bytes: of the engine, of everything at its peak; and the helpers that took part."""
+    with asyncio.Runner() as runner:
+
+        def once(look: Callable[[], None]) -> Report[None]:
+            job = Job(
+                _all_meet(chunks, threads, look),
+                chunks,
+                chunk=1,
+                max_threads=threads,
+                undo=nothing,
+            )
+            return runner.run(run_multithreaded(job))
+
+        once(lambda: None)  # the helpers are there from now on
+        tracemalloc.start()
+        try:
+            once(lambda: None)
+            before = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
+            report = once(lambda: None)
+            everything = tracemalloc.get_traced_memory()[1] - before
+            # Snapshots take memory themselves, so they have a job of their own.
+            own = [tracemalloc.Filter(True, str(Path(aioktask.__file__).parent / "engine" / "*"))]
+            held: list[int] = []
+
+            def look() -> None:
+                held.append(_total(tracemalloc.take_snapshot().filter_traces(own)))
+
+            look()
+            once(look)
+        finally:
+            tracemalloc.stop()
+    return max(held) - held[0], everything, report.peak_threads
+
+
+def _all_meet(chunks: int, threads: int, look: Callable[[], None]) -> Callable[[int, int], None]:
+    """A chunk's function: every helper takes part, and `look` is called at eight places."""
+    barrier = threading.Barrier(threads)
+    seen = threading.local()
+    every = chunks // 8
+
+    def meet(start: int, stop: int) -> None:
+        if not hasattr(seen, "met"):
+            seen.met = True
+            with suppress(threading.BrokenBarrierError):  # fewer came: the table says how many
+                barrier.wait(timeout=5)
+        if start % every == 0:
+            look()
+
+    return meet
+
+
+def _total(snapshot: tracemalloc.Snapshot) -> int:
+    return sum(trace.size for trace in snapshot.traces)
+
+
+def _micro(seconds: Sequence[float]) -> Interval:
+    return interval(each * MICRO for each in seconds)
+
+
+def _times(seconds: Sequence[float], base: float) -> float:
+    return statistics.median(seconds) / base

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+# What is refused, and in which words: the value that was given, and what is wanted instead.
+"""Checks of arguments."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+from types import FunctionType
+from typing import SupportsIndex, cast
+
+NICE_RANGE = range(-20, 20)
+
+
+def integer(name: str, value: object, *, least: int | None = None) -> int:
+    """`value` as an int: anything with ``__index__`` but a bool, and at least `least`.
+
+    Raises:
+        TypeError: It is no integer.
+        ValueError: It is too small.
+    """
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    try:
+        number = operator.index(cast("SupportsIndex", value))
+    except TypeError as error:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from error
+    if least is not None and number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+    return number
+
+
+def nice_value(name: str, value: object) -> int:
+    """`value` as a nice: an integer from -20 to 19."""
+    number = integer(name, value)
+    if number not in NICE_RANGE:
+        raise ValueError(f"{name} must be from -20 to 19, got {number}")
+    return number
+
+
+def check_callable(name: str, function: object) -> None:
+    if not callable(function):
+        raise TypeError(f"{name} must be callable as {name}(start, stop), got {function!r}")
+
+
+_NOT_ORDINARY = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+
+
+def _is_plain(function: object) -> bool:
+    """Whether it is certainly an ordinary function: what most are, told quickly."""
+    return (
+        type(function) is FunctionType
+        and not function.__code__.co_flags & _NOT_ORDINARY
+        and not function.__dict__  # where decorators mark coroutine functions
+    )
+
+
+def check_function(name: str, function: object) -> None:
+    if _is_plain(function):
+        return
+    if not callable(function):
+        raise TypeError(f"{name} must be callable, got {function!r}")
+    if is_async(function):
+        raise TypeError(
+            f"{name} runs on a helper thread and must be an ordinary function, "
+            f"got the async {name_of(function)}"
+        )
+    if any(inspect.isgeneratorfunction(target) for target in _targets(function)):
+        raise TypeError(
+            f"{name} must be an ordinary function: calling the generator function "
+            f"{name_of(function)} would do nothing"
+        )
+
+
+def _targets(function: object) -> tuple[object, object]:
+    """The function behind partials, and the ``__call__`` of its type."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function, getattr(type(function), "__call__", None)
+
+
+def is_async(function: object) -> bool:
+    return not _is_plain(function) and any(
+        inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
+        for target in _targets(function)
+    )
+
+
+def name_of(function: object) -> str:
+    target = _targets(function)[0]
+    return str(getattr(target, "__qualname__", type(target).__name__))
+
+
+def check_name(name: object) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f"name must be a string, got {name!r}")
+    return name

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: MIT
+# The calls that run one job: awaited, in a thread, and dry.
+"""Running a job and waiting until all of it is done, or all of it is undone."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar, cast
+
+from aioktask.engine.coordinator import Coordinator
+from aioktask.engine.frame import Frame, enclosing_frame, local
+from aioktask.engine.helpers import Caller
+from aioktask.engine.interrupt import interrupts_cancel
+from aioktask.engine.plan import Plan, make_plan
+from aioktask.engine.pool import Pool
+from aioktask.engine.process import current_pool
+from aioktask.engine.run import Run
+from aioktask.engine.state import RunGroup
+from aioktask.engine.submission import Nested, checked_job, needed_loop, new_run, nice_of_waiter
+from aioktask.engine.wakeup import refuse_running_loop, wait_over, wait_over_shielded
+from aioktask.job import Job, Report, set_failure, told_of
+
+T = TypeVar("T")
+
+
+async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
+    """Run a job on helper threads and wait until all of it is done, or all of it is undone.
+
+    The event loop (asyncio, uvloop or trio) stays free meanwhile.
+
+    Args:
+        job: What to run.
+        coordinator: Whose cap applies and who may cancel it. By default that of the chunk that
+            this is called for, else none.
+
+    Returns:
+        The report, with `value` what `reduce` made.
+
+    Raises:
+        BaseException: What the first failing chunk raised, as it is, with a note that names the job
+            and the chunk; `failure` tells the rest. Chunks that were done have been undone if there
+            is an `undo`.
+        UndoFailed: An undo raised: part of the work is still there.
+        JobCancelled: The coordinator ended the job.
+        TypeError: `job` is no Job.
+        RuntimeError: No event loop runs here, or the coordinator takes no more jobs.
+
+    **Cancellation.** This is always a checkpoint: in a scope that is cancelled already nothing
+    starts. Cancelled while it waits: no new chunk begins, running chunks finish, what was done is
+    undone, and then the cancellation goes on; further cancels change nothing. `UndoFailed` takes the
+    place of a cancellation, so a timeout does not swallow it.
+
+    >>> import asyncio
+    >>> from aioktask import Job
+    >>> job = Job(lambda start, stop: sum(range(start, stop)), 1000, reduce=lambda a, b: a + b)
+    >>> asyncio.run(run_multithreaded(job)).value
+    499500
+    """
+    pool = current_pool()
+    loop = needed_loop(pool, "run_multithreaded()")
+    await loop.checkpoint_if_cancelled()
+    outer = enclosing_frame()
+    group = _group(coordinator, outer)
+    parent = None if outer is None else outer.run
+    run = new_run(pool, group, job, loop, parent=parent, hold=True)
+    nice = nice_of_waiter(outer, run)
+    waiter = loop.waiter(nice, lost=None if not run.hold else _Abandoned(pool, run))
+    if parent is not None:
+        pool.begin_wait(parent, run, detect=False)
+    try:
+        pool.submit(run, waiter=waiter, nested=parent is not None and parent.entry.group is group)
+        try:
+            await waiter.wait()
+            while not (pool.commit(run) if run.hold else run.over):
+                await wait_over(pool, loop, run, nice)
+        except GeneratorExit:
+            pool.cancel_soon(run)
+            raise
+        except BaseException as cancellation:
+            pool.cancel(run)
+            await wait_over_shielded(pool, loop, run, nice)
+            _raise_failed_undo_of(pool, run, cancellation)
+            raise
+    finally:
+        if parent is not None:
+            pool.end_wait(parent, run, detect=False)
+    return cast("Report[T]", pool.result(run))
+
+
+def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
+    """Run a job, the calling thread taking chunks too, until all is done or all is undone.
+
+    For scripts, and for nested jobs inside a chunk: to any depth, since no free helper is needed.
+
+    Args:
+        job: What to run. Its `undo` must be a plain function: no loop runs here.
+        coordinator: As in `run_multithreaded`.
+
+    Returns:
+        The report.
+
+    Raises:
+        BaseException: What the first failing chunk raised, as in `run_multithreaded`.
+        UndoFailed: An undo raised: part of the work is still there.
+        JobCancelled: The coordinator ended the job.
+        KeyboardInterrupt: Ctrl-C in the main thread, after the undo. A second one gives up: it
+            names what is left, and helpers end the undo in the background.
+        RuntimeError: This thread runs an event loop, or the coordinator takes no more jobs.
+        TypeError: `job` is no Job, or its undo is a coroutine function.
+
+    >>> from aioktask import Job
+    >>> run_multithreaded_sync(Job(max, 10, reduce=max, chunk=2)).value
+    10
+    """
+    refuse_running_loop("run_multithreaded_sync()", "await run_multithreaded(job) instead")
+    pool = current_pool()
+    outer = local.frame
+    group = _group(coordinator, outer)
+    parent = None if outer is None else outer.run
+    run = new_run(pool, group, job, None, parent=parent, hold=True)
+    caller = Caller(nice_of_waiter(outer, run))
+    with interrupts_cancel(pool, run, caller) as asked:
+        nested = parent is not None and parent.entry.group is group
+        pool.submit(run, waiter=caller, caller=caller, nested=nested)
+        try:
+            with Nested(pool, parent, run):
+                pool.take_part(run, caller, given_up=lambda: asked.given_up)
+                while not (asked.given_up or asked.cancelled) and not pool.commit(run):
+                    pool.take_part(run, caller, given_up=lambda: asked.given_up)
+                if asked.cancelled:
+                    pool.cancel(run)
+                    pool.take_part(run, caller, given_up=lambda: asked.given_up)
+        except BaseException:
+            # A signal handler raised here: the second Ctrl-C, or one of the application's own.
+            pool.cancel(run)
+            if not asked.given_up:
+                raise
+        if asked.given_up and not run.over:
+            raise KeyboardInterrupt(_what_is_left(pool, run))
+        if asked.cancelled:
+            interrupt = KeyboardInterrupt()
+            told = told_of(run.cancellation())
+            if told is not None:
+                set_failure(interrupt, told)
+            _raise_failed_undo_of(pool, run, interrupt)
+            raise interrupt
+    if parent is not None and run.cancelled and parent.unwanted():
+        # A chunk of this run noticed that the enclosing job wants no more work: go on with that.
+        assert outer is not None
+        _raise_failed_undo_of(pool, run, run.cancellation())
+        outer.check_cancelled()
+    return cast("Report[T]", pool.result(run))
+
+
+def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
+    """How a job would be run now, without running it.
+
+    Args:
+        job: The job.
+        coordinator: Whose cap applies.
+
+    >>> from aioktask import Job
+    >>> plan(Job(print, 100, chunk=30, max_threads=1)).chunks
+    4
+    """
+    pool = current_pool()
+    caps = [(pool.cap.threads, f"the process: {pool.cap.reason}")]
+    if coordinator is not None and coordinator.max_threads is not None:
+        cap = coordinator.max_threads
+        caps.append((cap, f"the coordinator's max_threads={cap}"))
+    return make_plan(checked_job(job), caps)
+
+
+class _Abandoned:
+    """Called when a loop dropped the wake-up of a run's owner, so nobody will take the result."""
+
+    __slots__ = ("_pool", "_run")
+
+    def __init__(self, pool: Pool, run: Run) -> None:
+        self._pool = pool
+        self._run = run
+
+    def __call__(self) -> None:
+        self._pool.cancel_soon(self._run)
+
+
+def _group(coordinator: Coordinator | None, outer: Frame | None) -> RunGroup:
+    if coordinator is not None:
+        return coordinator.scope()[1]
+    if outer is not None:
+        group = outer.run.entry.group
+        assert isinstance(group, RunGroup)
+        return group
+    return current_pool().state.root
+
+
+def _raise_failed_undo_of(pool: Pool, run: Run, cause: BaseException) -> None:
+    with pool.lock:
+        failed = run.undo_failed
+        run.told = run.told or failed
+    if failed:
+        assert run.verdict is not None
+        run.verdict.__cause__ = cause
+        raise run.verdict
+
+
+def _what_is_left(pool: Pool, run: Run) -> str:
+    with pool.lock:
+        left = run.what_is_left()
+    ranges = ", ".join(f"{each.start} to {each.stop}" for each in left) or "nothing"
+    return f"gave up waiting for the job {run.job.name!r}; may be done and not undone yet: {ranges}"

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+# From a job to a run, and how a caller waits for one: what running a job, a handle and a coordinator have
+# in common.
+"""Submitting and waiting."""
+
+from __future__ import annotations
+
+import sys
+from contextvars import Context, copy_context
+from typing import Any
+
+from aioktask.engine.frame import Frame, local
+from aioktask.engine.helpers import ThreadWaiter
+from aioktask.engine.plan import split
+from aioktask.engine.pool import Pool
+from aioktask.engine.priority import submitted_nice, waiter_nice
+from aioktask.engine.run import Run
+from aioktask.engine.state import RunGroup
+from aioktask.engine.wakeup import Loop, running_loop
+from aioktask.job import Job
+
+
+def new_run(
+    pool: Pool,
+    group: RunGroup,
+    job: Job[Any],
+    loop: Loop | None,
+    *,
+    parent: Run | None,
+    hold: bool,
+) -> Run:
+    if checked_job(job).undo_is_async and loop is None:
+        raise TypeError(
+            f"the undo of the job {job.name!r} is a coroutine function, which runs on the loop "
+            "that is running at submit, and none is: pass an ordinary function"
+        )
+    cap = pool.cap.threads if group.cap is None else min(pool.cap.threads, group.cap)
+    return Run(
+        job,
+        split(job, cap),
+        group=group,
+        nice=submitted_nice(job.nice),
+        context=_context_for_threads(),
+        loop=loop,
+        parent=parent,
+        hold=hold,
+    )
+
+
+def checked_job(job: object) -> Job[Any]:
+    if not isinstance(job, Job):
+        raise TypeError(f"a Job is needed, got {job!r}")
+    return job
+
+
+def _context_for_threads() -> Context:
+    """A copy of the context, without the mark that some libraries leave of the running loop."""
+    context = copy_context()
+    sniffio = sys.modules.get("sniffio")
+    if sniffio is not None and context.get(sniffio.current_async_library_cvar) is not None:
+        context.run(sniffio.current_async_library_cvar.set, None)
+    return context
+
+
+def nice_of_waiter(outer: Frame | None, run: Run) -> int:
+    return waiter_nice(None if outer is None else outer.run.entry.nice, run.entry.nice)
+
+
+def needed_loop(pool: Pool, what: str) -> Loop:
+    loop = running_loop(pool)
+    if loop is None:
+        raise RuntimeError(f"{what} needs a running event loop: asyncio, uvloop or trio")
+    return loop
+
+
+class OnBehalf:
+    """While a task waits for a run on behalf of a chunk, the run may have one helper more."""
+
+    __slots__ = ("_awaited", "_pool", "_waiting")
+    detect = False
+
+    def __init__(self, pool: Pool, outer: Frame | None, awaited: Run) -> None:
+        self._pool = pool
+        self._waiting = None if outer is None else outer.run
+        self._awaited = awaited
+
+    def __enter__(self) -> None:
+        if self._waiting is not None:
+            self._pool.begin_wait(self._waiting, self._awaited, detect=self.detect)
+
+    def __exit__(self, *exc: object) -> None:
+        if self._waiting is not None:
+            self._pool.end_wait(self._waiting, self._awaited, detect=self.detect)
+
+
+class Nested(OnBehalf):
+    """While a chunk itself waits for a run: the same, and cycles of such waits are found."""
+
+    __slots__ = ()
+    detect = True
+
+    def __init__(self, pool: Pool, waiting: Run | None, awaited: Run) -> None:
+        self._pool = pool
+        self._waiting = waiting
+        self._awaited = awaited
+
+
+def wait_in_thread(
+    pool: Pool, run: Run, timeout: float | None, *, watches: bool = False
+) -> None:
+    outer = local.frame
+    waiter = ThreadWaiter(nice_of_waiter(outer, run))
+    with Nested(pool, None if outer is None else outer.run, run):
+        try:
+            while pool.add_waiter(run, waiter, watches=watches):
+                if not pool.wait_parked(waiter, -1 if timeout is None else max(timeout, 0)):
+                    raise TimeoutError(f"the job {run.job.name!r} is not over after {timeout} s")
+        finally:
+            pool.remove_waiter(run, waiter)
