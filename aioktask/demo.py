@@ -14,6 +14,7 @@ import mmap
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ import numpy as np
 from aioktask import (
     Coordinator,
     Failure,
+    Handle,
     Job,
     JobCancelled,
     failure,
@@ -229,11 +231,15 @@ class Trial:
 
     x: Floats
     out: Floats
-    fails_at: int | None = None
+    half_way: Callable[[], object]  # called in the chunk in the middle, on its helper
+
+    @property
+    def middle(self) -> int:
+        return len(self.x) // CHUNK // 2 * CHUNK
 
     def work(self, start: int, stop: int) -> None:
-        if start == self.fails_at:
-            raise ValueError("a bad block")
+        if start == self.middle:
+            self.half_way()
         self.out[start:stop] = expression(self.x[start:stop])
 
     def undo(self, start: int, stop: int) -> None:
@@ -251,26 +257,29 @@ class Trial:
 
 async def _cancelled(size: int) -> tuple[object, ...]:
     """A job that is cancelled when it is half done."""
-    trial = Trial(np.linspace(0.0, 1.0, size), np.zeros(size))
+    submitted: Future[Handle[None]] = Future()
+    # Cancelled by one of its own chunks, as any thread may: so it is always half-way.
+    trial = Trial(np.linspace(0.0, 1.0, size), np.zeros(size), lambda: submitted.result().cancel())
     try:
         async with Coordinator() as coordinator:
             handle = coordinator.submit(trial.job("cancelled"))
-            # A look every millisecond, as a progress bar would take it.
-            while handle.progress().done < size / 2 and not handle.done():  # noqa: ASYNC110
-                await asyncio.sleep(TICK)
-            handle.cancel()
+            submitted.set_result(handle)
             await handle
     except JobCancelled as error:
-        return trial.row("cancelled when half was done: JobCancelled", failure(error))
-    return ("cancelled, but all was done before", None, None, None, None)
+        return trial.row("cancelled in the middle: JobCancelled", failure(error))
+    raise AssertionError("the job was not cancelled")
 
 
 async def _failed(size: int) -> tuple[object, ...]:
     """A job of which a chunk in the middle fails."""
-    middle = size // CHUNK // 2 * CHUNK
-    trial = Trial(np.linspace(0.0, 1.0, size), np.zeros(size), fails_at=middle)
+
+    def fail() -> None:
+        raise ValueError("a bad block")
+
+    trial = Trial(np.linspace(0.0, 1.0, size), np.zeros(size), fail)
     try:
         await run_multithreaded(trial.job("failing"))
     except ValueError as error:
-        return trial.row(f"chunk {middle // CHUNK:,} raised ValueError: {error}", failure(error))
+        told = failure(error)
+        return trial.row(f"chunk {trial.middle // CHUNK:,} raised ValueError: {error}", told)
     raise AssertionError("the failing chunk did not run")

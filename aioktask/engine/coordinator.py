@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Generic, SupportsIndex, TypeVar, cast
 
 from aioktask.checks import integer, nice_value
+from aioktask.engine import accounts
 from aioktask.engine.frame import enclosing_frame, local
 from aioktask.engine.pool import Pool
 from aioktask.engine.process import current_pool
@@ -112,7 +113,7 @@ class Handle(Generic[T]):
         """
         pool = self._own_pool()
         with pool.lock:
-            return self._run.progress()
+            return accounts.progress(self._run)
 
     def result(self, timeout: float | None = None) -> Report[T]:
         """Wait in this thread until the job is over.

@@ -12,18 +12,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
-import sys
 import weakref
-from collections.abc import Iterable
 from contextvars import Context
 from enum import Enum
 from time import perf_counter_ns, thread_time_ns
 from types import EllipsisType, TracebackType
 from typing import Any, Protocol
 
-from aioktask.engine import events
+from aioktask.engine import accounts, events
 from aioktask.engine.claims import Claims
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.frame import Frame, enclosing
@@ -32,9 +29,9 @@ from aioktask.engine.plan import Split, chunk_size, count_chunks, most_threads, 
 from aioktask.engine.reduction import Tree
 from aioktask.engine.schedule import Entry, Group
 from aioktask.engine.tuning import next_stretch
-from aioktask.engine.undo import Failed, merge, outcome, subtract
+from aioktask.engine.undo import Failed, outcome
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
-from aioktask.job import Bound, Failure, Job, Progress, Report, set_failure, told_of
+from aioktask.job import Bound, Failure, Job, Report, set_failure
 
 
 class Phase(Enum):
@@ -94,7 +91,7 @@ class Run:
     verdict: BaseException | None = None
     told = False  # whether somebody got it
     _trace: TracebackType | None = None  # of the verdict, as it was raised
-    _used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
+    used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
     _failure: Failure | None = None
 
     def __init__(
@@ -150,6 +147,11 @@ class Run:
     @property
     def over(self) -> bool:
         return self.phase is Phase.DONE
+
+    @property
+    def working(self) -> bool:
+        """Whether there are chunks that have not ended, or not begun."""
+        return self.phase is Phase.WORK
 
     @property
     def stopping(self) -> bool:
@@ -257,7 +259,7 @@ class Run:
             if error is not self.error:
                 self.errors += (error,)
             return
-        self.error = _raisable(error)
+        self.error = accounts.raisable(error)
         self.error_chunk = chunk
         where = "in reduce" if chunk is None else f"in the chunk {chunk.start} to {chunk.stop}"
         note = f"raised {where} of the job {self.job.name!r}"
@@ -329,7 +331,7 @@ class Run:
             self.value = self.tree.value() if self.job.size else self.initial
         self._forget()
         if self._heard:
-            report = self.report()
+            report = accounts.report(self)
             self.tell(
                 EventKind.FINISHED,
                 elapsed=report.elapsed,
@@ -338,47 +340,17 @@ class Run:
                 threads=report.peak_threads,
             )
 
-    def report(self) -> Report[Any]:
-        """What a run tells that succeeded."""
-        return Report(
-            value=self.value,
-            peak_threads=self.peak_threads,
-            chunks=self.chunks_done,
-            queued=(self.first_claim - self.submitted_at) / 1e9 if self.first_claim else 0.0,
-            elapsed=self._elapsed(),
-            cpu_time=sum([cpu for _, cpu in self._used]) / 1e9,
-            busy=tuple(sorted([wall / 1e9 for wall, _ in self._used], reverse=True)),
-        )
-
     def _finish(self) -> None:
         self.phase = Phase.DONE
-        kept = merge(piece for piece, _ in self.undo_errors)
-        undone = self.job.undo is not None
-        self._failure = Failure(
-            job=self.job,
-            chunk=self.error_chunk,
-            errors=self.errors,
-            done=kept if undone else self.to_undo,
-            undone=_minus(self.to_undo, kept) if undone else (),
-            unknown=self.unknown,
-            inner=None if self.error is None else told_of(self.error),
-        )
+        self._failure = accounts.failure(self)
         cause = self.error if self.error is not None else self.cancellation()
         set_failure(cause, self._failure)
         self.verdict = self.error
         if self.undo_errors:
-            failed = UndoFailed(
-                f"undo of the job {self.job.name!r} failed, so part of it is still done",
-                [error for _, error in self.undo_errors],
-                kept,
-            )
-            failed.__cause__ = cause
-            set_failure(failed, self._failure)
-            self.verdict = failed
+            self.verdict = accounts.undo_failed(self, self._failure, cause)
+            self.tell(EventKind.UNDO_FAILED, ranges=self._failure.done, error=self.verdict)
         elif self.undoing:
-            self.tell(EventKind.UNDONE, ranges=self.to_undo)
-        if self.undo_errors:
-            self.tell(EventKind.UNDO_FAILED, ranges=kept, error=self.verdict)
+            self.tell(EventKind.UNDONE, ranges=self._failure.undone)
         if self.error is not None:
             self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk)
         else:
@@ -389,7 +361,7 @@ class Run:
 
     def _forget(self) -> None:
         """Let go of what only a running job needs."""
-        self._used = tuple((frame.busy, frame.cpu) for frame in self.frames.values())
+        self.used = tuple((frame.busy, frame.cpu) for frame in self.frames.values())
         for frame in self.frames.values():
             # Its thread looks at the frame once more after the waiter was woken, who may by then
             # want to close the memory that the job's function holds.
@@ -416,44 +388,11 @@ class Run:
         """The report of a run that is over, or what it raises."""
         self.told = True
         if not self.stopping:
-            return self.report()
+            return accounts.report(self)
         if self.verdict is not None:
             # Each raise would add to the traceback of the one exception that all waiters get.
             raise self.verdict.with_traceback(self._trace)
         raise self.cancellation()
-
-    def progress(self) -> Progress:
-        """Where the run stands."""
-        walking = [frame for frame in self.frames.values() if frame.live and not self.undoing]
-        done = self.done_units + sum(max(frame.start - frame.first, 0) for frame in walking)
-        chunks = self.chunks_done + sum(
-            count_chunks(frame.first, frame.start, self.claims.chunk) for frame in walking
-        )
-        elapsed = self._elapsed()
-        return Progress(
-            done=done,
-            size=self.job.size,
-            threads=self.entry.threads,
-            chunks=chunks,
-            elapsed=elapsed,
-            rate=done / elapsed if elapsed > 0 else 0.0,
-        )
-
-    def _elapsed(self) -> float:
-        if not self.first_claim:
-            return 0.0
-        end = perf_counter_ns() if self.phase is Phase.WORK else self.last_chunk
-        return max(end - self.first_claim, 0) / 1e9
-
-    def what_is_left(self) -> tuple[range, ...]:
-        """What may be done and is not undone yet: for somebody who gives up waiting."""
-        if self.undoing:
-            kept = [piece for piece, _ in self.undo_errors]
-            walking = [range(frame.first, frame.stop) for frame in self.frames.values()]
-            return merge([*kept, *walking, *(range(*each) for each in self.claims.free)])
-        return subtract(
-            range(self.job.start, self.job.stop), (range(*each) for each in self.claims.free)
-        )
 
     def tell(self, kind: EventKind, **details: object) -> None:
         self.news.append(
@@ -466,27 +405,6 @@ def _nothing(start: int, stop: int) -> None:
 
 
 _NOTHING: Bound[Any] = Bound(_nothing)
-
-
-def _minus(ranges: Iterable[range], holes: tuple[range, ...]) -> tuple[range, ...]:
-    return merge(piece for each in ranges for piece in subtract(each, holes))
-
-
-def _raisable(error: BaseException) -> BaseException:
-    """`error`, or a RuntimeError in its place where raising it would say something else.
-
-    A StopIteration would end the waiter's coroutine, a loop's cancellation would read as one of the
-    waiter.
-    """
-    trio = sys.modules.get("trio")
-    misread: tuple[type[BaseException], ...] = (StopIteration, asyncio.CancelledError)
-    if trio is not None:
-        misread = (*misread, trio.Cancelled)
-    if not isinstance(error, misread):
-        return error
-    wrapped = RuntimeError(f"the job's function raised {type(error).__name__}")
-    wrapped.__cause__ = error
-    return wrapped
 
 
 # What frames of a run that is over refer to.

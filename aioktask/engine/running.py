@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from typing import Any, TypeVar, cast
 
+from aioktask.engine import accounts
 from aioktask.engine.coordinator import Coordinator
 from aioktask.engine.frame import Frame, enclosing_frame, local
 from aioktask.engine.helpers import Caller
@@ -205,6 +206,6 @@ def _raise_failed_undo_of(pool: Pool, run: Run, cause: BaseException) -> None:
 
 def _what_is_left(pool: Pool, run: Run) -> str:
     with pool.lock:
-        left = run.what_is_left()
+        left = accounts.left(run)
     ranges = ", ".join(f"{each.start} to {each.stop}" for each in left) or "nothing"
     return f"gave up waiting for the job {run.job.name!r}; may be done and not undone yet: {ranges}"

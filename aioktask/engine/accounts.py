@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+# What is told of a run: figures while it goes and when it succeeded, and what is left when it did not.
+#
+# Reads a Run and changes nothing. The caller holds the pool's lock, or the run is over.
+"""Reports, progress and failures of runs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from time import perf_counter_ns
+from typing import TYPE_CHECKING, Any
+
+from aioktask.engine.plan import count_chunks
+from aioktask.engine.undo import merge, subtract
+from aioktask.errors import UndoFailed
+from aioktask.job import Failure, Progress, Report, set_failure, told_of
+
+if TYPE_CHECKING:
+    from aioktask.engine.run import Run
+
+
+def report(run: Run) -> Report[Any]:
+    """What a run tells that succeeded."""
+    return Report(
+        value=run.value,
+        peak_threads=run.peak_threads,
+        chunks=run.chunks_done,
+        queued=(run.first_claim - run.submitted_at) / 1e9 if run.first_claim else 0.0,
+        elapsed=_elapsed(run),
+        cpu_time=sum([cpu for _, cpu in run.used]) / 1e9,
+        busy=tuple(sorted([wall / 1e9 for wall, _ in run.used], reverse=True)),
+    )
+
+
+def progress(run: Run) -> Progress:
+    """Where a run stands, the chunks that were walked of a stretch included."""
+    walking = [frame for frame in run.frames.values() if frame.live and not run.undoing]
+    done = run.done_units + sum(max(frame.start - frame.first, 0) for frame in walking)
+    chunks = run.chunks_done + sum(
+        count_chunks(frame.first, frame.start, run.claims.chunk) for frame in walking
+    )
+    elapsed = _elapsed(run)
+    return Progress(
+        done=done,
+        size=run.job.size,
+        threads=run.entry.threads,
+        chunks=chunks,
+        elapsed=elapsed,
+        rate=done / elapsed if elapsed > 0 else 0.0,
+    )
+
+
+def _elapsed(run: Run) -> float:
+    """Seconds from the first claim to the last chunk; until now where chunks are left."""
+    if not run.first_claim:
+        return 0.0
+    end = perf_counter_ns() if run.working else run.last_chunk
+    return max(end - run.first_claim, 0) / 1e9
+
+
+def failure(run: Run) -> Failure:
+    """What a run tells that failed or was cancelled, after its undo."""
+    undone = run.job.undo is not None
+    kept = merge(piece for piece, _ in run.undo_errors)
+    return Failure(
+        job=run.job,
+        chunk=run.error_chunk,
+        errors=run.errors,
+        done=kept if undone else run.to_undo,
+        undone=merge(
+            piece for each in run.to_undo for piece in subtract(each, kept) if undone
+        ),
+        unknown=run.unknown,
+        inner=None if run.error is None else told_of(run.error),
+    )
+
+
+def undo_failed(run: Run, told: Failure, cause: BaseException) -> UndoFailed:
+    """The exception of a run whose undo raised."""
+    failed = UndoFailed(
+        f"undo of the job {run.name!r} failed, so part of it is still done",
+        [error for _, error in run.undo_errors],
+        told.done,
+    )
+    failed.__cause__ = cause
+    set_failure(failed, told)
+    return failed
+
+
+def left(run: Run) -> tuple[range, ...]:
+    """What may be done and is not undone yet: for somebody who gives up waiting."""
+    free = [range(*each) for each in run.claims.free]
+    if not run.undoing:
+        return subtract(range(run.job.start, run.job.stop), free)
+    kept = [piece for piece, _ in run.undo_errors]
+    walking = [range(frame.first, frame.stop) for frame in run.frames.values()]
+    return merge([*kept, *walking, *free])
+
+
+def raisable(error: BaseException) -> BaseException:
+    """`error`, or a RuntimeError in its place where raising it would say something else.
+
+    A StopIteration would end the waiter's coroutine, and a loop's cancellation would read as one of
+    the waiter.
+    """
+    trio = sys.modules.get("trio")
+    misread: tuple[type[BaseException], ...] = (StopIteration, asyncio.CancelledError)
+    if trio is not None:
+        misread = (*misread, trio.Cancelled)
+    if not isinstance(error, misread):
+        return error
+    wrapped = RuntimeError(f"the job's function raised {type(error).__name__}")
+    wrapped.__cause__ = error
+    return wrapped
