@@ -13,7 +13,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aioktask
@@ -31,6 +31,8 @@ from aioktask import (
     run_multithreaded_sync,
 )
 from aioktask.engine.process import current_pool
+
+MOST_THREADS = 6  # four helpers, a calling thread, a helper owed to a nested job
 
 ERRORS: list[Callable[[], BaseException]] = [
     lambda: OSError(12, "planted"),
@@ -98,9 +100,13 @@ class Trial:
         self.nested: Trial | None = None
         self.error = rng.choice(ERRORS)
         parts = None
+        self.edges: set[int] = set()
+        self.calls_at_cancel: int | None = None
         if self.size > 3 and rng.random() < 0.3:
             edge = start + rng.randint(1, self.size - 1)
             parts = [Part(start, edge, 0), Part(edge, start + self.size)]
+            if not self.reduces:  # there, edges move to the leaves
+                self.edges = {edge}
         options: dict[str, Any] = {
             "start": start,
             "align": align,
@@ -128,9 +134,12 @@ class Trial:
             self.calls += 1
             call = self.calls
         assert not self.finished, "a chunk began after the job was over"
+        assert not any(start < edge < stop for edge in self.edges), "a chunk crosses a part's edge"
         if call == self.control_at:
             for control in self.controls:
-                control()
+                if control() is True:  # cancelled, in time
+                    with self.count_lock:
+                        self.calls_at_cancel = self.calls
         if call % 5 == 0:
             os.sched_yield()
         if call == self.nest_at:
@@ -201,10 +210,13 @@ class Trial:
         assert not more_than_once, f"done twice or undone too often: {sorted(more_than_once)}"
         kept = ledger.where(lambda done, undone: done > undone)
         everything = set(ledger.units)
+        if self.calls_at_cancel is not None:
+            # Those that were past the look at the signals, one a thread.
+            assert self.calls <= self.calls_at_cancel + MOST_THREADS, "chunks began after a cancel"
         if isinstance(outcome, Report):
             assert kept == everything, f"reported as done, but not: {everything - kept}"
             if self.reduces:
-                assert leaves_of(outcome.value) == len(everything)
+                assert list(leaves_of(outcome.value)) == sorted(everything)
             return
         told = self.told(outcome)
         if isinstance(outcome, UndoFailed):
@@ -215,7 +227,6 @@ class Trial:
             assert units_of(told.done) == kept
             assert units_of(told.undone) == ledger.where(lambda done, undone: undone > 0)
             assert not units_of(told.unknown) & (kept | units_of(told.undone))
-            self.check_cuts(told)
 
     def told(self, outcome: BaseException) -> aioktask.Failure | None:
         try:
@@ -223,17 +234,15 @@ class Trial:
         except LookupError:
             return None  # the loop's own cancellation
 
-    def check_cuts(self, told: aioktask.Failure) -> None:
-        assert isinstance(told.job, Job)
-
-
-def leaves_of(value: Any) -> int:
-    """The number of units under a value of `reduce`."""
+def leaves_of(value: Any) -> Iterator[int]:
+    """The units under a value of `reduce`, in the order in which it was combined."""
     if value == ():
-        return 0
+        return
     if isinstance(value[0], int):
-        return int(value[1] - value[0])
-    return sum(leaves_of(each) for each in value)
+        yield from range(*value)
+        return
+    for each in value:
+        yield from leaves_of(each)
 
 
 def units_of(ranges: tuple[range, ...]) -> set[int]:

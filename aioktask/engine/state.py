@@ -174,6 +174,7 @@ class State:
         group = run.entry.group
         assert isinstance(group, RunGroup)
         del group.runs[run]
+        run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
         if run.undo_failed and not run.waiters:
             group.undo_failed.append(run)
         outbox.tell(run)
