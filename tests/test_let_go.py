@@ -9,7 +9,6 @@ import mmap
 from collections.abc import Iterator
 from typing import Any
 
-import anyio
 import pytest
 
 from aioktask import Coordinator, Job, memory, run_multithreaded, run_multithreaded_sync
@@ -49,16 +48,6 @@ async def test_memory_can_be_closed_right_after_a_handle() -> None:
         for _ in range(ROUNDS):
             with mmap.mmap(-1, 1 << 16) as buffer:
                 await coordinator.submit(job_over(buffer))
-
-
-@pytest.mark.anyio
-async def test_memory_can_be_closed_right_after_a_cancelled_await() -> None:
-    """The loops themselves keep the exception of a cancellation until it is collected."""
-    for _ in range(ROUNDS // 10):
-        with mmap.mmap(-1, 1 << 16) as buffer:
-            with anyio.move_on_after(0):
-                await run_multithreaded(job_over(buffer, undo=lambda a, b: None))
-            gc.collect()
 
 
 def test_memory_can_be_closed_right_after_the_sync_form() -> None:
