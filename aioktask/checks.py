@@ -77,7 +77,7 @@ def _targets(function: object) -> tuple[object, object]:
     """The function behind partials, and the ``__call__`` of its type."""
     while isinstance(function, functools.partial):
         function = function.func
-    return function, getattr(type(function), "__call__", None)
+    return function, getattr(type(function), "__call__", None)  # noqa: B004 - the method itself
 
 
 def is_async(function: object) -> bool:

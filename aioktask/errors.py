@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # What can go wrong beside the job's own exception, each with what it carries.
 #
-# A chunk's exception reaches the caller as it is; the classes here exist only where there is no such
-# exception: a job that was cancelled, a wait that could never end, an undo that failed.
+# A chunk's exception reaches the caller as it is; the classes here exist only where there is no
+# such exception: a job that was cancelled, a wait that could never end, an undo that failed.
 """The exceptions of aioktask."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class JobCancelled(Exception):  # noqa: N818 - the field says "cancelled", not "
     """
 
 
-class ChunkCancelled(BaseException):  # noqa: N818
+class ChunkCancelled(BaseException):
     """Raised inside a chunk by `check_cancelled()` when the job no longer wants the chunk.
 
     A `BaseException`, so that ``except Exception`` in a chunk does not swallow it. A chunk that
@@ -48,7 +48,7 @@ class DeadlockError(RuntimeError):
         return type(self), (self.jobs,)
 
 
-class UndoFailed(ExceptionGroup[Exception]):  # noqa: N818
+class UndoFailed(ExceptionGroup[Exception]):
     """At least one call of `undo` raised, so part of the job's work is still there.
 
     The exceptions are those of the failed calls; one that is no `Exception` is wrapped in a

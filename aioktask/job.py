@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # What is asked for (Job, Part) and what comes back (Report, Progress, Failure, Chunk).
 #
-# Everything here is a frozen value; nothing here knows of threads. A Job refuses nonsense when it is
-# made, so the engine never checks its description again.
+# Everything here is a frozen value; nothing here knows of threads. A Job refuses nonsense when it
+# is made, so the engine never checks its description again.
 """The description of a job, and what is told about it."""
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ class Job(Generic[T]):
         undo: Called as ``undo(start, stop)`` for what was done when the job fails or is cancelled;
             a function, run on helpers, several at a time, or a coroutine function, run on the loop
             that was running when the job was submitted.
-        reduce: Combines what `fn` returned, in a fixed binary tree over the range: the result is the
-            same bit for bit on any number of threads. It may change and return its first argument.
+        reduce: Combines what `fn` returned, in a fixed binary tree over the range: the result is
+            the same bit for bit on any number of threads. It may change and return its first argument.
         initial: The value of an empty range, and the leftmost operand otherwise. Each run uses a
             deep copy of it.
         nice: -20 (most urgent) to 19; the job's share among jobs, by the kernel's weights.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# Chunks that stop where a test wants them: the way to have a thread at a known place, without sleeping.
+# Chunks that stop where a test wants them: the way to have a thread at a known place, without
+# sleeping.
 
 from __future__ import annotations
 

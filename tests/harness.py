@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 # The fault harness: random jobs over real helpers, with faults injected at random steps.
 #
-# A Trial makes one job whose function writes down, unit by unit, what it did, and whose undo writes down
-# what it undid. Faults are tied to the number of a call, not to a time: "the 7th chunk raises", "at the
-# 3rd chunk the job is cancelled". Afterwards `check` compares the ledger with what the engine said.
+# A Trial makes one job whose function writes down, unit by unit, what it did, and whose undo writes
+# down what it undid. Faults are tied to the number of a call, not to a time: "the 7th chunk
+# raises", "at the 3rd chunk the job is cancelled". Afterwards `check` compares the ledger with what
+# the engine said.
 
 from __future__ import annotations
 
@@ -234,6 +235,7 @@ class Trial:
         except LookupError:
             return None  # the loop's own cancellation
 
+
 def leaves_of(value: Any) -> Iterator[int]:
     """The units under a value of `reduce`, in the order in which it was combined."""
     if value == ():
@@ -277,9 +279,7 @@ def control(
         on_handle(lambda found: found.progress()),
     ]
     if coordinator is not None:
-        choices.append(
-            lambda: setattr(coordinator, "max_threads", rng.choice([None, 1, 2]))
-        )
+        choices.append(lambda: setattr(coordinator, "max_threads", rng.choice([None, 1, 2])))
     if cancel_waiter is not None:
         choices.append(cancel_waiter)
     return rng.choice(choices)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# Cancellation at every moment: the waiter comes back with all done, or with all undone. Never between.
+# Cancellation at every moment: the waiter comes back with all done, or with all undone. Never
+# between.
 
 from __future__ import annotations
 
@@ -155,7 +156,7 @@ async def test_a_failing_sibling_in_a_task_group_undoes_the_job() -> None:
         asyncio.get_running_loop().call_later(0.01, gate.open)
         raise ValueError("sibling")
 
-    with pytest.raises(ExceptionGroup) as caught:
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - what is left by an exception is the subject
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(run_multithreaded(Job(gate.chunk, 99, chunk=9, undo=gate.undo)))
             tasks.create_task(sibling())
@@ -374,7 +375,7 @@ async def test_cancelling_a_waiter_of_a_handle_detaches_it_only() -> None:
 @anywhere
 async def test_leaving_a_coordinator_by_an_exception_cancels_and_undoes() -> None:
     gate = Gate()
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError):  # noqa: PT012 - what is left by an exception is the subject
         async with Coordinator() as coordinator:
             handle = coordinator.submit(Job(gate.chunk, 100, chunk=10, undo=gate.undo))
             await gate.entered(2)

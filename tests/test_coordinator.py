@@ -140,7 +140,7 @@ def test_a_plain_with_waits_for_its_jobs() -> None:
 
 def test_a_plain_with_left_by_an_exception_undoes() -> None:
     gate = Gate()
-    with pytest.raises(KeyError):
+    with pytest.raises(KeyError):  # noqa: PT012 - what is left by an exception is the subject
         with Coordinator() as coordinator:
             coordinator.submit(Job(gate.chunk, 100, chunk=10, undo=gate.undo))
             gate.wait_entered(2)

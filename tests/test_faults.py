@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-# Random jobs with random faults over real helpers: every unit is done exactly once, or done and undone
-# exactly once, or never touched; nothing is left behind. The seed of a failing schedule is printed.
+# Random jobs with random faults over real helpers: every unit is done exactly once, or done and
+# undone exactly once, or never touched; nothing is left behind. The seed of a failing schedule is
+# printed.
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# When the await comes back, nothing holds the caller's memory any more: neither a cycle that waits for the
-# garbage collector, nor a helper that is still on its way to its parking.
+# When the await comes back, nothing holds the caller's memory any more: neither a cycle that waits
+# for the garbage collector, nor a helper that is still on its way to its parking.
 
 from __future__ import annotations
 

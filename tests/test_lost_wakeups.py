@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-# On free-threaded CPython, uvloop's call_soon_threadsafe has lost wake-ups (uvloop issue 720). There a
-# waiter also looks for itself. The loss is played here, since it takes such a build and luck to see one.
+# On free-threaded CPython, uvloop's call_soon_threadsafe has lost wake-ups (uvloop issue 720).
+# There a waiter also looks for itself. The loss is played here, since it takes such a build and
+# luck to see one.
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import pytest
 
 from aioktask import Job, run_multithreaded
 from aioktask.engine import wakeup
-
 
 
 @pytest.mark.asyncio

@@ -171,9 +171,7 @@ async def test_an_exception_of_reduce_is_the_job_s() -> None:
     def fail(a: int, b: int) -> int:
         raise ZeroDivisionError("in reduce")
 
-    job = Job(
-        lambda a, b: 1, 4, chunk=1, reduce=fail, undo=lambda a, b: undone.append((a, b))
-    )
+    job = Job(lambda a, b: 1, 4, chunk=1, reduce=fail, undo=lambda a, b: undone.append((a, b)))
     with pytest.raises(ZeroDivisionError) as caught:
         await run_multithreaded(job)
     told = failure(caught.value)

@@ -36,7 +36,9 @@ def _two_helpers() -> Any:
 class Work:
     """Chunks that are written down, one of which fails after it did a part."""
 
-    def __init__(self, fails_at: int, advance_by: int = 0, error: BaseException | None = None) -> None:
+    def __init__(
+        self, fails_at: int, advance_by: int = 0, error: BaseException | None = None
+    ) -> None:
         self.fails_at = fails_at
         self.advance_by = advance_by
         self.error = error or ValueError("planted")

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# What is told of a run: figures while it goes and when it succeeded, and what is left when it did not.
+# What is told of a run: figures while it goes and when it succeeded, and what is left when it did
+# not.
 #
 # Reads a Run and changes nothing. The caller holds the pool's lock, or the run is over.
 """Reports, progress and failures of runs."""
@@ -68,9 +69,7 @@ def failure(run: Run) -> Failure:
         chunk=run.error_chunk,
         errors=run.errors,
         done=kept if undone else run.to_undo,
-        undone=merge(
-            piece for each in run.to_undo for piece in subtract(each, kept) if undone
-        ),
+        undone=merge(piece for each in run.to_undo for piece in subtract(each, kept) if undone),
         unknown=run.unknown,
         inner=None if run.error is None else told_of(run.error),
     )

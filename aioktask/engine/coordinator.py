@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# Handles, and the coordinators that own the jobs behind them. Everything that changes is in the pool;
-# here one submits, asks and waits.
+# Handles, and the coordinators that own the jobs behind them. Everything that changes is in the
+# pool; here one submits, asks and waits.
 """Jobs in the background, and the scope that owns them."""
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 # One thread's part in one run, and the walk over a stretch of chunks: the hottest loop there is.
 #
 # A stretch is walked without the lock. Before each chunk but the first, one comparison asks whether
-# anything changed since the stretch was claimed (a job came, ended, was cancelled or reniced, a limit
-# moved, a hungry helper asked for a share); if so, the walk returns where it stands and the rest is
-# given back. A chunk leaves no record: its start is a field that the next chunk overwrites.
+# anything changed since the stretch was claimed (a job came, ended, was cancelled or reniced, a
+# limit moved, a hungry helper asked for a share); if so, the walk returns where it stands and the
+# rest is given back. A chunk leaves no record: its start is a field that the next chunk overwrites.
 """The walk of one thread over the chunks of one run."""
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Signals:
 class Frame:
     """One thread's part in one run.
 
-    Its own thread writes `start`, without the lock, while it walks; others read it as a hint of where
-    the thread stands. All else changes under the lock.
+    Its own thread writes `start`, without the lock, while it walks; others read it as a hint of
+    where the thread stands. All else changes under the lock.
     """
 
     __slots__ = (
@@ -159,8 +159,8 @@ class _Local(threading.local):
 # The frame whose chunk the thread works on.
 local = _Local()
 
-# The same for code that runs on behalf of a chunk elsewhere, with a copy of its context: a task that
-# the chunk started on some loop and waits for. Weak, since contexts live long.
+# The same for code that runs on behalf of a chunk elsewhere, with a copy of its context: a task
+# that the chunk started on some loop and waits for. Weak, since contexts live long.
 enclosing: ContextVar[weakref.ref[Frame] | None] = ContextVar("aioktask_enclosing", default=None)
 
 

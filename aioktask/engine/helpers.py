@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 # The threads: how they are started, named, parked and woken. What they do is the pool's business.
 #
-# Every helper is started by one keeper thread, since a thread inherits its creator's nice, affinity and
-# signal mask, and an unprivileged thread can never lower its nice again. The keeper has the process's
-# own nice and affinity and blocks every signal. It also does what must not be done where it occurs: in
-# a signal handler or a finalizer, which may interrupt the holder of a lock.
+# Every helper is started by one keeper thread, since a thread inherits its creator's nice, affinity
+# and signal mask, and an unprivileged thread can never lower its nice again. The keeper has the
+# process's own nice and affinity and blocks every signal. It also does what must not be done where
+# it occurs: in a signal handler or a finalizer, which may interrupt the holder of a lock.
 """Helper threads."""
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Parking:
         return self._lock.acquire(timeout=timeout)
 
     def open(self) -> None:
-        try:
+        try:  # noqa: SIM105 - on the path of every short job
             self._lock.release()
         except RuntimeError:  # open already
             pass

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 # Ctrl-C while the main thread takes part in a job.
 #
-# A handler runs in the main thread between any two instructions, so perhaps while it holds the pool's
-# lock, or right after a chunk returned, where a KeyboardInterrupt would look as if the chunk had raised
-# it. So for the time of `run_multithreaded_sync` Python's own handler is replaced, as asyncio.Runner does,
-# by one that has the keeper cancel the job. A second Ctrl-C raises, but only where no lock is held.
+# A handler runs in the main thread between any two instructions, so perhaps while it holds the
+# pool's lock, or right after a chunk returned, where a KeyboardInterrupt would look as if the chunk
+# had raised it. So for the time of `run_multithreaded_sync` Python's own handler is replaced, as
+# asyncio.Runner does, by one that has the keeper cancel the job. A second Ctrl-C raises, but only
+# where no lock is held.
 """SIGINT during a synchronous run."""
 
 from __future__ import annotations

@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: MIT
 # How a range is cut: thread counts, chunk sizes and boundaries, the leaves of a reduce.
 #
-# Pure. Guarantees that boundaries are absolute multiples of the chunk size and of `align`, part edges
-# apart, and that a size is never 0. Relies on Job having refused nonsense.
+# Pure. Guarantees that boundaries are absolute multiples of the chunk size and of `align`, part
+# edges apart, and that a size is never 0. Relies on Job having refused nonsense.
 """Decisions about how a job is split, after padata's rule."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from aioktask.job import Job
 
-# padata's load_balance_factor: this many chunks for each thread, so that a slow one can be helped out.
+# padata's load_balance_factor: this many chunks for each thread, so that a slow one can be helped
+# out.
 CHUNKS_PER_THREAD = 4
 
-# A reduce has at most about this many leaves, whatever the machine: enough for 256 threads to balance.
+# A reduce has at most about this many leaves, whatever the machine: enough for 256 threads to
+# balance.
 MOST_LEAVES = 4096
 
 # A chunk of more than this share of the job is worth a word in `plan()`.
@@ -57,7 +60,7 @@ def round_up(number: int, multiple: int) -> int:
 
 
 def cut(start: int, stop: int, chunk: int) -> Iterator[range]:
-    """The chunks of start to stop: they end on absolute multiples of `chunk`, the last at `stop`."""
+    """The chunks of start to stop: they end on multiples of `chunk`, the last one at `stop`."""
     while start < stop:
         end = min(start - start % chunk + chunk, stop)
         yield range(start, end)
@@ -123,7 +126,7 @@ def spans(job: Job[Any], chunk: int) -> tuple[range, ...]:
             edge = max(round_up(edge, chunk), edges[-1])
         edges.append(min(edge, job.stop))
     edges.append(job.stop)
-    return tuple(range(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b)
+    return tuple(range(a, b) for a, b in pairwise(edges) if a < b)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # The pool: the threads, around one State and its lock.
 #
-# Each method changes the state under the lock and then, the lock being free, sends what that has to say.
-# A helper that delivers a result has before that declared itself idle, or taken its next work.
+# Each method changes the state under the lock and then, the lock being free, sends what that has to
+# say. A helper that delivers a result has before that declared itself idle, or taken its next work.
 # Relies on locks only, never on the GIL.
 """The helper threads of a process and the work they share."""
 
@@ -36,8 +36,8 @@ from aioktask.job import Report
 # A helper with nothing to do ends after this many seconds.
 IDLE_SECONDS = 10.0
 
-# A stretch lasts about 0.1 ms. Where an idle thread still sees several chunks of one waiting after this
-# time, chunks became slow in the middle of it, and the idle thread asks for a share.
+# A stretch lasts about 0.1 ms. Where an idle thread still sees several chunks of one waiting after
+# this time, chunks became slow in the middle of it, and the idle thread asks for a share.
 HUNGRY_SECONDS = 0.001
 HUNGRY_SECONDS_MOST = 0.016
 
@@ -270,7 +270,8 @@ class Pool:
         """Bring the values of the frame's stretch into the tree; `reduce` runs outside the lock."""
         run = frame.run
         reduce, tree = run.job.reduce, run.tree
-        assert reduce is not None and tree is not None
+        assert reduce is not None
+        assert tree is not None
         frame.reducing = True
         while frame.stack:
             level, index, value = frame.stack.pop()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 # The pool of this process: made at its first use, ended at exit, forgotten in a fork's child.
 #
-# A fork copies only the thread that forks. So the pool's lock is held across the fork, which makes the
-# copied state whole, and the child then starts with no pool at all: it has no helpers, and the parent's
-# jobs are none of its business. Nothing is undone there, since the memory may be shared.
+# A fork copies only the thread that forks. So the pool's lock is held across the fork, which makes
+# the copied state whole, and the child then starts with no pool at all: it has no helpers, and the
+# parent's jobs are none of its business. Nothing is undone there, since the memory may be shared.
 """The one pool of a process."""
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 # The binary tree in which the values of a reduce combine.
 #
-# Pure. The tree is fixed by the number of leaves: node (level, i) covers the leaves i << level up to
-# (i + 1) << level, and a node whose right half lies beyond the last leaf is its left half. So the value
-# is the same bit for bit whoever makes the leaves, in any order.
+# Pure. The tree is fixed by the number of leaves: node (level, i) covers the leaves i << level up
+# to (i + 1) << level, and a node whose right half lies beyond the last leaf is its left half. So
+# the value is the same bit for bit whoever makes the leaves, in any order.
 """Combining values in a fixed order."""
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class Tree:
 def push(stack: list[Node], level: int, index: int, value: Any) -> tuple[int, Any, Any] | None:
     """Put a node on its maker's own stack, unless the top is its left sibling: then take that off.
 
-    A run of consecutive leaves meets here, without the tree and its lock. Returns the operands as ``(parent level, left, right)`` in that case; the parent's index is
-    ``index >> 1``.
+    A run of consecutive leaves meets here, without the tree and its lock. Returns the operands as
+    ``(parent level, left, right)`` in that case; the parent's index is ``index >> 1``.
     """
     if stack and index & 1 and stack[-1][0] == level and stack[-1][1] == index ^ 1:
         left = stack.pop()[2]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # One run of a job, from submit to its end.
 #
-# The state changes only in the methods here, and only while the caller holds the engine's lock. Nothing
-# here blocks, starts a thread or calls the user's code.
+# The state changes only in the methods here, and only while the caller holds the engine's lock.
+# Nothing here blocks, starts a thread or calls the user's code.
 #
 #   WORK -> SETTLED -> DONE      all is done; SETTLED only where a cancel may still undo it (`hold`)
 #   WORK -> UNDO -> DONE         an error or a cancel, and something to undo

@@ -47,8 +47,8 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
 
     **Cancellation.** This is always a checkpoint: in a scope that is cancelled already nothing
     starts. Cancelled while it waits: no new chunk begins, running chunks finish, what was done is
-    undone, and then the cancellation goes on; further cancels change nothing. `UndoFailed` takes the
-    place of a cancellation, so a timeout does not swallow it.
+    undone, and then the cancellation goes on; further cancels change nothing. `UndoFailed` takes
+    the place of a cancellation, so a timeout does not swallow it.
 
     >>> import asyncio
     >>> from aioktask import Job

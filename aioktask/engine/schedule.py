@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 # Which job a free thread serves next.
 #
-# Pure: state in, decision out; the caller holds the engine's lock. Shares follow virtual runtime, as in
-# the kernel's fair scheduler: the wall time that threads spent on a job, divided by the weight of its
-# nice. The job that is furthest behind is served next, so none starves. Three caps bound the threads:
-# the process's, the coordinator's (a Group) and the job's (an Entry). An undo goes before all chunks.
+# Pure: state in, decision out; the caller holds the engine's lock. Shares follow virtual runtime,
+# as in the kernel's fair scheduler: the wall time that threads spent on a job, divided by the
+# weight of its nice. The job that is furthest behind is served next, so none starves. Three caps
+# bound the threads: the process's, the coordinator's (a Group) and the job's (an Entry). An undo
+# goes before all chunks.
 """The choice of a job, under caps and shares."""
 
 from __future__ import annotations

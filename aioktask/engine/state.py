@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-# All state of the engine: the runs, the helpers, and what each of them does. Under one lock, the pool's,
-# which every caller here holds.
+# All state of the engine: the runs, the helpers, and what each of them does. Under one lock, the
+# pool's, which every caller here holds.
 #
-# State in, decisions out: nothing here blocks, runs anybody's code, starts or wakes a thread. What a
-# change has to say (events, wake-ups, threads to start) is put into an Outbox, which the pool sends when
-# the lock is free again.
+# State in, decisions out: nothing here blocks, runs anybody's code, starts or wakes a thread. What
+# a change has to say (events, wake-ups, threads to start) is put into an Outbox, which the pool
+# sends when the lock is free again.
 #
 # Guarantees: a helper that would find work is never left idle. Every change that makes work ends in
 # `summon`, which gives it to idle helpers or has some started.
@@ -253,7 +253,7 @@ class State:
         """Give idle helpers work, or have helpers started, while there is work for them.
 
         An idle helper finds its first stretch claimed when it wakes. Only a few are woken here:
-        waking costs the waker time, perhaps on an event loop, so each that wakes wakes as many more.
+        waking costs the waker time, perhaps on an event loop; each that wakes wakes as many more.
         """
         woken: list[Helper] = []
         while (entry := self.scheduler.choose()) is not None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# From a job to a run, and how a caller waits for one: what running a job, a handle and a coordinator have
-# in common.
+# From a job to a run, and how a caller waits for one: what running a job, a handle and a
+# coordinator have in common.
 """Submitting and waiting."""
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ class Nested(OnBehalf):
         self._awaited = awaited
 
 
-def wait_in_thread(
-    pool: Pool, run: Run, timeout: float | None, *, watches: bool = False
-) -> None:
+def wait_in_thread(pool: Pool, run: Run, timeout: float | None, *, watches: bool = False) -> None:
     outer = local.frame
     waiter = ThreadWaiter(nice_of_waiter(outer, run))
     with Nested(pool, None if outer is None else outer.run, run):

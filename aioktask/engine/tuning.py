@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
 # How many consecutive chunks a helper takes at once, learned from what the last ones cost.
 #
-# Pure. The lock, the clock and the choice of a job are paid once a stretch, so a stretch should last
-# long against them (2 us) and short against a slice (10 ms).
+# Pure. The lock, the clock and the choice of a job are paid once a stretch, so a stretch should
+# last long against them (2 us) and short against a slice (10 ms).
 """The length of a stretch."""
 
 from __future__ import annotations
 
 TARGET_NS = 100_000
 
-# 256 empty chunks last about 25 us, ten times the price of a claim. A longer stretch saves nothing and
-# would be in the way when chunks become slow in the middle of it.
+# 256 empty chunks last about 25 us, ten times the price of a claim. A longer stretch saves nothing
+# and would be in the way when chunks become slow in the middle of it.
 MOST_CHUNKS = 256
 
 

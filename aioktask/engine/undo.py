@@ -61,7 +61,7 @@ def subtract(whole: range, holes: Iterable[range]) -> tuple[range, ...]:
 def outcome(
     whole: range, free: Iterable[tuple[int, int]], failed: Iterable[Failed] = ()
 ) -> Outcome:
-    """What was done of `whole` when `free` was never taken and the chunks `failed` did not return."""
+    """What was done of `whole` when `free` was never taken and the chunks `failed` raised."""
     unknown = merge(range(each.upto, each.stop) for each in failed)
     untouched = [range(start, stop) for start, stop in free]
     return Outcome(subtract(whole, [*untouched, *unknown]), unknown)

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 # Who waits for whom: the graph in which a cycle is a deadlock.
 #
-# Pure. A job is over when all its chunks are. So when a chunk of A waits for the end of B, A waits for B,
-# and a chunk of B that would wait for A can never be served: found when that wait would begin.
+# Pure. A job is over when all its chunks are. So when a chunk of A waits for the end of B, A waits
+# for B, and a chunk of B that would wait for A can never be served: found when that wait would
+# begin.
 """Waits of jobs for jobs."""
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 # The loops: how a thread wakes one, once a job, and how a coroutine undo runs on one.
 #
-# A loop may be closed at any time, and then silently drops what was given to it. So what is posted to a
-# loop is an object whose finalizer tells of the loss; finalizers run anywhere, and therefore only hand a
-# function to the keeper.
+# A loop may be closed at any time, and then silently drops what was given to it. So what is posted
+# to a loop is an object whose finalizer tells of the loss; finalizers run anywhere, and therefore
+# only hand a function to the keeper.
 """asyncio, uvloop and trio."""
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 # anyio imports this at the first use of one of its functions on asyncio.
 _ANYIO_ON_ASYNCIO = "anyio._backends._asyncio"
 
-# How often a waiter looks for itself where a wake-up can be lost (uvloop issue 720: on free-threaded
-# CPython, uvloop's call_soon_threadsafe has no lock).
+# How often a waiter looks for itself where a wake-up can be lost (uvloop issue 720: on
+# free-threaded CPython, uvloop's call_soon_threadsafe has no lock).
 LOOK_SECONDS = 0.05
 
 
@@ -106,7 +106,7 @@ class AsyncioWaiter:
         self._woken = True
         posted = Posted(self._set, self._lost)
         self._lost = None  # which refers to the run
-        try:
+        try:  # noqa: SIM105 - on the path of every short job
             self._loop.call_soon_threadsafe(posted)
         except RuntimeError:  # the loop is closed: `posted` tells of the loss
             pass
@@ -226,7 +226,7 @@ class TrioLoop(_Loop):
 class UndoTask:
     """A coroutine undo on its way through a loop, or through a fresh one when that is gone."""
 
-    __slots__ = ("_pool", "loop", "piece", "run", "task", "taken_over")
+    __slots__ = ("_pool", "loop", "piece", "run", "taken_over", "task")
 
     def __init__(self, pool: Pool, run: Run, loop: Loop) -> None:
         self._pool = pool
@@ -273,7 +273,7 @@ class UndoTask:
             self._pool.keeper.soon(self.go_on_elsewhere)
 
     def go_on_elsewhere(self) -> None:
-        """On the keeper: what was in hand counts as not undone; the rest goes on in a fresh loop."""
+        """On the keeper: what was in hand counts as not undone; a fresh loop does the rest."""
         if self.taken_over:
             return
         self.taken_over = True
@@ -335,9 +335,7 @@ def _wakeups_can_be_lost(loop: asyncio.AbstractEventLoop) -> bool:
     return gil is not None and not gil() and type(loop).__module__.startswith("uvloop")
 
 
-async def wait_over(
-    pool: Pool, loop: Loop, run: Run, nice: int, *, watches: bool = False
-) -> None:
+async def wait_over(pool: Pool, loop: Loop, run: Run, nice: int, *, watches: bool = False) -> None:
     """Wait until the run is over. A cancellation detaches the waiter."""
     while not run.over:
         waiter = loop.waiter(nice)
@@ -353,7 +351,8 @@ async def wait_over_shielded(
     pool: Pool, loop: Loop, run: Run, nice: int, *, watches: bool = False
 ) -> None:
     """The same across any number of cancellations, which are dropped: the first is on its way."""
-    # The scope keeps anyio and trio from cancelling again and again; asyncio's own cancel passes it.
+    # The scope keeps anyio and trio from cancelling again and again; asyncio's own cancel passes
+    # it.
     with contextlib.ExitStack() as scopes:
         scopes.enter_context(anyio.CancelScope(shield=True))
         while not run.over:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # Events of jobs, as structlog events: "job_started" and so on, with their figures as fields.
 #
-# The library configures nothing. While the application has not configured structlog either, events go to
-# logging.getLogger("aioktask"), since structlog that is not configured prints.
+# The library configures nothing. While the application has not configured structlog either, events
+# go to logging.getLogger("aioktask"), since structlog that is not configured prints.
 """Structured events."""
 
 from __future__ import annotations

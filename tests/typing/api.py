@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import assert_type
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aioktask import (
     Chunk,
@@ -160,7 +161,10 @@ def around_it() -> None:
 
 def ready_jobs() -> None:
     numbers = np.zeros(10)
-    assert_type(arrays.fill(numbers, 0), Job[None])
-    assert_type(arrays.copy(numbers, numbers), Job[None])
+    filled: NDArray[np.float64] = run_multithreaded_sync(arrays.fill(numbers, 0)).value
+    copied: NDArray[np.float64] = run_multithreaded_sync(arrays.copy(filled, numbers)).value
+    applied = run_multithreaded_sync(arrays.apply(np.sqrt, copied, out=numbers)).value
+    roots: NDArray[np.float64] = applied
+    assert roots is numbers
     assert_type(memory.clear(bytearray(10)), Job[None])
     assert_type(memory.populate(bytearray(10)), Job[None])
