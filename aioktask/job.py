@@ -86,7 +86,8 @@ class Job(Generic[T]):
             a function, run on helpers, several at a time, or a coroutine function, run on the loop
             that was running when the job was submitted.
         reduce: Combines what `fn` returned, in a fixed binary tree over the range: the result is
-            the same bit for bit on any number of threads. It may change and return its first argument.
+            the same bit for bit on any number of threads. It may change and return its first
+            argument.
         initial: The value of an empty range, and the leftmost operand otherwise. Each run uses a
             deep copy of it.
         nice: -20 (most urgent) to 19; the job's share among jobs, by the kernel's weights.

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import assert_type
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import NDArray  # noqa: TC002 - used by annotations of locals
 
 from aioktask import (
     Chunk,
