@@ -161,16 +161,16 @@ async def test_what_is_not_started_is_reordered_by_renice() -> None:
     gate = Gate()
     order: list[str] = []
     async with Coordinator(max_threads=1) as coordinator:
-        blocker = coordinator.submit(Job(gate.chunk, 1))
+        coordinator.submit(Job(gate.chunk, 1))
         await gate.entered()
-        low = coordinator.submit(Job(lambda a, b: order.append("low"), 1))
-        assert low.nice == 0
-        low.renice(19)
-        assert low.nice == 19
+        first = coordinator.submit(Job(lambda a, b: order.append("first"), 1))
+        second = coordinator.submit(Job(lambda a, b: order.append("second"), 1))
+        third = coordinator.submit(Job(lambda a, b: order.append("third"), 1, nice=-5))
+        assert (first.nice, second.nice, third.nice) == (0, 0, -5)
+        first.renice(19)
+        assert first.nice == 19
         gate.open()
-        await blocker
-        await low
-    assert order == ["low"]
+    assert order == ["third", "second", "first"]
 
 
 @everywhere

@@ -3,9 +3,10 @@
 #
 # Pure: state in, decision out; the caller holds the engine's lock. Shares follow virtual runtime,
 # as in the kernel's fair scheduler: the wall time that threads spent on a job, divided by the
-# weight of its nice. The job that is furthest behind is served next, so none starves. Three caps
-# bound the threads: the process's, the coordinator's (a Group) and the job's (an Entry). An undo
-# goes before all chunks.
+# weight of its nice. Served next is the job whose next slice would end first by that measure, so
+# that one of low nice does not wait behind one of high nice that came before it, and none starves.
+# Three caps bound the threads: the process's, the coordinator's (a Group) and the job's (an Entry).
+# An undo goes before all chunks.
 """The choice of a job, under caps and shares."""
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Group:
     Attributes:
         cap: The most threads for all its jobs together, None for no limit of its own.
         threads: Threads that serve its jobs now.
-        ready: Its entries with something to claim, by key: undoing ones first, then by runtime.
+        ready: Its entries with something to claim, by key: undoing ones first, then by when
+            their next slice would end.
     """
 
     __slots__ = ("cap", "ready", "threads")
@@ -69,6 +71,10 @@ class Entry:
         self.runtime = 0.0
         self.ready = False
         self.key: Key = (True, 0.0, 0)
+
+    def cost(self, wall_ns: int) -> float:
+        """What the wall time of one thread counts as virtual runtime."""
+        return wall_ns * NICE_0_WEIGHT / weight(self.nice)
 
 
 class Scheduler:
@@ -107,7 +113,7 @@ class Scheduler:
         if entry.ready:
             return
         entry.ready = True
-        entry.key = (not undoing, entry.runtime, entry.key[2])
+        entry.key = (not undoing, entry.runtime + entry.cost(SLICE_NS), entry.key[2])
         insort(entry.group.ready, (entry.key, entry))
         self._groups[entry.group] = None
         if entry.owed:
@@ -127,6 +133,7 @@ class Scheduler:
     def set_nice(self, entry: Entry, nice: int) -> None:
         """Changes the weight of what comes; what was used stays counted as it was."""
         entry.nice = nice
+        self._requeue(entry)
 
     def owe(self, entry: Entry, count: int) -> None:
         """`count` more (or fewer) chunks wait for this job."""
@@ -193,7 +200,10 @@ class Scheduler:
 
     def charge(self, entry: Entry, wall_ns: int) -> None:
         """Count the wall time of one thread against the entry's share."""
-        entry.runtime += wall_ns * NICE_0_WEIGHT / weight(entry.nice)
+        entry.runtime += entry.cost(wall_ns)
+        self._requeue(entry)
+
+    def _requeue(self, entry: Entry) -> None:
         if entry.ready:
             undoing = not entry.key[0]
             self.set_idle(entry)
