@@ -15,14 +15,16 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from aioktask.engine.frame import Frame
 
 NAME = "aioktask"
+WATCH_SECONDS = 0.1
 _NAME_BYTES = 15  # of the kernel's name of a thread
 _PR_SET_NAME = 15
 
@@ -91,6 +93,7 @@ class Keeper:
         # SimpleQueue.put is reentrant: a signal handler or finalizer may interrupt another put.
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._watched: list[Callable[[], bool]] = []  # the keeper's own
         # Guards the making of the thread. Only tried: who holds it makes the thread for all.
         self._making = threading.Lock()
 
@@ -102,10 +105,24 @@ class Keeper:
                 self._thread = start_blocked(self._keep, f"{NAME} keeper")
             self._making.release()
 
+    def watch(self, look: Callable[[], bool]) -> None:
+        """Have `look` called on the keeper every 0.1 s until it returns False."""
+        self.soon(lambda: self._watched.append(look))
+
     def _keep(self) -> None:
         _be_like_the_process()
-        while (function := self._queue.get()) is not None:
-            function()
+        while True:
+            try:
+                function = self._queue.get(timeout=WATCH_SECONDS if self._watched else None)
+            except Empty:
+                self._watched = [look for look in self._watched if look()]
+                continue
+            if function is None:
+                return
+            try:
+                function()
+            except BaseException:  # without the keeper no helper would ever be started again
+                traceback.print_exc()
             del function
 
     def stop(self) -> None:

@@ -28,11 +28,15 @@ _SAFE: frozenset[CodeType] = frozenset(
 
 
 class Interrupts:
-    """What Ctrl-C asked for: `cancelled` after the first, `given_up` after the second."""
+    """What Ctrl-C asked for: `cancelled` after the first, `given_up` after the second.
+
+    `raised` once that became a KeyboardInterrupt.
+    """
 
     def __init__(self) -> None:
         self.cancelled = False
         self.given_up = False
+        self.raised = False
 
 
 @contextmanager
@@ -62,6 +66,8 @@ def interrupts_cancel(pool: Pool, run: Run, caller: Caller) -> Iterator[Interrup
     finally:
         if signal.getsignal(signal.SIGINT) is handle:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        if asked.cancelled and not asked.raised:  # it came too late, or the job was refused
+            raise KeyboardInterrupt
 
 
 def _cancel(pool: Pool, run: Run) -> Callable[[], None]:

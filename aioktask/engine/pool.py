@@ -158,12 +158,12 @@ class Pool:
 
     def set_run_limit(self, run: Run, limit: int) -> None:
         with self.lock:
-            run.entry.limit = limit
+            self.state.scheduler.set_limit(run.entry, limit)
         self._limit_moved()
 
     def set_group_cap(self, group: Group, cap: int | None) -> None:
         with self.lock:
-            group.cap = cap
+            self.state.scheduler.set_group_cap(group, cap)
         self._limit_moved()
 
     def set_cap(self, cap: Cap) -> None:
@@ -299,6 +299,8 @@ class Pool:
                 if self.state.enter_caller(run, caller, perf_counter_ns()):
                     continue
                 run.caller = caller
+                if caller not in run.waiters:  # a run that settled has woken, and forgot, them all
+                    run.waiters.append(caller)
                 slow = self.state.several_chunks_wait()
             if not self.wait_parked(caller, pause if slow else -1):
                 pause = min(pause * 2, HUNGRY_SECONDS_MOST)

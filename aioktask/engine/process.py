@@ -13,6 +13,7 @@ import os
 import threading
 
 from aioktask.checks import integer
+from aioktask.engine.frame import local
 from aioktask.engine.limits import process_cap
 from aioktask.engine.pool import Pool
 from aioktask.engine.topology import read_topology
@@ -87,6 +88,10 @@ def _after_fork_in_child() -> None:
         # A chunk that forked finds out by these two when it returns: see Pool._end_child.
         _pool.dead = True
         _pool.signals.generation += 1
+        # The forking thread may be in a chunk: what it runs here is not nested in that.
+        local.frame = None
+        for frame in _pool.state.serving:
+            frame.live = False
         _pool.lock.release()
         _pool = None
     _making.release()

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, TypeVar, cast
 
 from aioktask.engine import accounts
 from aioktask.engine.coordinator import Coordinator
 from aioktask.engine.frame import Frame, enclosing_frame, local
 from aioktask.engine.helpers import Caller
-from aioktask.engine.interrupt import interrupts_cancel
+from aioktask.engine.interrupt import Interrupts, interrupts_cancel
 from aioktask.engine.plan import Plan, make_plan
 from aioktask.engine.pool import Pool
 from aioktask.engine.process import current_pool
@@ -130,18 +131,22 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
                 if asked.cancelled:
                     pool.cancel(run)
                     pool.take_part(run, caller, given_up=lambda: asked.given_up)
-        except BaseException:
+        except BaseException as error:
             # A signal handler raised here: the second Ctrl-C, or one of the application's own.
             pool.cancel(run)
             if not asked.given_up:
+                _wait_out(pool, run, caller, asked)
+                _raise_failed_undo_of(pool, run, error)
                 raise
         if asked.given_up and not run.over:
+            asked.raised = True
             raise KeyboardInterrupt(_what_is_left(pool, run))
         if asked.cancelled:
             interrupt = KeyboardInterrupt()
             told = told_of(run.cancellation())
             if told is not None:
                 set_failure(interrupt, told)
+            asked.raised = True
             _raise_failed_undo_of(pool, run, interrupt)
             raise interrupt
     if parent is not None and run.cancelled and parent.unwanted():
@@ -202,6 +207,13 @@ def _raise_failed_undo_of(pool: Pool, run: Run, cause: BaseException) -> None:
         assert run.verdict is not None
         run.verdict.__cause__ = cause
         raise run.verdict
+
+
+def _wait_out(pool: Pool, run: Run, caller: Caller, asked: Interrupts) -> None:
+    """See a cancelled run to its end, whatever signal handlers raise meanwhile: the first counts."""
+    while not (run.over or asked.given_up):
+        with contextlib.suppress(BaseException):
+            pool.take_part(run, caller, given_up=lambda: asked.given_up)
 
 
 def _what_is_left(pool: Pool, run: Run) -> str:

@@ -3,10 +3,9 @@
 #
 # Pure: state in, decision out; the caller holds the engine's lock. Shares follow virtual runtime,
 # as in the kernel's fair scheduler: the wall time that threads spent on a job, divided by the
-# weight of its nice. Served next is the job whose next slice would end first by that measure, so
-# that one of low nice does not wait behind one of high nice that came before it, and none starves.
-# Three caps bound the threads: the process's, the coordinator's (a Group) and the job's (an Entry).
-# An undo goes before all chunks.
+# weight of its nice. The job that is furthest behind is served next, so none starves; among equals,
+# such as jobs that have not started, the one of lower nice. Three caps bound the threads: the
+# process's, the coordinator's (a Group) and the job's (an Entry). An undo goes before all chunks.
 """The choice of a job, under caps and shares."""
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ SLICE_NS = 10_000_000
 
 NICE_0_WEIGHT = 1024.0
 
-Key = tuple[bool, float, int]
+Key = tuple[bool, float, int, int]  # an undo or not, runtime, nice, sequence
 
 
 def weight(nice: int) -> float:
@@ -36,8 +35,8 @@ class Group:
     Attributes:
         cap: The most threads for all its jobs together, None for no limit of its own.
         threads: Threads that serve its jobs now.
-        ready: Its entries with something to claim, by key: undoing ones first, then by when
-            their next slice would end.
+        ready: Its entries with something to claim, by key: undoing ones first, then by runtime,
+            then by nice.
     """
 
     __slots__ = ("cap", "ready", "threads")
@@ -70,7 +69,7 @@ class Entry:
         self.owed = 0
         self.runtime = 0.0
         self.ready = False
-        self.key: Key = (True, 0.0, 0)
+        self.key: Key = (True, 0.0, 0, 0)
 
     def cost(self, wall_ns: int) -> float:
         """What the wall time of one thread counts as virtual runtime."""
@@ -91,7 +90,7 @@ class Scheduler:
         self.running = 0
         self._groups: dict[Group, None] = {}  # those with ready entries
         self._owed: dict[Entry, None] = {}  # ready entries that a chunk waits for
-        self._floor = 0.0  # runtime of the job served last: where a new job starts
+        self._floor = 0.0  # where a new job starts
         self._sequence = 0
 
     def __repr__(self) -> str:
@@ -106,14 +105,14 @@ class Scheduler:
         """A new job: it starts level with the job that is furthest behind among those served."""
         entry.runtime = self._floor
         self._sequence += 1
-        entry.key = (True, 0.0, self._sequence)
+        entry.key = (True, 0.0, 0, self._sequence)
 
     def set_ready(self, entry: Entry, *, undoing: bool = False) -> None:
         """The entry has something to claim."""
         if entry.ready:
             return
         entry.ready = True
-        entry.key = (not undoing, entry.runtime + entry.cost(SLICE_NS), entry.key[2])
+        entry.key = (not undoing, entry.runtime, entry.nice, entry.key[-1])
         insort(entry.group.ready, (entry.key, entry))
         self._groups[entry.group] = None
         if entry.owed:
@@ -135,6 +134,22 @@ class Scheduler:
         entry.nice = nice
         self._requeue(entry)
 
+    def set_limit(self, entry: Entry, limit: int) -> None:
+        """Move the job's own limit. What it could not use below the old one is not owed to it."""
+        entry.limit = limit
+        entry.runtime = max(entry.runtime, self._floor)
+        self._requeue(entry)
+
+    def set_group_cap(self, group: Group, cap: int | None) -> None:
+        """Move a coordinator's cap, likewise; the shares among its jobs stay as they are."""
+        group.cap = cap
+        waiting = [entry for _, entry in group.ready]
+        if waiting:
+            lag = self._floor - min(entry.runtime for entry in waiting)
+            for entry in waiting if lag > 0 else ():
+                entry.runtime += lag
+                self._requeue(entry)
+
     def owe(self, entry: Entry, count: int) -> None:
         """`count` more (or fewer) chunks wait for this job."""
         entry.owed += count
@@ -145,63 +160,67 @@ class Scheduler:
 
     def choose(self) -> Entry | None:
         """The job that a helper with nothing to do should serve, or None."""
-        if self.running < self.cap:
-            best: tuple[Key, Entry] | None = None
-            for group in self._groups:
-                if group.cap is not None and group.threads >= group.cap:
-                    continue
-                for candidate in group.ready:
-                    if best is not None and candidate[0] > best[0]:
-                        break
-                    if candidate[1].threads < candidate[1].limit:
-                        best = candidate
-                        break
-            if best is not None:
-                return best[1]
+        best = self._best() if self.running < self.cap else None
+        if best is not None:
+            return best
         for entry in self._owed:
             if not entry.threads:
                 return entry
         return None
 
+    def _best(self) -> Entry | None:
+        """The first of those that their own and their coordinator's cap admit."""
+        best: tuple[Key, Entry] | None = None
+        for group in self._groups:
+            if group.cap is not None and group.threads >= group.cap:
+                continue
+            for candidate in group.ready:
+                if best is not None and candidate[0] > best[0]:
+                    break
+                if candidate[1].threads < candidate[1].limit:
+                    best = candidate
+                    break
+        return None if best is None else best[1]
+
     def wanted(self, most: int) -> int:
         """How many more helpers would find something to do, counted up to `most`."""
-        wanted = sum(1 for entry in self._owed if not entry.threads) if self._owed else 0
-        room = self.cap - self.running
-        if room <= 0:
-            return min(wanted, most)
-        found = 0
-        for group in self._groups:
-            free = room if group.cap is None else min(room, group.cap - group.threads)
-            for _, entry in group.ready:
-                if free <= 0 or found >= most:
-                    break
-                more = min(entry.limit - entry.threads, free)
-                if more > 0:
-                    found += more
-                    free -= more
-        return min(max(found, wanted), most, max(room, wanted))
+        taken: list[Entry] = []
+        while len(taken) < most and (entry := self.choose()) is not None:
+            self._count(entry, 1)
+            taken.append(entry)
+        for entry in taken:
+            self._count(entry, -1)
+        return len(taken)
 
     def enter(self, entry: Entry, *, counted: bool = False) -> None:
         """A thread begins to serve the entry; `counted` if it is counted as running already."""
-        entry.threads += 1
-        if not counted:
-            entry.group.threads += 1
-            self.running += 1
-        if entry.runtime > self._floor:
-            self._floor = entry.runtime
+        if counted:
+            entry.threads += 1
+        else:
+            self._count(entry, 1)
 
     def leave(self, entry: Entry, wall_ns: int, *, counted: bool = False) -> None:
         """It ends to, after `wall_ns`."""
-        entry.threads -= 1
-        if not counted:
-            entry.group.threads -= 1
-            self.running -= 1
+        if counted:
+            entry.threads -= 1
+        else:
+            self._count(entry, -1)
         self.charge(entry, wall_ns)
 
     def charge(self, entry: Entry, wall_ns: int) -> None:
         """Count the wall time of one thread against the entry's share."""
         entry.runtime += entry.cost(wall_ns)
         self._requeue(entry)
+        # The floor moves with what is used up, or a stream of short jobs, each starting at it,
+        # would always come before a long one.
+        best = self._best()
+        behind = entry.runtime if best is None else min(best.runtime, entry.runtime)
+        self._floor = max(self._floor, behind)
+
+    def _count(self, entry: Entry, threads: int) -> None:
+        entry.threads += threads
+        entry.group.threads += threads
+        self.running += threads
 
     def _requeue(self, entry: Entry) -> None:
         if entry.ready:

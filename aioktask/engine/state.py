@@ -116,7 +116,7 @@ class State:
         self.runs[run] = None
         group.runs[run] = None
         self.scheduler.add(run.entry)
-        if run.claims.left:
+        if run.claimable:
             self.scheduler.set_ready(run.entry)
             self.signals.generation += 1
             now = perf_counter_ns()
@@ -130,6 +130,9 @@ class State:
     def cancel(self, run: Run, outbox: Outbox) -> bool:
         """End a run; whether that came in time, also when it was cancelled before."""
         if run.cancelled:
+            return True
+        if not run.number:  # a signal came before `submit`, which will find out
+            run.cancelled = True
             return True
         if run.error is not None or run.phase not in (Phase.WORK, Phase.SETTLED):
             return False

@@ -140,7 +140,11 @@ def parse_cpulist(text: str) -> frozenset[int]:
 
 def _affinity() -> frozenset[int]:
     if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
+        try:
+            # Of the main thread, as the process's: the calling one may be bound to less.
+            return frozenset(os.sched_getaffinity(os.getpid()))
+        except OSError:  # the main thread has ended, others go on
+            return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
 
 

@@ -73,6 +73,8 @@ class Loop(Protocol):
 
     def is_running(self) -> bool: ...
 
+    def is_closed(self) -> bool: ...
+
     def run_fresh(self, undo: UndoTask) -> None: ...
 
     def start_undo(self, run: Run) -> None: ...
@@ -153,6 +155,9 @@ class AsyncioLoop(_Loop):
     def is_running(self) -> bool:
         return self._loop.is_running()
 
+    def is_closed(self) -> bool:
+        return self._loop.is_closed()
+
     def run_fresh(self, undo: UndoTask) -> None:
         with asyncio.Runner(loop_factory=type(self._loop)) as runner:
             runner.run(undo.work(), context=undo.run.context.copy())
@@ -217,6 +222,9 @@ class TrioLoop(_Loop):
             return False
         return True
 
+    def is_closed(self) -> bool:
+        return not self.is_running()
+
     def run_fresh(self, undo: UndoTask) -> None:
         import trio
 
@@ -239,13 +247,19 @@ class UndoTask:
     def start(self) -> None:
         self.run.undo_task = self
         self.loop.post(self._spawn, self._lost)
+        self._pool.keeper.watch(self._on_its_way)
+
+    def _on_its_way(self) -> bool:
+        """On the keeper, now and then: a loop that is closed tells nobody of the tasks on it."""
+        if not self.taken_over and self.loop.is_closed():
+            self.go_on_elsewhere()
+        return not self.taken_over
 
     def _spawn(self) -> None:
         self.loop.spawn(self)
 
     async def work(self) -> None:
         """Undo piece by piece. A cancellation of this task costs one piece, not the rest."""
-        watch = Posted(_nothing, self._lost)  # dies with this coroutine when the loop kills it
         undo = self.run.job.undo
         assert undo is not None
         while (piece := self._pool.next_undo(self.run)) is not None:
@@ -259,12 +273,11 @@ class UndoTask:
             except BaseException as error:
                 self._pool.async_undo_raised(self.run, piece, error)
             self.piece = None
-        watch()
         self.taken_over = True
         self._pool.async_undo_ended(self.run)
 
     def _lost(self) -> None:
-        """The loop dropped this task. Called from a finalizer."""
+        """The loop dropped this task before it began. Called from a finalizer."""
         self._pool.keeper.soon(self.go_on_elsewhere)
 
     def rescue(self) -> None:
