@@ -210,7 +210,7 @@ def _raise_failed_undo_of(pool: Pool, run: Run, cause: BaseException) -> None:
 
 
 def _wait_out(pool: Pool, run: Run, caller: Caller, asked: Interrupts) -> None:
-    """See a cancelled run to its end, whatever signal handlers raise meanwhile: the first counts."""
+    """See a cancelled run to its end, whatever signal handlers raise meanwhile."""
     while not (run.over or asked.given_up):
         with contextlib.suppress(BaseException):
             pool.take_part(run, caller, given_up=lambda: asked.given_up)

@@ -18,6 +18,9 @@ SLICE_NS = 10_000_000
 
 NICE_0_WEIGHT = 1024.0
 
+# How many waiting jobs of a coordinator are looked through for one that was served before.
+LOOK_AHEAD = 64
+
 Key = tuple[bool, float, int, int]  # an undo or not, runtime, nice, sequence
 
 
@@ -58,7 +61,18 @@ class Entry:
             every cap but its own, since those chunks hold threads.
     """
 
-    __slots__ = ("group", "key", "limit", "nice", "owed", "ready", "run", "runtime", "threads")
+    __slots__ = (
+        "group",
+        "key",
+        "limit",
+        "nice",
+        "owed",
+        "ready",
+        "run",
+        "runtime",
+        "served",
+        "threads",
+    )
 
     def __init__(self, run: Any, group: Group, nice: int, limit: int) -> None:
         self.run = run
@@ -68,6 +82,7 @@ class Entry:
         self.threads = 0
         self.owed = 0
         self.runtime = 0.0
+        self.served = False
         self.ready = False
         self.key: Key = (True, 0.0, 0, 0)
 
@@ -211,11 +226,31 @@ class Scheduler:
         """Count the wall time of one thread against the entry's share."""
         entry.runtime += entry.cost(wall_ns)
         self._requeue(entry)
-        # The floor moves with what is used up, or a stream of short jobs, each starting at it,
-        # would always come before a long one.
-        best = self._best()
-        behind = entry.runtime if best is None else min(best.runtime, entry.runtime)
-        self._floor = max(self._floor, behind)
+        entry.served = True
+        behind = self._furthest_behind()
+        self._floor = max(
+            self._floor, entry.runtime if behind is None else min(behind, entry.runtime)
+        )
+
+    def _furthest_behind(self) -> float | None:
+        """The least runtime among those that were served before and might be served now.
+
+        New jobs start there. It moves with what is used up, and jobs that have not been served are
+        left out: or a stream of short jobs, each starting there, would always come before a long
+        one. Behind a long queue of new jobs it looks no further, and the floor may move too far,
+        which favours the jobs that wait.
+        """
+        least: float | None = None
+        for group in self._groups:
+            if group.cap is not None and group.threads >= group.cap:
+                continue
+            for _, entry in group.ready[:LOOK_AHEAD]:
+                if least is not None and entry.runtime >= least:
+                    break
+                if entry.served and entry.threads < entry.limit:
+                    least = entry.runtime
+                    break
+        return least
 
     def _count(self, entry: Entry, threads: int) -> None:
         entry.threads += threads
