@@ -39,9 +39,22 @@ def nice_value(name: str, value: object) -> int:
     return number
 
 
-def check_callable(name: str, function: object) -> None:
+def check_undo(name: str, function: object) -> None:
+    """A function or a coroutine function.
+
+    Raises:
+        TypeError: It is neither: a call of a generator function would do nothing.
+    """
     if not callable(function):
         raise TypeError(f"{name} must be callable as {name}(start, stop), got {function!r}")
+    if _is_plain(function):
+        return
+    for target in _targets(function):
+        if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
+            raise TypeError(
+                f"{name} must be an ordinary or a coroutine function: calling the generator "
+                f"function {name_of(function)} would do nothing"
+            )
 
 
 _NOT_ORDINARY = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -57,6 +70,11 @@ def _is_plain(function: object) -> bool:
 
 
 def check_function(name: str, function: object) -> None:
+    """An ordinary function.
+
+    Raises:
+        TypeError: It is not callable, or its call would only make a coroutine or a generator.
+    """
     if _is_plain(function):
         return
     if not callable(function):

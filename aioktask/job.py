@@ -14,9 +14,9 @@ from types import EllipsisType
 from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, cast, overload
 
 from aioktask.checks import (
-    check_callable,
     check_function,
     check_name,
+    check_undo,
     integer,
     is_async,
     name_of,
@@ -55,7 +55,7 @@ class Part:
             raise ValueError(f"a part must not be empty, got {self.start} to {self.stop}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Bound(Generic[T]):
     """A job's function and result for one run of it: what `Job.bind` returns."""
 
@@ -63,7 +63,7 @@ class Bound(Generic[T]):
     value: Callable[[], T] | None = None
 
 
-@dataclass(frozen=True, slots=True, init=False, eq=False, weakref_slot=True)
+@dataclass(frozen=True, init=False, eq=False)
 class Job(Generic[T]):
     """A function over a range, and how it may be split.
 
@@ -177,7 +177,7 @@ class Job(Generic[T]):
     ) -> None:
         check_function("fn", fn)
         if undo is not None:
-            check_callable("undo", undo)
+            check_undo("undo", undo)
         if reduce is not None:
             check_function("reduce", reduce)
         elif initial is not ...:
@@ -238,7 +238,7 @@ def job_that_makes(job: Job[None], bind: Callable[[], Bound[T]]) -> Job[T]:
     return cast("Job[T]", job)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Report(Generic[T_co]):
     """What a finished job tells. All times are in seconds.
 
@@ -329,14 +329,23 @@ def failure(exc: BaseException) -> Failure:
 
 
 def told_of(exc: BaseException) -> Failure | None:
-    """What `set_failure` attached, if anything."""
-    found = exc.__dict__.get(_FAILURE)
-    return found if isinstance(found, Failure) else None
+    """What `set_failure` attached last, if anything."""
+    found: tuple[Failure, int] | None = exc.__dict__.get(_FAILURE)
+    return None if found is None else found[0]
 
 
-def set_failure(exc: BaseException, told: Failure) -> None:
-    """Attach `told` to `exc`, for `failure`. Past any ``__setattr__`` of the exception's own."""
-    BaseException.__setattr__(exc, _FAILURE, told)
+def told_within(exc: BaseException, run: int) -> Failure | None:
+    """The same, if it is of a job that was nested in the run of this number."""
+    found: tuple[Failure, int] | None = exc.__dict__.get(_FAILURE)
+    return found[0] if found is not None and found[1] == run else None
+
+
+def set_failure(exc: BaseException, told: Failure, parent: int = 0) -> None:
+    """Attach `told` to `exc`, for `failure`; `parent` is the run that its job is nested in, or 0.
+
+    Past any ``__setattr__`` of the exception's own.
+    """
+    BaseException.__setattr__(exc, _FAILURE, (told, parent))
 
 
 class ChunkOwner(Protocol):

@@ -599,13 +599,6 @@ def test_failure_gives_what_the_engine_attached(error: BaseException) -> None:
     assert told.inner is None
 
 
-def test_an_attribute_of_the_users_own_is_no_failure() -> None:
-    error = ValueError("x")
-    error.__aioktask_failure__ = "mine"  # type: ignore[attr-defined]
-    with pytest.raises(LookupError):
-        failure(error)
-
-
 # The exceptions.
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aioktask.engine.plan import count_chunks
 from aioktask.engine.undo import merge, subtract
 from aioktask.errors import UndoFailed
-from aioktask.job import Failure, Progress, Report, set_failure, told_of
+from aioktask.job import Failure, Progress, Report, set_failure, told_within
 
 if TYPE_CHECKING:
     from aioktask.engine.run import Run
@@ -71,7 +71,7 @@ def failure(run: Run) -> Failure:
         done=kept if undone else run.to_undo,
         undone=merge(piece for each in run.to_undo for piece in subtract(each, kept) if undone),
         unknown=run.unknown,
-        inner=None if run.error is None else told_of(run.error),
+        inner=None if run.error is None else told_within(run.error, run.number),
     )
 
 
@@ -83,7 +83,7 @@ def undo_failed(run: Run, told: Failure, cause: BaseException) -> UndoFailed:
         told.done,
     )
     failed.__cause__ = cause
-    set_failure(failed, told)
+    set_failure(failed, told, run.parent_number)
     return failed
 
 
@@ -100,11 +100,15 @@ def left(run: Run) -> tuple[range, ...]:
 def raisable(error: BaseException) -> BaseException:
     """`error`, or a RuntimeError in its place where raising it would say something else.
 
-    A StopIteration would end the waiter's coroutine, and a loop's cancellation would read as one of
-    the waiter.
+    A StopIteration or GeneratorExit would end the waiter's coroutine, and a loop's cancellation
+    would read as one of the waiter.
     """
     trio = sys.modules.get("trio")
-    misread: tuple[type[BaseException], ...] = (StopIteration, asyncio.CancelledError)
+    misread: tuple[type[BaseException], ...] = (
+        StopIteration,
+        GeneratorExit,
+        asyncio.CancelledError,
+    )
     if trio is not None:
         misread = (*misread, trio.Cancelled)
     if not isinstance(error, misread):

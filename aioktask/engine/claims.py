@@ -3,8 +3,8 @@
 #
 # Pure. A claim takes a stretch of consecutive chunks off the free ranges; what its owner does not
 # walk comes back. So the free ranges are all that must be remembered: what is not free, not held
-# and not failed is done. Their number stays below the number of owners plus the number of parts,
-# since a claim takes from the range that came back last.
+# and not failed is done. They stay few, a handful for each owner, since a claim takes from the
+# range that came back last.
 """The free part of a job's range."""
 
 from __future__ import annotations

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Generic, SupportsIndex, TypeVar, cast
 
 from aioktask.checks import integer, nice_value
 from aioktask.engine import accounts
-from aioktask.engine.frame import enclosing_frame, local
+from aioktask.engine.frame import enclosing_run, local
 from aioktask.engine.pool import Pool
 from aioktask.engine.process import current_pool
 from aioktask.engine.run import Run
@@ -24,6 +25,7 @@ from aioktask.engine.submission import (
     wait_in_thread,
 )
 from aioktask.engine.wakeup import (
+    Loop,
     refuse_running_loop,
     running_loop,
     wait_over,
@@ -144,7 +146,7 @@ class Handle(Generic[T]):
         loop = needed_loop(pool, "awaiting a handle")
         await loop.checkpoint_if_cancelled()
         run = self._run
-        outer = enclosing_frame()
+        outer = enclosing_run()
         with OnBehalf(pool, outer, run):
             await wait_over(pool, loop, run, nice_of_waiter(outer, run))
         return cast("Report[T]", pool.result(run))
@@ -225,15 +227,16 @@ class Coordinator:
         left = pool.shut(group, cancel=cancel)
         try:
             await loop.checkpoint_if_cancelled()
-            for run in left:
-                await wait_over(pool, loop, run, run.entry.nice, watches=True)
+            while left:  # and again: their chunks may have submitted more
+                for run in left:
+                    with OnBehalf(pool, enclosing_run(), run):
+                        await wait_over(pool, loop, run, run.entry.nice, watches=True)
+                left = pool.shut(group, cancel=cancel)
         except GeneratorExit:
-            for run in left:
-                pool.cancel_soon(run)
+            _cancel_soon(pool, left)
             raise
         except BaseException as error:
-            for run in pool.shut(group, cancel=True):
-                await wait_over_shielded(pool, loop, run, run.entry.nice, watches=True)
+            await _end_all(pool, group, loop)
             _raise_undo_failed(pool, group, error)
             raise
         _raise_undo_failed(pool, group, None)
@@ -251,10 +254,15 @@ class Coordinator:
             await self.shutdown()
             return
         pool, group = self.scope()
+        left = pool.shut(group, cancel=not isinstance(exc, GeneratorExit))
+        if isinstance(exc, GeneratorExit):  # the loop is gone, and nobody can wait
+            _cancel_soon(pool, left)
+            return
         loop = needed_loop(pool, "leaving a coordinator")
-        for run in pool.shut(group, cancel=True):
-            await wait_over_shielded(pool, loop, run, run.entry.nice, watches=True)
+        cancelled = await _end_all(pool, group, loop)
         _raise_undo_failed(pool, group, exc)
+        if cancelled is not None:  # it came while this waited, and must not be lost
+            raise cancelled
 
     def __enter__(self) -> Coordinator:
         refuse_running_loop("leaving the coordinator", "use `async with`")
@@ -268,11 +276,9 @@ class Coordinator:
     ) -> None:
         pool, group = self.scope()
         try:
-            for run in pool.shut(group, cancel=exc is not None):
-                wait_in_thread(pool, run, None, watches=True)
+            _wait_all(pool, group, cancel=exc is not None)
         except BaseException as error:  # KeyboardInterrupt: a second one gives up
-            for run in pool.shut(group, cancel=True):
-                wait_in_thread(pool, run, None, watches=True)
+            _wait_all(pool, group, cancel=True)
             _raise_undo_failed(pool, group, error)
             raise
         _raise_undo_failed(pool, group, exc)
@@ -289,6 +295,29 @@ class Coordinator:
 
 def _cap(threads: object) -> int | None:
     return None if threads is None else integer("max_threads", threads, least=1)
+
+
+def _wait_all(pool: Pool, group: RunGroup, *, cancel: bool) -> None:
+    """Wait in this thread until no run of the group is left."""
+    while left := pool.shut(group, cancel=cancel):
+        for run in left:
+            wait_in_thread(pool, run, None, watches=True)
+
+
+async def _end_all(pool: Pool, group: RunGroup, loop: Loop) -> asyncio.CancelledError | None:
+    """Cancel and see to their end all runs of a group, across cancels: the first is returned."""
+    first: asyncio.CancelledError | None = None
+    while left := pool.shut(group, cancel=True):
+        for run in left:
+            with OnBehalf(pool, enclosing_run(), run):
+                cancelled = await wait_over_shielded(pool, loop, run, run.entry.nice, watches=True)
+            first = first or cancelled
+    return first
+
+
+def _cancel_soon(pool: Pool, runs: list[Run]) -> None:
+    for run in runs:
+        pool.cancel_soon(run)
 
 
 def _raise_undo_failed(pool: Pool, group: RunGroup, cause: BaseException | None) -> None:

@@ -47,12 +47,14 @@ class Frame:
         "claimed_at",
         "context",
         "counted",
+        "counted_in_group",
         "cpu",
         "cpu_mark",
         "entered_at",
         "first",
         "generation",
         "live",
+        "outer",
         "reducing",
         "run",
         "slice_end",
@@ -62,11 +64,13 @@ class Frame:
         "thread",
     )
 
-    def __init__(self, run: Run, thread: object, context: Context, *, counted: bool) -> None:
+    def __init__(self, run: Run, thread: object, context: Context) -> None:
         self.run = run
         self.thread = thread  # the Helper or Caller
         self.context = context
-        self.counted = counted  # whether the thread counts as running without this frame
+        self.outer: Frame | None = None  # whose chunk the thread is in meanwhile
+        self.counted = False  # whether the thread counts as running without this frame
+        self.counted_in_group = False  # whether it does in this run's group
         self.live = False  # whether the thread serves the run now
         self.start = self.first = self.stop = 0  # the chunk that runs; the stretch
         self.generation = 0  # of the signals, when the stretch was claimed
@@ -136,7 +140,7 @@ class Frame:
     # ChunkOwner: what `current_chunk()` asks for.
 
     def advance(self, start: int, stop: int, upto: int) -> None:
-        if not self.live or self.start != start:
+        if not self.live or self.reducing or self.start != start:
             raise RuntimeError(f"the chunk {start} to {stop} is over: advance came too late")
         last = self.advanced_to if self.advanced_from == start else start
         if not (start < upto <= stop and last <= upto):
@@ -164,20 +168,23 @@ local = _Local()
 enclosing: ContextVar[weakref.ref[Frame] | None] = ContextVar("aioktask_enclosing", default=None)
 
 
-def enclosing_frame() -> Frame | None:
-    """The frame of the chunk that this code runs in, or on behalf of, if that is still served."""
+def enclosing_run() -> Run | None:
+    """The run in whose chunk this code runs, or on behalf of, if that chunk may still be there."""
     if local.frame is not None:
-        return local.frame
+        return local.frame.run
     reference = enclosing.get()
     frame = None if reference is None else reference()
-    return frame if frame is not None and frame.live else None
+    if frame is None or not frame.live:
+        return None
+    run = frame.run  # read once: another thread may be ending it
+    return None if run.over else run
 
 
 def current_chunk() -> Chunk:
     """The chunk that the calling thread works on.
 
     Raises:
-        RuntimeError: The thread works on none: outside of a job, or in an undo.
+        RuntimeError: The thread works on none: outside of a job, in an undo or in `reduce`.
 
     >>> from aioktask import Job, run_multithreaded_sync
     >>> def show(start, stop):
@@ -186,6 +193,6 @@ def current_chunk() -> Chunk:
     Chunk(0, 8)
     """
     frame = local.frame
-    if frame is None or frame.run.undoing:
+    if frame is None or frame.run.undoing or frame.reducing:
         raise RuntimeError("there is no current chunk: this thread does not run a job's fn now")
     return Chunk(frame.start, frame.chunk_stop(), frame)

@@ -15,7 +15,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
+import weakref
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
@@ -52,7 +54,7 @@ def name_this_thread(name: str) -> None:
         return
     thread.name = name
     if _prctl is not None:
-        _prctl(_PR_SET_NAME, name.encode()[:_NAME_BYTES].replace(b"\0", b"?"))
+        _prctl(_PR_SET_NAME, name.encode("utf-8", "replace")[:_NAME_BYTES].replace(b"\0", b"?"))
 
 
 def start_blocked(target: Callable[[], None], name: str) -> threading.Thread:
@@ -93,29 +95,41 @@ class Keeper:
         # SimpleQueue.put is reentrant: a signal handler or finalizer may interrupt another put.
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
-        self._watched: list[Callable[[], bool]] = []  # the keeper's own
+        self._watched: list[weakref.WeakMethod[Callable[[], bool]]] = []  # the keeper's own
         # Guards the making of the thread. Only tried: who holds it makes the thread for all.
         self._making = threading.Lock()
 
     def soon(self, function: Callable[[], None]) -> None:
-        """Have `function` called on the keeper."""
-        self._queue.put(function)
+        """Have `function` called on the keeper.
+
+        Raises:
+            RuntimeError: The keeper is not there yet, and the system has no thread for it.
+        """
         if self._thread is None and self._making.acquire(blocking=False):
-            if self._thread is None:
-                self._thread = start_blocked(self._keep, f"{NAME} keeper")
-            self._making.release()
+            try:
+                if self._thread is None:
+                    self._thread = start_blocked(self._keep, f"{NAME} keeper")
+            finally:
+                self._making.release()
+        self._queue.put(function)
 
     def watch(self, look: Callable[[], bool]) -> None:
-        """Have `look` called on the keeper every 0.1 s until it returns False."""
-        self.soon(lambda: self._watched.append(look))
+        """Have `look`, a method, called every 0.1 s until it returns False or its owner is gone."""
+        reference = weakref.WeakMethod(look)
+        self.soon(lambda: self._watched.append(reference))
 
     def _keep(self) -> None:
         _be_like_the_process()
+        next_look = 0.0
         while True:
+            if self._watched and time.monotonic() >= next_look:
+                self._watched = [
+                    each for each in self._watched if (look := each()) is not None and look()
+                ]
+                next_look = time.monotonic() + WATCH_SECONDS
             try:
                 function = self._queue.get(timeout=WATCH_SECONDS if self._watched else None)
             except Empty:
-                self._watched = [look for look in self._watched if look()]
                 continue
             if function is None:
                 return
@@ -169,11 +183,12 @@ class Helper:
 class Caller:
     """A thread that called `run_multithreaded_sync` and takes part in that run; its own waiter."""
 
-    __slots__ = ("frame", "nice", "parking")
+    __slots__ = ("frame", "nice", "parking", "quits")
 
     def __init__(self, nice: int) -> None:
         self.parking = Parking()
         self.frame: Frame | None = None  # what it serves or is about to
+        self.quits = False  # whether it takes no further part: a second Ctrl-C
         self.nice = nice
 
     def wake(self) -> None:

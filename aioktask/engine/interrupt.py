@@ -21,10 +21,12 @@ from aioktask.engine.helpers import Caller
 from aioktask.engine.pool import Pool
 from aioktask.engine.run import Run
 
-# Engine code in which no lock is held and nothing is half done: here a second Ctrl-C may raise.
+# Engine code in which no lock is held and nothing is half done: here a second Ctrl-C may raise; and
+# engine code that, while it calls the user's, holds none.
 _SAFE: frozenset[CodeType] = frozenset(
     function.__code__ for function in (Frame.walk, Frame.walk_reduce, Pool.wait_parked)
 )
+_CALLS_OUT = _SAFE | {Frame._combine.__code__, Pool._merge.__code__}
 
 
 class Interrupts:
@@ -55,7 +57,7 @@ def interrupts_cancel(pool: Pool, run: Run, caller: Caller) -> Iterator[Interrup
             asked.cancelled = True
             pool.keeper.soon(_cancel(pool, run))
             return
-        asked.given_up = True
+        asked.given_up = caller.quits = True
         pool.keeper.soon(caller.wake)
         if frame is None or _may_raise(frame):
             raise KeyboardInterrupt
@@ -78,6 +80,12 @@ def _cancel(pool: Pool, run: Run) -> Callable[[], None]:
 
 
 def _may_raise(frame: FrameType) -> bool:
-    """Whether the interrupted code is the user's, or engine code that may be left anywhere."""
-    name: str = frame.f_globals.get("__name__", "")
-    return not name.startswith("aioktask.engine") or frame.f_code in _SAFE
+    """Whether the interrupted code holds no lock: the user's, or some of the engine's."""
+    safe = _SAFE
+    step: FrameType | None = frame
+    while step is not None:
+        if step.f_globals.get("__name__", "").startswith("aioktask.engine"):
+            return step.f_code in safe
+        safe = _CALLS_OUT
+        step = step.f_back
+    return True

@@ -61,10 +61,14 @@ class Pool:
         return f"<Pool {self.state}>"
 
     def _send(self, outbox: Outbox) -> None:
+        outbox.dropped.clear()
         for parking in outbox.parkings:
             parking.open()
         for _ in range(outbox.starts):
-            self.keeper.soon(self._start_helper)
+            try:
+                self.keeper.soon(self._start_helper)
+            except RuntimeError as error:
+                self._not_started(error)
         if outbox.events:
             for context, event in outbox.events:
                 context.run(events.emit, event)
@@ -74,6 +78,8 @@ class Pool:
         for run in outbox.undos:
             assert run.loop is not None
             run.loop.start_undo(run)
+        outbox.waiters.clear()
+        outbox.undos.clear()
 
     # What is asked for, on any thread.
 
@@ -217,7 +223,7 @@ class Pool:
 
         A helper that is idle from now on gets None, although somebody may have given it work since.
         """
-        outer = local.frame
+        outer = frame.outer = local.frame
         local.frame = frame
         frame.cpu_mark = thread_time_ns()
         signals = self.signals
@@ -237,6 +243,7 @@ class Pool:
                     return following
         finally:
             local.frame = outer
+            frame.outer = None
 
     def _walked(self, frame: Frame, position: int) -> Frame | None:
         now = perf_counter_ns()
@@ -255,7 +262,7 @@ class Pool:
         # by its traceback to the caller's memory, when the waiter wakes.
         error = raised.pop()
         now = perf_counter_ns()
-        error.__traceback__ = _beyond_engine(error.__traceback__)
+        error.with_traceback(_beyond_engine(error.__traceback__))  # an attribute may be refused
         outbox = Outbox()
         with self.lock:
             if self.dead:
@@ -286,6 +293,17 @@ class Pool:
 
     def take_part(self, run: Run, caller: Caller, *, given_up: Callable[[], bool]) -> None:
         """On the calling thread of the sync form: serve the run until it is over or settled."""
+        try:
+            self._take_part(run, caller, given_up)
+        finally:
+            outbox = Outbox()
+            with self.lock:
+                run.caller = None
+                if caller.frame is not None:  # it left before it served what it had claimed
+                    self.state.abandon(caller, perf_counter_ns(), outbox)
+            self._send(outbox)
+
+    def _take_part(self, run: Run, caller: Caller, given_up: Callable[[], bool]) -> None:
         pause = HUNGRY_SECONDS
         while not given_up():
             frame = caller.frame
@@ -305,8 +323,6 @@ class Pool:
             if not self.wait_parked(caller, pause if slow else -1):
                 pause = min(pause * 2, HUNGRY_SECONDS_MOST)
                 self._ask_for_share()
-        with self.lock:
-            run.caller = None
 
     def wait_parked(self, waiter: Caller | ThreadWaiter, timeout: float) -> bool:
         """Wait until woken. No lock is held here, so a signal handler may raise through it."""
@@ -328,10 +344,13 @@ class Pool:
         try:
             helper.thread = start_blocked(lambda: self._help(helper), NAME)
         except RuntimeError as error:  # the system has no more threads for us
-            outbox = Outbox()
-            with self.lock:
-                self.state.not_started(error, outbox)
-            self._send(outbox)
+            self._not_started(error)
+
+    def _not_started(self, error: RuntimeError) -> None:
+        outbox = Outbox()
+        with self.lock:
+            self.state.not_started(error, outbox)
+        self._send(outbox)
 
     def _help(self, helper: Helper) -> None:
         state = self.state

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import weakref
 from contextvars import Context
@@ -89,6 +90,7 @@ class Run:
     # What is told in the end.
     value: Any = None
     verdict: BaseException | None = None
+    dropped: tuple[object, ...] = ()  # what the end of the run lets go of, for the outbox
     told = False  # whether somebody got it
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
@@ -115,7 +117,9 @@ class Run:
         self.entry = Entry(self, group, nice, most_threads(job))
         self.context = context
         self.loop = loop  # where a coroutine undo runs
+        self.parent_number = 0 if parent is None else parent.number
         self.parent = parent  # the run in whose chunk somebody waits for this one, if so
+        self.owned = hold  # by a call that waits for it and will take the result
         self.hold = hold and job.undo is not None  # a cancel may come until `commit`
         self.waiters: list[Waiter] = []  # who will get the result
         self.watchers: list[Waiter] = []  # who waits for the end only: a coordinator's exit
@@ -171,18 +175,20 @@ class Run:
         """Whether this run, or one in whose chunk somebody waits for it, wants no more work."""
         run: Run | None = self
         while run is not None:
-            if run.phase is Phase.WORK and run.stopping:
+            if run.undoing:
+                return False  # an undo is wanted whatever was cancelled around it
+            if run.working and run.stopping:
                 return True
             run = run.parent
         return False
 
     # A thread comes, walks and goes.
 
-    def frame_of(self, thread: object, *, counted: bool) -> Frame:
+    def frame_of(self, thread: object) -> Frame:
         """The thread's frame: one for each thread and run, with a context of its own."""
         frame = self.frames.get(thread)
         if frame is None:
-            frame = Frame(self, thread, self.context.copy(), counted=counted)
+            frame = Frame(self, thread, self.context.copy())
             frame.context.run(enclosing.set, weakref.ref(frame))
             self.frames[thread] = frame
         return frame
@@ -263,8 +269,9 @@ class Run:
         self.error_chunk = chunk
         where = "in reduce" if chunk is None else f"in the chunk {chunk.start} to {chunk.stop}"
         note = f"raised {where} of the job {self.job.name!r}"
-        if note not in getattr(self.error, "__notes__", ()):
-            self.error.add_note(note)
+        with contextlib.suppress(Exception):  # the user's class may refuse
+            if note not in getattr(self.error, "__notes__", ()):
+                BaseException.add_note(self.error, note)
 
     # The run as a whole.
 
@@ -317,7 +324,7 @@ class Run:
         self.reduces = False
         self.fn = self.job.undo
         grain = undo_grain(self.job)
-        units = sum(len(each) for each in self.to_undo)
+        units = sum(each.stop - each.start for each in self.to_undo)
         chunk = chunk_size(units, self.threads_planned, min_chunk=grain, align=grain)
         self.claims = Claims(self.to_undo, chunk)
         for frame in self.frames.values():
@@ -344,7 +351,7 @@ class Run:
         self.phase = Phase.DONE
         self._failure = accounts.failure(self)
         cause = self.error if self.error is not None else self.cancellation()
-        set_failure(cause, self._failure)
+        set_failure(cause, self._failure, self.parent_number)
         self.verdict = self.error
         if self.undo_errors:
             self.verdict = accounts.undo_failed(self, self._failure, cause)
@@ -360,7 +367,20 @@ class Run:
         self._forget()
 
     def _forget(self) -> None:
-        """Let go of what only a running job needs."""
+        """Let go of what only a running job needs: when the lock is free, since it may be the last
+        reference, and finalizers are anybody's code."""
+        self.dropped = (
+            self.fn,
+            self._bound,
+            tuple(self.frames.values()),
+            self.loop,
+            self.parent,
+            self.tree,
+            self.initial,
+            self.errors,
+            self.undo_errors,
+            self.undo_task,
+        )
         self.used = tuple((frame.busy, frame.cpu) for frame in self.frames.values())
         for frame in self.frames.values():
             # Its thread looks at the frame once more after the waiter was woken, who may by then
@@ -371,7 +391,7 @@ class Run:
         self.fn = _nothing
         self._bound = _NOTHING
         self.loop = self.parent = self.caller = None
-        if self.reduces:
+        if self.job.reduce is not None:
             self.tree, self.initial = None, ...
         if self.stopping:
             self.errors, self.failed, self.undo_errors = (), (), ()
@@ -381,7 +401,7 @@ class Run:
         """A new exception that tells a waiter of the cancel."""
         error = JobCancelled(f"the job {self.job.name!r} was cancelled")
         if self._failure is not None:
-            set_failure(error, self._failure)
+            set_failure(error, self._failure, self.parent_number)
         return error
 
     def result(self) -> Report[Any]:
@@ -396,7 +416,9 @@ class Run:
 
     def tell(self, kind: EventKind, **details: object) -> None:
         self.news.append(
-            Event(kind, self.job.name, self.number, details, awaited=bool(self.waiters))
+            Event(
+                kind, self.job.name, self.number, details, awaited=self.owned or bool(self.waiters)
+            )
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 from aioktask.engine import accounts
 from aioktask.engine.coordinator import Coordinator
-from aioktask.engine.frame import Frame, enclosing_frame, local
+from aioktask.engine.frame import enclosing_run, local
 from aioktask.engine.helpers import Caller
 from aioktask.engine.interrupt import Interrupts, interrupts_cancel
 from aioktask.engine.plan import Plan, make_plan
@@ -17,7 +17,14 @@ from aioktask.engine.pool import Pool
 from aioktask.engine.process import current_pool
 from aioktask.engine.run import Run
 from aioktask.engine.state import RunGroup
-from aioktask.engine.submission import Nested, checked_job, needed_loop, new_run, nice_of_waiter
+from aioktask.engine.submission import (
+    Nested,
+    OnBehalf,
+    checked_job,
+    needed_loop,
+    new_run,
+    nice_of_waiter,
+)
 from aioktask.engine.wakeup import refuse_running_loop, wait_over, wait_over_shielded
 from aioktask.job import Job, Report, set_failure, told_of
 
@@ -60,16 +67,13 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     pool = current_pool()
     loop = needed_loop(pool, "run_multithreaded()")
     await loop.checkpoint_if_cancelled()
-    outer = enclosing_frame()
+    outer = enclosing_run()
     group = _group(coordinator, outer)
-    parent = None if outer is None else outer.run
-    run = new_run(pool, group, job, loop, parent=parent, hold=True)
+    run = new_run(pool, group, job, loop, parent=outer, hold=True)
     nice = nice_of_waiter(outer, run)
     waiter = loop.waiter(nice, lost=None if not run.hold else _Abandoned(pool, run))
-    if parent is not None:
-        pool.begin_wait(parent, run, detect=False)
-    try:
-        pool.submit(run, waiter=waiter, nested=parent is not None and parent.entry.group is group)
+    with OnBehalf(pool, outer, run):
+        pool.submit(run, waiter=waiter, nested=outer is not None and outer.entry.group is group)
         try:
             await waiter.wait()
             while not (pool.commit(run) if run.hold else run.over):
@@ -82,9 +86,6 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
             await wait_over_shielded(pool, loop, run, nice)
             _raise_failed_undo_of(pool, run, cancellation)
             raise
-    finally:
-        if parent is not None:
-            pool.end_wait(parent, run, detect=False)
     return cast("Report[T]", pool.result(run))
 
 
@@ -115,11 +116,11 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
     """
     refuse_running_loop("run_multithreaded_sync()", "await run_multithreaded(job) instead")
     pool = current_pool()
-    outer = local.frame
-    group = _group(coordinator, outer)
-    parent = None if outer is None else outer.run
+    frame = local.frame
+    parent = None if frame is None else frame.run
+    group = _group(coordinator, parent)
     run = new_run(pool, group, job, None, parent=parent, hold=True)
-    caller = Caller(nice_of_waiter(outer, run))
+    caller = Caller(nice_of_waiter(parent, run))
     with interrupts_cancel(pool, run, caller) as asked:
         nested = parent is not None and parent.entry.group is group
         pool.submit(run, waiter=caller, caller=caller, nested=nested)
@@ -151,9 +152,9 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
             raise interrupt
     if parent is not None and run.cancelled and parent.unwanted():
         # A chunk of this run noticed that the enclosing job wants no more work: go on with that.
-        assert outer is not None
+        assert frame is not None
         _raise_failed_undo_of(pool, run, run.cancellation())
-        outer.check_cancelled()
+        frame.check_cancelled()
     return cast("Report[T]", pool.result(run))
 
 
@@ -189,11 +190,11 @@ class _Abandoned:
         self._pool.cancel_soon(self._run)
 
 
-def _group(coordinator: Coordinator | None, outer: Frame | None) -> RunGroup:
+def _group(coordinator: Coordinator | None, outer: Run | None) -> RunGroup:
     if coordinator is not None:
         return coordinator.scope()[1]
     if outer is not None:
-        group = outer.run.entry.group
+        group = outer.entry.group
         assert isinstance(group, RunGroup)
         return group
     return current_pool().state.root

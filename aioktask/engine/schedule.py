@@ -207,19 +207,24 @@ class Scheduler:
             self._count(entry, -1)
         return len(taken)
 
-    def enter(self, entry: Entry, *, counted: bool = False) -> None:
-        """A thread begins to serve the entry; `counted` if it is counted as running already."""
-        if counted:
-            entry.threads += 1
-        else:
-            self._count(entry, 1)
+    def enter(self, entry: Entry, *, counted: bool = False, counted_in_group: bool = False) -> None:
+        """A thread begins to serve the entry.
 
-    def leave(self, entry: Entry, wall_ns: int, *, counted: bool = False) -> None:
+        A thread inside a chunk is `counted` as running already, and `counted_in_group` if that
+        chunk, or one that it is nested in, is of the same coordinator.
+        """
+        self._count(entry, 1, counted, counted_in_group)
+
+    def leave(
+        self,
+        entry: Entry,
+        wall_ns: int,
+        *,
+        counted: bool = False,
+        counted_in_group: bool = False,
+    ) -> None:
         """It ends to, after `wall_ns`."""
-        if counted:
-            entry.threads -= 1
-        else:
-            self._count(entry, -1)
+        self._count(entry, -1, counted, counted_in_group)
         self.charge(entry, wall_ns)
 
     def charge(self, entry: Entry, wall_ns: int) -> None:
@@ -252,10 +257,14 @@ class Scheduler:
                     break
         return least
 
-    def _count(self, entry: Entry, threads: int) -> None:
+    def _count(
+        self, entry: Entry, threads: int, counted: bool = False, counted_in_group: bool = False
+    ) -> None:
         entry.threads += threads
-        entry.group.threads += threads
-        self.running += threads
+        if not counted_in_group:
+            entry.group.threads += threads
+        if not counted:
+            self.running += threads
 
     def _requeue(self, entry: Entry) -> None:
         if entry.ready:

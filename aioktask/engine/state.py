@@ -49,7 +49,7 @@ class RunGroup(Group):
 class Outbox:
     """What a change has to say, once the lock is free."""
 
-    __slots__ = ("events", "parkings", "starts", "undos", "waiters")
+    __slots__ = ("dropped", "events", "parkings", "starts", "undos", "waiters")
 
     def __init__(self) -> None:
         self.events: list[tuple[Context, events.Event]] = []
@@ -57,6 +57,7 @@ class Outbox:
         self.undos: list[Run] = []  # whose coroutine undo should begin
         self.parkings: list[Parking] = []  # of threads that have work now
         self.starts = 0  # helpers that should be started
+        self.dropped: list[object] = []  # what may be finalized now, by code that is anybody's
 
     def tell(self, run: Run) -> None:
         """Take what the run has to tell, in the context of who submitted it."""
@@ -177,6 +178,8 @@ class State:
         group = run.entry.group
         assert isinstance(group, RunGroup)
         del group.runs[run]
+        outbox.dropped += (run, run.dropped)
+        run.dropped = ()
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
         if run.undo_failed and not run.waiters:
             group.undo_failed.append(run)
@@ -247,10 +250,23 @@ class State:
 
     def enter_caller(self, run: Run, caller: Caller, now: int) -> bool:
         """Let the calling thread take part: always, but for the job's own limit."""
-        if not run.claimable or run.entry.threads >= run.entry.limit:
+        if caller.quits or not run.claimable or run.entry.threads >= run.entry.limit:
             return False
-        caller.frame = run.frame_of(caller, counted=local.frame is not None)
+        outer = local.frame
+        caller.frame = run.frame_of(caller)
+        caller.frame.counted = outer is not None
+        while outer is not None:  # the chunks that this thread is in
+            caller.frame.counted_in_group |= outer.run.entry.group is run.entry.group
+            outer = outer.outer
         return self._enter(caller.frame, now)
+
+    def abandon(self, caller: Caller, now: int, outbox: Outbox) -> None:
+        """The calling thread goes away with a stretch that it has not begun."""
+        frame, caller.frame = caller.frame, None
+        if frame is not None and frame.live:
+            frame.run.walked(frame, frame.start, now)
+            self._leave(frame, now, outbox)
+            self.summon(now, outbox)
 
     def summon(self, now: int, outbox: Outbox) -> None:
         """Give idle helpers work, or have helpers started, while there is work for them.
@@ -295,13 +311,15 @@ class State:
                 self.update(run, outbox)
 
     def _assign(self, helper: Helper, run: Run, now: int, outbox: Outbox) -> None:
-        helper.frame = run.frame_of(helper, counted=False)
+        helper.frame = run.frame_of(helper)
         self._enter(helper.frame, now)
         outbox.tell(run)
 
     def _enter(self, frame: Frame, now: int) -> bool:
         run = frame.run
-        self.scheduler.enter(run.entry, counted=frame.counted)
+        self.scheduler.enter(
+            run.entry, counted=frame.counted, counted_in_group=frame.counted_in_group
+        )
         run.enter(frame, now)
         frame.slice_end = now + SLICE_NS
         self.serving[frame] = None
@@ -316,7 +334,12 @@ class State:
 
     def _leave(self, frame: Frame, now: int, outbox: Outbox) -> None:
         del self.serving[frame]
-        self.scheduler.leave(frame.run.entry, now - frame.entered_at, counted=frame.counted)
+        self.scheduler.leave(
+            frame.run.entry,
+            now - frame.entered_at,
+            counted=frame.counted,
+            counted_in_group=frame.counted_in_group,
+        )
         frame.run.leave(frame, now)
         frame.stack.clear()
         self.update(frame.run, outbox)

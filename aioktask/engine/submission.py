@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import sys
 from contextvars import Context, copy_context
+from functools import partial
+from threading import TIMEOUT_MAX
 from typing import Any
 
-from aioktask.engine.frame import Frame, local
+from aioktask.engine.frame import enclosing_run, local
 from aioktask.engine.helpers import ThreadWaiter
 from aioktask.engine.plan import split
 from aioktask.engine.pool import Pool
@@ -62,8 +64,8 @@ def _context_for_threads() -> Context:
     return context
 
 
-def nice_of_waiter(outer: Frame | None, run: Run) -> int:
-    return waiter_nice(None if outer is None else outer.run.entry.nice, run.entry.nice)
+def nice_of_waiter(outer: Run | None, run: Run) -> int:
+    return waiter_nice(None if outer is None else outer.entry.nice, run.entry.nice)
 
 
 def needed_loop(pool: Pool, what: str) -> Loop:
@@ -79,18 +81,23 @@ class OnBehalf:
     __slots__ = ("_awaited", "_pool", "_waiting")
     detect = False
 
-    def __init__(self, pool: Pool, outer: Frame | None, awaited: Run) -> None:
+    def __init__(self, pool: Pool, waiting: Run | None, awaited: Run) -> None:
         self._pool = pool
-        self._waiting = None if outer is None else outer.run
+        self._waiting = waiting
         self._awaited = awaited
 
     def __enter__(self) -> None:
         if self._waiting is not None:
             self._pool.begin_wait(self._waiting, self._awaited, detect=self.detect)
 
-    def __exit__(self, *exc: object) -> None:
-        if self._waiting is not None:
-            self._pool.end_wait(self._waiting, self._awaited, detect=self.detect)
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._waiting is None:
+            return
+        end = partial(self._pool.end_wait, self._waiting, self._awaited, detect=self.detect)
+        if kind is GeneratorExit:  # the collector may be at work here, in a thread with the lock
+            self._pool.keeper.soon(end)
+        else:
+            end()
 
 
 class Nested(OnBehalf):
@@ -99,19 +106,18 @@ class Nested(OnBehalf):
     __slots__ = ()
     detect = True
 
-    def __init__(self, pool: Pool, waiting: Run | None, awaited: Run) -> None:
-        self._pool = pool
-        self._waiting = waiting
-        self._awaited = awaited
-
 
 def wait_in_thread(pool: Pool, run: Run, timeout: float | None, *, watches: bool = False) -> None:
-    outer = local.frame
+    outer = enclosing_run()
     waiter = ThreadWaiter(nice_of_waiter(outer, run))
-    with Nested(pool, None if outer is None else outer.run, run):
+    # A thread that the chunk started, with a copy of its context, waits on behalf of it, but not
+    # surely in its place.
+    kind = OnBehalf if local.frame is None else Nested
+    patience = -1 if timeout is None else min(max(timeout, 0), TIMEOUT_MAX)
+    with kind(pool, outer, run):
         try:
             while pool.add_waiter(run, waiter, watches=watches):
-                if not pool.wait_parked(waiter, -1 if timeout is None else max(timeout, 0)):
+                if not pool.wait_parked(waiter, patience):
                     raise TimeoutError(f"the job {run.job.name!r} is not over after {timeout} s")
         finally:
             pool.remove_waiter(run, waiter)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
@@ -150,7 +151,8 @@ class AsyncioLoop(_Loop):
             self._loop.call_soon_threadsafe(Posted(callback, lost))
 
     def spawn(self, undo: UndoTask) -> None:
-        undo.task = self._loop.create_task(undo.work(), context=undo.run.context.copy())
+        # Not by create_task(context=...), which many task factories do not take.
+        undo.task = undo.run.context.copy().run(self._loop.create_task, undo.work())
 
     def is_running(self) -> bool:
         return self._loop.is_running()
@@ -234,7 +236,7 @@ class TrioLoop(_Loop):
 class UndoTask:
     """A coroutine undo on its way through a loop, or through a fresh one when that is gone."""
 
-    __slots__ = ("_pool", "loop", "piece", "run", "taken_over", "task")
+    __slots__ = ("__weakref__", "_pool", "loop", "piece", "run", "taken_over", "task")
 
     def __init__(self, pool: Pool, run: Run, loop: Loop) -> None:
         self._pool = pool
@@ -246,6 +248,9 @@ class UndoTask:
 
     def start(self) -> None:
         self.run.undo_task = self
+        if self._pool.state.closing and not self.loop.is_running():
+            self._pool.keeper.soon(self.go_on_elsewhere)
+            return
         self.loop.post(self._spawn, self._lost)
         self._pool.keeper.watch(self._on_its_way)
 
@@ -256,13 +261,17 @@ class UndoTask:
         return not self.taken_over
 
     def _spawn(self) -> None:
-        self.loop.spawn(self)
+        try:
+            self.loop.spawn(self)
+        except BaseException:  # a task factory that fails, say
+            self._lost()
+            raise
 
     async def work(self) -> None:
         """Undo piece by piece. A cancellation of this task costs one piece, not the rest."""
         undo = self.run.job.undo
         assert undo is not None
-        while (piece := self._pool.next_undo(self.run)) is not None:
+        while not self.taken_over and (piece := self._pool.next_undo(self.run)) is not None:
             self.piece = piece
             try:
                 result = undo(piece.start, piece.stop)
@@ -273,8 +282,9 @@ class UndoTask:
             except BaseException as error:
                 self._pool.async_undo_raised(self.run, piece, error)
             self.piece = None
-        self.taken_over = True
-        self._pool.async_undo_ended(self.run)
+        if not self.taken_over:
+            self.taken_over = True
+            self._pool.async_undo_ended(self.run)
 
     def _lost(self) -> None:
         """The loop dropped this task before it began. Called from a finalizer."""
@@ -356,14 +366,19 @@ async def wait_over(pool: Pool, loop: Loop, run: Run, nice: int, *, watches: boo
             return
         try:
             await waiter.wait()
-        finally:
+        except GeneratorExit:  # the collector may be at work here, in a thread that has the lock
+            pool.keeper.soon(partial(pool.remove_waiter, run, waiter))
+            raise
+        except BaseException:
             pool.remove_waiter(run, waiter)
+            raise
 
 
 async def wait_over_shielded(
     pool: Pool, loop: Loop, run: Run, nice: int, *, watches: bool = False
-) -> None:
-    """The same across any number of cancellations, which are dropped: the first is on its way."""
+) -> asyncio.CancelledError | None:
+    """The same across any number of cancellations; the first of asyncio's own is returned."""
+    first: asyncio.CancelledError | None = None
     # The scope keeps anyio and trio from cancelling again and again; asyncio's own cancel passes
     # it.
     with contextlib.ExitStack() as scopes:
@@ -371,8 +386,9 @@ async def wait_over_shielded(
         while not run.over:
             try:
                 await wait_over(pool, loop, run, nice, watches=watches)
-            except asyncio.CancelledError:
-                continue
+            except asyncio.CancelledError as cancelled:
+                first = first or cancelled
             except GeneratorExit:  # the loop is gone, so the scope cannot be left in its task
                 scopes.pop_all()
                 raise
+    return first

@@ -210,7 +210,7 @@ def test_the_number_of_free_ranges_does_not_grow_with_the_number_of_chunks(
     asked = dict.fromkeys(range(owners), 1)
     done, most_free = 0, 0
     interrupted, halfway = rng.random(), rng.random()
-    while claims.left or held:
+    while claims.free or held:
         owner = rng.randrange(owners)
         if owner in held:
             start, stop = held.pop(owner)

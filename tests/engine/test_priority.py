@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# Whose nice counts: priority blocks nest, restore and follow the context; a waiter's nice is that of
-# the chunk it waits in, else of its block, else the awaited job's own.
+# Whose nice counts: priority blocks nest, restore and follow the context; a waiter's nice is that
+# of the chunk it waits in, else of its block, else the awaited job's own.
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-# The tree of a reduce: whatever the order in which leaves arrive and whoever makes them, the operands
-# meet as in a recursive tree over the leaf index. Combining is string concatenation with brackets,
-# which is neither associative nor commutative, so the value spells out the tree.
+# The tree of a reduce: whatever the order in which leaves arrive and whoever makes them, the
+# operands meet as in a recursive tree over the leaf index. Combining is string concatenation with
+# brackets, neither associative nor commutative, so the value spells out the tree.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -69,7 +70,7 @@ def reduce_by_makers(
     held: dict[int, tuple[int, int, int]] = {}
     asked = dict.fromkeys(range(makers), 1)
     interrupted = rng.random() / 2
-    while claims.left or held:
+    while claims.free or held:
         each = rng.randrange(makers)
         if each not in held:
             if (stretch := claims.claim(asked[each], len(held) + 1)) is not None:
@@ -119,7 +120,7 @@ def test_stretches_in_any_order_make_the_same_tree(
     leaves: int, cuts: set[int], order: random.Random
 ) -> None:
     edges = [0, *sorted(cut for cut in cuts if cut < leaves), leaves]
-    stretches = list(zip(edges, edges[1:], strict=False))
+    stretches = list(itertools.pairwise(edges))
     order.shuffle(stretches)
     maker = Maker(Tree(leaves))
     for start, stop in stretches:
@@ -175,9 +176,8 @@ def test_few_values_wait_whoever_makes_the_leaves(leaves: int, makers: int) -> N
 
     def look(tree: Tree, team: list[Maker]) -> None:
         on_stacks = sum(len(maker.stack) for maker in team)
+        in_tree.append(len(tree.waiting))
         in_all.append(len(tree.waiting) + on_stacks)
-        if not on_stacks:
-            in_tree.append(len(tree.waiting))
 
     for seed in range(4):
         reduce_by_makers(leaves, makers, random.Random(seed), look)
@@ -234,6 +234,8 @@ def test_a_stack_only_joins_true_siblings() -> None:
     assert push(stack, 1, 1, "(2 3)") is None
     assert stack == [(0, 1, "1"), (1, 1, "(2 3)")]
     assert push(stack, 0, 1, "again") is None  # the top is of another level
+    assert push([(0, 0, "0")], 0, 3, "3") is None  # two apart
+    assert push([(0, 3, "3")], 0, 2, "2") is None  # siblings, but the top is the right one
 
 
 def test_the_value_of_one_leaf_is_the_leaf() -> None:

@@ -323,3 +323,32 @@ def test_forks_of_several_threads_while_jobs_are_submitted_find_every_lock_free(
     with forks(program) as child:
         assert child.end() == 0, child.stderr()
         assert child.stderr() == ""
+
+
+def test_chunks_that_fork_while_jobs_are_submitted_find_every_lock_free() -> None:
+    # The child of a chunk needs the lock that its parent's other threads use all the time.
+    program = """
+        stop = threading.Event()
+
+        def submit():
+            while not stop.is_set():
+                run_multithreaded_sync(Job(lambda start, stop: None, 64, chunk=1, max_threads=3))
+
+        def fn(start, stop):
+            number = os.fork()
+            if not number:
+                signal.alarm(5)
+                return
+            note("status", status_of(number))
+
+        submitters = [threading.Thread(target=submit) for _ in range(3)]
+        for thread in submitters:
+            thread.start()
+        Coordinator().submit(Job(fn, 50, chunk=1, max_threads=2)).result()
+        stop.set()
+        for thread in submitters:
+            thread.join()
+    """
+    with forks(program) as child:
+        assert child.end() == 0, child.stderr()
+        assert child.notes() == [["status", "70"]] * 50
