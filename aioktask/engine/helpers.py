@@ -183,9 +183,13 @@ class Helper:
 class Caller:
     """A thread that called `run_multithreaded_sync` and takes part in that run; its own waiter."""
 
-    __slots__ = ("frame", "nice", "parking", "quits")
+    __slots__ = ("chunks", "frame", "nice", "parking", "quits")
 
-    def __init__(self, nice: int) -> None:
+    def __init__(self, nice: int, chunk: Frame | None = None) -> None:
+        self.chunks: list[Frame] = []  # those that the thread is in, the innermost first
+        while chunk is not None:
+            self.chunks.append(chunk)
+            chunk = chunk.outer
         self.parking = Parking()
         self.frame: Frame | None = None  # what it serves or is about to
         self.quits = False  # whether it takes no further part: a second Ctrl-C

@@ -120,7 +120,7 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
     parent = None if frame is None else frame.run
     group = _group(coordinator, parent)
     run = new_run(pool, group, job, None, parent=parent, hold=True)
-    caller = Caller(nice_of_waiter(parent, run))
+    caller = Caller(nice_of_waiter(parent, run), frame)
     with interrupts_cancel(pool, run, caller) as asked:
         nested = parent is not None and parent.entry.group is group
         pool.submit(run, waiter=caller, caller=caller, nested=nested)

@@ -17,7 +17,7 @@ from contextvars import Context
 from time import perf_counter_ns
 
 from aioktask.engine import events
-from aioktask.engine.frame import Frame, Signals, local
+from aioktask.engine.frame import Frame, Signals
 from aioktask.engine.helpers import Caller, Helper, Parking
 from aioktask.engine.run import Phase, Run, Waiter
 from aioktask.engine.schedule import SLICE_NS, Group, Scheduler
@@ -252,13 +252,11 @@ class State:
         """Let the calling thread take part: always, but for the job's own limit."""
         if caller.quits or not run.claimable or run.entry.threads >= run.entry.limit:
             return False
-        outer = local.frame
-        caller.frame = run.frame_of(caller)
-        caller.frame.counted = outer is not None
-        while outer is not None:  # the chunks that this thread is in
-            caller.frame.counted_in_group |= outer.run.entry.group is run.entry.group
-            outer = outer.outer
-        return self._enter(caller.frame, now)
+        frame = caller.frame = run.frame_of(caller)
+        frame.counted = bool(caller.chunks)
+        group = run.entry.group
+        frame.counted_in_group = any(chunk.run.entry.group is group for chunk in caller.chunks)
+        return self._enter(frame, now)
 
     def abandon(self, caller: Caller, now: int, outbox: Outbox) -> None:
         """The calling thread goes away with a stretch that it has not begun."""
