@@ -152,7 +152,12 @@ class AsyncioLoop(_Loop):
 
     def spawn(self, undo: UndoTask) -> None:
         # Not by create_task(context=...), which many task factories do not take.
-        undo.task = undo.run.context.copy().run(self._loop.create_task, undo.work())
+        work = undo.work()
+        try:
+            undo.task = undo.run.context.copy().run(self._loop.create_task, work)
+        except BaseException:
+            work.close()
+            raise
 
     def is_running(self) -> bool:
         return self._loop.is_running()
@@ -263,9 +268,8 @@ class UndoTask:
     def _spawn(self) -> None:
         try:
             self.loop.spawn(self)
-        except BaseException:  # a task factory that fails, say
+        except Exception:  # a task factory that takes other arguments, say: a fresh loop has none
             self._lost()
-            raise
 
     async def work(self) -> None:
         """Undo piece by piece. A cancellation of this task costs one piece, not the rest."""
