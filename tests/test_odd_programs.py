@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# Programs that do what is allowed and seldom seen: each once hung a helper, lost work or broke a cap.
+# Programs that do what is allowed and seldom seen: each once hung a helper, lost work or broke a
+# cap.
 
 from __future__ import annotations
 

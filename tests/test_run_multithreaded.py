@@ -354,9 +354,9 @@ async def test_idle_threads_share_what_turns_out_slow() -> None:
     def uneven(start: int, stop: int) -> None:
         if start >= 20_000:
             threads.add(threading.get_ident())
-            if len(threads) == 2:
+            if len(threads) >= 2:
                 both.set()
             both.wait(0.05)
 
     await run_multithreaded(Job(uneven, 20_040, chunk=1))
-    assert len(threads) == 2
+    assert len(threads) >= 2

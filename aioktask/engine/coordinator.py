@@ -104,7 +104,12 @@ class Handle(Generic[T]):
         return self._own_pool().cancel(self._run)
 
     def done(self) -> bool:
-        """Whether the job is over, undo included."""
+        """Whether the job is over, undo included.
+
+        Raises:
+            RuntimeError: The handle belongs to the parent of this forked process.
+        """
+        self._own_pool()
         return self._run.over
 
     def progress(self) -> Progress:

@@ -108,7 +108,7 @@ class Keeper:
         if self._thread is None and self._making.acquire(blocking=False):
             try:
                 if self._thread is None:
-                    self._thread = start_blocked(self._keep, f"{NAME} keeper")
+                    self._thread = start_blocked(self._keep, NAME)
             finally:
                 self._making.release()
         self._queue.put(function)
@@ -119,13 +119,12 @@ class Keeper:
         self.soon(lambda: self._watched.append(reference))
 
     def _keep(self) -> None:
+        name_this_thread(f"{NAME} keeper")
         _be_like_the_process()
         next_look = 0.0
         while True:
             if self._watched and time.monotonic() >= next_look:
-                self._watched = [
-                    each for each in self._watched if (look := each()) is not None and look()
-                ]
+                self._watched = [each for each in self._watched if _look(each)]
                 next_look = time.monotonic() + WATCH_SECONDS
             try:
                 function = self._queue.get(timeout=WATCH_SECONDS if self._watched else None)
@@ -144,6 +143,12 @@ class Keeper:
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()
+
+
+def _look(reference: weakref.WeakMethod[Callable[[], bool]]) -> bool:
+    """Call what is watched. A function of its own, so that nothing refers to it afterwards."""
+    look = reference()
+    return look is not None and look()
 
 
 class Parking:

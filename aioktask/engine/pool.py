@@ -62,6 +62,11 @@ class Pool:
 
     def _send(self, outbox: Outbox) -> None:
         outbox.dropped.clear()
+        # Before anybody is woken, who might tell of what comes after.
+        if outbox.events:
+            for context, event in outbox.events:
+                context.run(events.emit, event)
+            outbox.events.clear()
         for parking in outbox.parkings:
             parking.open()
         for _ in range(outbox.starts):
@@ -69,10 +74,6 @@ class Pool:
                 self.keeper.soon(self._start_helper)
             except RuntimeError as error:
                 self._not_started(error)
-        if outbox.events:
-            for context, event in outbox.events:
-                context.run(events.emit, event)
-            outbox.events.clear()
         for waiter in outbox.waiters:
             waiter.wake()
         for run in outbox.undos:

@@ -30,6 +30,9 @@ from aioktask.job import Job, Report, set_failure, told_of
 
 T = TypeVar("T")
 
+# Nobody is waited on behalf of: made once, since this is on the path of every short job.
+_NOBODY = contextlib.nullcontext()
+
 
 async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
     """Run a job on helper threads and wait until all of it is done, or all of it is undone.
@@ -70,9 +73,9 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     outer = enclosing_run()
     group = _group(coordinator, outer)
     run = new_run(pool, group, job, loop, parent=outer, hold=True)
-    nice = nice_of_waiter(outer, run)
+    nice = run.entry.nice if outer is None else nice_of_waiter(outer, run)
     waiter = loop.waiter(nice, lost=None if not run.hold else _Abandoned(pool, run))
-    with OnBehalf(pool, outer, run):
+    with _NOBODY if outer is None else OnBehalf(pool, outer, run):
         pool.submit(run, waiter=waiter, nested=outer is not None and outer.entry.group is group)
         try:
             await waiter.wait()

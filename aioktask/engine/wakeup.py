@@ -84,8 +84,7 @@ class Loop(Protocol):
 class _Loop:
     """What the loops have in common: the start of a coroutine undo."""
 
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+    _pool: Pool
 
     def start_undo(self: Loop, run: Run) -> None:
         UndoTask(self._pool, run, self).start()  # type: ignore[attr-defined]
@@ -132,7 +131,7 @@ class AsyncioLoop(_Loop):
     """An asyncio loop, uvloop's included."""
 
     def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(pool)
+        self._pool = pool
         self._loop = loop
 
     def waiter(self, nice: int, lost: Callable[[], None] | None = None) -> AsyncioWaiter:
@@ -198,7 +197,7 @@ class TrioLoop(_Loop):
     def __init__(self, pool: Pool) -> None:
         import trio
 
-        super().__init__(pool)
+        self._pool = pool
         self._token = trio.lowlevel.current_trio_token()
         self._finished = trio.RunFinishedError
 
@@ -332,13 +331,16 @@ def _nothing() -> None:
 
 def running_loop(pool: Pool) -> Loop | None:
     """The loop that runs on this thread, if any."""
-    trio = sys.modules.get("trio")
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        loop = None
+    if loop is not None and asyncio.current_task(loop) is not None:
+        return AsyncioLoop(pool, loop)
+    trio = sys.modules.get("trio")  # also one that is a guest on an asyncio loop
     if trio is not None and trio.lowlevel.in_trio_task():
         return TrioLoop(pool)
-    try:
-        return AsyncioLoop(pool, asyncio.get_running_loop())
-    except RuntimeError:
-        return None
+    return None if loop is None else AsyncioLoop(pool, loop)
 
 
 def refuse_running_loop(what: str, instead: str) -> None:

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.process.test_signals import (
+from tests.process.child import (
     LONG_JOB,
     ONCE,
     PRELUDE,

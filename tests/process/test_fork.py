@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from tests.process.test_signals import ONCE, Child
+from tests.process.child import ONCE, Child
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork(2)")
 

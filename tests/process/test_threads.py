@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.test_signals import Child, wait_for
+from tests.process.child import Child, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
