@@ -63,7 +63,7 @@ class UndoOnLoop(Protocol):
 
 
 class Run:
-    """One run of a job. `Engine` calls the methods under its lock."""
+    """One run of a job. `State` calls the methods, under the pool's lock."""
 
     # What most runs never change stands on the class: a run is made for every request of a server.
     phase = Phase.WORK

@@ -31,6 +31,9 @@ from aioktask import (
     run_multithreaded_sync,
 )
 
+# A shell that starts the tests in the background has them ignore SIGINT, and this would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _log = os.open(os.environ["TEST_LOG"], os.O_WRONLY | os.O_APPEND)
 
 def note(*words):
