@@ -166,6 +166,10 @@ class State:
                 outbox.wake(run)
                 return
             self.signals.generation += 1  # an undo goes before chunks
+            # And at the higher of the job's and the waiters' priority.
+            most_urgent = min((waiter.nice for waiter in run.waiters), default=run.entry.nice)
+            if most_urgent < run.entry.nice:
+                self.scheduler.set_nice(run.entry, most_urgent)
             if run.async_undo:
                 outbox.undos.append(run)
                 return

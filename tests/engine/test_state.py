@@ -82,3 +82,20 @@ def test_a_later_error_does_not_take_the_place_of_the_first() -> None:
         state.reconsider(frame, 0, outbox)
     assert run.over
     assert run.verdict is errors[0]
+
+
+def test_an_undo_runs_at_the_higher_of_the_job_s_and_the_waiter_s_priority() -> None:
+    for waiters, expected in (([], 10), ([15], 10), ([-5, 3], -5)):
+        state, outbox = State(cap=1), Outbox()
+        helper = idle_helper(state)
+        run = a_run(state, Job(print, 10, chunk=5, undo=print, max_threads=1))
+        run.entry.nice = 10
+        run.waiters += [Caller(nice) for nice in waiters]
+        state.submit(run, None, nested=False, outbox=outbox)
+        frame = helper.frame
+        assert frame is not None
+        state.walked(frame, 5, 0)
+        state.raised(frame, ValueError("planted"), 0)
+        state.reconsider(frame, 0, outbox)
+        assert run.undoing
+        assert run.entry.nice == expected
