@@ -157,7 +157,13 @@ async def test_an_undo_that_raises_stops_no_other_and_tells_what_is_left(kind: s
     async def undo_async(start: int, stop: int) -> None:
         undo(start, stop)
 
-    job = Job(work.chunk, 1000, chunk=10, undo=undo if kind == "plain" else undo_async)
+    job = Job(
+        work.chunk,
+        1000,
+        chunk=10,
+        max_threads=1,  # so that all before the failing chunk is done
+        undo=undo if kind == "plain" else undo_async,
+    )
     with pytest.raises(UndoFailed) as caught:
         await run_multithreaded(job)
     failed = caught.value
