@@ -301,3 +301,34 @@ async def test_a_cancel_of_the_undo_s_own_task_costs_one_piece() -> None:
     left = [unit for each in caught.value.ranges for unit in each]
     assert left
     assert sorted(left + units(undone)) == units(work.done)
+
+
+def test_an_undo_failure_whose_only_waiter_s_loop_is_gone_is_raised_by_leaving() -> None:
+    gate = Gate()
+
+    def fail(start: int, stop: int) -> None:
+        if start:
+            gate.chunk(start, stop)
+            raise KeyError("planted")
+
+    def undo(start: int, stop: int) -> None:
+        raise OSError(5, "stuck")
+
+    coordinator = Coordinator()
+    handle = coordinator.submit(Job(fail, 2, chunk=1, max_threads=1, undo=undo))
+    loop = asyncio.new_event_loop()
+
+    async def wait() -> None:
+        await handle
+
+    waiting = loop.create_task(wait())
+    waiting._log_destroy_pending = False  # type: ignore[attr-defined]
+    loop.run_until_complete(asyncio.to_thread(gate.wait_entered))
+    assert handle._run.waiters
+    loop.run_until_complete(loop.shutdown_default_executor())
+    loop.close()
+    gate.open()
+    with pytest.raises(UndoFailed):
+        with coordinator:
+            pass
+    del waiting

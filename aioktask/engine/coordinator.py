@@ -173,7 +173,7 @@ class Coordinator:
     waits until they are undone. After that `submit` is refused.
 
     A job that failed and that nobody awaits is told in an event; leaving raises only the
-    `UndoFailed` of a job that nobody waited for.
+    `UndoFailed` that nobody has been given yet.
 
     **Cancellation** while leaving cancels the jobs, waits until they are undone, and goes on.
 
@@ -225,7 +225,7 @@ class Coordinator:
         **Cancellation** while it waits cancels the jobs, waits until they are undone, and goes on.
 
         Raises:
-            UndoFailed: An undo failed, of a job that nobody waited for.
+            UndoFailed: An undo failed, and nobody has been given that yet.
         """
         pool, group = self.scope()
         loop = needed_loop(pool, "Coordinator.shutdown()")
@@ -326,7 +326,7 @@ def _cancel_soon(pool: Pool, runs: list[Run]) -> None:
 
 
 def _raise_undo_failed(pool: Pool, group: RunGroup, cause: BaseException | None) -> None:
-    """Raise the undo failures that nobody waited for, as one."""
+    """Raise the undo failures that nobody was given, as one."""
     with pool.lock:
         runs, group.undo_failed = group.undo_failed, []
     failures = [run.verdict for run in runs if not run.told and isinstance(run.verdict, UndoFailed)]

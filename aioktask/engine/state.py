@@ -34,7 +34,7 @@ class RunGroup(Group):
     Attributes:
         runs: Those that are not over.
         closed: Whether nothing more may be submitted.
-        undo_failed: Runs whose undo failed while nobody waited for them.
+        undo_failed: Runs whose undo failed, of which perhaps nobody was told.
     """
 
     __slots__ = ("closed", "runs", "undo_failed")
@@ -185,7 +185,9 @@ class State:
         outbox.dropped += (run, run.dropped)
         run.dropped = ()
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
-        if run.undo_failed and not run.waiters:
+        if run.undo_failed and group is not self.root:
+            # Whoever waits may be on a loop that is gone: leaving looks again who was told.
+            group.undo_failed = [each for each in group.undo_failed if not each.told]
             group.undo_failed.append(run)
         outbox.tell(run)
         outbox.wake(run)
