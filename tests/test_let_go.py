@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import gc
 import mmap
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from aioktask import Coordinator, Job, memory, run_multithreaded, run_multithreaded_sync
+from aioktask.engine.pool import Pool
+from aioktask.engine.state import Outbox
 
 ROUNDS = 100
 
@@ -48,6 +51,31 @@ async def test_memory_can_be_closed_right_after_a_handle() -> None:
         for _ in range(ROUNDS):
             with mmap.mmap(-1, 1 << 16) as buffer:
                 await coordinator.submit(job_over(buffer))
+
+
+@pytest.mark.anyio
+async def test_a_helper_that_is_slow_to_park_holds_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is kept where it has just woken the waiter, and its frame is still on its stack."""
+    parks = threading.Event()
+    deliver = Pool._send
+
+    def deliver_and_wait(pool: Pool, outbox: Outbox) -> None:
+        deliver(pool, outbox)
+        if threading.current_thread() is not threading.main_thread():
+            assert parks.wait(30)
+
+    with mmap.mmap(-1, 1 << 16) as buffer:
+        job = job_over(buffer, max_threads=1)
+        await run_multithreaded(Job(lambda a, b: None, 1))  # so that there is a helper
+        monkeypatch.setattr(Pool, "_send", deliver_and_wait)
+        try:
+            await run_multithreaded(job)
+            del job
+            buffer.close()
+        finally:
+            parks.set()
 
 
 def test_memory_can_be_closed_right_after_the_sync_form() -> None:

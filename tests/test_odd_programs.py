@@ -245,8 +245,9 @@ def test_a_machine_without_threads_ends_the_job_and_recovers(
         patch.setattr(helpers, "start_blocked", refuse)
         coordinator = Coordinator()
         handle = coordinator.submit(Job(lambda a, b: None, 10))
-        with pytest.raises(RuntimeError, match="can't start new thread"):
+        with pytest.raises(RuntimeError, match="can't start new thread") as caught:
             handle.result()
+        assert "for want of a helper" in caught.value.__notes__[0]
         assert run_multithreaded_sync(Job(lambda a, b: None, 10, chunk=1)).chunks == 10
     assert coordinator.submit(Job(lambda a, b: None, 10, chunk=1)).result().chunks == 10
     fresh.close()

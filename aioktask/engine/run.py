@@ -133,7 +133,7 @@ class Run:
         self.submitted_at = perf_counter_ns()
 
     def __repr__(self) -> str:
-        return f"<Run {self.number} of {self.job.name!r}: {self.phase.value}>"
+        return f"<Run {self.number} of {self.name!r}: {self.phase.value}>"
 
     def submitted(self, number: int) -> None:
         """The pool took the run in, as this number of its process."""
@@ -240,13 +240,13 @@ class Run:
         if isinstance(error, ChunkCancelled) and self.unwanted():
             self.cancelled = self.cancelled or self.error is None
         else:
-            self._add_error(error, chunk)
+            self._add_error(error, f"in the chunk {chunk.start} to {chunk.stop}", chunk)
 
     def reduce_raised(self, frame: Frame, error: BaseException, now: int) -> None:
         """`reduce` raised: the chunks up to ``frame.start`` are done, but the job has no value."""
         frame.reducing = False
         self._close_stretch(frame, frame.start, frame.start, now)
-        self._add_error(error, None)
+        self._add_error(error, "in reduce")
 
     def _close_stretch(self, frame: Frame, done: int, free: int, now: int) -> None:
         """What the frame claimed is done up to `done`, and free again from `free` on."""
@@ -260,15 +260,14 @@ class Run:
             self.last_chunk = now
         frame.first = frame.start = frame.stop = free
 
-    def _add_error(self, error: BaseException, chunk: range | None) -> None:
+    def _add_error(self, error: BaseException, where: str, chunk: range | None = None) -> None:
         if self.stopping:
             if error is not self.error:
                 self.errors += (error,)
             return
         self.error = accounts.raisable(error)
         self.error_chunk = chunk
-        where = "in reduce" if chunk is None else f"in the chunk {chunk.start} to {chunk.stop}"
-        note = f"raised {where} of the job {self.job.name!r}"
+        note = f"raised {where} of the job {self.name!r}"
         with contextlib.suppress(Exception):  # the user's class may refuse
             if note not in getattr(self.error, "__notes__", ()):
                 BaseException.add_note(self.error, note)
@@ -302,7 +301,7 @@ class Run:
             self.undo_errors += tuple((range(*piece), error) for piece in self.claims.free)
             self.claims.clear()
         else:
-            self._add_error(error, None)
+            self._add_error(error, "for want of a helper")
 
     @property
     def undo_failed(self) -> bool:
@@ -399,7 +398,7 @@ class Run:
 
     def cancellation(self) -> JobCancelled:
         """A new exception that tells a waiter of the cancel."""
-        error = JobCancelled(f"the job {self.job.name!r} was cancelled")
+        error = JobCancelled(f"the job {self.name!r} was cancelled")
         if self._failure is not None:
             set_failure(error, self._failure, self.parent_number)
         return error
@@ -416,9 +415,7 @@ class Run:
 
     def tell(self, kind: EventKind, **details: object) -> None:
         self.news.append(
-            Event(
-                kind, self.job.name, self.number, details, awaited=self.owned or bool(self.waiters)
-            )
+            Event(kind, self.name, self.number, details, awaited=self.owned or bool(self.waiters))
         )
 
 

@@ -25,4 +25,4 @@ def next_stretch(chunks: int, wall_ns: int) -> int:
     """
     if wall_ns * 2 <= TARGET_NS:
         return min(chunks * 2, MOST_CHUNKS)
-    return max(min(chunks * TARGET_NS // wall_ns, chunks * 2, MOST_CHUNKS), 1)
+    return max(min(chunks * TARGET_NS // wall_ns, MOST_CHUNKS), 1)
