@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 # Jobs over memory: the public names and nothing else.
-"""Functions that return a ready `Job` over the bytes of a buffer."""
+"""Functions that return a ready `Job` over the bytes of a buffer, and memory held for a while."""
 
 from aioktask.memory._clear import clear
+from aioktask.memory._copy import copy
 from aioktask.memory._populate import populate
+from aioktask.memory._release import release
 
-__all__ = ["clear", "populate"]
+__all__ = ["clear", "copy", "populate", "release"]

@@ -18,12 +18,13 @@ import numpy as np
 
 from aioktask.job import Job
 from aioktask.memory._libc import HUGE_PAGE, PAGE
+from aioktask.memory._page_size import largest_page
 
 if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+    from _typeshed import ReadableBuffer
     from numpy.typing import NDArray
 
-__all__ = ["Buffer", "job_over"]
+__all__ = ["Buffer", "job_over", "job_over_pages"]
 
 # From this size on, chunks end where a huge page may end: a huge page that two helpers share is
 # cleared by one of them while the other waits. Below, 2 MiB would be too coarse to share out.
@@ -31,12 +32,13 @@ ALIGN_TO_HUGE_PAGES_FROM = 16 * HUGE_PAGE
 
 
 class Buffer:
-    """The memory of an object with a writable, contiguous buffer, held until this object is gone.
+    """The memory of an object with a contiguous buffer, held until this object is gone.
 
     Args:
         exporter: An array, mmap, bytearray, memoryview, `array.array` or anything else with the
             buffer protocol, in C or Fortran order.
         operation: Who asks, for error messages.
+        writable: Whether it must be writable.
 
     Attributes:
         address: Of the first byte.
@@ -44,20 +46,20 @@ class Buffer:
 
     Raises:
         TypeError: It has no buffer, or one of references to Python objects.
-        ValueError: The memory is read-only or not contiguous.
+        ValueError: The memory is not contiguous, or it is read-only and must not be.
     """
 
     __slots__ = ("_held", "address", "nbytes")
 
-    def __init__(self, exporter: WriteableBuffer, operation: str) -> None:
-        self._held = _bytes_of(exporter, operation)
+    def __init__(self, exporter: ReadableBuffer, operation: str, *, writable: bool = True) -> None:
+        self._held = _bytes_of(exporter, operation, writable=writable)
         self.address: int = self._held.ctypes.data
         self.nbytes: int = self._held.nbytes
 
 
 def job_over(
     buffer: Buffer,
-    function: Callable[[Buffer, int, int], None],
+    function: Callable[[Buffer, int, int], object],
     *,
     whole_pages: bool,
     min_chunk: int,
@@ -73,7 +75,10 @@ def job_over(
     `chunk` need only be a multiple of the page.
     """
     start = buffer.address - buffer.address % PAGE if whole_pages else buffer.address
-    align = HUGE_PAGE if buffer.nbytes >= ALIGN_TO_HUGE_PAGES_FROM and chunk is None else PAGE
+    align = PAGE
+    if buffer.nbytes >= ALIGN_TO_HUGE_PAGES_FROM and chunk is None:
+        # Two helpers that fault in one huge page wait for each other.
+        align = max(HUGE_PAGE, largest_page(buffer.address, buffer.nbytes))
     return Job(
         functools.partial(function, buffer),
         buffer.address + buffer.nbytes - start if buffer.nbytes else 0,
@@ -87,7 +92,43 @@ def job_over(
     )
 
 
-def _bytes_of(exporter: object, operation: str) -> NDArray[np.uint8]:
+def job_over_pages(
+    buffer: Buffer,
+    function: Callable[[Buffer, int, int], object],
+    *,
+    inside: bool,
+    min_chunk: int,
+    chunk: SupportsIndex | None,
+    nice: SupportsIndex,
+    max_threads: SupportsIndex | None,
+    name: str,
+) -> Job[None]:
+    """A job over the whole pages of `buffer`: those that lie `inside` it, or all that it touches.
+
+    Pages are those of the mapping: no chunk has a part of a huge page of hugetlbfs.
+    """
+    page = largest_page(buffer.address, buffer.nbytes) if buffer.nbytes else PAGE
+    start, stop = buffer.address, buffer.address + buffer.nbytes
+    if inside:
+        start, stop = -(-start // page) * page, stop // page * page
+    else:
+        start, stop = start // page * page, -(-stop // page) * page
+    size = max(0, stop - start) if buffer.nbytes else 0
+    align = max(page, HUGE_PAGE) if size >= ALIGN_TO_HUGE_PAGES_FROM and chunk is None else page
+    return Job(
+        functools.partial(function, buffer),
+        size,
+        start=start,
+        align=align,
+        min_chunk=min_chunk if chunk is None else 1,
+        chunk=chunk,
+        nice=nice,
+        max_threads=max_threads,
+        name=name,
+    )
+
+
+def _bytes_of(exporter: object, operation: str, *, writable: bool) -> NDArray[np.uint8]:
     """A flat array of the exporter's bytes, which holds the export."""
     kind = type(exporter).__name__
     if isinstance(exporter, np.ndarray):
@@ -111,7 +152,7 @@ def _bytes_of(exporter: object, operation: str) -> NDArray[np.uint8]:
             f"{operation} works on plain bytes, and this {kind} holds references to Python "
             f"objects: use aioktask.arrays.fill"
         )
-    if readonly:
+    if readonly and writable:
         raise ValueError(
             f"{operation} writes to its buffer, and this {kind} is read-only: pass writable memory"
         )

@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, SupportsIndex
 
 from aioktask.job import Job
+from aioktask.memory import _libc
 from aioktask.memory._buffer import Buffer, job_over
-from aioktask.memory._libc import zero
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -64,4 +64,4 @@ def clear(
 
 
 def _clear_range(_held: Buffer, start: int, stop: int) -> None:
-    zero(start, stop - start)
+    _libc.zero(start, stop - start)

@@ -17,13 +17,14 @@ import time
 from typing import TYPE_CHECKING, SupportsIndex
 
 from aioktask.job import Job
+from aioktask.memory import _libc
 from aioktask.memory._buffer import Buffer, job_over
-from aioktask.memory._libc import PAGE, Advice, madvise
+from aioktask.memory._libc import PAGE, Advice
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["populate"]
+__all__ = ["MIN_CHUNK", "check_kernel_can_populate", "populate", "populate_pages"]
 
 # Some milliseconds of faults with small pages, so the call itself does not count.
 MIN_CHUNK = 8 << 20
@@ -72,15 +73,10 @@ def populate(
     >>> run_multithreaded_sync(populate(memory)).value
     """
     held = Buffer(buffer, "populate")
-    if not _kernel_can_populate():
-        raise OSError(
-            errno.ENOSYS,
-            f"{os.strerror(errno.ENOSYS)}: populate needs MADV_POPULATE_WRITE of Linux 5.14; "
-            f"aioktask.memory.clear makes pages resident too, by zeroing them",
-        )
+    check_kernel_can_populate("populate")
     return job_over(
         held,
-        _populate_range,
+        populate_pages,
         whole_pages=True,
         min_chunk=MIN_CHUNK,
         chunk=chunk,
@@ -90,11 +86,12 @@ def populate(
     )
 
 
-def _populate_range(_held: Buffer, start: int, stop: int) -> None:
+def populate_pages(_held: object, start: int, stop: int) -> None:
+    """Make the pages from one address to another resident: the chunk of such a job."""
     attempts = 0
     while True:
         try:
-            return madvise(start, stop - start, Advice.MADV_POPULATE_WRITE)
+            return _libc.madvise(start, stop - start, Advice.MADV_POPULATE_WRITE)
         except InterruptedError:
             # Signal handlers have run by now, as this is Python again. What is populated is passed
             # over quickly the next time.
@@ -110,15 +107,29 @@ def _populate_range(_held: Buffer, start: int, stop: int) -> None:
             raise
 
 
+def check_kernel_can_populate(operation: str) -> None:
+    """Refuse an operation that needs MADV_POPULATE_WRITE where there is none.
+
+    Raises:
+        OSError: ENOSYS.
+    """
+    if not kernel_can_populate():
+        raise OSError(
+            errno.ENOSYS,
+            f"{os.strerror(errno.ENOSYS)}: {operation} needs MADV_POPULATE_WRITE of Linux 5.14; "
+            f"aioktask.memory.clear makes pages resident too, by zeroing them",
+        )
+
+
 @functools.cache
-def _kernel_can_populate() -> bool:
+def kernel_can_populate() -> bool:
     """Asked once a process, with a page about which nothing else can be wrong."""
     if sys.platform != "linux":
         return False
     page = mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     try:
-        madvise(address, PAGE, Advice.MADV_POPULATE_WRITE)
+        _libc.madvise(address, PAGE, Advice.MADV_POPULATE_WRITE)
     except OSError as error:
         return error.errno not in (errno.EINVAL, errno.ENOSYS)
     return True

@@ -370,7 +370,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, errors: list[int]) -> list[int]:
         if len(calls) <= len(errors):
             raise OSError(errors[len(calls) - 1], "as the test says")
 
-    monkeypatch.setattr(_populate, "madvise", madvise)
+    monkeypatch.setattr(_libc, "madvise", madvise)
     return calls
 
 
@@ -395,7 +395,7 @@ def test_a_signal_handler_ends_an_interrupted_populate(monkeypatch: pytest.Monke
         raise InterruptedError(errno.EINTR, "as the test says")
 
     job = populate(bytearray(100))
-    monkeypatch.setattr(_populate, "madvise", madvise)
+    monkeypatch.setattr(_libc, "madvise", madvise)
     before = signal.signal(signal.SIGUSR1, enough)
     try:
         with pytest.raises(EnoughError):
@@ -429,9 +429,9 @@ def test_populate_does_not_retry_other_errors(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def kernel_not_asked_yet() -> Any:
-    _populate._kernel_can_populate.cache_clear()
+    _populate.kernel_can_populate.cache_clear()
     yield
-    _populate._kernel_can_populate.cache_clear()
+    _populate.kernel_can_populate.cache_clear()
 
 
 @pytest.mark.usefixtures("kernel_not_asked_yet")

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+# Copying memory.
+"""`copy`: a job that copies the bytes of one buffer to another."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, SupportsIndex
+
+from aioktask.job import Job
+from aioktask.memory import _libc
+from aioktask.memory._buffer import Buffer, job_over
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+__all__ = ["copy"]
+
+# As with memset (see `_clear`), memmove is faster when it is asked for more than the caches hold.
+MIN_CHUNK = 64 << 20
+
+
+def copy(
+    destination: WriteableBuffer,
+    source: ReadableBuffer,
+    *,
+    chunk: SupportsIndex | None = None,
+    nice: SupportsIndex = 0,
+    max_threads: SupportsIndex | None = None,
+    name: str | None = None,
+) -> Job[None]:
+    """A job that copies the bytes of `source` to `destination`.
+
+    The job ranges over addresses of the destination: its units are bytes. It holds both buffers for
+    as long as it lives, as `clear` does. It cannot be undone: when it fails or is cancelled, what
+    has been copied stays.
+
+    Args:
+        destination: Writable contiguous memory: an array, mmap, bytearray, memoryview.
+        source: Contiguous memory of the same number of bytes, not overlapping the destination.
+        chunk: Fixes the chunk size in bytes, a multiple of the page.
+        nice: See `Job`.
+        max_threads: See `Job`.
+        name: See `Job`; "memory.copy" by default.
+
+    Raises:
+        TypeError: One has no buffer protocol, or holds references to Python objects.
+        ValueError: The sizes differ; they overlap; `destination` is read-only; one is not
+            contiguous; or an argument that `Job` refuses.
+
+    >>> from aioktask import run_multithreaded_sync
+    >>> target = bytearray(9)
+    >>> run_multithreaded_sync(copy(target, b"swordfish")).value
+    >>> target
+    bytearray(b'swordfish')
+    """
+    to = Buffer(destination, "copy to")
+    origin = Buffer(source, "copy from", writable=False)
+    if to.nbytes != origin.nbytes:
+        raise ValueError(
+            f"copy needs buffers of one size, got {to.nbytes} bytes to copy to and {origin.nbytes} "
+            f"to copy from: pass a slice of the longer one"
+        )
+    if to.address < origin.address + origin.nbytes and origin.address < to.address + to.nbytes:
+        raise ValueError(
+            "copy needs buffers that do not overlap: several threads copy, in no order. "
+            "Copy to other memory first, or assign one slice to the other"
+        )
+    return job_over(
+        to,
+        functools.partial(_copy_range, origin),
+        whole_pages=False,
+        min_chunk=MIN_CHUNK,
+        chunk=chunk,
+        nice=nice,
+        max_threads=max_threads,
+        name="memory.copy" if name is None else name,
+    )
+
+
+def _copy_range(origin: Buffer, to: Buffer, start: int, stop: int) -> None:
+    _libc.move(start, origin.address + start - to.address, stop - start)
