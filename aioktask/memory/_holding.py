@@ -61,14 +61,21 @@ class Holding(abc.ABC):
     def _giving_back(self) -> Steps:
         """Give it back. If this raises, it may be tried again."""
 
-    async def _open(self) -> Self:
-        self._move("new", "opening")
-        try:
-            await drive(self._taking(), self._coordinator, certain=False)
-        except BaseException:
-            self._state = "closed"
-            raise
+    def _opening(self) -> Steps:
+        yield from self._taking()
         self._state = "open"
+
+    def _closing(self) -> Steps:
+        yield from self._giving_back()
+        self._state = "closed"
+
+    async def _open(self) -> Self:
+        self._begin_to_open()
+        try:
+            await drive(self._opening(), self._coordinator, certain=False)
+        finally:
+            if self._state == "opening":
+                self._state = "closed"
         return self
 
     def __await__(self) -> Generator[Any, None, Self]:
@@ -93,17 +100,12 @@ class Holding(abc.ABC):
 
         **Cancellation** does not stop it: it gives back first.
         """
-        if not self._begins_to_close():
-            return
-        try:
-            await drive(self._giving_back(), None, certain=True)
-        except Exception:
-            self._state = "open"
-            raise
-        except BaseException:  # a cancellation: it is given back all the same
-            self._state = "closed"
-            raise
-        self._state = "closed"
+        if self._begins_to_close():
+            try:
+                await drive(self._closing(), None, certain=True)
+            finally:
+                if self._state == "closing":
+                    self._state = "open"
 
     def open(self) -> Self:
         """Take it, in a thread that runs no event loop.
@@ -111,13 +113,12 @@ class Holding(abc.ABC):
         Raises:
             RuntimeError: This thread runs an event loop: await it instead. Or it was opened before.
         """
-        self._move("new", "opening")
+        self._begin_to_open()
         try:
-            drive_sync(self._taking(), self._coordinator, certain=False)
-        except BaseException:
-            self._state = "closed"
-            raise
-        self._state = "open"
+            drive_sync(self._opening(), self._coordinator, certain=False)
+        finally:
+            if self._state == "opening":
+                self._state = "closed"
         return self
 
     def close(self) -> None:
@@ -127,14 +128,12 @@ class Holding(abc.ABC):
             OSError: The kernel refused; it is open still.
             RuntimeError: This thread runs an event loop: await `aclose` instead.
         """
-        if not self._begins_to_close():
-            return
-        try:
-            drive_sync(self._giving_back(), None, certain=True)
-        except BaseException:
-            self._state = "open"
-            raise
-        self._state = "closed"
+        if self._begins_to_close():
+            try:
+                drive_sync(self._closing(), None, certain=True)
+            finally:
+                if self._state == "closing":
+                    self._state = "open"
 
     def __enter__(self) -> Self:
         return self.open()
@@ -156,13 +155,13 @@ class Holding(abc.ABC):
         if self._state != "open":
             raise RuntimeError(f"this {type(self).__name__} is {self._state}, not open")
 
-    def _move(self, before: str, after: str) -> None:
+    def _begin_to_open(self) -> None:
         with self._lock:
-            if self._state != before:
+            if self._state != "new":
                 raise RuntimeError(
                     f"this {type(self).__name__} is {self._state}: make a new one for each use"
                 )
-            self._state = after
+            self._state = "opening"
 
     def _begins_to_close(self) -> bool:
         with self._lock:
@@ -193,11 +192,12 @@ async def drive(steps: Steps, coordinator: Coordinator | None, *, certain: bool)
                 await run_multithreaded(job, coordinator=coordinator)
             else:
                 await _certainly(job, walk)
-        except GeneratorExit as error:
+        except GeneratorExit:
             # The loop is gone: nobody will run what is left but this thread.
-            walk.failed(error)
+            walk.failed(_Dropped())
             while (job := walk.step()) is not None:
                 _here(job, walk)
+            raise
         except BaseException as error:
             walk.failed(error)
     walk.end()
@@ -215,6 +215,10 @@ def drive_sync(steps: Steps, coordinator: Coordinator | None, *, certain: bool) 
         except BaseException as error:
             walk.failed(error)
     walk.end()
+
+
+class _Dropped(BaseException):
+    """For the steps, in place of a GeneratorExit: generators may not yield after that."""
 
 
 class _Walk:
