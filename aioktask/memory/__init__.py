@@ -2,9 +2,10 @@
 # Jobs over memory: the public names and nothing else.
 """Functions that return a ready `Job` over the bytes of a buffer, and memory held for a while."""
 
+from aioktask.memory._allocate import Pages, Region, allocate
 from aioktask.memory._clear import clear
 from aioktask.memory._copy import copy
 from aioktask.memory._populate import populate
 from aioktask.memory._release import release
 
-__all__ = ["clear", "copy", "populate", "release"]
+__all__ = ["Pages", "Region", "allocate", "clear", "copy", "populate", "release"]

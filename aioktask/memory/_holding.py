@@ -230,6 +230,7 @@ class _Walk:
         self._job: Job[Any] | None = None
         self._thrown: BaseException | None = None
         self._first: BaseException | None = None  # why it takes back
+        self._not_undone = False  # a job that takes back failed
         self._raised: BaseException | None = None  # what came out in the end
         self.interrupted: BaseException | None = None  # the first cancel while it took back
 
@@ -248,7 +249,10 @@ class _Walk:
     def failed(self, error: BaseException) -> None:
         """A job raised this: have the steps take back."""
         self._thrown = error
-        self._first = self._first or error
+        if self._first is None:
+            self._first = error
+        else:
+            self._not_undone = True
         self.certain = True
 
     def end(self) -> None:
@@ -260,7 +264,7 @@ class _Walk:
             if raised is None:
                 if interrupted is not None:
                     raise interrupted
-            elif first is None or raised is first:
+            elif not self._not_undone:
                 if interrupted is not None and interrupted is not raised:
                     raise interrupted from raised
                 raise raised
