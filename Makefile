@@ -29,7 +29,7 @@ LINT := $(VENV)/group-lint
 TESTS := $(VENV)/group-tests
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-long test-switching lint format types layers doctest docs examples bench clean
+.PHONY: demo test test-long test-switching guest lint format types layers doctest docs examples bench clean
 
 # Two installs into one environment at a time would break it.
 .NOTPARALLEL:
@@ -42,11 +42,16 @@ test: $(TESTS)
 
 # What is marked slow, with long hypothesis runs: 15 minutes a test at most, 30 in all.
 test-long: $(TESTS)
-	AIOKTASK_TEST_PROFILE=long $(PYTEST) -m slow --timeout=900 --session-timeout=1800 $(ARGS)
+	AIOKTASK_TEST_PROFILE=long $(PYTEST) -m "slow and not guest" --timeout=900 --session-timeout=1800 $(ARGS)
 
 # The suite with a thread switch tried every microsecond, 5000 times as often as usual.
 test-switching: $(TESTS)
 	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 $(ARGS)
+
+# In a machine with two nodes, huge pages and an IOMMU, which is built and emulated: see
+# tests/guest/README.md. Five minutes a test at most: an emulated CPU is slow.
+guest: $(TESTS)
+	$(PYTEST) -m guest --timeout=300 tests/guest $(ARGS)
 
 lint: $(LINT)
 	$(IN_VENV) -m ruff check .
