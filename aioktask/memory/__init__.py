@@ -5,7 +5,8 @@
 from aioktask.memory._allocate import Pages, Region, allocate
 from aioktask.memory._clear import clear
 from aioktask.memory._copy import copy
+from aioktask.memory._pin import Pinned, pin
 from aioktask.memory._populate import populate
 from aioktask.memory._release import release
 
-__all__ = ["Pages", "Region", "allocate", "clear", "copy", "populate", "release"]
+__all__ = ["Pages", "Pinned", "Region", "allocate", "clear", "copy", "pin", "populate", "release"]

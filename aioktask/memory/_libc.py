@@ -38,10 +38,13 @@ __all__ = [
     "PAGE",
     "Advice",
     "allocate_empty_over",
+    "any_locked",
     "cached_pages",
     "fallocate",
+    "fstatfs",
     "ftruncate",
     "ioctl",
+    "lseek",
     "madvise",
     "map_anonymous",
     "map_file",
@@ -65,6 +68,8 @@ FALLOC_FL_PUNCH_HOLE = 2
 MLOCK_ONFAULT = 1
 MPOL_BIND = 2
 MPOL_INTERLEAVE = 3
+_MS_ASYNC = 1
+_MS_INVALIDATE = 2
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MAP_FAILED = ctypes.c_void_p(-1).value
@@ -84,6 +89,7 @@ class Advice(enum.IntEnum):
     MADV_DONTNEED = 4
     MADV_HUGEPAGE = 14
     MADV_NOHUGEPAGE = 15
+    MADV_POPULATE_READ = 22
     MADV_POPULATE_WRITE = 23
 
 
@@ -117,10 +123,14 @@ def map_anonymous(nbytes: int, flags: int = 0) -> mmap.mmap:
         raise _asked(error, f"mmap of {nbytes} bytes, flags {flags:#x}") from None
 
 
-def map_file(file: int, nbytes: int, offset: int = 0) -> mmap.mmap:
-    """A shared mapping of a file, readable and writable; the file must be as long."""
+def map_file(file: int, nbytes: int, offset: int = 0, *, reserve: bool = True) -> mmap.mmap:
+    """A shared mapping of a file, readable and writable; the file must be as long.
+
+    Without `reserve` no huge page is set aside, which the file would keep when the mapping is gone.
+    """
+    flags = mmap.MAP_SHARED | (0 if reserve else _MAP_NORESERVE)
     try:
-        return mmap.mmap(file, nbytes, flags=mmap.MAP_SHARED, offset=offset)
+        return mmap.mmap(file, nbytes, flags=flags, offset=offset)
     except OSError as error:
         raise _asked(error, f"mmap of {nbytes} bytes of a file from {offset}") from None
 
@@ -181,6 +191,16 @@ def munlock(address: int, nbytes: int) -> None:
         raise _failed(f"munlock({address:#x}, {nbytes})")
 
 
+def any_locked(address: int, nbytes: int) -> bool:
+    """Whether any of the mappings is locked, on fault or at once; changes nothing: msync(2)."""
+    function = _function("msync", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    if function(address, nbytes, _MS_ASYNC | _MS_INVALIDATE) == 0:
+        return False
+    if ctypes.get_errno() == errno.EBUSY:
+        return True
+    raise _failed(f"msync({address:#x}, {nbytes}, MS_ASYNC | MS_INVALIDATE)")
+
+
 def fallocate(file: int, mode: int, offset: int, nbytes: int) -> None:
     """Allocate or give back a range of a file: fallocate(2), whose `mode` is given."""
     # off_t is a long on every 64-bit system, and `fallocate64` is there on 32-bit ones.
@@ -196,6 +216,22 @@ def ftruncate(file: int, nbytes: int) -> None:
         os.ftruncate(file, nbytes)
     except OSError as error:
         raise _asked(error, f"ftruncate to {nbytes} bytes") from None
+
+
+def fstatfs(file: int) -> tuple[int, int]:
+    """The kind of the file system that a file is on, and its block size: fstatfs(2)."""
+    told = (ctypes.c_long * 32)()
+    if _function("fstatfs", ctypes.c_int, ctypes.c_void_p)(file, told) != 0:
+        raise _failed("fstatfs")
+    return told[0], told[1]
+
+
+def lseek(file: int, offset: int, whence: int) -> int:
+    """Set the position of an open file, or look for data or a hole from there: lseek(2)."""
+    try:
+        return os.lseek(file, offset, whence)
+    except OSError as error:
+        raise _asked(error, f"lseek to {offset}, whence {whence}") from None
 
 
 def ioctl(file: int, request: int, argument: bytearray | int = 0) -> int:
@@ -214,16 +250,18 @@ def pread(file: int, nbytes: int, offset: int) -> bytes:
         raise _asked(error, f"pread of {nbytes} bytes from {offset}") from None
 
 
-def cached_pages(file: int, offset: int, nbytes: int) -> int:
-    """How many pages of a range of a file are in the page cache: cachestat(2), Linux 6.5.
+def cached_pages(file: int, offset: int, nbytes: int) -> tuple[int, int]:
+    """How many pages of a range of a file are in the page cache, and how many have been evicted
+    from it, which on tmpfs is swapped out: cachestat(2), Linux 6.5.
 
-    Pages that were allocated and never written, as fallocate(2) makes them on tmpfs, count.
+    Pages that were allocated and never written, as fallocate(2) makes them on tmpfs, count. A range
+    of no bytes is all from `offset` on.
     """
     place = (ctypes.c_uint64 * 2)(offset, nbytes)
     told = (ctypes.c_uint64 * 5)()
     if _system_call("cachestat", file, place, told, 0) != 0:
         raise _failed(f"cachestat({offset}, {nbytes})")
-    return int(told[0])
+    return int(told[0]), int(told[3])
 
 
 def _failed(asked: str) -> OSError:

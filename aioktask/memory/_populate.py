@@ -13,12 +13,12 @@ import functools
 import mmap
 import os
 import sys
-import time
 from typing import TYPE_CHECKING, SupportsIndex
 
 from aioktask.job import Job
 from aioktask.memory import _libc
 from aioktask.memory._buffer import Buffer, job_over
+from aioktask.memory._faulting import fault_in
 from aioktask.memory._libc import PAGE, Advice
 
 if TYPE_CHECKING:
@@ -28,12 +28,6 @@ __all__ = ["MIN_CHUNK", "check_kernel_can_populate", "populate", "populate_pages
 
 # Some milliseconds of faults with small pages, so the call itself does not count.
 MIN_CHUNK = 8 << 20
-ATTEMPTS_WHILE_BUSY = 10
-HINTS = {
-    errno.EFAULT: "a file that is shorter than its mapping, or no free huge page in the pool",
-    errno.EINVAL: "memory that may not be written, or that belongs to a device",
-    errno.ENOMEM: "out of memory, a memory limit, or addresses that are not mapped",
-}
 
 
 def populate(
@@ -88,23 +82,7 @@ def populate(
 
 def populate_pages(_held: object, start: int, stop: int) -> None:
     """Make the pages from one address to another resident: the chunk of such a job."""
-    attempts = 0
-    while True:
-        try:
-            return _libc.madvise(start, stop - start, Advice.MADV_POPULATE_WRITE)
-        except InterruptedError:
-            # Signal handlers have run by now, as this is Python again. What is populated is passed
-            # over quickly the next time.
-            continue
-        except BlockingIOError:
-            attempts += 1
-            if attempts == ATTEMPTS_WHILE_BUSY:
-                raise
-            time.sleep(0.001)
-        except OSError as error:
-            if error.errno in HINTS:
-                error.add_note(f"populate: {HINTS[error.errno]}")
-            raise
+    fault_in(start, stop, Advice.MADV_POPULATE_WRITE)
 
 
 def check_kernel_can_populate(operation: str) -> None:

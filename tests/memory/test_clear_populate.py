@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from aioktask import run_multithreaded_sync
 from aioktask.job import Job
-from aioktask.memory import _libc, _populate, clear, populate
+from aioktask.memory import _faulting, _libc, _populate, clear, populate
 from tests.pieces import run_in_pieces
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="madvise(2) of Linux")
@@ -415,7 +415,7 @@ def test_populate_tries_again_while_the_kernel_is_busy_but_not_for_ever(
     calls = failing(monkeypatch, [errno.EAGAIN] * 1000)
     with pytest.raises(BlockingIOError):
         job.fn(job.start, job.stop)
-    assert len(calls) == _populate.ATTEMPTS_WHILE_BUSY
+    assert len(calls) == _faulting.ATTEMPTS_WHILE_BUSY
 
 
 @linux

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+# The locks on memory that this process has made and must undo, with the calls that make them.
+#
+# mlock and munlock change the address space, which they have to themselves meanwhile: two threads
+# are no faster at it than one, and whoever maps memory or faults waits. So they are called for a
+# piece at a time.
+#
+# What is locked already is let alone, and so is hugetlbfs, which the kernel never swaps and never
+# marks as locked: neither is unlocked in the end. Whether there is a lock is asked of msync, which
+# looks at mappings and not at pages. Which kind of lock it is need not be known, as nothing here
+# changes it.
+"""Locking pages that several owners may hold, and unlocking them with the last."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from typing import ParamSpec, TypeVar
+
+from aioktask.memory import _libc, _memlock
+from aioktask.memory._libc import PAGE
+from aioktask.memory._mappings import Mapping, mappings_between
+from aioktask.memory._pages import PinnedPages
+
+__all__ = ["Locks", "of_this_process"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Locks:
+    """The locks of one process."""
+
+    def __init__(self) -> None:
+        # Held to change _pages, and to unlock what they say meanwhile; to read them it need not be.
+        self._lock = threading.Lock()
+        self._pages = PinnedPages()
+
+    def __repr__(self) -> str:
+        return f"<Locks: {self._pages.stretches}>"
+
+    def hold(self, owner: Hashable, start: int, stop: int) -> list[Mapping]:
+        """Note that `owner` holds pages, and which of them are not locked by anybody.
+
+        Args:
+            owner: Kept until it has let go of all of them. It keeps the memory mapped.
+            start: The address of the first page.
+            stop: One past the last.
+
+        Returns:
+            The mappings that they are of.
+
+        Raises:
+            OSError: They may not be locked, or are not mapped.
+        """
+        with self._lock:
+            # Not before: an owner that lets go changes which pages are of one mapping.
+            mappings = mappings_between(start, stop)
+            if sum(each.stop - each.start for each in mappings) != stop - start:
+                what = f"{start:#x} to {stop:#x} is not mapped throughout"
+                raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: {what}")
+            free = self._pages.free(start, stop)
+            unlocked = [each for pages in free for each in _unlocked(pages, mappings)]
+            if refusal := _memlock.allowance().refusal(sum(map(len, unlocked))):
+                raise refusal
+            self._pages = self._pages.held_by(owner, start, stop, unlocked)
+        return mappings
+
+    def lock(self, start: int, stop: int) -> None:
+        """Lock what is held between two addresses and was not locked before, on fault.
+
+        Nobody unlocks it meanwhile, since it is held. Another owner may be about to lock the same
+        pages: that is not waited for, but done twice.
+
+        Raises:
+            OSError: As mlock2(2); some of it may be locked.
+        """
+        for each in self._pages.unlocking(start, stop):
+            try:
+                _uninterrupted(_libc.mlock2, each.start, len(each), on_fault=True)
+            except OSError as error:
+                known = _memlock.allowance()
+                error.add_note(
+                    f"{known.locked} bytes are locked in this process, and RLIMIT_MEMLOCK is "
+                    f"{known.limit}: {_memlock.WHAT_TO_DO}"
+                )
+                raise
+
+    def let_go(self, owner: Hashable, start: int, stop: int) -> None:
+        """Unlock the pages between two addresses that nobody but `owner` holds.
+
+        May be repeated. What it does not hold, it does not touch.
+
+        Raises:
+            OSError: As munlock(2); it holds them still.
+        """
+        with self._lock:
+            pages, unlock = self._pages.without(owner, start, stop)
+            for each in unlock:
+                _uninterrupted(_libc.munlock, each.start, len(each))
+            self._pages = pages
+
+
+_locks = Locks()
+
+
+def of_this_process() -> Locks:
+    """Those of the calling process. A fork's child has none, and so lets go of none."""
+    return _locks
+
+
+def _forget() -> None:
+    global _locks
+    _locks = Locks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _unlocked(pages: range, mappings: Sequence[Mapping]) -> list[range]:
+    """The parts of the pages that can be locked and are not."""
+    found = []
+    for each in mappings:
+        part = range(max(each.start, pages.start), min(each.stop, pages.stop))
+        if not part or each.page != PAGE:
+            continue
+        if not _uninterrupted(_libc.any_locked, part.start, len(part)):
+            found.append(part)
+    return found
+
+
+def _uninterrupted(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Call it until no signal interrupts it."""
+    while True:
+        try:
+            return call(*arguments, **options)
+        except InterruptedError:
+            continue
