@@ -11,6 +11,7 @@ from aioktask.engine.running import plan, run_multithreaded, run_multithreaded_s
 from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
 from aioktask.job import Chunk, Failure, Job, Part, Progress, Report, failure
 from aioktask.observe import events as _events
+from aioktask.ondemand import OnDemand
 
 __all__ = [
     "Chunk",
@@ -21,6 +22,7 @@ __all__ = [
     "Handle",
     "Job",
     "JobCancelled",
+    "OnDemand",
     "Part",
     "Plan",
     "Progress",

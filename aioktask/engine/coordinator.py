@@ -137,16 +137,22 @@ class Handle(Generic[T]):
             RuntimeError: This thread runs an event loop, or the handle is a forked parent's.
             JobCancelled, UndoFailed: How the job ended; or the exception of its first failed chunk.
         """
-        pool = self._own_pool()
         if not self._run.over:
             refuse_running_loop("Handle.result()", "await the handle instead")
-            wait_in_thread(pool, self._run, timeout)
-        return cast("Report[T]", pool.result(self._run))
+            self.until_over_in_thread(timeout)
+        return cast("Report[T]", self._own_pool().result(self._run))
 
     def __await__(self) -> Generator[Any, None, Report[T]]:
         return self._wait().__await__()
 
     async def _wait(self) -> Report[T]:
+        await self.until_over()
+        return cast("Report[T]", self._own_pool().result(self._run))
+
+    # For the modules that stand on the engine: waiting that raises nothing of the job's.
+
+    async def until_over(self) -> None:
+        """Wait until the job is over, however it ends. A checkpoint."""
         pool = self._own_pool()
         loop = needed_loop(pool, "awaiting a handle")
         await loop.checkpoint_if_cancelled()
@@ -154,7 +160,21 @@ class Handle(Generic[T]):
         outer = enclosing_run()
         with OnBehalf(pool, outer, run):
             await wait_over(pool, loop, run, nice_of_waiter(outer, run))
-        return cast("Report[T]", pool.result(run))
+
+    def until_over_in_thread(self, timeout: float | None = None) -> None:
+        """The same in a thread; raises `TimeoutError` and `DeadlockError` as `result` does."""
+        wait_in_thread(self._own_pool(), self._run, timeout)
+
+    async def until_over_shielded(self) -> asyncio.CancelledError | None:
+        """The same across any number of cancels; the first of asyncio's own is returned."""
+        pool = self._own_pool()
+        loop = needed_loop(pool, "awaiting a handle")
+        with OnBehalf(pool, enclosing_run(), self._run):
+            return await wait_over_shielded(pool, loop, self._run, self._run.entry.nice)
+
+    def cancel_soon(self) -> None:
+        """`cancel` from a finalizer."""
+        self._pool.cancel_soon(self._run)
 
     def _own_pool(self) -> Pool:
         if self._pool.dead:
