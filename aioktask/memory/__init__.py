@@ -8,5 +8,18 @@ from aioktask.memory._copy import copy
 from aioktask.memory._pin import Pinned, pin
 from aioktask.memory._populate import populate
 from aioktask.memory._release import release
+from aioktask.memory._residency import Residency, residency
 
-__all__ = ["Pages", "Pinned", "Region", "allocate", "clear", "copy", "pin", "populate", "release"]
+__all__ = [
+    "Pages",
+    "Pinned",
+    "Region",
+    "Residency",
+    "allocate",
+    "clear",
+    "copy",
+    "pin",
+    "populate",
+    "release",
+    "residency",
+]

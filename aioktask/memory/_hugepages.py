@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import re
 from collections.abc import Collection, Mapping
@@ -19,7 +20,15 @@ from types import MappingProxyType
 
 from aioktask.engine.topology import parse_cpulist
 
-__all__ = ["NodePages", "Pool", "check_available", "explain", "nodes_with_memory", "pools"]
+__all__ = [
+    "NodePages",
+    "Pool",
+    "check_available",
+    "explain",
+    "nodes_with_memory",
+    "pools",
+    "smallest_huge_page",
+]
 
 _ROOT = Path("/")
 _POOLS = "sys/kernel/mm/hugepages"
@@ -75,6 +84,16 @@ def pools(root: Path = _ROOT) -> tuple[Pool, ...]:
     """
     sizes = _numbered(root / _POOLS, r"hugepages-([0-9]{1,12})kB")
     return tuple(_read_pool(root, kib << 10) for kib in sorted(sizes))
+
+
+def smallest_huge_page(root: Path = _ROOT) -> int:
+    """The size of the smallest huge pages, transparent or reserved; all others are multiples.
+
+    That of a small page where the kernel knows no huge ones.
+    """
+    transparent = _read_number(root / "sys/kernel/mm/transparent_hugepage/hpage_pmd_size")
+    sizes = {transparent, *(pool.page_size for pool in pools(root))} - {0}
+    return min(sizes, default=mmap.PAGESIZE)
 
 
 def nodes_with_memory(root: Path = _ROOT) -> tuple[int, ...]:

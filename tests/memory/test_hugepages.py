@@ -18,6 +18,7 @@ from aioktask.memory._hugepages import (
     explain,
     nodes_with_memory,
     pools,
+    smallest_huge_page,
 )
 from tests.memory import hugepages
 from tests.memory.hugepages import HUGE, grow_pool
@@ -102,6 +103,14 @@ def test_a_malformed_figure_counts_as_0(tmp_path: Path, text: str) -> None:
     (tmp_path / "sys/kernel/mm/hugepages/README").touch()
     [only] = pools(tmp_path)
     assert (only.total, only.free) == (7, 0)
+
+
+def test_the_smallest_huge_page_is_one_of_either_kind(tmp_path: Path) -> None:
+    assert smallest_huge_page(tmp_path) == mmap.PAGESIZE
+    transparent = {"sys/kernel/mm/transparent_hugepage/hpage_pmd_size": f"{2 * MIB}\n"}
+    assert smallest_huge_page(tree(tmp_path, transparent)) == 2 * MIB
+    assert smallest_huge_page(tree(tmp_path, pool(GIB, 0, 0, 0, 0, 0))) == 2 * MIB
+    assert smallest_huge_page(tree(tmp_path, pool(64 << 10, 0, 0, 0, 0, 0))) == 64 << 10
 
 
 # nodes
