@@ -1,0 +1,592 @@
+# SPDX-License-Identifier: MIT
+# Removing a tree of files, in parallel: what the kernel does for a whole file system at umount.
+#
+# Nothing is reached by a path: a directory is opened by its name in its parent's descriptor and
+# never through a symlink, so whatever is swapped in meanwhile, nothing outside of the tree is
+# touched. A parent whose descriptor was closed (a tree may be deeper than a process may have files
+# open) is reached again through the child's "..", and only if it is the same directory still.
+#
+# The kernel locks a directory while an entry of it is removed, so helpers share directories, never
+# the entries of one. Each helper walks a branch of its own, depth first, and gives a subdirectory
+# away when another has nothing to do. So what is known of the tree at a time is one path for each
+# helper, with at most NAMES names on all of it: in a directory with more subdirectories the others
+# are read again later.
+#
+# The size of the work is not known, so the job's units are turns: a turn lasts SLICE seconds, so
+# that helpers serve other jobs too and a cancel is seen; turns become longer as they get fewer, and
+# the last one goes on to the end. When nothing is left, turns return at once.
+"""`remove_tree`: a job that removes a directory and all that is in it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import SupportsIndex
+
+from aioktask.checks import check_function
+from aioktask.engine.frame import current_chunk
+from aioktask.files._tally import Tally
+from aioktask.job import Bound, Job, job_that_makes
+
+__all__ = ["Removed", "remove_tree"]
+
+TURNS = 4096
+SLICE = 0.010
+# A turn lasts twice as long after each so many.
+TURNS_OF_A_LENGTH = 512
+# Entries between two looks at the clock: about a millisecond.
+ENTRIES_A_LOOK = 256
+NAMES = 1 << 16
+# Levels of a branch whose descriptors stay open.
+OPEN_LEVELS = 32
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_PARENT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+OnError = Callable[[Callable[..., object], str, OSError], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What `remove_tree` removed.
+
+    Attributes:
+        files: All that was no directory: symlinks, sockets and devices too.
+        directories: With the tree's root.
+    """
+
+    files: int
+    directories: int
+
+
+def remove_tree(
+    path: str | os.PathLike[str],
+    *,
+    ignore_errors: bool = False,
+    onexc: OnError | None = None,
+    tally: Tally | None = None,
+    nice: SupportsIndex = 0,
+    max_threads: SupportsIndex | None = None,
+    name: str | None = None,
+) -> Job[Removed]:
+    """A job that removes a directory and all that is in it, as `shutil.rmtree` does.
+
+    Symlinks are removed and never followed, also when they are put in the place of a directory
+    meanwhile. What vanishes meanwhile is no error. It cannot be undone: after an error or a cancel,
+    `tally` tells how much is gone, and a note on the exception too. The job's units are turns of
+    its helpers, which say nothing about the tree.
+
+    Args:
+        path: The directory.
+        ignore_errors: Whether to go on after errors and tell nobody.
+        onexc: Called as ``onexc(function, path, error)`` for each error, as by `shutil.rmtree`, and
+            then it goes on. On helper threads, several at a time; what it raises ends the job.
+        tally: Counts what is removed.
+        nice: See `Job`.
+        max_threads: See `Job`.
+        name: See `Job`; "files.remove_tree" by default.
+
+    Returns:
+        A job whose value is the `Removed`.
+
+    Raises:
+        OSError: `path` is no directory (ENOTDIR), a symlink (ELOOP), or not there (ENOENT). Out of
+            the job that runs, without `ignore_errors` and `onexc`: the first error, with the whole
+            path as its `filename`; and ESTALE, with them too, if a directory was moved meanwhile.
+        TypeError: An argument of the wrong kind.
+        ValueError: An argument that `Job` refuses.
+
+    >>> import pathlib, tempfile
+    >>> from aioktask import run_multithreaded_sync
+    >>> tree = pathlib.Path(tempfile.mkdtemp())
+    >>> (tree / "a" / "b").mkdir(parents=True)
+    >>> (tree / "a" / "file").touch()
+    >>> run_multithreaded_sync(remove_tree(tree)).value
+    Removed(files=1, directories=3)
+    """
+    root = os.fspath(path)
+    if not isinstance(root, str):
+        raise TypeError(f"path must be a string or a path of strings, got {path!r}")
+    if onexc is not None:
+        check_function("onexc", onexc)
+        if ignore_errors:
+            raise TypeError("pass ignore_errors=True or onexc=, not both")
+    counts = Tally() if tally is None else tally
+    if not isinstance(counts, Tally):
+        raise TypeError(f"tally must be a files.Tally, got {tally!r}")
+    if not ignore_errors and onexc is None:
+        _check_directory(root)
+
+    def ignore(function: Callable[..., object], where: str, error: OSError) -> None:
+        pass
+
+    report = ignore if ignore_errors else onexc
+
+    def bind() -> Bound[Removed]:
+        removal = _Removal(root, report, counts)
+        return Bound(removal.turns, removal.removed)
+
+    job = Job(
+        lambda start, stop: None,
+        TURNS,
+        chunk=1,
+        nice=nice,
+        max_threads=max_threads,
+        name="files.remove_tree" if name is None else name,
+    )
+    return job_that_makes(job, bind)
+
+
+def _check_directory(path: str) -> None:
+    mode = os.lstat(path).st_mode
+    if not stat.S_ISDIR(mode):
+        number = errno.ELOOP if stat.S_ISLNK(mode) else errno.ENOTDIR
+        raise OSError(number, os.strerror(number), path)
+
+
+class _Directory:
+    """A directory that is being removed.
+
+    Attributes:
+        parent: The directory it is in, None for the root.
+        name: In the parent.
+        descriptor: Open, or None while it is closed for the sake of others.
+        users: Who is calling something with the descriptor.
+        identity: Device and inode.
+        pending: One while it is read, and one for each subdirectory that was entered.
+        entries: Where reading it stands, None before and after.
+        names: Of subdirectories that nobody has entered.
+        more: Whether there were more subdirectories than names may be kept.
+        kept: Subdirectories that could not be removed.
+        entered: Subdirectories that somebody is in.
+        files_done: Whether its files have been removed, so that it is read for directories only.
+        was_left: Whether who read it went on elsewhere, and others will remove it.
+    """
+
+    __slots__ = (
+        "depth",
+        "descriptor",
+        "entered",
+        "entries",
+        "files_done",
+        "identity",
+        "kept",
+        "more",
+        "name",
+        "names",
+        "parent",
+        "pending",
+        "users",
+        "was_left",
+    )
+
+    def __init__(self, parent: _Directory | None, name: str, descriptor: int) -> None:
+        found = os.fstat(descriptor)
+        self.parent = parent
+        self.name = name
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.descriptor: int | None = descriptor
+        self.users = 0
+        self.identity = found.st_dev, found.st_ino
+        self.pending = 1
+        self.entries: os._ScandirIterator[str] | None = None
+        self.names: list[str] = []
+        self.more = True
+        self.kept: set[str] = set()
+        self.entered: set[str] = set()
+        self.files_done = False
+        self.was_left = False
+
+    def path(self) -> str:
+        parts = []
+        here: _Directory | None = self
+        while here is not None:
+            parts.append(here.name)
+            here = here.parent
+        return os.path.join(*reversed(parts))
+
+
+# Stands for the branch that nobody has begun.
+_FIRST: list[_Directory] = []
+
+
+class _Removal:
+    """One run of the job. A branch is a path of directories, the deepest last."""
+
+    def __init__(self, root: str, report: OnError | None, tally: Tally) -> None:
+        self._root = root
+        self._report = report
+        self._tally = tally
+        self._changed = threading.Condition()  # its lock guards what follows
+        self._branches: list[list[_Directory]] = []  # that no helper works on
+        self._working = 0
+        self._hungry = 0
+        self._begun = self._ended = False
+        self._open: set[_Directory] = set()
+        self._errors: list[BaseException] = []
+        self._files = self._directories = 0
+
+    def __del__(self) -> None:
+        self._close_all()
+
+    def removed(self) -> Removed:
+        return Removed(self._files, self._directories)
+
+    def turns(self, start: int, stop: int) -> None:
+        """The chunk function: so many turns of one helper."""
+        for turn in range(start, stop):
+            length = SLICE * 2 ** (turn // TURNS_OF_A_LENGTH)
+            deadline = float("inf") if turn == TURNS - 1 else time.monotonic() + length
+            if not self._turn(deadline):
+                return
+
+    def _turn(self, deadline: float) -> bool:
+        """Work until the deadline; whether anything is left."""
+        branch = self._take(deadline)
+        if branch is None:
+            return not self._ended
+        try:
+            if branch is _FIRST:
+                branch = self._first_branch()
+            self._walk(branch, deadline)
+        except BaseException as error:
+            with self._changed:
+                self._ended = True
+                self._errors.append(error)
+            raise
+        finally:
+            with self._changed:
+                self._working -= 1
+                if branch and branch is not _FIRST:
+                    self._branches.append(branch)
+                if self._working == 0 and (self._ended or not self._branches):
+                    self._ended = True
+                    self._tell_what_is_gone()
+                    self._close_all()
+                self._changed.notify_all()
+        return not self._ended
+
+    def _take(self, deadline: float) -> list[_Directory] | None:
+        """A branch to walk; None if there is none until the deadline, or at the end."""
+        with self._changed:
+            if not self._begun:
+                self._begun = True
+                self._working += 1
+                return _FIRST
+            self._hungry += 1
+            try:
+                while not self._branches and not self._ended:
+                    left = min(deadline - time.monotonic(), SLICE)
+                    if left <= 0:
+                        return None
+                    self._changed.wait(left)
+                    current_chunk().check_cancelled()
+            finally:
+                self._hungry -= 1
+            if self._ended:
+                return None
+            self._working += 1
+            return self._branches.pop()
+
+    def _first_branch(self) -> list[_Directory]:
+        try:
+            descriptor = os.open(self._root, _OPEN)
+        except OSError as error:
+            self._tell(os.open, self._root, error)
+            return []
+        return [self._opened(None, self._root, descriptor)]
+
+    def _walk(self, branch: list[_Directory], deadline: float) -> None:
+        while branch:
+            if self._ended:
+                return
+            here = branch[-1]
+            if here.entries is None and not here.names and here.more:
+                here.more = False
+                assert here.descriptor is not None
+                try:
+                    here.entries = os.scandir(here.descriptor)
+                except OSError as error:
+                    self._tell(os.scandir, here.path(), error)
+            if here.entries is not None:
+                self._read(here)
+            elif here.names:
+                child = self._remove_small(here)
+                if child is not None:
+                    branch.append(child)
+                    if len(branch) > OPEN_LEVELS:
+                        self._close(branch[-1 - OPEN_LEVELS])
+            else:
+                branch.pop()
+                self._leave(here, goes_on=bool(branch))
+            if self._hungry > len(self._branches):
+                self._give_away(branch)
+            current_chunk().check_cancelled()
+            if time.monotonic() >= deadline:
+                return
+
+    def _read(self, here: _Directory) -> None:
+        """Remove some files of the directory, and note its subdirectories."""
+        assert here.entries is not None
+        assert here.descriptor is not None
+        room = max(1, NAMES // (here.depth + 1))
+        files = 0
+        try:
+            for _ in range(ENTRIES_A_LOOK):
+                try:
+                    entry = next(here.entries, None)
+                    is_directory = entry is not None and entry.is_dir(follow_symlinks=False)
+                except OSError as error:
+                    self._stop_reading(here)
+                    self._tell(os.scandir, here.path(), error)
+                    return
+                if entry is None:
+                    self._stop_reading(here)
+                    return
+                if entry.name in here.kept:
+                    continue
+                if is_directory:
+                    if entry.name in here.entered:
+                        continue
+                    if len(here.names) < room:
+                        here.names.append(entry.name)
+                    else:
+                        here.more = True
+                elif not here.files_done:
+                    try:
+                        os.unlink(entry.name, dir_fd=here.descriptor)
+                        files += 1
+                    except FileNotFoundError:
+                        pass
+                    except OSError as error:
+                        self._tell(os.unlink, os.path.join(here.path(), entry.name), error)
+        finally:
+            if files:
+                self._count(files=files)
+
+    @staticmethod
+    def _stop_reading(here: _Directory) -> None:
+        assert here.entries is not None
+        here.entries.close()
+        here.entries = None
+        here.files_done = True
+
+    def _remove_small(self, here: _Directory) -> _Directory | None:
+        """Remove subdirectories as long as they are small; the first that is not, entered.
+
+        Most directories of most trees are: they cost no more here than in a simple loop.
+        """
+        assert here.descriptor is not None
+        room = ENTRIES_A_LOOK
+        while here.names and room > 0:
+            name = here.names.pop()
+            descriptor = self._open_within(here, name)
+            if descriptor is None:
+                continue
+            kept: set[str] = set()
+            try:
+                left = self._empty(descriptor, here, name, kept, room)
+                if left < 0:
+                    child = self._entered(here, name, descriptor)
+                    child.kept = kept
+                    descriptor = None
+                    return child
+            finally:
+                if descriptor is not None:
+                    os.close(descriptor)
+            room = left - 1
+            self._remove_directory(here, name, here.descriptor)
+        return None
+
+    def _empty(
+        self, descriptor: int, parent: _Directory, name: str, kept: set[str], room: int
+    ) -> int:
+        """Remove the files of a directory that has at most `room` entries and no subdirectory.
+
+        Returns:
+            How much room is left; below 0 when there is more in it than that.
+        """
+        files = 0
+        function: Callable[..., object] = os.unlink
+        result = -1  # the rest of it is read by who enters it
+        try:
+            with os.scandir(descriptor) as entries:
+                for entry in entries:
+                    room -= 1
+                    if room < 0 or entry.is_dir(follow_symlinks=False):
+                        return -1
+                    try:
+                        os.unlink(entry.name, dir_fd=descriptor)
+                        files += 1
+                    except FileNotFoundError:
+                        pass
+                    except OSError as error:
+                        kept.add(entry.name)
+                        failed, where = error, os.path.join(parent.path(), name, entry.name)
+                        break
+                else:
+                    return room
+        except OSError as error:
+            function, result = os.scandir, room
+            failed, where = error, os.path.join(parent.path(), name)
+        finally:
+            if files:
+                self._count(files=files)
+        # Told outside of the loop: what it raises is no error of the directory's.
+        self._tell(function, where, failed)
+        return result
+
+    def _remove_directory(self, parent: _Directory, name: str, descriptor: int) -> None:
+        """Remove an empty directory; `descriptor` is its parent's."""
+        try:
+            os.rmdir(name, dir_fd=descriptor)
+            self._count(directories=1)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            parent.kept.add(name)
+            self._tell(os.rmdir, os.path.join(parent.path(), name), error)
+
+    def _open_within(self, parent: _Directory, name: str) -> int | None:
+        assert parent.descriptor is not None
+        try:
+            return os.open(name, _OPEN, dir_fd=parent.descriptor)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            parent.kept.add(name)
+            self._tell(os.open, os.path.join(parent.path(), name), error)
+            return None
+
+    def _entered(self, parent: _Directory, name: str, descriptor: int) -> _Directory:
+        child = self._opened(parent, name, descriptor)
+        with self._changed:
+            parent.pending += 1
+            parent.entered.add(name)
+        return child
+
+    def _opened(self, parent: _Directory | None, name: str, descriptor: int) -> _Directory:
+        try:
+            here = _Directory(parent, name, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        with self._changed:
+            self._open.add(here)
+        return here
+
+    def _leave(self, here: _Directory, *, goes_on: bool) -> None:
+        """The directory has been read: remove it, unless others are in it still, and go up.
+
+        Args:
+            here: The directory.
+            goes_on: Whether the parent is on the same branch, and so is the next.
+        """
+        borrowed = False
+        while True:
+            # In one step, so that a directory that somebody is about to leave stays open.
+            with self._changed:
+                here.users -= borrowed
+                here.pending -= 1
+                others_are_in_it = here.pending > 0
+                parent = here.parent
+                if others_are_in_it:
+                    if not borrowed:
+                        here.was_left = True
+                        if goes_on and parent is not None:  # to the parent: through this one
+                            self._borrow(parent, here)
+                            parent.users -= 1
+                    if here.was_left:
+                        self._close(here)
+                    return
+                if parent is not None:
+                    descriptor = self._borrow(parent, here)
+                    self._close(here)
+            if parent is None:
+                self._remove_root(here)
+                return
+            self._remove_directory(parent, here.name, descriptor)
+            parent.entered.discard(here.name)
+            here, borrowed = parent, True
+
+    def _remove_root(self, root: _Directory) -> None:
+        self._close(root)
+        try:
+            os.rmdir(self._root)
+            self._count(directories=1)
+        except OSError as error:
+            self._tell(os.rmdir, self._root, error)
+
+    def _borrow(self, parent: _Directory, child: _Directory) -> int:
+        """The parent's descriptor, opened again by the child's ".." if closed. With the lock."""
+        if parent.descriptor is None:
+            assert child.descriptor is not None
+            try:
+                descriptor = os.open("..", _PARENT, dir_fd=child.descriptor)
+            except OSError as error:
+                error.filename = parent.path()
+                raise
+            found = os.fstat(descriptor)
+            if (found.st_dev, found.st_ino) != parent.identity:
+                os.close(descriptor)
+                text = f"{os.strerror(errno.ESTALE)}: it was moved while it was removed"
+                raise OSError(errno.ESTALE, text, child.path())
+            parent.descriptor = descriptor
+            self._open.add(parent)
+        parent.users += 1
+        return parent.descriptor
+
+    def _close(self, here: _Directory) -> None:
+        """Close the directory, unless somebody uses it now."""
+        with self._changed:  # again, for who has it already
+            if here.descriptor is not None and here.users == 0:
+                descriptor, here.descriptor = here.descriptor, None
+                self._open.discard(here)
+                os.close(descriptor)
+
+    def _give_away(self, branch: list[_Directory]) -> None:
+        """A subdirectory as near to the root as can be, for a helper that has nothing to do."""
+        for here in branch:
+            if here.names and here.descriptor is not None:
+                name = here.names.pop()
+                descriptor = self._open_within(here, name)
+                if descriptor is not None:
+                    child = self._entered(here, name, descriptor)
+                    with self._changed:
+                        self._branches.append([child])
+                        self._changed.notify()
+                return
+
+    def _tell(self, function: Callable[..., object], where: str, error: OSError) -> None:
+        error.filename = where
+        if self._report is None:
+            raise error
+        self._report(function, where, error)
+
+    def _count(self, files: int = 0, directories: int = 0) -> None:
+        with self._changed:
+            self._files += files
+            self._directories += directories
+        self._tally.add(files, directories)
+
+    def _tell_what_is_gone(self) -> None:
+        """When no helper works on it any more, so that it is true."""
+        gone = f"{self._files:,} files and {self._directories:,} directories"
+        while self._errors:
+            self._errors.pop().add_note(f"remove_tree: {gone} had been removed")
+
+    def _close_all(self) -> None:
+        while self._open:
+            here = self._open.pop()
+            if here.entries is not None:
+                here.entries.close()
+            if here.descriptor is not None:
+                with contextlib.suppress(OSError):
+                    os.close(here.descriptor)
+                here.descriptor = None

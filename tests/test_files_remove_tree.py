@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: MIT
+# Removing trees: all of it, nothing else, whatever fails, is cancelled, or is swapped in meanwhile.
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import shutil
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import anyio
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aioktask import Coordinator, JobCancelled, run_multithreaded, run_multithreaded_sync
+from aioktask.files import Removed, Tally, _remove_tree, remove_tree
+from tests.gates import PATIENCE
+
+CALLS = ("open", "scandir", "unlink", "rmdir")
+
+Tree = dict[str, Any]
+trees: st.SearchStrategy[Tree] = st.recursive(
+    st.dictionaries(st.sampled_from("abcdef"), st.none(), max_size=5),
+    lambda inner: st.dictionaries(st.sampled_from("abcdef"), st.none() | inner, max_size=5),
+    max_leaves=25,
+)
+
+
+def make(where: Path, tree: Tree) -> None:
+    where.mkdir()
+    for name, inner in tree.items():
+        if inner is None:
+            (where / name).write_text(name)
+        else:
+            make(where / name, inner)
+
+
+def counts(tree: Tree) -> Removed:
+    inner = [counts(each) for each in tree.values() if each is not None]
+    files = sum(each is None for each in tree.values()) + sum(each.files for each in inner)
+    return Removed(files, 1 + sum(each.directories for each in inner))
+
+
+def left_in(where: Path) -> Removed:
+    """What is there."""
+    if not where.exists():
+        return Removed(0, 0)
+    walked = list(os.walk(where))
+    return Removed(sum(len(files) for _, _, files in walked), len(walked))
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def small() -> Iterator[None]:
+    """Bounds so small that every way through the code is taken in a small tree."""
+    bounds = {"ENTRIES_A_LOOK": 2, "NAMES": 2, "OPEN_LEVELS": 2, "SLICE": 1e-6}
+    with mock.patch.multiple(_remove_tree, **bounds):
+        yield
+
+
+def wide(where: Path) -> Removed:
+    tree: Tree = {
+        f"d{i}": {f"e{j}": dict.fromkeys(map(str, range(i))) for j in range(i)} for i in range(7)
+    }
+    make(where, tree | {"file": None})
+    return counts(tree | {"file": None})
+
+
+@given(trees, st.integers(1, 3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+def test_a_tree_is_removed_and_counted(tmp_path: Path, tree: Tree, threads: int) -> None:
+    where = Path(tempfile.mkdtemp(dir=tmp_path), "tree")
+    make(where, tree)
+    tally = Tally()
+    job = remove_tree(where, tally=tally, max_threads=threads)
+    assert left_in(where) == counts(tree)
+    before = descriptors()
+    assert run_multithreaded_sync(job).value == counts(tree)
+    assert not where.exists()
+    assert descriptors() == before
+    assert (tally.files, tally.directories) == (counts(tree).files, counts(tree).directories)
+
+
+@given(trees, st.integers(1, 3))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+def test_the_same_within_small_bounds(
+    tmp_path: Path, small: None, tree: Tree, threads: int
+) -> None:
+    where = Path(tempfile.mkdtemp(dir=tmp_path), "tree")
+    make(where, tree)
+    before = descriptors()
+    job = remove_tree(where, max_threads=threads)
+    assert run_multithreaded_sync(job).value == counts(tree)
+    assert not where.exists()
+    assert descriptors() == before
+
+
+@pytest.mark.anyio
+async def test_awaited_it_does_the_same(tmp_path: Path) -> None:
+    expected = wide(tmp_path / "tree")
+    report = await run_multithreaded(remove_tree(tmp_path / "tree"))
+    assert report.value == expected
+    assert not (tmp_path / "tree").exists()
+
+
+def test_a_chain_deeper_than_python_may_recurse_and_than_files_may_be_open(
+    tmp_path: Path,
+) -> None:
+    depth = 3000
+    where = tmp_path / "tree"
+    where.mkdir()
+    descriptor = os.open(where, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=descriptor)
+        below = os.open("d", os.O_RDONLY, dir_fd=descriptor)
+        os.close(descriptor)
+        descriptor = below
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=descriptor))
+    os.close(descriptor)
+    most = 0
+    real = os.open
+
+    def counted(*arguments: Any, **options: Any) -> int:
+        nonlocal most
+        opened = real(*arguments, **options)
+        most = max(most, opened)
+        return opened
+
+    before = descriptors()
+    with mock.patch.object(_remove_tree.os, "open", counted):
+        report = run_multithreaded_sync(remove_tree(where))
+    assert report.value == Removed(1, depth + 1)
+    assert most < before + 200
+    assert not where.exists()
+
+
+def test_helpers_share_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two helpers meet within the removal of different directories."""
+    make(tmp_path / "tree", {f"d{i}": {"x": {"f": None}, "y": {"f": None}} for i in range(9)})
+    meet = threading.Barrier(2, timeout=PATIENCE)
+    real, met = os.unlink, threading.local()
+    first_branch = _remove_tree._Removal._first_branch
+
+    def when_another_is_there(removal: Any) -> Any:
+        with removal._changed:
+            while not removal._hungry:
+                removal._changed.wait(0.001)
+        return first_branch(removal)
+
+    def unlink(*arguments: Any, **options: Any) -> None:
+        if not hasattr(met, "once"):
+            met.once = True
+            meet.wait()
+        real(*arguments, **options)
+
+    monkeypatch.setattr(_remove_tree._Removal, "_first_branch", when_another_is_there)
+    monkeypatch.setattr(_remove_tree, "ENTRIES_A_LOOK", 1)
+    monkeypatch.setattr(_remove_tree.os, "unlink", unlink)
+    report = run_multithreaded_sync(remove_tree(tmp_path / "tree", max_threads=2))
+    assert report.value == Removed(18, 28)
+    assert report.peak_threads == 2
+
+
+def test_links_and_special_files_are_removed_and_not_followed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    make(outside, {"a": {"b": None}})
+    tree = tmp_path / "tree"
+    make(tree, {"d": {}})
+    (tree / "link").symlink_to(outside)
+    (tree / "d" / "up").symlink_to("..")
+    (tree / "dangling").symlink_to("nowhere")
+    os.mkfifo(tree / "fifo")
+    assert run_multithreaded_sync(remove_tree(tree)).value == Removed(4, 2)
+    assert left_in(outside) == Removed(1, 2)
+
+
+@pytest.mark.parametrize("look", [1, 256])
+def test_a_link_that_is_swapped_in_meanwhile_leads_nowhere(tmp_path: Path, look: int) -> None:
+    outside = tmp_path / "outside"
+    make(outside, {"a": {"b": None}, "c": None})
+    tree = tmp_path / "tree"
+    make(tree, {"d": {"e": {"f": None}}, "g": {"h": None}})
+    real = os.open
+    swapped = []
+
+    def swap(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if path in ("d", "g", "e"):  # it has been seen to be a directory
+            inside = Path(os.readlink(f"/proc/self/fd/{options['dir_fd']}")) / path
+            shutil.move(inside, tmp_path / f"moved-{path}")
+            inside.symlink_to(outside)
+            swapped.append(path)
+        return real(path, flags, *rest, **options)
+
+    errors: list[OSError] = []
+    with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
+        with mock.patch.object(_remove_tree.os, "open", swap):
+            job = remove_tree(tree, onexc=lambda f, p, e: errors.append(e), max_threads=1)
+            run_multithreaded_sync(job)
+    assert swapped
+    assert {error.errno for error in errors} <= {errno.ENOTDIR, errno.ELOOP, errno.ENOTEMPTY}
+    assert left_in(outside) == Removed(2, 2)
+
+
+def test_a_directory_that_was_moved_away_is_not_gone_up_from(tmp_path: Path, small: None) -> None:
+    """Its ".." is outside of the tree then."""
+    tree, other = tmp_path / "tree", tmp_path / "other"
+    make(tree, {"1": {"2": {"3": {"4": {"5": {"f": None}}}}}})
+    make(other, {"keep": None})
+    real = os.unlink
+
+    def unlink(path: Any, **options: Any) -> None:
+        real(path, **options)
+        os.rename(tree / "1" / "2" / "3", other / "3")
+
+    with mock.patch.object(_remove_tree.os, "unlink", unlink):
+        with pytest.raises(OSError, match="moved") as info:
+            run_multithreaded_sync(remove_tree(tree, ignore_errors=True, max_threads=1))
+    assert info.value.errno == errno.ESTALE
+    assert (other / "keep").exists()
+
+
+# what fails
+
+
+def failing(at: int, number: int) -> tuple[dict[str, Any], list[str]]:
+    """The calls of the module, of which the one with this number fails."""
+    lock, made = threading.Lock(), []
+
+    def wrap(name: str) -> Callable[..., Any]:
+        real = getattr(os, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            with lock:
+                made.append(name)
+                fails = len(made) == at
+            if fails:
+                raise OSError(number, os.strerror(number))
+            return real(*arguments, **options)
+
+        return call
+
+    return {name: wrap(name) for name in CALLS}, made
+
+
+@pytest.mark.parametrize("look", [1, 256])
+def test_any_call_may_fail_and_the_tally_tells_what_is_gone(tmp_path: Path, look: int) -> None:
+    tree = {"a": {"b": {"c": None, "d": None}, "e": None}, "f": {"g": None}, "h": None}
+    calls, made = failing(0, 0)
+    where = tmp_path / "tree"
+    make(where, tree)
+    with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
+        with mock.patch.multiple(_remove_tree.os, **calls):
+            run_multithreaded_sync(remove_tree(where, max_threads=2))
+        assert len(made) > 12
+        before = descriptors()
+        for at in range(1, len(made) + 1):
+            make(where, tree)
+            calls, _ = failing(at, errno.EACCES)
+            tally = Tally()
+            with mock.patch.multiple(_remove_tree.os, **calls):
+                with pytest.raises(PermissionError) as info:
+                    run_multithreaded_sync(remove_tree(where, tally=tally, max_threads=2))
+            path = Path(info.value.filename)
+            assert path == where or where in path.parents
+            left = left_in(where)
+            assert tally.files == counts(tree).files - left.files
+            assert tally.directories == counts(tree).directories - left.directories
+            gone = f"{tally.files} files and {tally.directories} directories had been removed"
+            assert any(gone in note for note in info.value.__notes__)
+            del info
+            assert descriptors() == before
+            # And what is left can be removed.
+            run_multithreaded_sync(remove_tree(where))
+
+
+@pytest.mark.parametrize("look", [1, 256])
+def test_with_onexc_it_goes_on_and_tells_each_error_once(tmp_path: Path, look: int) -> None:
+    tree = {"a": {"b": {"c": None, "d": None}, "e": None}, "f": {"g": None}, "h": None}
+    where = tmp_path / "tree"
+    real = os.unlink
+
+    def unlink(path: str, **options: Any) -> None:
+        if path in "ceh":
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        real(path, **options)
+
+    told: list[tuple[str, str, int | None]] = []
+    make(where, tree)
+    with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
+        with mock.patch.object(_remove_tree.os, "unlink", unlink):
+            job = remove_tree(
+                where, onexc=lambda f, p, e: told.append((f.__name__, p, e.errno)), max_threads=2
+            )
+            assert run_multithreaded_sync(job).value == Removed(2, 1)
+    assert left_in(where) == Removed(3, 3)
+    refused = [(path, number) for name, path, number in told if name == "unlink"]
+    assert sorted(refused) == [(str(where / path), errno.EPERM) for path in ("a/b/c", "a/e", "h")]
+    not_empty = [path for name, path, number in told if name == "rmdir"]
+    assert sorted(not_empty) == [str(where), str(where / "a"), str(where / "a" / "b")]
+    run_multithreaded_sync(remove_tree(where, ignore_errors=True))
+    assert not where.exists()
+
+
+def test_what_onexc_raises_ends_it(tmp_path: Path) -> None:
+    make(tmp_path / "tree", {"a": {"b": None}})
+
+    def onexc(function: object, path: str, error: OSError) -> None:
+        raise ZeroDivisionError
+
+    calls, _ = failing(4, errno.EIO)
+    with mock.patch.multiple(_remove_tree.os, **calls), pytest.raises(ZeroDivisionError):
+        run_multithreaded_sync(remove_tree(tmp_path / "tree", onexc=onexc))
+
+
+def test_what_vanishes_meanwhile_is_no_error(tmp_path: Path) -> None:
+    expected = wide(tmp_path / "tree")
+    for at in range(2, 60):
+        if not (tmp_path / "tree").exists():
+            wide(tmp_path / "tree")
+        calls, _ = failing(at, errno.ENOENT)
+        with mock.patch.multiple(_remove_tree.os, **calls):
+            job = remove_tree(tmp_path / "tree", onexc=lambda f, p, e: None, max_threads=1)
+            run_multithreaded_sync(job)
+    assert expected.files > 50
+
+
+def before_call(at: int, action: Callable[[], object]) -> Callable[..., None]:
+    """`os.unlink`, with something done before the call of this number."""
+    lock, made = threading.Lock(), []
+    real = os.unlink
+
+    def unlink(*arguments: Any, **options: Any) -> None:
+        with lock:
+            made.append(arguments)
+            now = len(made) == at
+        if now:
+            action()
+        real(*arguments, **options)
+
+    return unlink
+
+
+@pytest.mark.anyio
+async def test_a_cancel_at_any_call_stops_it_and_the_tally_tells_what_is_gone(
+    tmp_path: Path,
+) -> None:
+    where = tmp_path / "tree"
+    before = descriptors()
+    token = anyio.lowlevel.current_token()
+    for at in range(1, 40, 3):
+        expected = wide(where)
+        tally = Tally()
+        with anyio.CancelScope() as scope:
+            cancels = functools.partial(anyio.from_thread.run_sync, scope.cancel, token=token)
+            with mock.patch.object(_remove_tree.os, "unlink", before_call(at, cancels)):
+                job = remove_tree(where, tally=tally, max_threads=2)
+                await run_multithreaded(job)
+        left = left_in(where)
+        assert tally.files == expected.files - left.files
+        assert tally.directories == expected.directories - left.directories
+        del job
+        shutil.rmtree(where, ignore_errors=True)
+    assert descriptors() == before
+
+
+@pytest.mark.anyio
+async def test_a_handle_that_is_cancelled_ends_it(tmp_path: Path) -> None:
+    wide(tmp_path / "tree")
+    async with Coordinator() as coordinator:
+        handle = coordinator.submit(remove_tree(tmp_path / "tree"))
+        handle.cancel()
+        with contextlib.suppress(JobCancelled):
+            await handle
+
+
+# what is refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"path": 5}, TypeError, "int"),
+        ({"path": b"tree"}, TypeError, "path must be a string"),
+        ({"path": "tree", "onexc": 5}, TypeError, "onexc"),
+        ({"path": "tree", "onexc": print, "ignore_errors": True}, TypeError, "not both"),
+        ({"path": "tree", "tally": 5}, TypeError, "Tally"),
+        ({"path": "tree", "nice": 99}, ValueError, "nice"),
+        ({"path": "nowhere"}, FileNotFoundError, "nowhere"),
+        ({"path": "file"}, NotADirectoryError, "file"),
+        ({"path": "link"}, OSError, "link"),
+    ],
+)
+def test_nonsense_is_refused_when_the_job_is_made(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "tree", {"a": None})
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("tree")
+    with pytest.raises(error, match=message):
+        remove_tree(**arguments)
+    assert left_in(tmp_path / "tree") == Removed(1, 1)
+
+
+def test_ignored_errors_may_be_that_nothing_is_there(tmp_path: Path) -> None:
+    job = remove_tree(tmp_path / "nowhere", ignore_errors=True)
+    assert run_multithreaded_sync(job).value == Removed(0, 0)
+    told: list[OSError] = []
+    job = remove_tree(tmp_path / "nowhere", onexc=lambda f, p, e: told.append(e))
+    run_multithreaded_sync(job)
+    assert [error.errno for error in told] == [errno.ENOENT]
+
+
+def test_a_job_may_be_run_again(tmp_path: Path) -> None:
+    make(tmp_path / "tree", {"a": None})
+    job = remove_tree(tmp_path / "tree")
+    assert run_multithreaded_sync(job).value == Removed(1, 1)
+    with pytest.raises(FileNotFoundError):
+        run_multithreaded_sync(job)
+    make(tmp_path / "tree", {"a": None, "b": {}})
+    assert run_multithreaded_sync(job).value == Removed(1, 2)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_an_unwritable_directory_is_an_error_with_its_whole_path() -> None:
+    with tempfile.TemporaryDirectory() as open_to_all:
+        os.chmod(open_to_all, 0o777)
+        where = Path(open_to_all, "tree")
+        make(where, {"a": {"b": None}})
+        (where / "a").chmod(stat.S_IRUSR | stat.S_IXUSR)
+        for each in (where, where / "a", where / "a" / "b"):
+            os.chown(each, 65534, 65534)
+        job = remove_tree(where, max_threads=1)
+        os.seteuid(65534)
+        try:
+            with pytest.raises(PermissionError) as info:
+                # Taking part, this thread alone is somebody else now.
+                run_multithreaded_sync(job)
+        finally:
+            os.seteuid(0)
+    assert info.value.filename == str(where / "a" / "b")
