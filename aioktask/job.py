@@ -57,10 +57,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Bound(Generic[T]):
-    """A job's function and result for one run of it: what `Job.bind` returns."""
+    """A job's functions and result for one run of it: what `Job.bind` returns.
+
+    `undo` stands in for the job's, which says that there is one.
+    """
 
     fn: Callable[[int, int], object]
     value: Callable[[], T] | None = None
+    undo: Callable[[int, int], object] | None = None
 
 
 @dataclass(frozen=True, init=False, eq=False)

@@ -321,7 +321,7 @@ class Run:
         self.undoing = True
         self.async_undo = self.job.undo_is_async
         self.reduces = False
-        self.fn = self.job.undo
+        self.fn = self._bound.undo or self.job.undo
         grain = undo_grain(self.job)
         units = sum(each.stop - each.start for each in self.to_undo)
         chunk = chunk_size(units, self.threads_planned, min_chunk=grain, align=grain)
