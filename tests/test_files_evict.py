@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+# Dropping files from the page cache, as the kernel tells by mincore(2).
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aioktask import run_multithreaded, run_multithreaded_sync
+from aioktask.files import Evicted, Tally, _evict, evict
+from aioktask.memory import _libc
+from tests.pieces import run_in_pieces
+
+PAGE = mmap.PAGESIZE
+SIZES = (0, 1, PAGE, PAGE + 1, 5 * PAGE - 7)
+
+
+def cached(path: Path) -> int:
+    """How many pages of a file are in the page cache."""
+    size = path.stat().st_size
+    if size == 0:
+        return 0
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        array = np.frombuffer(view, np.uint8)
+        pages = int((_libc.mincore(array.ctypes.data, size) & 1).sum())
+        del array
+    return pages
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.fixture
+def disk() -> Iterator[Path]:
+    """A directory on a file system whose pages can be dropped, which those in memory are not."""
+    for place in (Path(tempfile.gettempdir()), Path(__file__).parent, Path("/scratch")):
+        if not os.access(place, os.W_OK):
+            continue
+        with tempfile.TemporaryDirectory(dir=place) as directory:
+            probe = Path(directory, "probe")
+            probe.write_bytes(b"x" * PAGE)
+            with probe.open("rb") as file:
+                os.fsync(file.fileno())
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            if cached(probe) == 0:
+                probe.unlink()
+                yield Path(directory)
+                return
+    pytest.skip("no disk file system here drops pages")
+
+
+def written(directory: Path) -> list[Path]:
+    paths = [directory / f"file-{size}" for size in SIZES]
+    for path, size in zip(paths, SIZES, strict=True):
+        path.write_bytes(os.urandom(size))
+    return paths
+
+
+@pytest.mark.anyio
+async def test_dirty_files_are_written_and_dropped(disk: Path) -> None:
+    paths = written(disk)
+    content = [path.read_bytes() for path in paths]
+    assert [cached(path) for path in paths] == [0, 1, 1, 2, 5]
+    tally = Tally()
+    before = descriptors()
+    report = await run_multithreaded(evict(paths, tally=tally))
+    assert report.value == Evicted(len(SIZES), sum(SIZES))
+    assert [cached(path) for path in paths] == [0] * len(SIZES)
+    assert tally.nbytes == sum(SIZES)
+    assert tally.files == len(SIZES) - 1  # of the empty one there was nothing to do
+    assert descriptors() == before
+    assert [path.read_bytes() for path in paths] == content
+
+
+def test_descriptors_and_one_path_will_do(disk: Path) -> None:
+    path = written(disk)[-1]
+    with path.open("rb") as file:
+        run_multithreaded_sync(evict(file.fileno()))
+        assert cached(path) == 0
+        path.read_bytes()
+        run_multithreaded_sync(evict([file.fileno(), path]))
+        assert cached(path) == 0
+        os.fstat(file.fileno())  # it is the caller's, and open
+    path.read_bytes()
+    run_multithreaded_sync(evict(str(path)))
+    assert cached(path) == 0
+
+
+def test_without_writing_back_dirty_pages_stay(disk: Path) -> None:
+    path = written(disk)[-1]
+    run_multithreaded_sync(evict(path, write_back=False))
+    assert cached(path) == 5
+    run_multithreaded_sync(evict(path))
+    assert cached(path) == 0
+
+
+@given(st.lists(st.integers(0, 5 * PAGE), max_size=8), st.sampled_from([PAGE, 3 * PAGE]))
+def test_every_byte_of_every_file_is_asked_for_once(sizes: list[int], chunk: int) -> None:
+    asked: dict[int, list[tuple[int, int]]] = {}
+
+    def drop(file: Any, start: int, nbytes: int, **options: Any) -> None:
+        asked.setdefault(file, []).append((start, start + nbytes))
+
+    with mock.patch.multiple(_evict, _drop=drop, _size_of=lambda file: sizes[file]):
+        tally = Tally()
+        job = evict(range(len(sizes)), tally=tally)
+        run_in_pieces(job, chunk, 1)
+    for file, size in enumerate(sizes):
+        pieces = sorted(asked.get(file, []))
+        assert [edge for piece in pieces for edge in piece] == (
+            [0, *(edge for start, _ in pieces[1:] for edge in (start, start)), size] if size else []
+        )
+        assert all(start % PAGE == 0 for start, _ in pieces)
+    assert tally.nbytes == sum(sizes)
+    assert tally.files == sum(size > 0 for size in sizes)
+
+
+@pytest.mark.parametrize("call", ["open", "fdatasync", "posix_fadvise"])
+def test_any_call_may_fail_and_the_tally_tells_what_is_done(disk: Path, call: str) -> None:
+    paths = written(disk)
+    before = descriptors()
+    real: Callable[..., Any] = getattr(os, call)
+    for at in range(1, len(SIZES)):
+        made = 0
+
+        def fails(*arguments: Any, at: int = at) -> Any:
+            nonlocal made
+            made += 1
+            if made == at:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*arguments)
+
+        tally = Tally()
+        with mock.patch.object(_evict.os, call, fails):
+            with pytest.raises(OSError, match="Input/output error") as info:
+                run_multithreaded_sync(evict(paths, tally=tally, max_threads=1))
+        assert info.value.filename == str(paths[at])
+        assert tally.nbytes == sum(SIZES[:at])
+        assert descriptors() == before
+
+
+def test_what_is_no_file_is_refused_when_the_job_is_made(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        evict(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="regular files"):
+        evict([tmp_path])
+    with pytest.raises(TypeError):
+        evict([1.5])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="Tally"):
+        evict([], tally=5)  # type: ignore[arg-type]
+    assert run_multithreaded_sync(evict([])).value == Evicted(0, 0)
