@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Multithreaded jobs for asyncio, after the Linux kernel's ktask and padata."""
 
-from aioktask import arrays, memory
+from aioktask import arrays, files, memory
 from aioktask.engine.coordinator import Coordinator, Handle
 from aioktask.engine.frame import current_chunk
 from aioktask.engine.plan import Plan
@@ -31,6 +31,7 @@ __all__ = [
     "arrays",
     "current_chunk",
     "failure",
+    "files",
     "max_threads",
     "memory",
     "plan",

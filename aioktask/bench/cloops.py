@@ -3,7 +3,7 @@
 #
 # `ctypes.CDLL` lets go of the GIL for the call. The compiled file is gone when this returns; what
 # is loaded stays in memory.
-"""A C + pthreads loop over memory."""
+"""C + pthreads loops over memory."""
 
 from __future__ import annotations
 
@@ -12,17 +12,42 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
+from typing import Protocol
 
-__all__ = ["CLEAR", "POPULATE", "CLoop", "NoCompiler", "compile_loop"]
+__all__ = ["CLoop", "Loop", "NoCompiler", "compile_loop"]
 
-POPULATE, CLEAR = 0, 1
 SOURCE = Path(__file__).with_name("cloops.c")
 OPTIONS = ("-O2", "-shared", "-fPIC", "-pthread")
 
-# (operation, address, nbytes, chunk, threads); raises OSError.
-CLoop = Callable[[int, int, int, int, int], None]
+
+class Loop(IntEnum):
+    """What the threads of a loop do with each chunk: see cloops.c."""
+
+    POPULATE = 0
+    CLEAR = 1
+    COPY = 2
+    RELEASE = 3
+    FILL = 4
+    ALLOCATE = 5
+    PIN = 6
+    LOCK = 7
+
+
+class CLoop(Protocol):
+    """Run a loop over memory from `address` on, or over a file; raises `OSError`."""
+
+    def __call__(
+        self,
+        loop: Loop,
+        address: int,
+        nbytes: int,
+        chunk: int,
+        threads: int,
+        source: int = 0,
+        file: int = -1,
+    ) -> None: ...
 
 
 class NoCompiler(Exception):  # noqa: N818 - it is a fact about the machine, not an error
@@ -52,12 +77,22 @@ def compile_loop() -> CLoop:
         ctypes.c_size_t,
         ctypes.c_size_t,
         ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_int,
     )
     function.restype = ctypes.c_int
 
-    def loop(operation: int, address: int, nbytes: int, chunk: int, threads: int) -> None:
-        error = function(operation, address, nbytes, chunk, threads)
+    def run(
+        loop: Loop,
+        address: int,
+        nbytes: int,
+        chunk: int,
+        threads: int,
+        source: int = 0,
+        file: int = -1,
+    ) -> None:
+        error = function(loop, address, nbytes, chunk, threads, source, file)
         if error:
-            raise OSError(error, f"{os.strerror(error)}: the C loop over {nbytes} bytes")
+            raise OSError(error, f"{os.strerror(error)}: the C loop {loop.name} of {nbytes} bytes")
 
-    return loop
+    return run

@@ -36,10 +36,10 @@ from aioktask.job import Bound, Job, job_that_makes
 
 __all__ = ["Removed", "remove_tree"]
 
-TURNS = 4096
+TURNS = 512
 SLICE = 0.010
-# A turn lasts twice as long after each so many.
-TURNS_OF_A_LENGTH = 512
+# A turn lasts twice as long after each so many: the last of 512 begins after 160 s of work.
+TURNS_OF_A_LENGTH = 64
 # Entries between two looks at the clock: about a millisecond.
 ENTRIES_A_LOOK = 256
 NAMES = 1 << 16
@@ -240,6 +240,8 @@ class _Removal:
 
     def turns(self, start: int, stop: int) -> None:
         """The chunk function: so many turns of one helper."""
+        if self._ended:
+            return
         for turn in range(start, stop):
             length = SLICE * 2 ** (turn // TURNS_OF_A_LENGTH)
             deadline = float("inf") if turn == TURNS - 1 else time.monotonic() + length

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: MIT
+# The memory operations that are measured: each with real memory of its kind, the library's way to
+# do it with nothing tuned, the C loops that do the same, and the one call that a user would write.
+#
+# What a run leaves behind is taken back before the next, outside of the timing. A pool of reserved
+# huge pages is made for the time of the benchmark, by root, and given back.
+"""Operations on memory, to be compared."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from aioktask import Job, files, memory, run_multithreaded
+from aioktask.bench.cloops import Loop
+from aioktask.bench.machine import available_memory
+from aioktask.memory import _libc
+from aioktask.memory._libc import Advice
+
+__all__ = [
+    "GIB",
+    "Operation",
+    "Subject",
+    "address_of",
+    "anonymous",
+    "fitting",
+    "operations",
+    "populate_plainly",
+    "trees",
+]
+
+GIB = 1 << 30
+HUGE_PAGE = 2 << 20
+POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+MAP_HUGETLB = 0x40000
+MFD_HUGETLB = 4
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Memory of some kind, and ways to do one thing to all of it.
+
+    Attributes:
+        nbytes: How much.
+        ours: The library's way, as a coroutine function.
+        plain: Single calls over all of it, by name, as a user would write them.
+        loops: The C loops that do the same.
+        address: For the C loops.
+        source: For the C loop that copies.
+        file: For the C loops that fill a file.
+        before: Called before each run, not timed.
+    """
+
+    nbytes: int
+    ours: Callable[[], object]
+    plain: Mapping[str, Call]
+    loops: Sequence[Loop] = ()
+    address: int = 0
+    source: int = 0
+    file: int = -1
+    before: Call | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What is compared: its name in tables, and how to have a subject for a while."""
+
+    name: str
+    subject: Callable[[], AbstractContextManager[Subject]] = field(repr=False)
+
+
+@contextmanager
+def anonymous(nbytes: int, *, huge: bool) -> Iterator[mmap.mmap]:
+    """Private anonymous memory, in small pages or, where there are some, transparent huge ones."""
+    memory_map = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        with suppress(AttributeError, OSError):  # a system without huge pages has small ones anyway
+            memory_map.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
+        yield memory_map
+    finally:
+        _close(memory_map)
+
+
+@contextmanager
+def reserved(nbytes: int) -> Iterator[None]:
+    """So many bytes in free pages of 2 MiB, for a while.
+
+    Raises:
+        OSError: This process may not, or the kernel finds too few; the pool is as it was.
+    """
+    before = int(POOL.read_text())
+    try:
+        wanted = before + -(-nbytes // HUGE_PAGE)
+        POOL.write_text(str(wanted))
+        if int(POOL.read_text()) < wanted:
+            raise OSError(f"the kernel has too few huge pages for {nbytes >> 20} MiB")
+        yield
+    finally:
+        POOL.write_text(str(before))
+
+
+def address_of(memory_map: mmap.mmap) -> int:
+    """Where the mapping begins."""
+    byte = ctypes.c_char.from_buffer(memory_map)
+    return ctypes.addressof(byte)
+
+
+def populate_plainly(memory_map: mmap.mmap, nbytes: int | None = None) -> None:
+    """One call over its first `nbytes`, or all of it."""
+    length = len(memory_map) if nbytes is None else nbytes
+    _libc.madvise(address_of(memory_map), length, Advice.MADV_POPULATE_WRITE)
+
+
+def fitting(nbytes: int) -> int:
+    """So much, or as much of it as leaves half of what is available."""
+    available = available_memory()
+    while available is not None and nbytes > available // 2:
+        nbytes //= 2
+    return nbytes
+
+
+def operations(quick: bool) -> list[Operation]:
+    """All that touch memory."""
+    large, small = (fitting(128 << 20 if quick else gib * GIB) for gib in (2, 1))
+
+    def of(
+        name: str, make: Callable[..., AbstractContextManager[Subject]], *arguments: object
+    ) -> Operation:
+        return Operation(name, lambda: make(*arguments))
+
+    return [
+        of("populate, 4 KiB pages", _populate, small, "small"),
+        of("populate, transparent huge pages", _populate, large, "huge"),
+        of("populate, reserved 2 MiB pages", _populate, large, "reserved"),
+        of("clear", _clear, large),
+        of("copy", _copy, small),
+        of("release, 4 KiB pages", _release, small, "small"),
+        of("release, transparent huge pages", _release, large, "huge"),
+        of("fill a file on hugetlbfs", _fill, large),
+        of("pin, 4 KiB pages", _pin, small, "small"),
+        of("pin, transparent huge pages", _pin, large, "huge"),
+    ]
+
+
+@contextmanager
+def _memory(nbytes: int, kind: str) -> Iterator[mmap.mmap]:
+    with ExitStack() as stack:
+        if kind == "reserved":
+            stack.enter_context(reserved(nbytes))
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_HUGETLB
+            found = mmap.mmap(-1, nbytes, flags=flags)
+            stack.callback(_close, found)
+        else:
+            found = stack.enter_context(anonymous(nbytes, huge=kind == "huge"))
+        populate_plainly(found)  # so that the host has memory for it
+        yield found
+
+
+def _close(found: mmap.mmap) -> None:
+    gc.collect()  # tasks and tracebacks hang in cycles, and may hold a job over this memory
+    with suppress(BufferError):  # then it goes with the last of them
+        found.close()
+
+
+def _dropped(found: mmap.mmap) -> Call:
+    return lambda: found.madvise(mmap.MADV_DONTNEED)
+
+
+@contextmanager
+def _populate(nbytes: int, kind: str) -> Iterator[Subject]:
+    with _memory(nbytes, kind) as found:
+        yield Subject(
+            nbytes,
+            _runs(memory.populate(found)),
+            {"mmap.madvise(MADV_POPULATE_WRITE)": lambda: found.madvise(23)},
+            [Loop.POPULATE],
+            address_of(found),
+            before=_dropped(found),
+        )
+
+
+@contextmanager
+def _clear(nbytes: int) -> Iterator[Subject]:
+    with _memory(nbytes, "huge") as found:
+        plain: dict[str, Call] = {
+            "ndarray.fill(0)": lambda: np.frombuffer(found, np.uint8).fill(0),
+            "one memset": lambda: _libc.zero(address_of(found), nbytes),
+        }
+        yield Subject(nbytes, _runs(memory.clear(found)), plain, [Loop.CLEAR], address_of(found))
+
+
+@contextmanager
+def _copy(nbytes: int) -> Iterator[Subject]:
+    with _memory(nbytes, "huge") as to, _memory(nbytes, "huge") as origin:
+        yield Subject(
+            nbytes,
+            _runs(memory.copy(to, origin)),
+            {"np.copyto": lambda: np.copyto(np.frombuffer(to), np.frombuffer(origin))},
+            [Loop.COPY],
+            address_of(to),
+            address_of(origin),
+        )
+
+
+@contextmanager
+def _release(nbytes: int, kind: str) -> Iterator[Subject]:
+    with _memory(nbytes, kind) as found:
+        yield Subject(
+            nbytes,
+            _runs(memory.release(found)),
+            {"mmap.madvise(MADV_DONTNEED)": _dropped(found)},
+            [Loop.RELEASE],
+            address_of(found),
+            before=lambda: populate_plainly(found),
+        )
+
+
+@contextmanager
+def _fill(nbytes: int) -> Iterator[Subject]:
+    with reserved(nbytes), open(os.memfd_create("bench", MFD_HUGETLB), "r+b") as file:
+        yield Subject(
+            nbytes,
+            lambda: run_multithreaded(memory.fallocate(file, nbytes)),
+            {"os.posix_fallocate": lambda: os.posix_fallocate(file.fileno(), 0, nbytes)},
+            [Loop.FILL, Loop.ALLOCATE],
+            file=file.fileno(),
+            before=lambda: os.ftruncate(file.fileno(), 0),
+        )
+
+
+@contextmanager
+def _pin(nbytes: int, kind: str) -> Iterator[Subject]:
+    with _memory(nbytes, kind) as found:
+        pinned: list[memory.Pinned] = []
+        address = address_of(found)
+
+        async def ours() -> None:
+            pinned.append(await memory.pin(found))
+
+        def before() -> None:
+            while pinned:
+                pinned.pop().close()
+            _libc.munlock(address, nbytes)
+            found.madvise(mmap.MADV_DONTNEED)
+
+        before()
+        yield Subject(
+            nbytes,
+            ours,
+            {"one mlock": lambda: _libc.mlock2(address, nbytes, on_fault=False)},
+            [Loop.PIN, Loop.LOCK],
+            address,
+            before=before,
+        )
+        before()
+
+
+def _runs(job: Job[None]) -> Callable[[], object]:
+    return lambda: run_multithreaded(job)
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A tree of files to be removed.
+
+    Attributes:
+        name: In tables.
+        parent: The directory that it is made in.
+        directories: How many, side by side.
+        each: Empty files in each of them.
+    """
+
+    name: str
+    parent: Path
+    directories: int
+    each: int
+
+    @property
+    def path(self) -> Path:
+        return self.parent / "tree"
+
+    def make(self) -> None:
+        """As it is before each run."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        for number in range(self.directories):
+            directory = self.path / f"{number}"
+            directory.mkdir(parents=True)
+            for file in range(self.each):
+                os.close(os.open(directory / f"{file}", os.O_CREAT | os.O_WRONLY))
+
+    def ours(self) -> object:
+        return run_multithreaded(files.remove_tree(self.path))
+
+
+@contextmanager
+def trees(quick: bool) -> Iterator[list[Tree]]:
+    """Trees in memory and on a disk, gone at the end."""
+    directories, each = (20, 20) if quick else (200, 100)
+    with ExitStack() as stack:
+        found = []
+        for place in ("/dev/shm", tempfile.gettempdir()):
+            if os.access(place, os.W_OK):
+                parent = stack.enter_context(tempfile.TemporaryDirectory(dir=place))
+                for wide, deep in ((directories, each), (directories * each // 5, 5)):
+                    name = f"remove {wide} directories of {deep} files in {place}"
+                    found.append(Tree(name, Path(parent), wide, deep))
+        yield found
