@@ -4,14 +4,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import gc
 import threading
-from collections.abc import Callable
+import time
+import weakref
+from collections.abc import Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import anyio
+import anyio.abc
 import numpy as np
 import pytest
+from anyio.from_thread import start_blocking_portal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,10 +34,13 @@ from aioktask import (
     failure,
     priority,
     run_multithreaded_sync,
+    set_max_threads,
 )
-from aioktask.engine.frame import enclosing_run
-from aioktask.ondemand._sections import Sections
-from tests.gates import PATIENCE, turns_pass, units
+from aioktask.engine import events
+from aioktask.engine.events import EventKind
+from aioktask.engine.frame import enclosing_run, local
+from aioktask.ondemand._sections import Request, Sections
+from tests.gates import PATIENCE, eventually, turns_pass, units
 
 
 class Doors:
@@ -49,12 +59,12 @@ class Doors:
         assert run is not None
         with self.lock:
             self.begun.append(start)
+            self.nices.append(run.entry.nice)
         if start in self.doors:
             self.arrived[start].set()
             assert self.doors[start].wait(PATIENCE), "the test never opened the door"
         with self.lock:
             self.done.append((start, stop))
-            self.nices.append(run.entry.nice)
 
     def open(self, *starts: int) -> None:
         for start in starts or self.doors:
@@ -65,6 +75,20 @@ class Doors:
         with anyio.fail_after(PATIENCE):
             while not self.arrived[start].is_set():
                 await anyio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    set_max_threads(1)
+    yield
+    set_max_threads(None)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    set_max_threads(2)
+    yield
+    set_max_threads(None)
 
 
 # the sections themselves
@@ -95,22 +119,45 @@ def test_sections_that_cover_a_stretch_are_those_that_meet_it(data: st.DataObjec
     assert list(sections.covering(first, last)) == meets
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(-20, 19)), max_size=30))
-def test_what_is_urged_comes_first_and_each_section_once(urged: list[tuple[int, int]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(-20, 19)), max_size=9))
+def test_what_is_asked_for_comes_first_and_each_section_once(
+    asked: list[tuple[int, int, int]],
+) -> None:
     sections = Sections(0, 10, 1)
-    for index, nice in urged:
-        sections.urge(index, nice)
-    order: list[tuple[int, int | None]] = []
-    while (found := sections.next()) is not None:
-        sections.take(found[0])
-        order.append(found)
-    assert sorted(index for index, _ in order) == list(range(10))
-    asked = {index for index, _ in urged}
-    assert {index for index, _ in order[: len(asked)]} == asked
-    best = [min(nice for i, nice in urged if i == index) for index, _ in order[: len(asked)]]
-    assert best == sorted(best)
-    rest = [index for index, _ in order[len(asked) :]]
-    assert rest == sorted(rest)
+    for start, count, nice in asked:
+        sections.ask(Request(range(start, min(start + count, 10)), nice))
+    order = list(iter(sections.take, None))
+    expected: list[int] = []
+    for start, count, _ in sorted(asked, key=lambda each: each[2]):  # stable: who asked first
+        expected += range(start, min(start + count, 10))
+    expected += range(10)
+    assert order == list(dict.fromkeys(expected))
+
+
+def test_what_nobody_waits_for_any_more_falls_back_and_leaves_nothing() -> None:
+    sections = Sections(0, 10, 1)
+    for _ in range(100):
+        withdrawn = Request(range(5, 9), -5)
+        sections.ask(withdrawn)
+        withdrawn.withdrawn = True
+        assert sections.take_of(withdrawn) is None
+    sections.ask(Request(range(7, 8), 0))
+    assert len(sections._requests) == 1
+    assert [sections.take() for _ in range(11)] == [7, 0, 1, 2, 3, 4, 5, 6, 8, 9, None]
+
+
+def test_done_is_told_of_exactly_the_units_asked_for() -> None:
+    sections = Sections(-3, 17, 4)  # -3 to 0, 0 to 4, ...
+    assert sections.take_of(Request(range(1, 3), 0)) == 1
+    sections.done(1)
+    sections.done(2)
+    assert sections.all_done(0, 8)
+    assert sections.all_done(3, 5)
+    assert sections.all_done(-2, -2)
+    assert not sections.all_done(-1, 1)
+    assert not sections.all_done(7, 9)
+    assert sections.first_left() == 0
+    assert sections.done_count() == 2
 
 
 # the whole
@@ -152,13 +199,13 @@ async def test_what_is_ensured_goes_before_the_rest() -> None:
             tasks.start_soon(d.ensure, 4, 5)
             await turns_pass()
             doors.open()
-    assert doors.begun[:2] == [0, 7]
-    assert set(doors.begun[2:4]) == {8, 4}
+    # Between requests it is a matter of shares; all of them go before the background.
+    assert set(doors.begun[1:4]) == {7, 8, 4}
     assert doors.begun[4:] == [1, 2, 3, 5, 6, 9]
 
 
 @pytest.mark.anyio
-async def test_a_section_has_its_waiters_priority_and_lends_it_to_what_is_in_its_way() -> None:
+async def test_the_more_urgent_waiter_is_served_first_and_at_its_priority() -> None:
     doors = Doors(0)
     async with OnDemand(Job(doors, 6, max_threads=1, nice=10), section=1) as d:
         await doors.at(0)
@@ -171,15 +218,37 @@ async def test_a_section_has_its_waiters_priority_and_lends_it_to_what_is_in_its
             for start, nice in ((2, 5), (4, -5), (3, 0)):
                 tasks.start_soon(ensure, start, nice)
                 await turns_pass()
-            assert d._running[0].nice == -5  # it is in the way of the most urgent waiter
             doors.open()
-    # Which of three goes first is a matter of shares; all of them go before the background.
-    assert set(doors.begun[1:4]) == {2, 3, 4}
-    nices = dict(zip(doors.begun, doors.nices, strict=True))
-    assert nices[0] == nices[4] == -5
-    assert nices[3] <= 0
-    assert nices[2] <= 5
-    assert nices[1] == nices[5] == 10
+    assert doors.begun == [0, 4, 3, 2, 1, 5]
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("two_threads")
+async def test_a_request_has_the_nice_of_its_waiter() -> None:
+    doors = Doors(0)
+    async with Coordinator() as coordinator:
+        job = Job(doors, 6, nice=10, max_threads=1)  # the background's only thread is at the door
+        async with OnDemand(job, section=1, coordinator=coordinator) as d:
+            await doors.at(0)
+            with priority(-5):
+                await d.ensure(4, 5)
+            doors.open()
+    assert doors.begun == [0, 4, 1, 2, 3, 5]
+    assert doors.nices == [10, -5, 10, 10, 10, 10]
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_it_waits_for_no_other_section_though_that_is_in_the_way() -> None:
+    doors = Doors(0, 1)
+    with OnDemand(Job(doors, 10), section=1) as d:
+        for start in (0, 1):
+            assert doors.arrived[start].wait(PATIENCE)
+        thread = threading.Thread(target=d.ensure_sync, args=(5, 6))
+        thread.start()
+        doors.open(1)
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        doors.open(0)
 
 
 @pytest.mark.anyio
@@ -226,6 +295,17 @@ async def test_a_cancelled_ensure_loses_nothing() -> None:
             assert scope.cancelled_caught
         doors.open()
     assert units(doors.done) == list(range(8))
+
+
+@pytest.mark.anyio
+async def test_what_a_cancelled_ensure_asked_for_falls_back() -> None:
+    doors = Doors(0)
+    async with OnDemand(Job(doors, 8, max_threads=1), section=1) as d:
+        await doors.at(0)
+        with anyio.move_on_after(0.0):
+            await d.ensure(5, 8)
+        doors.open()
+    assert doors.begun == list(range(8))
 
 
 @pytest.mark.anyio
@@ -289,6 +369,68 @@ async def test_a_chunk_may_ensure_when_every_helper_is_taken() -> None:
     assert sorted(served) == list(range(64))
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_task_may_ensure_on_behalf_of_a_chunk_that_holds_the_only_helper() -> None:
+    done: list[int] = []
+
+    def initialise(start: int, stop: int) -> None:
+        if start == 0:
+            portal.call(d.ensure, 5, 6)
+        done.append(start)
+
+    with start_blocking_portal() as portal, OnDemand(Job(initialise, 8), section=1) as d:
+        d.ensure_sync(0, 1)
+        assert done[:2] == [5, 0]
+    assert sorted(done) == list(range(8))
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_loop_that_runs_in_a_chunk_never_does_a_section_itself() -> None:
+    threads: dict[int, threading.Thread] = {}
+
+    def initialise(start: int, stop: int) -> None:
+        threads[start] = threading.current_thread()
+        if start == 0:
+            anyio.run(d.ensure, 5, 7)
+
+    with OnDemand(Job(initialise, 8), section=1) as d:
+        d.ensure_sync(0, 1)
+    assert threads[0] not in (threads[5], threads[6])
+
+
+def test_a_chunk_does_itself_what_nobody_has_begun() -> None:
+    doors = Doors(0)
+    threads: list[threading.Thread] = []
+
+    def request(start: int, stop: int) -> None:
+        assert doors.arrived[0].wait(PATIENCE)
+        d.ensure_sync(4, 5)
+        doors.open()
+
+    def initialise(start: int, stop: int) -> None:
+        doors(start, stop)
+        threads.append(threading.current_thread())
+        assert current_chunk().start == start
+
+    with OnDemand(Job(initialise, 8, max_threads=1), section=1) as d:
+        run_multithreaded_sync(Job(request, 1, max_threads=1))
+    assert doors.begun[:2] == [0, 4]
+    assert threads[0] is threading.current_thread()
+
+
+def test_sections_may_need_others_many_deep() -> None:
+    order: list[int] = []
+
+    def initialise(start: int, stop: int) -> None:
+        if start > 0:
+            d.ensure_sync(start - 1, start)
+        order.append(start)
+
+    with OnDemand(Job(initialise, 300), section=1) as d:
+        d.ensure_sync(299, 300)
+    assert order == list(range(300))
+
+
 @pytest.mark.parametrize("max_threads", [None, 1])
 def test_sections_may_need_others(max_threads: int | None) -> None:
     order: list[int] = []
@@ -339,6 +481,202 @@ def test_a_job_within_a_section_that_needs_the_section_is_a_deadlock_told() -> N
         pass
 
 
+def test_a_section_that_waits_for_all_is_a_deadlock_told() -> None:
+    d = OnDemand(Job(lambda start, stop: d.wait_sync(), 4), section=1)
+    with pytest.raises(DeadlockError), d:
+        pass
+    assert len(d.failed) == 4
+
+
+# beside others
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_what_is_asked_for_at_a_low_priority_goes_before_the_background_still() -> None:
+    doors = Doors(0)
+
+    def busy(start: int, stop: int) -> None:
+        doors(start, stop)
+        until = time.perf_counter() + 0.002
+        while time.perf_counter() < until:
+            pass
+
+    with OnDemand(Job(busy, 10), section=1) as d:
+        assert doors.arrived[0].wait(PATIENCE)
+        waiting = threading.Thread(target=lambda: ensures_at(19, d, 5, 9))
+        waiting.start()
+        while not d._sections._requests:
+            pass
+        doors.open()
+        waiting.join(PATIENCE)
+    assert doors.begun == [0, 5, 6, 7, 8, 1, 2, 3, 4, 9]
+
+
+def ensures_at(nice: int, d: OnDemand, start: int, stop: int) -> None:
+    with priority(nice):
+        d.ensure_sync(start, stop)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_who_waits_on_behalf_of_a_chunk_has_the_priority_of_its_job() -> None:
+    nices: dict[int, int] = {}
+
+    def initialise(start: int, stop: int) -> None:
+        frame = local.frame
+        assert frame is not None
+        assert frame.outer is not None
+        nices[start] = frame.outer.run.entry.nice
+
+    doors = Doors(0)
+
+    def section(start: int, stop: int) -> None:
+        doors(start, stop)
+        initialise(start, stop)
+
+    job = Job(section, 8, nice=9, max_threads=1)
+    with Coordinator() as coordinator:
+        with OnDemand(job, section=1, coordinator=coordinator) as d:
+            assert doors.arrived[0].wait(PATIENCE)
+            request = Job(lambda start, stop: anyio.run(d.ensure, 5, 6), 1, nice=-7)
+            run_multithreaded_sync(request)
+            doors.open()
+    assert nices[5] == -7
+    assert nices[0] == 9
+
+
+@pytest.mark.anyio
+async def test_sections_see_the_context_of_who_entered() -> None:
+    variable: ContextVar[str] = ContextVar("variable", default="nobody's")
+    seen: dict[int, str] = {}
+    doors = Doors(0)
+
+    def initialise(start: int, stop: int) -> None:
+        doors(start, stop)
+        seen[start] = variable.get()
+        variable.set("a section's")
+
+    variable.set("of who entered")
+    async with OnDemand(Job(initialise, 8, max_threads=1), section=1) as d:
+        await doors.at(0)
+        variable.set("of who ensures")
+        doors.open()
+        await d.ensure(5, 6)
+    assert set(seen.values()) == {"of who entered"}
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("two_threads")
+async def test_waiting_for_all_includes_what_others_do_meanwhile() -> None:
+    doors = Doors(0, 3)
+    waited = False
+
+    async def wait() -> None:
+        nonlocal waited
+        await d.wait()
+        waited = True
+
+    async with Coordinator() as coordinator:
+        job = Job(doors, 6, max_threads=1)
+        async with OnDemand(job, section=1, coordinator=coordinator) as d:
+            await doors.at(0)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wait)
+                await turns_pass()
+                tasks.start_soon(d.ensure, 3, 4)
+                await doors.at(3)
+                doors.open(0)
+                await eventually(lambda: (5, 6) in doors.done)
+                await turns_pass()
+                assert not waited
+                doors.open(3)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_background_leaves_a_more_urgent_job_its_share() -> None:
+    order: list[str] = []
+
+    def busy(name: str, seconds: float) -> None:
+        order.append(name)
+        until = time.perf_counter() + seconds
+        while time.perf_counter() < until:
+            pass
+
+    with Coordinator() as coordinator:
+        background = Job(lambda start, stop: busy("section", 0.02), 1000, nice=19)
+        d = OnDemand(background, section=1).__enter__()
+        try:
+            d.ensure_sync(0, 1)
+            job = Job(lambda start, stop: busy("job", 0.001), 100, chunk=1)
+            coordinator.submit(job).result()
+        finally:
+            d.__exit__(Broken, Broken(), None)
+    last = len(order) - order[::-1].index("job")
+    assert order[order.index("job") : last].count("section") <= 3
+
+
+def test_nothing_is_called_with_the_lock_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[EventKind] = []
+
+    def listener(event: events.Event) -> None:
+        assert not d._lock.locked() or d.progress()
+        heard.append(event.kind)
+
+    monkeypatch.setattr(events, "_listeners", (listener,))
+    monkeypatch.setattr(events, "_wishes", (lambda: True,))
+    d = OnDemand(Job(lambda start, stop: None, 4), section=1)
+    with d:
+        d.ensure_sync(3, 4)
+    assert heard.count(EventKind.FINISHED) >= 5  # the background and each section
+
+
+def test_it_keeps_nothing_alive() -> None:
+    doors = Doors()
+    gone = weakref.ref(doors)
+    with OnDemand(Job(doors, 10), section=1) as d:
+        d.ensure_sync(5, 7)
+    del d, doors
+    deadline = time.monotonic() + PATIENCE  # a helper may still be on its way out of a chunk
+    while gone() is not None and time.monotonic() < deadline:
+        gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.anyio
+@settings(max_examples=20)
+@given(
+    asked=st.lists(
+        st.tuples(st.integers(0, 99), st.integers(0, 30), st.integers(0, 9)), max_size=20
+    )
+)
+async def test_tasks_that_ensure_and_are_cancelled_lose_nothing(
+    asked: list[tuple[int, int, int]],
+) -> None:
+    values = np.zeros(100, np.int64)
+
+    def initialise(start: int, stop: int) -> None:
+        values[start:stop] += 1
+
+    async def use(start: int, count: int, turns: int) -> None:
+        stop = min(100, start + count)
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as tasks:
+
+                async def cancels() -> None:
+                    for _ in range(turns):
+                        await anyio.lowlevel.checkpoint()
+                    scope.cancel()
+
+                tasks.start_soon(cancels)
+                with priority(turns):
+                    await d.ensure(start, stop)
+                assert (values[start:stop] == 1).all()
+
+    async with OnDemand(Job(initialise, 100), section=3) as d, anyio.create_task_group() as tasks:
+        for each in asked:
+            tasks.start_soon(use, *each)
+    assert (values == 1).all()
+
+
 # what fails
 
 
@@ -380,6 +718,51 @@ async def test_an_error_reaches_who_ensures_its_section_and_who_waits_for_all() 
         await d.wait()
 
 
+def test_an_error_is_told_any_number_of_times_as_it_was_the_first_time() -> None:
+    d = OnDemand(Job(breaks_at(0), 1, name="table"))
+    with pytest.raises(Broken), d:
+        pass
+    for start in range(9):
+        request = Job(lambda start, stop: d.ensure_sync(0, 1), 1, start=start, name="request")
+        with pytest.raises(Broken) as info:
+            run_multithreaded_sync(request)
+        assert len(info.value.__notes__) == 2  # of the section, and of this request
+        depth = len(info.traceback)
+        with pytest.raises(Broken) as info:
+            d.ensure_sync(0, 1)
+        assert len(info.value.__notes__) == 1
+        assert len(info.traceback) < depth < 20
+        assert failure(info.value).job.name == "table"
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancel_while_it_ends_leaves_no_section_running() -> None:
+    doors = Doors(0, 1)
+
+    async def leaves() -> None:
+        async with OnDemand(Job(doors, 10), section=1):
+            await doors.at(0)
+            await doors.at(1)
+            raise Broken
+
+    task = asyncio.create_task(leaves())
+    await doors.at(0)
+    await doors.at(1)
+    await turns_pass()
+    task.cancel()
+    await turns_pass()
+    doors.open(0)
+    await eventually(lambda: (0, 1) in doors.done)
+    await turns_pass()
+    assert not task.done()
+    doors.open(1)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sorted(doors.done) == [(0, 1), (1, 2)]
+
+
 @pytest.mark.anyio
 async def test_an_error_in_the_first_stretch_ends_it() -> None:
     doors = Doors(3)
@@ -418,6 +801,95 @@ async def test_leaving_by_an_exception_begins_nothing_more() -> None:
         await d.ensure(9, 10)
     with pytest.raises(JobCancelled):
         await d.wait()
+
+
+@pytest.mark.anyio
+async def test_leaving_by_an_exception_ends_requests_too() -> None:
+    doors = Doors(0)
+    d = OnDemand(Job(doors, 10, max_threads=1), section=1)
+
+    async def ensures() -> None:
+        with pytest.raises(JobCancelled):
+            await d.ensure(5, 8)
+
+    async def leaves(tasks: anyio.abc.TaskGroup) -> None:
+        async with d:
+            await doors.at(0)
+            tasks.start_soon(ensures)
+            await turns_pass()
+            raise Broken
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(open_later, doors, d)
+        with pytest.raises(Broken):
+            await leaves(tasks)
+    assert doors.begun == [0]
+
+
+async def open_later(doors: Doors, d: OnDemand) -> None:
+    await eventually(lambda: "closed" in repr(d))
+    doors.open()
+
+
+@pytest.mark.anyio
+async def test_waiting_after_the_end_tells_a_failure_before_what_was_not_begun() -> None:
+    doors = Doors(0, 1)
+
+    def initialise(start: int, stop: int) -> None:
+        if start == 5:
+            raise Broken
+        doors(start, stop)
+
+    d = OnDemand(Job(initialise, 10, max_threads=1), section=1)
+
+    async def fails() -> None:
+        with pytest.raises(Broken):
+            await d.ensure(5, 6)
+
+    async def leaves() -> None:
+        async with d:
+            await doors.at(0)
+            async with anyio.create_task_group() as others:
+                others.start_soon(fails)
+                await turns_pass()
+                doors.open(0)
+            await doors.at(1)
+            raise KeyError
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(open_later, doors, d)
+        with pytest.raises(KeyError):
+            await leaves()
+    assert doors.begun == [0, 1]
+    with pytest.raises(Broken):
+        await d.wait()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_loop_that_is_gone_ends_it() -> None:
+    doors = Doors(0)
+    d = OnDemand(Job(doors, 10), section=1)
+
+    async def body() -> None:
+        async with d:
+            await asyncio.sleep(3600)
+
+    with asyncio.Runner() as runner:
+        coroutine = body()
+        runner.run(first_step_of(coroutine))
+        assert doors.arrived[0].wait(PATIENCE)
+    coroutine.close()
+    deadline = time.monotonic() + PATIENCE
+    while "closed" not in repr(d) and time.monotonic() < deadline:
+        pass
+    doors.open()
+    with pytest.raises(JobCancelled):
+        d.wait_sync()
+    assert doors.begun == [0]
+
+
+async def first_step_of(coroutine: Coroutine[Any, Any, None]) -> None:
+    coroutine.send(None)
 
 
 @pytest.mark.anyio
@@ -462,9 +934,9 @@ async def test_a_cancel_while_leaving_ends_it_and_goes_on() -> None:
 
 @pytest.mark.anyio
 async def test_sections_that_are_ended_from_outside_leave_nobody_waiting() -> None:
-    """As at the exit of the interpreter: one section runs, the other has no helper yet."""
     doors = Doors(0)
-    d = OnDemand(Job(doors, 4, max_threads=1), section=1)
+    coordinator = Coordinator(max_threads=1)
+    d = OnDemand(Job(doors, 4), section=1, coordinator=coordinator)
 
     async def ensures(start: int) -> None:
         with pytest.raises(JobCancelled):
@@ -475,7 +947,7 @@ async def test_sections_that_are_ended_from_outside_leave_nobody_waiting() -> No
             await doors.at(0)
             tasks.start_soon(ensures, 1)
             await turns_pass()
-            tasks.start_soon(functools.partial(d._coordinator.shutdown, cancel=True))
+            tasks.start_soon(functools.partial(coordinator.shutdown, cancel=True))
             await turns_pass()
             tasks.start_soon(ensures, 3)
             doors.open()
@@ -483,6 +955,37 @@ async def test_sections_that_are_ended_from_outside_leave_nobody_waiting() -> No
     with pytest.raises(JobCancelled), anyio.fail_after(PATIENCE):
         await leaves()
     assert doors.done == [(0, 1)]
+
+
+@pytest.mark.parametrize("noticed", [False, True])
+def test_nothing_begins_once_the_coordinator_has_ended(noticed: bool) -> None:
+    doors = Doors(0)
+    coordinator = Coordinator(max_threads=1)
+    d = OnDemand(Job(doors, 9, max_threads=1), section=1, coordinator=coordinator)
+
+    def request(start: int, stop: int) -> None:
+        with pytest.raises(JobCancelled):
+            d.ensure_sync(5, 6)
+
+    async def ends() -> None:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(functools.partial(coordinator.shutdown, cancel=True))
+            await turns_pass()
+            doors.open()
+
+    def leaves() -> None:
+        with d:
+            assert doors.arrived[0].wait(PATIENCE)
+            anyio.run(ends)
+            # False: as if the end came between the look at it and the run.
+            d._work._background.cancelled = noticed
+            run_multithreaded_sync(Job(request, 1))
+            d._work._background.cancelled = True
+            assert d.progress().threads == 0
+
+    with pytest.raises(JobCancelled):
+        leaves()
+    assert doors.begun == [0]
 
 
 # what is refused
@@ -534,7 +1037,7 @@ async def test_it_is_for_one_use_and_for_its_own_range() -> None:
             await d.ensure(5.0, 6)  # type: ignore[arg-type]
         with pytest.raises(RuntimeError, match="await ensure"):
             d.ensure_sync(5, 6)
-    with pytest.raises(RuntimeError, match="is closed: make a new one"):
+    with pytest.raises(RuntimeError, match="entered already"):
         async with d:
             pass
 

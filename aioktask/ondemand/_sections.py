@@ -1,66 +1,128 @@
 # SPDX-License-Identifier: MIT
-# Which section of a range is next, and which are done. Pure: whoever uses it has a lock.
+# Which section of a range is next, and which are done.
+#
+# Pure: whoever uses it holds a lock. The range costs two bytes a section, and a request, however
+# long, one entry while it is asked for: nothing grows with what was asked for before.
 """The sections of an `OnDemand`."""
 
 from __future__ import annotations
 
-import heapq
+from bisect import insort
+from itertools import count
 
-__all__ = ["Sections"]
+__all__ = ["Request", "Sections"]
+
+_order = count()
+
+
+class Request:
+    """Sections that somebody waits for.
+
+    Attributes:
+        sections: Which.
+        nice: How urgently.
+        withdrawn: Whether nobody waits any more. May be set at any time, without a lock.
+    """
+
+    __slots__ = ("key", "nice", "sections", "withdrawn")
+
+    def __init__(self, sections: range, nice: int) -> None:
+        self.sections = sections
+        self.nice = nice
+        self.withdrawn = False
+        self.key = (nice, next(_order))  # the more urgent first, then who asked first
 
 
 class Sections:
-    """Which section is next, and where each begins.
+    """A range cut into sections, at absolute multiples of `section`: their state and their order.
 
-    Sections end on absolute multiples of `section`. Those that are urged come first, the most
-    urgent ones before the others, then the order of the range.
+    A section waits until it is taken, once. Requested ones go first, by nice and then in the order
+    of asking, the others in the order of the range.
     """
 
     def __init__(self, start: int, stop: int, section: int) -> None:
         self.start = start
         self.stop = stop
         self.section = section
-        self.first = start // section
-        self.count = -(-stop // section) - self.first if stop > start else 0
-        # 1 for each section that is not done; one that failed is never done.
-        self.left = bytearray(b"\x01" * self.count)
-        self._queued = bytearray(self.left)
-        self._cursor = 0  # all sections below have been taken
-        self._urged: list[tuple[int, int, int]] = []  # nice, order of asking, section
-        self._asked = 0
+        self._first = start // section
+        self.count = -(-stop // section) - self._first if stop > start else 0
+        self._left = bytearray(b"\x01" * self.count)  # 1: not done. A failed one stays so
+        self._waiting = bytearray(self._left)  # 1: nobody has taken it
+        self._cursor = 0  # below this, none waits
+        self._requests: list[Request] = []  # the most urgent first
 
     def bounds(self, index: int) -> tuple[int, int]:
         """The units of a section."""
-        start = (self.first + index) * self.section
+        start = (self._first + index) * self.section
         return max(start, self.start), min(start + self.section, self.stop)
 
     def covering(self, start: int, stop: int) -> range:
         """The sections that hold units from start to stop."""
         if start >= stop:
             return range(0)
-        return range(start // self.section - self.first, -(-stop // self.section) - self.first)
+        return range(start // self.section - self._first, -(-stop // self.section) - self._first)
 
-    def is_queued(self, index: int) -> bool:
-        """Whether nobody has taken it yet."""
-        return bool(self._queued[index])
+    def all_done(self, start: int, stop: int) -> bool:
+        """Whether the units from start to stop are done: one look at the bytes of the sections."""
+        if start >= stop:
+            return True
+        section, first = self.section, self._first
+        return self._left.find(1, start // section - first, -(-stop // section) - first) < 0
 
-    def urge(self, index: int, nice: int) -> None:
-        """Have a queued section go before those of a higher nice."""
-        self._asked += 1
-        heapq.heappush(self._urged, (nice, self._asked, index))
+    def first_left(self) -> int | None:
+        """The first section that is not done."""
+        found = self._left.find(1)
+        return None if found < 0 else found
 
-    def take(self, index: int) -> None:
-        """This one is run now."""
-        self._queued[index] = 0
+    def done_count(self) -> int:
+        """How many sections are done."""
+        return self._left.count(0)
 
-    def next(self) -> tuple[int, int | None] | None:
-        """The section to run next, and at which nice if somebody waits; None if none is queued."""
-        while self._urged:
-            nice, _, index = heapq.heappop(self._urged)
-            if self._queued[index]:
-                return index, nice
-        self._cursor = self._queued.find(1, self._cursor)
+    def done(self, index: int) -> None:
+        """A section that was taken is done."""
+        self._left[index] = 0
+
+    def is_done(self, index: int) -> bool:
+        """Whether a section is done."""
+        return not self._left[index]
+
+    def is_waiting(self, index: int) -> bool:
+        """Whether nobody has taken the section yet."""
+        return bool(self._waiting[index])
+
+    def waiting(self, sections: range) -> int:
+        """How many of these nobody has taken yet."""
+        return self._waiting.count(1, sections.start, sections.stop)
+
+    def ask(self, request: Request) -> None:
+        """Have its sections go before others; until they are taken, or it is withdrawn."""
+        self._requests = [each for each in self._requests if self._first_of(each) is not None]
+        insort(self._requests, request, key=lambda each: each.key)
+
+    def take(self) -> int | None:
+        """Take the section that is next, if any waits."""
+        while self._requests:
+            index = self.take_of(self._requests[0])
+            if index is not None:
+                return index
+            del self._requests[0]
+        self._cursor = self._waiting.find(1, self._cursor)
         if self._cursor < 0:
             self._cursor = self.count
             return None
-        return self._cursor, None
+        return self._taken(self._cursor)
+
+    def take_of(self, request: Request) -> int | None:
+        """Take the first section of this request that waits, if any and it is not withdrawn."""
+        index = self._first_of(request)
+        return None if index is None else self._taken(index)
+
+    def _first_of(self, request: Request) -> int | None:
+        if request.withdrawn:
+            return None
+        index = self._waiting.find(1, request.sections.start, request.sections.stop)
+        return None if index < 0 else index
+
+    def _taken(self, index: int) -> int:
+        self._waiting[index] = 0
+        return index

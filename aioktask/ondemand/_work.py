@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: MIT
+# How the sections of an `OnDemand` are done, on which thread, and who waits for which run.
+#
+# Each section is a run of the engine of its own, of one chunk, which the thread that took the
+# section serves at once. So whoever needs a section that is being done waits for exactly that run,
+# with all that such a wait brings: any loop or thread, cycles found section by section.
+#
+# Threads come by three ways. The background is one ordinary run, with as many chunks as there are
+# sections; each takes the section that is next, or finds none. A request has a run of its own, at
+# its own nice, whose chunks take its sections only: it starts level with the others, whatever the
+# background has used, and is over when none of its sections waits. And a chunk that needs a section
+# does it in its own thread, so needs no helper. A chunk that finds nothing to take returns: there
+# are always as many chunks of the background to come as sections wait, so none is lost.
+#
+# A section is taken once and never goes back. The lock guards `sections`, `running`, `_failed` and
+# the figures; nothing of the engine, and nobody's code, is called while it is held.
+"""The doing of sections, and the waiting for them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import time
+from types import TracebackType
+from typing import NoReturn
+
+from aioktask.engine.coordinator import Coordinator, Handle
+from aioktask.engine.frame import enclosing_run, local
+from aioktask.engine.helpers import Caller
+from aioktask.engine.plan import split
+from aioktask.engine.priority import waiter_nice
+from aioktask.engine.run import Run
+from aioktask.engine.submission import Nested, new_run, wait_in_thread
+from aioktask.errors import JobCancelled
+from aioktask.job import ChunkFunction, Failure, Job, Progress, set_failure, told_of
+from aioktask.ondemand._sections import Request, Sections
+
+__all__ = ["Work"]
+
+# Sections that need sections, that many deep in one thread: further ones go to a helper, since a
+# thread's stack is short.
+DEEPEST = 16
+
+
+class Work:
+    """The sections of one job, and the runs that do them."""
+
+    def __init__(
+        self, job: Job[None], fn: ChunkFunction[object], sections: Sections, scope: Coordinator
+    ) -> None:
+        self._job = job
+        self._fn = fn
+        self._scope = scope
+        self.lock = threading.Lock()
+        self.sections = sections
+        self.running: dict[int, Handle[None]] = {}
+        self.closed = False  # whether no further section may begin
+        self._failed: dict[int, _Raised] = {}
+        self._urgent: list[Handle[None]] = []  # the runs of requests
+        self._units = self._chunks = 0  # done
+        self._began = self._ended = 0.0
+
+    def begin(self) -> None:
+        """Have helpers do the sections from now on.
+
+        Raises:
+            RuntimeError: The coordinator takes no more jobs.
+        """
+        self._pool, self._group = self._scope.scope()
+        self._began = time.perf_counter()
+        self._background = self._run_of_chunks(self._background_chunk, self.sections.count)
+        self._submit(self._background)
+
+    # The three ways to a section.
+
+    def _background_chunk(self, start: int, stop: int) -> None:
+        self._do_next(None, self._background.entry.nice)
+
+    def _urgent_chunk(self, request: Request, start: int, stop: int) -> None:
+        self._do_next(request, request.nice)
+
+    def ask(self, request: Request, *, takes_part: bool) -> Handle[None] | None:
+        """Have the request's sections done next; the run that does them, or None if none waits.
+
+        If the calling thread takes part, it does as many as it can, so that nothing is to be waited
+        for but sections that others do.
+        """
+        Handle[None](self._pool, self._background).done()  # refused in a fork's child
+        with self.lock:
+            waiting = self.sections.waiting(request.sections) if self._may_begin() else 0
+            if waiting:
+                self.sections.ask(request)
+        urgent = None
+        if waiting > takes_part:
+            chunk = functools.partial(self._urgent_chunk, request)
+            run = self._run_of_chunks(chunk, waiting - takes_part)
+            run.entry.nice = request.nice
+            try:
+                self._submit(run)
+            except RuntimeError as error:  # the coordinator was left, or the interpreter exits
+                raise self.cancelled() from error
+            urgent = Handle[None](self._pool, run)
+            with self.lock:
+                self._urgent = [each for each in self._urgent if not each.done()]
+                self._urgent.append(urgent)
+        if not takes_part:
+            return urgent
+        while self._do_next(request, request.nice):
+            pass
+        return None
+
+    def nice_of_caller(self) -> int:
+        """The nice at which the caller waits."""
+        outer = enclosing_run()
+        return waiter_nice(None if outer is None else outer.entry.nice, self._background.entry.nice)
+
+    def _run_of_chunks(self, fn: ChunkFunction[object], count: int) -> Run:
+        """A run that calls `fn` so many times."""
+        job = Job(
+            fn,
+            count,
+            chunk=1,
+            max_threads=self._job.max_threads,
+            nice=self._job.nice,
+            name=self._job.name,
+        )
+        return new_run(self._pool, self._group, job, None, parent=None, hold=False)
+
+    def _submit(self, run: Run, caller: Caller | None = None) -> None:
+        # Who closes the coordinator waits for the chunks in it, and for what they submit.
+        nested = local.frame is not None and local.frame.run.entry.group is self._group
+        self._pool.submit(run, waiter=caller, caller=caller, nested=nested)
+
+    def _may_begin(self) -> bool:
+        """Whether sections may begin: nobody ended it, nor the coordinator."""
+        return not (self.closed or self._background.cancelled)
+
+    def _do_next(self, request: Request | None, nice: int) -> bool:
+        """Take the next section, of the request if there is one, and do it; whether one was left.
+
+        The section's exception is kept, not raised.
+        """
+        caller = Caller(nice, local.frame)
+        with self.lock:
+            if not self._may_begin():
+                return False
+            index = self.sections.take() if request is None else self.sections.take_of(request)
+            if index is None:
+                return False
+            run = self._run_of(index, nice)
+            self.running[index] = Handle(self._pool, run)
+        try:
+            if len(caller.chunks) > DEEPEST:
+                self._submit(run)
+                wait_in_thread(self._pool, run, None)
+            else:
+                self._submit(run, caller)
+                with Nested(self._pool, enclosing_run(), run):
+                    self._pool.take_part(run, caller, given_up=_never)
+        except RuntimeError as error:
+            if run.number:
+                raise
+            # The coordinator was left, or the interpreter exits: whoever waits for the run is told.
+            self._pool.cancel(run)
+            self._pool.submit(run, nested=True)
+            raise self.cancelled() from error
+        finally:
+            if run.over and run.cancelled:  # before it began
+                with self.lock:
+                    self.running.pop(index, None)
+        return True
+
+    def _run_of(self, index: int, nice: int) -> Run:
+        start, stop = self.sections.bounds(index)
+        job = Job(
+            functools.partial(self._chunk, index),
+            stop - start,
+            start=start,
+            chunk=self.sections.section,  # so it is one chunk
+            max_threads=1,
+            nice=nice,
+            name=self._job.name,
+        )
+        return Run(
+            job,
+            split(job, 1),
+            group=self._group,
+            nice=nice,
+            context=self._background.context,  # that of who entered, whoever does the section
+            loop=None,
+            parent=None,
+            hold=False,
+        )
+
+    def _chunk(self, index: int, start: int, stop: int) -> None:
+        """A section, in its run."""
+        done = False
+        try:
+            self._fn(start, stop)
+            done = True
+        finally:
+            with self.lock:
+                handle = self.running.pop(index)
+                if done:
+                    self.sections.done(index)
+                    self._units += stop - start
+                    self._chunks += 1
+                else:
+                    self._failed[index] = _Raised(handle)
+                self._ended = time.perf_counter()
+
+    # What waiters and the end need.
+
+    def awaited(self, index: int) -> Handle[None] | None:
+        """The run to wait for until the section is done or has failed; None when it has."""
+        with self.lock:
+            handle = self.running.get(index)
+            if handle is None and index in self._failed:
+                handle = self._failed[index].handle
+        return None if handle is None or handle.done() else handle
+
+    def under_way(self) -> list[Handle[None]]:
+        """All runs that are not over."""
+        background = Handle[None](self._pool, self._background)
+        with self.lock:
+            handles = [background, *self._urgent, *self.running.values()]
+            handles += (raised.handle for raised in self._failed.values())
+        return [handle for handle in handles if not handle.done()]
+
+    def stop(self) -> list[Handle[None]]:
+        """Begin no further section, and tell those that run; the runs that are not over."""
+        with self.lock:
+            self.closed = True
+            running = list(self.running.values())
+        Handle[None](self._pool, self._background).cancel()
+        for handle in running:
+            handle.cancel()
+        return self.under_way()
+
+    def stop_soon(self) -> None:
+        """`stop` from a finalizer."""
+
+        def stop() -> None:
+            self.stop()
+
+        self._pool.keeper.soon(stop)
+
+    def check(self, index: int, by: Handle[None] | None) -> None:
+        """Raise what there is to raise of a section that nobody does any more.
+
+        Raises:
+            BaseException: What the section raised.
+            JobCancelled: It is not going to be done; or what else ended the run that was to do it.
+        """
+        with self.lock:
+            if self.sections.is_done(index):
+                return
+            raised = self._failed.get(index)
+        if raised is not None:
+            raised.again()
+        if by is not None:
+            by.result(0)
+        raise self.cancelled()
+
+    def check_all(self) -> None:
+        """The same for the first failed section of all, or the first that is not done."""
+        with self.lock:
+            index = min(self._failed, default=self.sections.first_left())
+        if index is not None:
+            self.check(index, Handle(self._pool, self._background))
+
+    def cancelled(self) -> JobCancelled:
+        """What tells of the end."""
+        return JobCancelled(f"the job {self._job.name!r} was ended before this section was done")
+
+    def failed(self) -> tuple[range, ...]:
+        """The sections that raised."""
+        with self.lock:
+            return tuple(range(*self.sections.bounds(index)) for index in sorted(self._failed))
+
+    def progress(self) -> Progress:
+        """Where it stands."""
+        with self.lock:
+            units, chunks, threads = self._units, self._chunks, len(self.running)
+            active = threads or (not self.closed and self.sections.first_left() is not None)
+            until = time.perf_counter() if active else self._ended
+        elapsed = max(until - self._began, 0.0) if self._began else 0.0
+        rate = units / elapsed if elapsed else 0.0
+        return Progress(units, self._job.size, threads, chunks, elapsed, rate)
+
+
+class _Raised:
+    """A section's failure, told any number of times: each time as it was the first time.
+
+    Whoever gets the exception may raise it through other jobs, which note it, and each raise adds
+    to its traceback: none of that stays for the next.
+    """
+
+    __slots__ = ("_first", "_lock", "handle")
+
+    def __init__(self, handle: Handle[None]) -> None:
+        self.handle = handle
+        self._lock = threading.Lock()  # guards `_first`
+        self._first: (
+            tuple[BaseException, TracebackType | None, tuple[str, ...], Failure | None] | None
+        ) = None
+
+    def again(self) -> NoReturn:
+        """Raise it."""
+        with self._lock:
+            if self._first is None:
+                self._first = self._take()
+            error, traceback, notes, failure = self._first
+            with contextlib.suppress(Exception):  # the user's class may refuse
+                if hasattr(error, "__notes__"):
+                    error.__notes__[:] = notes
+            if failure is not None:
+                set_failure(error, failure)
+        raise error.with_traceback(traceback)
+
+    def _take(
+        self,
+    ) -> tuple[BaseException, TracebackType | None, tuple[str, ...], Failure | None]:
+        try:
+            self.handle.result(0)
+        except BaseException as error:
+            traceback = None if error.__traceback__ is None else error.__traceback__.tb_next
+            return error, traceback, tuple(getattr(error, "__notes__", ())), told_of(error)
+        raise AssertionError("a section failed whose run did not")
+
+
+def _never() -> bool:
+    return False
