@@ -2,6 +2,7 @@
 # Jobs over memory: the public names and nothing else.
 """Functions that return a ready `Job` over the bytes of a buffer, and memory held for a while."""
 
+from aioktask.memory import vfio
 from aioktask.memory._allocate import Pages, Region, allocate
 from aioktask.memory._clear import clear
 from aioktask.memory._copy import copy
@@ -24,4 +25,5 @@ __all__ = [
     "populate",
     "release",
     "residency",
+    "vfio",
 ]

@@ -17,11 +17,13 @@ import enum
 import errno
 import fcntl
 import functools
+import io
 import mmap
 import os
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -54,6 +56,7 @@ __all__ = [
     "move",
     "munlock",
     "nodes_of_pages",
+    "open_device",
     "pread",
     "zero",
 ]
@@ -232,6 +235,14 @@ def lseek(file: int, offset: int, whence: int) -> int:
         return os.lseek(file, offset, whence)
     except OSError as error:
         raise _asked(error, f"lseek to {offset}, whence {whence}") from None
+
+
+def open_device(path: Path) -> io.FileIO:
+    """Open a device, for reading and writing; not kept over an exec."""
+    try:
+        return io.FileIO(path, "r+")
+    except OSError as error:
+        raise _asked(error, f"open of {path}") from None
 
 
 def ioctl(file: int, request: int, argument: bytearray | int = 0) -> int:
