@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["MIN_CHUNK", "release", "release_pages"]
 
 # A few milliseconds of small pages, so the call itself does not count.
-MIN_CHUNK = 32 << 20
+MIN_CHUNK = 64 << 20
 HINT = "memory that is locked (unpin it first), or reserved huge pages before Linux 5.18"
 
 
