@@ -149,7 +149,7 @@ class Pinned(Holding):
         hold = functools.partial(_hold, buffer, range(start, stop), mappings)
         populating = job_over(
             buffer,
-            functools.partial(_populate, mappings),
+            functools.partial(populate_as_locked, mappings),
             whole_pages=True,
             min_chunk=MIN_CHUNK,
             chunk=None,
@@ -191,7 +191,7 @@ def _unlock(buffer: Buffer, start: int, stop: int) -> None:
     of_this_process().let_go(buffer, start, stop)
 
 
-def _populate(mappings: Sequence[Mapping], _held: Buffer, start: int, stop: int) -> None:
+def populate_as_locked(mappings: Sequence[Mapping], _held: Buffer, start: int, stop: int) -> None:
     """Fault in as mlock does: private memory that may be written is copied now."""
 
     def is_copied(mapping: Mapping) -> bool:

@@ -26,8 +26,8 @@ import anyio
 import numpy as np
 import pytest
 
-from aioktask import Coordinator, memory
-from aioktask.memory import _memlock
+from aioktask import Coordinator
+from aioktask.memory import _memlock, allocate
 from aioktask.memory._libc import PAGE
 from aioktask.memory._memlock import Allowance
 from aioktask.memory.vfio import Container, Device, Mapping
@@ -259,7 +259,7 @@ def test_pages_of_2_mib(container: Container, edu: Edu) -> None:
 async def test_a_region_in_huge_pages_that_is_populated_already(iommu: Iommu) -> None:
     before = pinned()
     async with (
-        memory.allocate(2 * HUGE_2M, pages="2MiB") as region,
+        allocate(2 * HUGE_2M, pages="2MiB") as region,
         Container(ADDRESSES[0], iommu=iommu) as container,
         container.device(ADDRESSES[0]) as device,
         container.map(region.buffer, IOVA),

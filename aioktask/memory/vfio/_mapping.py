@@ -25,7 +25,7 @@ from aioktask.memory._buffer import Buffer, job_over
 from aioktask.memory._holding import Holding, Steps
 from aioktask.memory._mappings import mappings_between
 from aioktask.memory._page_size import largest_page
-from aioktask.memory._pin import _populate as populate_as_it_is_pinned
+from aioktask.memory._pin import populate_as_locked
 from aioktask.memory._populate import MIN_CHUNK, populate_pages
 from aioktask.memory.vfio._space import number_of_pieces, piece_size
 
@@ -143,9 +143,11 @@ class Mapping(Holding):
     def _populate_job(self, buffer: Buffer) -> Job[None]:
         function: Callable[[Buffer, int, int], object] = populate_pages
         if not self._write:
-            # The buffer may be one that cannot be written.
+            # The buffer may be one that cannot be written. Private memory that can is faulted in as
+            # by a write all the same: else the device would see a page of zeros for ever that the
+            # process's first write replaces (before Linux 6.2).
             mappings = mappings_between(buffer.address, buffer.address + buffer.nbytes)
-            function = functools.partial(populate_as_it_is_pinned, mappings)
+            function = functools.partial(populate_as_locked, mappings)
         return job_over(
             buffer,
             function,
