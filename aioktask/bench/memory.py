@@ -33,11 +33,12 @@ from aioktask.bench.operations import (
 )
 from aioktask.bench.table import Table, size_text
 
-__all__ = ["address_of", "anonymous", "fitting", "populate_plainly", "run"]
+__all__ = ["address_of", "anonymous", "fitting", "populate_plainly", "run", "sweep"]
 
 OURS = "aioktask"
 SWEEP_ROUNDS = 3
 CHUNKS = tuple(1 << shift for shift in range(18, 30, 2))  # 256 KiB to 256 MiB
+STEP = 2 << 20  # even shares are whole huge pages
 HEADERS = ("", "GiB/s", "speed of aioktask, this = 1", "")
 
 
@@ -98,31 +99,40 @@ def _compare(
 
 def _best(subject: Subject, loop: cloops.CLoop, *, quick: bool) -> Contender:
     """The C loop, number of threads and chunk size that are fastest here."""
-    counts = [1]
-    while counts[-1] < max_threads():
-        counts.append(min(2 * counts[-1], max_threads()))
     contenders = []
+    for kind in subject.loops:
+        for threads, chunk in sweep(subject.nbytes, max_threads(), subject.least):
+            name = f"C loop {kind.name.lower()}, {threads} threads, {size_text(chunk)}"
+            call = functools.partial(
+                loop,
+                kind,
+                subject.address,
+                subject.nbytes,
+                chunk,
+                threads,
+                subject.source,
+                subject.file,
+            )
+            contenders.append(Contender(name, call, before=subject.before))
+    times = alternate(contenders, 1 if quick else SWEEP_ROUNDS, warm_ups=0 if quick else 1)
+    return min(contenders, key=lambda each: statistics.median(times[each.name]))
+
+
+def sweep(nbytes: int, most: int, least: int) -> list[tuple[int, int]]:
+    """Numbers of threads up to `most`, each with chunk sizes up to all of it shared evenly.
+
+    >>> [(threads, size_text(chunk)) for threads, chunk in sweep(1 << 23, 2, 1 << 20)]
+    [(1, '1 MiB'), (1, '4 MiB'), (1, '8 MiB'), (2, '1 MiB'), (2, '4 MiB')]
+    """
+    counts = [1]
+    while counts[-1] < most:
+        counts.append(min(2 * counts[-1], most))
+    found = []
     for threads in counts:
-        even = -(-subject.nbytes // threads // (2 << 20)) * (2 << 20)
-        for chunk in sorted({*(each for each in CHUNKS if each < even), even}):
-            for kind in subject.loops:
-                if kind is cloops.Loop.FILL or kind is cloops.Loop.ALLOCATE:
-                    chunk = max(chunk, 2 << 20)
-                name = f"C loop {kind.name.lower()}, {threads} threads, {size_text(chunk)}"
-                call = functools.partial(
-                    loop,
-                    kind,
-                    subject.address,
-                    subject.nbytes,
-                    chunk,
-                    threads,
-                    subject.source,
-                    subject.file,
-                )
-                contenders.append(Contender(name, call, before=subject.before))
-    unique = list({each.name: each for each in contenders}.values())
-    sweep = alternate(unique, 1 if quick else SWEEP_ROUNDS, warm_ups=0 if quick else 1)
-    return min(unique, key=lambda each: statistics.median(sweep[each.name]))
+        even = -(-nbytes // (threads * STEP)) * STEP
+        found += [(threads, chunk) for chunk in CHUNKS if least <= chunk < even]
+        found.append((threads, even))
+    return found
 
 
 def _remove(result: Result, tree: Tree, runner: asyncio.Runner, rounds: int) -> None:

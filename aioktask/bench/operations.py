@@ -2,8 +2,10 @@
 # The memory operations that are measured: each with real memory of its kind, the library's way to
 # do it with nothing tuned, the C loops that do the same, and the one call that a user would write.
 #
-# What a run leaves behind is taken back before the next, outside of the timing. A pool of reserved
-# huge pages is made for the time of the benchmark, by root, and given back.
+# What a run leaves behind is taken back before the next, outside of the timing. A huge page that is
+# given back or locked in parts comes back as small pages: then the next run would meet other memory
+# than is said, so no chunk there is smaller than a huge page. A pool of reserved huge pages is made
+# for the time of the benchmark, by root, and given back.
 """Operations on memory, to be compared."""
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aioktask import Job, files, memory, run_multithreaded
+from aioktask import Job, files, memory, run_multithreaded, run_multithreaded_sync
 from aioktask.bench.cloops import Loop
 from aioktask.bench.machine import available_memory
 from aioktask.memory import _libc
@@ -41,7 +43,7 @@ __all__ = [
 
 GIB = 1 << 30
 HUGE_PAGE = 2 << 20
-POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
+POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 MAP_HUGETLB = 0x40000
 MFD_HUGETLB = 4
 
@@ -60,6 +62,7 @@ class Subject:
         address: For the C loops.
         source: For the C loop that copies.
         file: For the C loops that fill a file.
+        least: The smallest chunk for the C loops.
         before: Called before each run, not timed.
     """
 
@@ -70,6 +73,7 @@ class Subject:
     address: int = 0
     source: int = 0
     file: int = -1
+    least: int = mmap.PAGESIZE
     before: Call | None = None
 
 
@@ -100,15 +104,17 @@ def reserved(nbytes: int) -> Iterator[None]:
     Raises:
         OSError: This process may not, or the kernel finds too few; the pool is as it was.
     """
-    before = int(POOL.read_text())
+    pool = POOL / "nr_hugepages"
+    # Surplus pages go by themselves, and would stay if they were counted here.
+    before = int(pool.read_text()) - int((POOL / "surplus_hugepages").read_text())
     try:
         wanted = before + -(-nbytes // HUGE_PAGE)
-        POOL.write_text(str(wanted))
-        if int(POOL.read_text()) < wanted:
-            raise OSError(f"the kernel has too few huge pages for {nbytes >> 20} MiB")
+        pool.write_text(str(wanted))
+        if int(pool.read_text()) < wanted:
+            raise OSError(f"the kernel found too few huge pages for {nbytes >> 20} MiB")
         yield
     finally:
-        POOL.write_text(str(before))
+        pool.write_text(str(before))
 
 
 def address_of(memory_map: mmap.mmap) -> int:
@@ -156,6 +162,7 @@ def operations(quick: bool) -> list[Operation]:
 
 @contextmanager
 def _memory(nbytes: int, kind: str) -> Iterator[mmap.mmap]:
+    """Resident, in pages of a kind: "small", "huge", "reserved", or "any" for what there is."""
     with ExitStack() as stack:
         if kind == "reserved":
             stack.enter_context(reserved(nbytes))
@@ -163,9 +170,23 @@ def _memory(nbytes: int, kind: str) -> Iterator[mmap.mmap]:
             found = mmap.mmap(-1, nbytes, flags=flags)
             stack.callback(_close, found)
         else:
-            found = stack.enter_context(anonymous(nbytes, huge=kind == "huge"))
+            found = stack.enter_context(anonymous(nbytes, huge=kind != "small"))
         populate_plainly(found)  # so that the host has memory for it
+        if kind == "huge":
+            _check_huge(found)
         yield found
+
+
+def _check_huge(found: mmap.mmap) -> None:
+    told = run_multithreaded_sync(memory.residency(found)).value
+    if told.huge + told.maybe_huge < 0.9 * told.nbytes:
+        raise OSError(
+            f"of {told.nbytes >> 20} MiB only {told.huge >> 20} came in transparent huge pages"
+        )
+
+
+def _least(kind: str) -> int:
+    return mmap.PAGESIZE if kind == "small" else HUGE_PAGE
 
 
 def _close(found: mmap.mmap) -> None:
@@ -187,13 +208,14 @@ def _populate(nbytes: int, kind: str) -> Iterator[Subject]:
             {"mmap.madvise(MADV_POPULATE_WRITE)": lambda: found.madvise(23)},
             [Loop.POPULATE],
             address_of(found),
+            least=_least(kind),
             before=_dropped(found),
         )
 
 
 @contextmanager
 def _clear(nbytes: int) -> Iterator[Subject]:
-    with _memory(nbytes, "huge") as found:
+    with _memory(nbytes, "any") as found:
         plain: dict[str, Call] = {
             "ndarray.fill(0)": lambda: np.frombuffer(found, np.uint8).fill(0),
             "one memset": lambda: _libc.zero(address_of(found), nbytes),
@@ -203,7 +225,7 @@ def _clear(nbytes: int) -> Iterator[Subject]:
 
 @contextmanager
 def _copy(nbytes: int) -> Iterator[Subject]:
-    with _memory(nbytes, "huge") as to, _memory(nbytes, "huge") as origin:
+    with _memory(nbytes, "any") as to, _memory(nbytes, "any") as origin:
         yield Subject(
             nbytes,
             _runs(memory.copy(to, origin)),
@@ -223,6 +245,7 @@ def _release(nbytes: int, kind: str) -> Iterator[Subject]:
             {"mmap.madvise(MADV_DONTNEED)": _dropped(found)},
             [Loop.RELEASE],
             address_of(found),
+            least=_least(kind),
             before=lambda: populate_plainly(found),
         )
 
@@ -236,6 +259,7 @@ def _fill(nbytes: int) -> Iterator[Subject]:
             {"os.posix_fallocate": lambda: os.posix_fallocate(file.fileno(), 0, nbytes)},
             [Loop.FILL, Loop.ALLOCATE],
             file=file.fileno(),
+            least=HUGE_PAGE,
             before=lambda: os.ftruncate(file.fileno(), 0),
         )
 
@@ -255,16 +279,18 @@ def _pin(nbytes: int, kind: str) -> Iterator[Subject]:
             _libc.munlock(address, nbytes)
             found.madvise(mmap.MADV_DONTNEED)
 
-        before()
-        yield Subject(
-            nbytes,
-            ours,
-            {"one mlock": lambda: _libc.mlock2(address, nbytes, on_fault=False)},
-            [Loop.PIN, Loop.LOCK],
-            address,
-            before=before,
-        )
-        before()
+        try:
+            yield Subject(
+                nbytes,
+                ours,
+                {"one mlock": lambda: _libc.mlock2(address, nbytes, on_fault=False)},
+                [Loop.PIN, Loop.LOCK],
+                address,
+                least=_least(kind),
+                before=before,
+            )
+        finally:
+            before()
 
 
 def _runs(job: Job[None]) -> Callable[[], object]:

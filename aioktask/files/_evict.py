@@ -93,8 +93,10 @@ def evict(
     Evicted(files=1, nbytes=10000)
     """
     listed = [paths] if isinstance(paths, str | bytes | os.PathLike | int) else list(paths)
-    files = [each if isinstance(each, int) else os.fspath(each) for each in listed]
-    sizes = [_size_of(each) for each in files]
+    found = [(file, _size_of(file)) for file in map(_checked, listed)]
+    # Of empty ones there is nothing to drop, and no bytes means all there is to posix_fadvise(2).
+    files = [file for file, size in found if size]
+    sizes = [size for _, size in found if size]
     ends = list(itertools.accumulate(-(-size // PAGE) * PAGE for size in sizes))
     counts = Tally() if tally is None else tally
     if not isinstance(counts, Tally):
@@ -120,8 +122,14 @@ def evict(
         max_threads=max_threads,
         name="files.evict" if name is None else name,
     )
-    done = Evicted(len(files), sum(sizes))
+    done = Evicted(len(found), sum(sizes))
     return job_that_makes(job, lambda: Bound(drop, lambda: done))
+
+
+def _checked(file: PathOrDescriptor) -> str | bytes | int:
+    if isinstance(file, int):
+        return integer("a descriptor", file, least=0)
+    return os.fspath(file)
 
 
 def _size_of(file: str | bytes | int) -> int:
