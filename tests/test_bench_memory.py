@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import errno
+import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask import run_multithreaded, run_multithreaded_sync
+from aioktask import run_multithreaded_sync
 from aioktask.bench import cloops, operations
 from aioktask.bench import memory as bench
 from aioktask.bench.measure import Contender
@@ -77,7 +79,7 @@ def test_the_best_is_the_fastest_of_all_loops(monkeypatch: pytest.MonkeyPatch) -
 
 # the memory that the table says
 
-everything = pytest.mark.parametrize("operation", operations.operations(quick=True), ids=str)
+EVERYTHING = operations.operations(quick=True)
 
 
 @contextmanager
@@ -104,16 +106,17 @@ def resident(subject: Subject) -> int:
     return run_multithreaded_sync(residency(at(subject.address, subject.nbytes))).value.resident
 
 
-def ways(subject: Subject) -> Iterator[tuple[str, Any]]:
+def ways(subject: Subject, runner: asyncio.Runner) -> Iterator[tuple[str, Callable[[], object]]]:
     """Everybody who takes part; of the C loops one chunk size each."""
+    yield bench.OURS, bench._awaited(subject.ours, runner)
     yield from subject.plain.items()
     try:
         loop = cloops.compile_loop()
     except cloops.NoCompiler:
         return
     for kind in subject.loops:
-        arguments = (kind, subject.address, subject.nbytes, 4 * MIB, 2)
-        yield f"C {kind.name}", lambda a=arguments: loop(*a, subject.source, subject.file)
+        call = functools.partial(loop, kind, subject.address, subject.nbytes, 4 * MIB, 2)
+        yield f"C {kind.name}", functools.partial(call, subject.source, subject.file)
 
 
 def done(operation: Operation, subject: Subject) -> bool:
@@ -143,29 +146,24 @@ def soiled(operation: Operation, subject: Subject) -> None:
         ctypes.memset(subject.source, 0xAA, subject.nbytes)
 
 
-@everything
-@pytest.mark.anyio
-async def test_all_that_are_compared_do_all_of_the_work(operation: Operation) -> None:
-    with subject_of(operation) as subject:
-        for name, call in ways(subject):
+@pytest.mark.parametrize("operation", EVERYTHING, ids=lambda each: each.name)
+def test_all_that_are_compared_do_all_of_the_work(operation: Operation) -> None:
+    with subject_of(operation) as subject, asyncio.Runner() as runner:
+        for name, call in ways(subject, runner):
             soiled(operation, subject)
             assert not done(operation, subject)
             call()
             assert done(operation, subject), name
-        soiled(operation, subject)
-        assert not done(operation, subject)
-        await subject.ours()  # type: ignore[misc]
-        assert done(operation, subject)
-        if subject.before is not None:
-            subject.before()
-        del subject
+        del subject, call  # they hold the memory
 
 
-@everything
+@pytest.mark.parametrize(
+    "operation",
+    [each for each in EVERYTHING if "transparent" in each.name],
+    ids=lambda each: each.name,
+)
 def test_no_c_loop_leaves_small_pages_where_huge_ones_were(operation: Operation) -> None:
     """The next one would be measured on other memory than the table says."""
-    if "transparent" not in operation.name:
-        pytest.skip("not about transparent huge pages")
     try:
         loop = cloops.compile_loop()
     except cloops.NoCompiler as reason:
@@ -221,14 +219,14 @@ def test_the_pool_is_as_it_was_afterwards(
 ) -> None:
     pool = Pool(3, 2, 100)
     monkeypatch.setattr(operations, "POOL", pool)
-    try:
+    with suppress(OSError, KeyboardInterrupt):
         with reserved(10 * MIB + 1):
             assert pool.pages == 9
             if error is not None:
                 raise error
-    except (OSError, KeyboardInterrupt) as raised:
-        assert type(raised) is error
+        assert error is None
     assert pool.pages == 3
+    assert pool.written == [9, 3]
 
 
 def test_a_kernel_with_too_few_huge_pages_has_as_many_as_before(
@@ -249,7 +247,7 @@ def test_what_cannot_be_done_here_says_why(monkeypatch: pytest.MonkeyPatch) -> N
         yield
 
     @contextmanager
-    def none(quick: bool) -> Iterator[list[Tree]]:
+    def none(quick: bool, runs: int) -> Iterator[list[Tree]]:
         yield []
 
     monkeypatch.setattr(bench, "operations", lambda quick: [Operation("fill", refused)])
@@ -276,24 +274,26 @@ def test_memory_that_is_taken_leaves_half_of_what_there_is(available: int, wante
 # trees
 
 
-@pytest.mark.anyio
-async def test_a_tree_is_made_anew_and_removed(tmp_path: Path) -> None:
+def test_a_tree_is_made_anew_and_removed(tmp_path: Path) -> None:
     tree = Tree("", tmp_path, 3, 4)
-    tree.make()
-    (tree.path / "1" / "2").unlink()
-    (tree.path / "left").touch()
-    tree.make()
-    made = sorted(str(each.relative_to(tree.path)) for each in tree.path.glob("*/*"))
-    assert made == [f"{directory}/{file}" for directory in range(3) for file in range(4)]
-    assert len(list(tree.path.iterdir())) == 3
-    await tree.ours()  # type: ignore[misc]
-    assert not tree.path.exists()
+    tree.make_stock(1)
+    for _ in range(2):  # from what was made before, then without any
+        tree.make()
+        assert not tree.stock
+        made = sorted(str(each.relative_to(tree.path)) for each in tree.path.glob("*/*"))
+        assert made == [f"{directory}/{file}" for directory in range(3) for file in range(4)]
+        assert len(list(tree.path.iterdir())) == 3
+        (tree.path / "1" / "2").unlink()
+        (tree.path / "left").touch()
+    with asyncio.Runner() as runner:
+        bench._awaited(tree.ours, runner)()
+    assert not list(tmp_path.iterdir())
 
 
 def test_trees_are_gone_after_an_interrupt() -> None:
-    with pytest.raises(KeyboardInterrupt):
-        with trees(quick=True) as found:
-            found[0].make()
-            raise KeyboardInterrupt
-    assert found
+    with suppress(KeyboardInterrupt), trees(quick=True, runs=2) as found:
+        found[0].make()
+        raise KeyboardInterrupt
+    assert len(found) >= 2
+    assert all(each.stock or each is found[0] for each in found)
     assert not any(each.parent.exists() for each in found)

@@ -59,10 +59,12 @@ def run(quick: bool, progress: Callable[[str], object]) -> Result:
         except OSError as error:
             row = (f"cannot be done here: {error}", None)
             result.tables.append(Table(operation.name, ("", ""), [row]))
-    with trees(quick) as found, asyncio.Runner() as runner:
+    rounds = 2 if quick else PAIRS
+    progress("trees of files")
+    with trees(quick, 2 * (rounds + 1)) as found, asyncio.Runner() as runner:
         for tree in found:
             progress(tree.name)
-            _remove(result, tree, runner, 2 if quick else PAIRS)
+            _remove(result, tree, runner, rounds)
     return result
 
 

@@ -148,15 +148,15 @@ def operations(quick: bool) -> list[Operation]:
 
     return [
         of("populate, 4 KiB pages", _populate, small, "small"),
-        of("populate, transparent huge pages", _populate, large, "huge"),
-        of("populate, reserved 2 MiB pages", _populate, large, "reserved"),
+        of("populate, transparent huge pages", _populate, small, "huge"),
+        of("populate, reserved 2 MiB pages", _populate, small, "reserved"),
         of("clear", _clear, large),
         of("copy", _copy, small),
         of("release, 4 KiB pages", _release, small, "small"),
         of("release, transparent huge pages", _release, large, "huge"),
         of("fill a file on hugetlbfs", _fill, large),
         of("pin, 4 KiB pages", _pin, small, "small"),
-        of("pin, transparent huge pages", _pin, large, "huge"),
+        of("pin, transparent huge pages", _pin, small, "huge"),
     ]
 
 
@@ -306,22 +306,37 @@ class Tree:
         parent: The directory that it is made in.
         directories: How many, side by side.
         each: Empty files in each of them.
+        stock: Trees that were made before.
     """
 
     name: str
     parent: Path
     directories: int
     each: int
+    stock: list[Path] = field(default_factory=list)
 
     @property
     def path(self) -> Path:
-        return self.parent / "tree"
+        return self.parent / f"{self.directories} by {self.each}"
 
     def make(self) -> None:
         """As it is before each run."""
         shutil.rmtree(self.path, ignore_errors=True)
+        if self.stock:
+            self.stock.pop().rename(self.path)
+        else:
+            self._make(self.path)
+
+    def make_stock(self, runs: int) -> None:
+        """For so many runs to come."""
+        for number in range(runs):
+            path = self.parent / f"{self.path.name}, {number}"
+            self._make(path)
+            self.stock.append(path)
+
+    def _make(self, path: Path) -> None:
         for number in range(self.directories):
-            directory = self.path / f"{number}"
+            directory = path / f"{number}"
             directory.mkdir(parents=True)
             for file in range(self.each):
                 os.close(os.open(directory / f"{file}", os.O_CREAT | os.O_WRONLY))
@@ -331,15 +346,21 @@ class Tree:
 
 
 @contextmanager
-def trees(quick: bool) -> Iterator[list[Tree]]:
-    """Trees in memory and on a disk, gone at the end."""
-    directories, each = (20, 20) if quick else (200, 100)
+def trees(quick: bool, runs: int) -> Iterator[list[Tree]]:
+    """Trees in memory and on a disk, enough for so many runs of each, gone at the end.
+
+    All are made before the first is removed: ext4 without a journal passes over each file that was
+    removed in the last minute whenever it makes one, and takes a minute for some thousand.
+    """
+    most = 400 if quick else 4000
     with ExitStack() as stack:
         found = []
         for place in ("/dev/shm", tempfile.gettempdir()):
             if os.access(place, os.W_OK):
                 parent = stack.enter_context(tempfile.TemporaryDirectory(dir=place))
-                for wide, deep in ((directories, each), (directories * each // 5, 5)):
-                    name = f"remove {wide} directories of {deep} files in {place}"
-                    found.append(Tree(name, Path(parent), wide, deep))
+                for each in (100, 5):
+                    name = f"remove {most // each} directories of {each} files in {place}"
+                    tree = Tree(name, Path(parent), most // each, each)
+                    tree.make_stock(runs)
+                    found.append(tree)
         yield found

@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = ["copy"]
 
-# As with memset (see `_clear`), memmove is faster when it is asked for more than the caches hold.
-MIN_CHUNK = 64 << 20
+# As with memset (see `_clear`), memmove is faster when it is asked for much more than the caches
+# hold: with two threads 22 GB/s in calls of 256 MiB, 17 of 128 MiB.
+MIN_CHUNK = 256 << 20
 
 
 def copy(

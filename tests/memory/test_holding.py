@@ -10,7 +10,7 @@ import functools
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import anyio
 import pytest
@@ -300,6 +300,15 @@ def test_within_a_chunk_of_another_job() -> None:
     assert held == [ALL, set()]
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, also where the shell that began the tests had SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_giving_back_in_the_main_thread_waits_for_the_end_of_it() -> None:
     struck = threading.Event()
 
@@ -314,6 +323,7 @@ def test_ctrl_c_while_giving_back_in_the_main_thread_waits_for_the_end_of_it() -
     assert thing.held == set()
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_taking_gives_all_back() -> None:
     struck = threading.Event()
 
