@@ -93,7 +93,7 @@ def in_a_child(scenario: Callable[[], None], *, privileged: bool = False) -> Non
     )
     if told.stdout.startswith(SKIPPED):
         pytest.skip(told.stdout.removeprefix(SKIPPED).strip())
-    assert (told.returncode, told.stdout, told.stderr) == (0, "passed\n", "")
+    assert (told.returncode, told.stdout, told.stderr) == (0, "passed\n", ""), told.stderr
 
 
 def not_here(reason: str) -> NoReturn:
