@@ -41,6 +41,9 @@ IDLE_SECONDS = 10.0
 HUNGRY_SECONDS = 0.001
 HUNGRY_SECONDS_MOST = 0.016
 
+# The main thread looks this often, while it waits, whether a signal came.
+SIGNAL_SECONDS = 1.0
+
 EXIT_NOTICE_SECONDS = 5.0
 
 EXIT_STATUS_OF_FORK = 70  # EX_SOFTWARE
@@ -327,6 +330,13 @@ class Pool:
 
     def wait_parked(self, waiter: Caller | ThreadWaiter, timeout: float) -> bool:
         """Wait until woken. No lock is held here, so a signal handler may raise through it."""
+        if threading.get_ident() == threading.main_thread().ident:
+            # A signal between the interpreter's last look for one and the system call that waits
+            # interrupts nothing, and its handler would wait as long as we do.
+            while timeout < 0 or timeout > SIGNAL_SECONDS:
+                if waiter.parking.wait(SIGNAL_SECONDS):
+                    return True
+                timeout = max(timeout - SIGNAL_SECONDS, 0) if timeout >= 0 else timeout
         return waiter.parking.wait(timeout)
 
     def _ask_for_share(self) -> bool:
