@@ -9,7 +9,7 @@ from aioktask.engine.priority import priority
 from aioktask.engine.process import max_threads, set_max_threads
 from aioktask.engine.running import plan, run_multithreaded, run_multithreaded_sync
 from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
-from aioktask.job import Chunk, Failure, Job, Part, Progress, Report, failure
+from aioktask.job import Chunk, Failure, Job, Learned, Part, Progress, Report, Speed, failure
 from aioktask.observe import events as _events
 from aioktask.ondemand import OnDemand
 
@@ -22,11 +22,13 @@ __all__ = [
     "Handle",
     "Job",
     "JobCancelled",
+    "Learned",
     "OnDemand",
     "Part",
     "Plan",
     "Progress",
     "Report",
+    "Speed",
     "UndoFailed",
     "arrays",
     "current_chunk",

@@ -39,6 +39,24 @@ def nice_value(name: str, value: object) -> int:
     return number
 
 
+LEARN = ("both", "chunk", "threads", "nothing")
+
+
+def check_learn(name: str, value: object) -> str:
+    """`value` as one of `LEARN`."""
+    if value not in LEARN:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{name} must be one of {', '.join(map(repr, LEARN))}, got {value!r}")
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """`value` as a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def check_undo(name: str, function: object) -> None:
     """A function or a coroutine function.
 

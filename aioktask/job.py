@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# What is asked for (Job, Part) and what comes back (Report, Progress, Failure, Chunk).
+# What is asked for (Job, Part) and what comes back (Report, Learned, Progress, Failure, Chunk).
 #
 # Everything here is a frozen value; nothing here knows of threads. A Job refuses nonsense when it
 # is made, so the engine never checks its description again.
@@ -11,10 +11,12 @@ import functools
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from types import EllipsisType
-from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, cast, overload
+from typing import Any, Generic, Literal, Protocol, SupportsIndex, TypeVar, cast, overload
 
 from aioktask.checks import (
+    check_flag,
     check_function,
+    check_learn,
     check_name,
     check_undo,
     integer,
@@ -23,12 +25,26 @@ from aioktask.checks import (
     nice_value,
 )
 
-__all__ = ["Chunk", "Failure", "Job", "Part", "Progress", "Report", "failure"]
+__all__ = [
+    "Chunk",
+    "Failure",
+    "Job",
+    "Learn",
+    "Learned",
+    "Part",
+    "Progress",
+    "Report",
+    "Speed",
+    "failure",
+]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 ChunkFunction = Callable[[int, int], T]
+# What a run finds out about its function while it goes: the chunk size, the number of threads.
+Learn = Literal["both", "chunk", "threads", "nothing"]
+
 UndoFunction = Callable[[int, int], object] | Callable[[int, int], Coroutine[Any, Any, object]]
 
 
@@ -83,7 +99,8 @@ class Job(Generic[T]):
         min_chunk: The smallest number of units that are worth a call, at least 1. Chunks at the
             edges of the range or of a part may be smaller.
         chunk: Fixes the chunk size, a multiple of `align` and at least `min_chunk`. Without it the
-            library chooses.
+            size is learned while the job runs, and no chunk is made to last longer than about 10 ms
+            where `min_chunk` and `align` allow that.
         max_threads: The most threads that may work on this job; the calling thread of
             `run_multithreaded_sync` counts as one of them.
         undo: Called as ``undo(start, stop)`` for what was done when the job fails or is cancelled;
@@ -96,7 +113,15 @@ class Job(Generic[T]):
             deep copy of it.
         nice: -20 (most urgent) to 19; the job's share among jobs, by the kernel's weights.
         parts: Stretches that belong to NUMA nodes; together exactly the range.
-        name: For errors, events and thread names. By default the function's name.
+        learn: What is found out while the job runs: the "chunk" size, the number of "threads" that
+            help it, "both" or "nothing", which leaves padata's rule: four chunks a thread. By
+            default what the coordinator or ``AIOKTASK_LEARN`` says, else "both"; with a fixed
+            `chunk` "nothing", unless "threads" is asked for here.
+        remember: Whether the run begins with what the last one of the same function over the same
+            kind of range learned, and leaves what it learned. By default what the coordinator or
+            ``AIOKTASK_REMEMBER`` says, else yes.
+        name: For errors, events and thread names, and to tell functions apart in what is
+            remembered. By default the function's name.
 
     Raises:
         TypeError: An argument of the wrong kind; a bool or float where an integer is meant; an
@@ -123,6 +148,8 @@ class Job(Generic[T]):
     initial: T | EllipsisType
     nice: int
     parts: tuple[Part, ...]
+    learn: Learn | None
+    remember: bool | None
     name: str
     _bind: Callable[[], Bound[T]] | None = field(repr=False)
 
@@ -140,6 +167,8 @@ class Job(Generic[T]):
         undo: UndoFunction | None = None,
         nice: SupportsIndex = 0,
         parts: Iterable[Part] | None = None,
+        learn: Learn | None = None,
+        remember: bool | None = None,
         name: str | None = None,
     ) -> None: ...
 
@@ -159,6 +188,8 @@ class Job(Generic[T]):
         initial: T | EllipsisType = ...,
         nice: SupportsIndex = 0,
         parts: Iterable[Part] | None = None,
+        learn: Learn | None = None,
+        remember: bool | None = None,
         name: str | None = None,
     ) -> None: ...
 
@@ -177,6 +208,8 @@ class Job(Generic[T]):
         initial: T | EllipsisType = ...,
         nice: SupportsIndex = 0,
         parts: Iterable[Part] | None = None,
+        learn: Learn | None = None,
+        remember: bool | None = None,
         name: str | None = None,
     ) -> None:
         check_function("fn", fn)
@@ -201,6 +234,8 @@ class Job(Generic[T]):
         put("reduce", reduce)
         put("initial", initial)
         put("nice", nice_value("nice", nice))
+        put("learn", None if learn is None else check_learn("learn", learn))
+        put("remember", None if remember is None else check_flag("remember", remember))
         put("name", name_of(fn) if name is None else check_name(name))
         put("_bind", None)
         if self.chunk is not None:
@@ -211,6 +246,11 @@ class Job(Generic[T]):
             if self.chunk < self.min_chunk:
                 raise ValueError(
                     f"chunk must be at least min_chunk ({self.min_chunk}), got {self.chunk}"
+                )
+            if self.learn in ("both", "chunk"):
+                raise ValueError(
+                    f"chunk={self.chunk} fixes the size that learn={self.learn!r} would find: "
+                    'leave out one of them, or learn="threads"'
                 )
         put("parts", _check_parts(parts, self.start, self.stop))
         if reduce is not None and self.size == 0 and initial is ...:
@@ -242,6 +282,44 @@ def job_that_makes(job: Job[None], bind: Callable[[], Bound[T]]) -> Job[T]:
     return cast("Job[T]", job)
 
 
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast chunks of one size were.
+
+    Attributes:
+        chunk: Units.
+        speed: Units a second, relative to the chunk size that the run ended with.
+        samples: How many stretches of such chunks that rests on; earlier runs count.
+    """
+
+    chunk: int
+    speed: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a run found out about its function, or what was fixed where it did not look.
+
+    Attributes:
+        chunk: Units of a chunk when the run ended; of a reduce the leaf.
+        threads: How many threads help; the most there could be where that was not looked into.
+        rate: Units a second of one thread at that chunk size; 0 where it was not measured.
+        settled: Whether the search over chunk sizes had ended.
+        remembered: Whether the run began with what an earlier one left.
+        holds_gil: Whether more threads were no help because the function holds the GIL.
+        curve: The sizes that were tried, ascending.
+    """
+
+    chunk: int
+    threads: int
+    rate: float = 0.0
+    settled: bool = False
+    remembered: bool = False
+    holds_gil: bool = False
+    curve: tuple[Speed, ...] = ()
+
+
 @dataclass(frozen=True)
 class Report(Generic[T_co]):
     """What a finished job tells. All times are in seconds.
@@ -254,6 +332,7 @@ class Report(Generic[T_co]):
         elapsed: From the first claim to the end of the last chunk; an undo is not counted.
         cpu_time: CPU time of all helpers while they served the job.
         busy: The wall time that each helper served the job, the longest first.
+        learned: The chunk size and number of threads that the run came to.
     """
 
     value: T_co
@@ -263,6 +342,7 @@ class Report(Generic[T_co]):
     elapsed: float
     cpu_time: float
     busy: tuple[float, ...]
+    learned: Learned
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from aioktask.job import (
     Chunk,
     Failure,
     Job,
+    Learned,
     Part,
     Progress,
     Report,
@@ -459,7 +460,7 @@ def example_failure() -> Failure:
 VALUES: dict[str, Callable[[], Any]] = {
     "Job": example_job,
     "Part": lambda: Part(0, 8, 1),
-    "Report": lambda: Report(None, 2, 4, 0.1, 0.2, 0.3, (0.2, 0.1)),
+    "Report": lambda: Report(None, 2, 4, 0.1, 0.2, 0.3, (0.2, 0.1), Learned(8, 2)),
     "Progress": lambda: Progress(1, 8, 2, 1, 0.5, 2.0),
     "Failure": example_failure,
 }
@@ -486,7 +487,7 @@ def test_no_field_can_be_added(value: Any) -> None:
 
 def test_generic_values_can_be_made_with_their_type_written_out() -> None:
     assert Job[int](lambda start, stop: stop - start, 8, reduce=operator.add).size == 8
-    assert Report[int](3, 1, 1, 0.0, 0.0, 0.0, ()).value == 3
+    assert Report[int](3, 1, 1, 0.0, 0.0, 0.0, (), Learned(8, 1)).value == 3
 
 
 def test_jobs_are_equal_to_themselves_only() -> None:

@@ -12,10 +12,9 @@ import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from aioktask.engine.plan import count_chunks
 from aioktask.engine.undo import merge, subtract
 from aioktask.errors import UndoFailed
-from aioktask.job import Failure, Progress, Report, set_failure, told_within
+from aioktask.job import Failure, Learned, Progress, Report, Speed, set_failure, told_within
 
 if TYPE_CHECKING:
     from aioktask.engine.run import Run
@@ -31,6 +30,25 @@ def report(run: Run) -> Report[Any]:
         elapsed=_elapsed(run),
         cpu_time=sum([cpu for _, cpu in run.used]) / 1e9,
         busy=tuple(sorted([wall / 1e9 for wall, _ in run.used], reverse=True)),
+        learned=learned(run),
+    )
+
+
+def learned(run: Run) -> Learned:
+    """What the run came to know of its function."""
+    sizes, scaling = run.sizes, run.scaling
+    threads = min(run.threads_planned, run.limit, run.threads_learned)
+    holds_gil = scaling is not None and scaling.holds_gil
+    if sizes is None:
+        return Learned(run.split.chunk, threads, holds_gil=holds_gil)
+    return Learned(
+        chunk=sizes.chunk,
+        threads=threads,
+        rate=sizes.rate * 1e9,
+        settled=sizes.settled,
+        remembered=sizes.remembered,
+        holds_gil=holds_gil,
+        curve=tuple(Speed(*each) for each in sizes.curve()),
     )
 
 
@@ -38,9 +56,7 @@ def progress(run: Run) -> Progress:
     """Where a run stands, the chunks that were walked of a stretch included."""
     walking = [frame for frame in run.frames.values() if frame.live and not run.undoing]
     done = run.done_units + sum(max(frame.start - frame.first, 0) for frame in walking)
-    chunks = run.chunks_done + sum(
-        count_chunks(frame.first, frame.start, run.claims.chunk) for frame in walking
-    )
+    chunks = run.chunks_done + sum(frame.chunks_up_to(frame.start) for frame in walking)
     elapsed = _elapsed(run)
     return Progress(
         done=done,

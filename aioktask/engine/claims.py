@@ -16,17 +16,19 @@ class Claims:
     """The ranges that are free, and the taking and giving back of stretches.
 
     Attributes:
-        chunk: Stretches end on absolute multiples of this, or at the end of a free range.
+        chunk: Stretches end on absolute multiples of this, or at the end of a range. Where chunks
+            of several sizes are taken, the grain of which all are multiples.
         free: The free ranges as ``(start, stop)``; the next claim takes from the last one.
         left: Units in them.
     """
 
-    __slots__ = ("chunk", "free", "left")
+    __slots__ = ("_edges", "chunk", "free", "left")
 
     def __init__(self, ranges: Iterable[range], chunk: int) -> None:
         self.chunk = chunk
         self.free = [(each.start, each.stop) for each in ranges if each]
         self.free.reverse()
+        self._edges = frozenset(start for start, _ in self.free)
         self.left = sum(stop - start for start, stop in self.free)
 
     def claim(self, chunks: int, sharers: int) -> tuple[int, int] | None:
@@ -52,13 +54,31 @@ class Claims:
         self.left -= stop - start
         return start, stop
 
+    def take(self, chunk: int, count: int, *, piece: bool) -> tuple[int, int, int] | None:
+        """Take `count` consecutive chunks of a size of its own: start, end of the first one, stop.
+
+        Chunks end on absolute multiples of their size, a single `piece` on one of the grain.
+        """
+        if not self.free:
+            return None
+        start, limit = self.free[-1]
+        end = start - start % (self.chunk if piece else chunk) + chunk
+        stop = end + chunk * (count - 1)
+        if stop >= limit:
+            stop = limit
+            self.free.pop()
+        else:
+            self.free[-1] = (stop, limit)
+        self.left -= stop - start
+        return start, min(end, stop), stop
+
     def give_back(self, start: int, stop: int) -> None:
         """Return the rest of a stretch; `start` is a chunk boundary."""
         if start >= stop:
             return
         self.left += stop - start
-        # A part's edge that is no multiple of the chunk must stay an edge.
-        if self.free and self.free[-1][0] == stop and not stop % self.chunk:
+        # An edge between parts must stay one.
+        if self.free and self.free[-1][0] == stop and stop not in self._edges:
             self.free[-1] = (start, self.free[-1][1])
         else:
             self.free.append((start, stop))

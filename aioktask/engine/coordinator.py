@@ -10,7 +10,7 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Generic, SupportsIndex, TypeVar, cast
 
-from aioktask.checks import integer, nice_value
+from aioktask.checks import check_flag, check_learn, integer, nice_value
 from aioktask.engine import accounts
 from aioktask.engine.frame import enclosing_run, local
 from aioktask.engine.pool import Pool
@@ -32,7 +32,7 @@ from aioktask.engine.wakeup import (
     wait_over_shielded,
 )
 from aioktask.errors import UndoFailed
-from aioktask.job import Job, Progress, Report
+from aioktask.job import Job, Learn, Progress, Report
 
 T = TypeVar("T")
 
@@ -74,7 +74,7 @@ class Handle(Generic[T]):
     @property
     def max_threads(self) -> int:
         """The most threads for this job. May be set while it runs: those above stop at a chunk."""
-        return self._run.entry.limit
+        return self._run.limit
 
     @max_threads.setter
     def max_threads(self, threads: SupportsIndex) -> None:
@@ -199,15 +199,26 @@ class Coordinator:
 
     Args:
         max_threads: The most helpers for its jobs together, below the process's limit.
+        learn: What its jobs find out while they run, where they do not say so; see `Job`.
+        remember: Whether they remember that; see `Job`.
 
     Raises:
-        TypeError, ValueError: `max_threads` is no integer, or below 1.
+        TypeError, ValueError: `max_threads` is no integer, or below 1; `learn` or `remember` is not
+            what `Job` takes.
     """
 
-    def __init__(self, max_threads: SupportsIndex | None = None) -> None:
+    def __init__(
+        self,
+        max_threads: SupportsIndex | None = None,
+        *,
+        learn: Learn | None = None,
+        remember: bool | None = None,
+    ) -> None:
         self._cap = _cap(max_threads)
         self._pool: Pool | None = None
-        self._group = RunGroup(self._cap)
+        self._learn = None if learn is None else check_learn("learn", learn)
+        self._remember = None if remember is None else check_flag("remember", remember)
+        self._group = RunGroup(self._cap, self._learn, self._remember)
 
     def __repr__(self) -> str:
         return f"<Coordinator max_threads={self._cap} jobs={len(self._group.runs)}>"
@@ -313,7 +324,7 @@ class Coordinator:
         pool = current_pool()
         if self._pool is not pool:
             if self._pool is not None:
-                self._group = RunGroup(self._cap)
+                self._group = RunGroup(self._cap, self._learn, self._remember)
             self._pool = pool
         return pool, self._group
 

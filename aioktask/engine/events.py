@@ -14,6 +14,8 @@ from typing import NamedTuple
 class EventKind(Enum):
     SUBMITTED = "job_submitted"
     STARTED = "job_started"
+    LEARNED = "job_learned"
+    HOLDS_GIL = "job_holds_gil"
     FINISHED = "job_finished"
     FAILED = "job_failed"
     CANCELLED = "job_cancelled"

@@ -15,6 +15,7 @@ from contextvars import Context, ContextVar
 from typing import TYPE_CHECKING, Any
 
 from aioktask.engine.reduction import push
+from aioktask.engine.sizing import Pace
 from aioktask.errors import ChunkCancelled
 from aioktask.job import Chunk
 
@@ -43,6 +44,7 @@ class Frame:
         "advanced_from",
         "advanced_to",
         "busy",
+        "chunk",
         "chunks",
         "claimed_at",
         "context",
@@ -50,11 +52,14 @@ class Frame:
         "counted_in_group",
         "cpu",
         "cpu_mark",
+        "end",
         "entered_at",
         "first",
         "generation",
         "live",
+        "number",
         "outer",
+        "pace",
         "reducing",
         "run",
         "slice_end",
@@ -62,6 +67,7 @@ class Frame:
         "start",
         "stop",
         "thread",
+        "threads",
     )
 
     def __init__(self, run: Run, thread: object, context: Context) -> None:
@@ -73,8 +79,13 @@ class Frame:
         self.counted_in_group = False  # whether it does in this run's group
         self.live = False  # whether the thread serves the run now
         self.start = self.first = self.stop = 0  # the chunk that runs; the stretch
+        self.end = 0  # of the first chunk of the stretch
+        self.chunk = 1  # the size of the others
         self.generation = 0  # of the signals, when the stretch was claimed
-        self.chunks = 1  # how many chunks the next stretch should have
+        self.chunks = 1  # how many chunks the next stretch should have, where all are of one size
+        self.pace: Pace | None = None  # where the size is being learned
+        self.number = -1  # of the size that the stretch measures, -1 for none
+        self.threads = 0  # that served the run when the stretch was claimed
         self.claimed_at = self.entered_at = self.slice_end = 0
         self.advanced_from: int | None = None  # the chunk that `advanced_to` is about
         self.advanced_to = 0
@@ -86,10 +97,10 @@ class Frame:
         """Call the function for each chunk of the stretch; where it stands when it returns."""
         run = self.run
         fn = run.fn
-        chunk = run.claims.chunk
+        chunk = self.chunk
         generation = self.generation
         position, stop = self.start, self.stop
-        end = position - position % chunk + chunk
+        end = self.end
         while end < stop:
             self.start = position
             fn(position, end)
@@ -134,8 +145,13 @@ class Frame:
 
     def chunk_stop(self) -> int:
         """Where the chunk that runs ends."""
-        chunk = self.run.claims.chunk
-        return min(self.start - self.start % chunk + chunk, self.stop)
+        return self.end if self.start == self.first else min(self.start + self.chunk, self.stop)
+
+    def chunks_up_to(self, position: int) -> int:
+        """How many chunks of the stretch end at `position` or before; it is where one ends."""
+        if position <= self.first:
+            return 0
+        return 1 if position <= self.end else 1 - (self.end - position) // self.chunk
 
     # ChunkOwner: what `current_chunk()` asks for.
 

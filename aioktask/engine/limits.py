@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# The cap on helper threads: what the process as a whole may use, and what decided that.
+# The cap on helper threads: what the process as a whole may use, and what decided that; and what
+# jobs learn that do not say.
 #
 # Pure: topology, environment and setting in, cap out. The machine's figure is a default, so the
 # user's word, in the environment or in a call, goes below it and above it; a call goes before the
@@ -11,11 +12,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from aioktask.checks import check_learn
 from aioktask.engine.topology import Topology
 
-__all__ = ["MAX_THREADS_VARIABLE", "Cap", "process_cap"]
+__all__ = [
+    "LEARN_VARIABLE",
+    "MAX_THREADS_VARIABLE",
+    "REMEMBER_VARIABLE",
+    "Cap",
+    "Learning",
+    "process_cap",
+    "process_learning",
+]
 
 MAX_THREADS_VARIABLE = "AIOKTASK_MAX_THREADS"
+LEARN_VARIABLE = "AIOKTASK_LEARN"
+REMEMBER_VARIABLE = "AIOKTASK_REMEMBER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,33 @@ class Cap:
 
     threads: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """What jobs learn that do not say so themselves.
+
+    Attributes:
+        learn: As in `Job`.
+        remember: As in `Job`.
+    """
+
+    learn: str = "both"
+    remember: bool = True
+
+
+def process_learning(environ: Mapping[str, str]) -> Learning:
+    """What the environment says about it; empty counts as not set.
+
+    Raises:
+        ValueError: `AIOKTASK_LEARN` is none of the words that `Job` takes, or `AIOKTASK_REMEMBER`
+            neither 0 nor 1.
+    """
+    remember = environ.get(REMEMBER_VARIABLE, "").strip() or "1"
+    if remember not in ("0", "1"):
+        raise ValueError(f"{REMEMBER_VARIABLE} must be 0 or 1, got {remember!r}")
+    learn = environ.get(LEARN_VARIABLE, "").strip() or "both"
+    return Learning(check_learn(LEARN_VARIABLE, learn), remember == "1")
 
 
 def process_cap(topology: Topology, environ: Mapping[str, str], override: int | None = None) -> Cap:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -176,6 +176,19 @@ def make_plan(job: Job[Any], caps: Iterable[tuple[int, str]]) -> Plan:
         notes=tuple(_notes(job, numbers.chunk, chunks)),
         spans=numbers.spans,
     )
+
+
+def with_learned(made: Plan, job: Job[Any], chunk: int | None, threads: int | None) -> Plan:
+    """The plan of a job of whose function something is known."""
+    notes = list(made.notes)
+    if chunk is not None and job.size:
+        notes = [f"learned by earlier runs: chunks of {chunk} units; short ones end the range"]
+        chunks = sum(count_chunks(span.start, span.stop, chunk) for span in made.spans)
+        made = replace(made, chunk=chunk, chunks=chunks, threads=min(made.threads, chunks))
+    if threads is not None and threads < made.threads:
+        reason = f"what earlier runs learned: more than {threads} get no more done"
+        made = replace(made, threads=threads, limited_by=reason)
+    return replace(made, notes=tuple(notes))
 
 
 def _notes(job: Job[Any], chunk: int, chunks: int) -> Iterator[str]:

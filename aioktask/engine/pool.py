@@ -27,7 +27,7 @@ from aioktask.engine.helpers import (
     name_this_thread,
     start_blocked,
 )
-from aioktask.engine.limits import Cap
+from aioktask.engine.limits import Cap, Learning
 from aioktask.engine.run import Phase, Run, Waiter
 from aioktask.engine.schedule import Group
 from aioktask.engine.state import Outbox, RunGroup, State
@@ -46,14 +46,17 @@ SIGNAL_SECONDS = 1.0
 
 EXIT_NOTICE_SECONDS = 5.0
 
+DEFAULT_LEARNING = Learning()
+
 EXIT_STATUS_OF_FORK = 70  # EX_SOFTWARE
 
 
 class Pool:
     """All runs and helpers of a process. One exists in a process; a fork's child makes its own."""
 
-    def __init__(self, cap: Cap) -> None:
+    def __init__(self, cap: Cap, learning: Learning = DEFAULT_LEARNING) -> None:
         self.cap = cap
+        self.learning = learning  # of jobs whose coordinator does not say either
         self.lock = threading.Lock()  # guards `state`, and all runs, frames and groups
         self.state = State(cap.threads)
         self.signals = self.state.signals
@@ -168,7 +171,8 @@ class Pool:
 
     def set_run_limit(self, run: Run, limit: int) -> None:
         with self.lock:
-            self.state.scheduler.set_limit(run.entry, limit)
+            run.limit = limit
+            self.state.scheduler.set_limit(run.entry, min(limit, run.threads_learned))
         self._limit_moved()
 
     def set_group_cap(self, group: Group, cap: int | None) -> None:

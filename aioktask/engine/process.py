@@ -14,7 +14,7 @@ import threading
 
 from aioktask.checks import integer
 from aioktask.engine.frame import local
-from aioktask.engine.limits import process_cap
+from aioktask.engine.limits import process_cap, process_learning
 from aioktask.engine.pool import Pool
 from aioktask.engine.topology import read_topology
 
@@ -27,7 +27,8 @@ def current_pool() -> Pool:
     """The pool of this process.
 
     Raises:
-        ValueError: It is made now, and ``AIOKTASK_MAX_THREADS`` is no number of threads.
+        ValueError: It is made now, and ``AIOKTASK_MAX_THREADS``, ``AIOKTASK_LEARN`` or
+            ``AIOKTASK_REMEMBER`` is set to something else than it may be.
     """
     global _pool
     pool = _pool
@@ -36,7 +37,7 @@ def current_pool() -> Pool:
             pool = _pool
             if pool is None:
                 cap = process_cap(read_topology(), os.environ, _override)
-                pool = _pool = Pool(cap)
+                pool = _pool = Pool(cap, process_learning(os.environ))
     return pool
 
 

@@ -26,13 +26,26 @@ from aioktask.engine.claims import Claims
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.frame import Frame, enclosing
 from aioktask.engine.helpers import Caller
+from aioktask.engine.lessons import Key, Lesson
 from aioktask.engine.plan import Split, chunk_size, count_chunks, most_threads, undo_grain
 from aioktask.engine.reduction import Tree
+from aioktask.engine.scaling import Scaling
 from aioktask.engine.schedule import Entry, Group
+from aioktask.engine.sizing import Sizes
 from aioktask.engine.tuning import next_stretch
 from aioktask.engine.undo import Failed, outcome
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
 from aioktask.job import Bound, Failure, Job, Report, set_failure
+
+# Where so few stretches are left for each thread, the next one depends on where the others stand.
+FEW_STRETCHES = 4
+
+
+GIL_ADVICE = (
+    "more threads get no more done, since they wait for each other: the function holds the GIL (or "
+    "one lock of its own). Let it call what releases the GIL on larger blocks (NumPy, a compiled "
+    "nogil function), or run it in processes"
+)
 
 
 class Phase(Enum):
@@ -107,14 +120,22 @@ class Run:
         loop: UndoLoop | None,
         parent: Run | None,
         hold: bool,
+        sizes: Sizes | None = None,
+        scaling: Scaling | None = None,
+        key: Key | None = None,
     ) -> None:
         self.job = job
         self.name = job.name
         self._bound = job.bind()
         self.fn = self._bound.fn
-        self.claims = Claims(split.spans, split.chunk)
+        self.split = split
+        self.sizes = sizes  # where the chunk size is learned
+        self.key = key  # under which that is remembered, if it is
+        self.claims = Claims(split.spans, split.chunk if sizes is None else sizes.grain)
         self.threads_planned = split.threads
-        self.entry = Entry(self, group, nice, most_threads(job))
+        self.scaling = scaling  # where the number of threads is learned
+        self.limit = most_threads(job)
+        self.entry = Entry(self, group, nice, min(self.limit, self.threads_learned))
         self.context = context
         self.loop = loop  # where a coroutine undo runs
         self.parent_number = 0 if parent is None else parent.number
@@ -135,6 +156,11 @@ class Run:
     def __repr__(self) -> str:
         return f"<Run {self.number} of {self.name!r}: {self.phase.value}>"
 
+    @property
+    def threads_learned(self) -> int:
+        """How many threads the run deserves, by what is known."""
+        return self.limit if self.scaling is None else self.scaling.level
+
     def submitted(self, number: int) -> None:
         """The pool took the run in, as this number of its process."""
         self.number = number
@@ -142,7 +168,7 @@ class Run:
             self.tell(
                 EventKind.SUBMITTED,
                 size=self.job.size,
-                chunk=self.claims.chunk,
+                chunk=self.split.chunk if self.sizes is None else self.sizes.chunk,
                 threads=self.threads_planned,
             )
 
@@ -209,19 +235,49 @@ class Run:
         frame.live = False
         frame.busy += now - frame.entered_at
         mark = thread_time_ns()
-        frame.cpu += mark - frame.cpu_mark
+        cpu = mark - frame.cpu_mark
+        frame.cpu += cpu
         frame.cpu_mark = mark
+        if self.scaling is not None:
+            self.scaling.served(self.entry.threads + 1, now - frame.entered_at, cpu)
 
     def claim(self, frame: Frame, now: int, generation: int) -> bool:
         """Give the frame a stretch to walk; False when there is none."""
-        stretch = self.claims.claim(frame.chunks, self.entry.threads) if self.claimable else None
-        if stretch is None:
+        if not self.claimable:
             return False
-        frame.start, frame.stop = stretch
+        if self.sizes is None or self.undoing:
+            stretch = self.claims.claim(frame.chunks, self.entry.threads)
+            assert stretch is not None
+            frame.start, frame.stop = stretch
+            chunk = frame.chunk = self.claims.chunk
+            frame.end = min(frame.start - frame.start % chunk + chunk, frame.stop)
+        else:
+            self._claim_learned(frame, self.sizes, now)
         frame.first = frame.start
+        frame.threads = self.entry.threads
         frame.claimed_at = now
         frame.generation = generation
         return True
+
+    def _claim_learned(self, frame: Frame, sizes: Sizes, now: int) -> None:
+        if frame.pace is None:
+            frame.pace = sizes.new_pace()
+        left = self.claims.left
+        sharers = max(self.entry.threads, min(self.threads_planned, self.threads_learned))
+        ahead = 0
+        if left < FEW_STRETCHES * sharers * max(sizes.chunk, frame.stop - frame.first):
+            ahead = sum(self._ahead(each, now) for each in self.frames.values())
+        chunk, count, frame.number = sizes.pick(frame.pace, left, sharers, ahead)
+        taken = self.claims.take(chunk, count, piece=frame.number < 0)
+        assert taken is not None
+        frame.start, frame.end, frame.stop = taken
+        frame.chunk = chunk
+
+    def _ahead(self, frame: Frame, now: int) -> int:
+        """Units of the frame's stretch that are probably not done yet."""
+        if not frame.live or frame.pace is None or frame.stop <= frame.first:
+            return 0
+        return max(frame.stop - frame.first - int(frame.pace.rate * (now - frame.claimed_at)), 0)
 
     def walked(self, frame: Frame, position: int, now: int) -> None:
         """The frame walked its stretch up to `position`; the rest comes back."""
@@ -250,15 +306,31 @@ class Run:
 
     def _close_stretch(self, frame: Frame, done: int, free: int, now: int) -> None:
         """What the frame claimed is done up to `done`, and free again from `free` on."""
-        chunks = count_chunks(frame.first, done, self.claims.chunk)
-        if chunks:
+        chunks = frame.chunks_up_to(done)
+        if chunks and (frame.pace is None or self.undoing):
             frame.chunks = next_stretch(chunks, now - frame.claimed_at)
+        if chunks and not self.undoing:
+            self._learn(frame, done - frame.first, now - frame.claimed_at)
         self.claims.give_back(free, frame.stop)
         if not self.undoing:
             self.done_units += done - frame.first
             self.chunks_done += chunks
             self.last_chunk = now
         frame.first = frame.start = frame.stop = free
+
+    def _learn(self, frame: Frame, units: int, wall: int) -> None:
+        """So many units of the frame's stretch took so long."""
+        steady = frame.threads == self.entry.threads
+        if self.sizes is not None and frame.pace is not None:
+            self.sizes.measured(frame.pace, frame.number if steady else -1, units, wall)
+        scaling = self.scaling
+        if scaling is not None and steady:
+            known = scaling.holds_gil
+            moved = scaling.measured(frame.threads, units, wall, self.claims.left)
+            if scaling.holds_gil and not known:
+                self.tell(EventKind.HOLDS_GIL, threads=scaling.level, advice=GIL_ADVICE)
+            if moved and self.sizes is not None:
+                self.sizes.disturbed()
 
     def _add_error(self, error: BaseException, where: str, chunk: range | None = None) -> None:
         if self.stopping:
@@ -294,6 +366,12 @@ class Run:
     def async_undo_raised(self, piece: range, error: BaseException) -> None:
         """The coroutine undo of `piece` raised, or was killed with its loop."""
         self.undo_errors += ((piece, error),)
+
+    def lesson(self) -> Lesson:
+        """What the next run of the function should begin with."""
+        sizes = None if self.sizes is None or not self.sizes.rate else self.sizes.lesson()
+        elapsed = self.last_chunk - self.first_claim
+        return Lesson(sizes, self.scaling, self.done_units / elapsed if elapsed > 0 else 0.0)
 
     def no_helper(self, error: RuntimeError) -> None:
         """No thread could be had for this run, and none will be."""
@@ -338,6 +416,16 @@ class Run:
         self._forget()
         if self._heard:
             report = accounts.report(self)
+            learned = report.learned
+            if learned.rate:
+                self.tell(
+                    EventKind.LEARNED,
+                    chunk=learned.chunk,
+                    threads=learned.threads,
+                    rate=learned.rate,
+                    settled=learned.settled,
+                    remembered=learned.remembered,
+                )
             self.tell(
                 EventKind.FINISHED,
                 elapsed=report.elapsed,

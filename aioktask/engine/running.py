@@ -12,7 +12,7 @@ from aioktask.engine.coordinator import Coordinator
 from aioktask.engine.frame import enclosing_run, local
 from aioktask.engine.helpers import Caller
 from aioktask.engine.interrupt import Interrupts, interrupts_cancel
-from aioktask.engine.plan import Plan, make_plan
+from aioktask.engine.plan import Plan, make_plan, with_learned
 from aioktask.engine.pool import Pool
 from aioktask.engine.process import current_pool
 from aioktask.engine.run import Run
@@ -24,6 +24,7 @@ from aioktask.engine.submission import (
     needed_loop,
     new_run,
     nice_of_waiter,
+    remembered,
 )
 from aioktask.engine.wakeup import refuse_running_loop, wait_over, wait_over_shielded
 from aioktask.job import Job, Report, set_failure, told_of
@@ -164,6 +165,9 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
 def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
     """How a job would be run now, without running it.
 
+    Where an earlier run of the function left what it learned, that is where this one would begin.
+    Else the numbers are those of padata's rule, and what is learned changes them.
+
     Args:
         job: The job.
         coordinator: Whose cap applies.
@@ -177,7 +181,10 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
     if coordinator is not None and coordinator.max_threads is not None:
         cap = coordinator.max_threads
         caps.append((cap, f"the coordinator's max_threads={cap}"))
-    return make_plan(checked_job(job), caps)
+    made = make_plan(checked_job(job), caps)
+    group = _group(coordinator, None) if coordinator is not None else pool.state.root
+    lesson = remembered(job, made.threads, group, pool)
+    return made if lesson is None else with_learned(made, job, *lesson)
 
 
 class _Abandoned:

@@ -19,6 +19,7 @@ from time import perf_counter_ns
 from aioktask.engine import events
 from aioktask.engine.frame import Frame, Signals
 from aioktask.engine.helpers import Caller, Helper, Parking
+from aioktask.engine.lessons import Lessons
 from aioktask.engine.run import Phase, Run, Waiter
 from aioktask.engine.schedule import SLICE_NS, Group, Scheduler
 from aioktask.engine.waits import Waits
@@ -35,12 +36,18 @@ class RunGroup(Group):
         runs: Those that are not over.
         closed: Whether nothing more may be submitted.
         undo_failed: Runs whose undo failed, of which perhaps nobody was told.
+        learn: What its jobs learn that do not say so themselves, if it says so.
+        remember: Whether they remember that.
     """
 
-    __slots__ = ("closed", "runs", "undo_failed")
+    __slots__ = ("closed", "learn", "remember", "runs", "undo_failed")
 
-    def __init__(self, cap: int | None = None) -> None:
+    def __init__(
+        self, cap: int | None = None, learn: str | None = None, remember: bool | None = None
+    ) -> None:
         super().__init__(cap)
+        self.learn = learn
+        self.remember = remember
         self.runs: dict[Run, None] = {}
         self.closed = False
         self.undo_failed: list[Run] = []
@@ -84,6 +91,7 @@ class State:
         self.runs: dict[Run, None] = {}
         self.serving: dict[Frame, None] = {}
         self.waits: Waits[Run] = Waits()
+        self.lessons = Lessons()
         self.helpers: dict[Helper, None] = {}
         self.idle: deque[Helper] = deque()
         self.starting = 0  # helpers that are being started
@@ -184,6 +192,8 @@ class State:
         del group.runs[run]
         outbox.dropped += (run, run.dropped)
         run.dropped = ()
+        if run.key is not None and not run.stopping:
+            self.lessons.put(run.key, run.lesson())
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
         if run.undo_failed and group is not self.root:
             # Whoever waits may be on a loop that is gone: leaving looks again who was told.
@@ -217,7 +227,12 @@ class State:
 
     def walked(self, frame: Frame, position: int, now: int) -> bool:
         """The frame walked up to `position`; whether it has a new stretch and may go on at once."""
-        frame.run.walked(frame, position, now)
+        run = frame.run
+        run.walked(frame, position, now)
+        limit = min(run.limit, run.threads_learned)
+        if limit != run.entry.limit:
+            self.scheduler.set_limit(run.entry, limit)
+            self.signals.generation += 1
         if self.signals.generation != frame.generation or now >= frame.slice_end:
             return False
         return self._claim(frame, now)
@@ -299,7 +314,7 @@ class State:
     def several_chunks_wait(self) -> bool:
         """Whether some thread holds chunks that it has not begun, of a run that may have more."""
         return any(
-            frame.stop - frame.start > frame.run.claims.chunk
+            frame.stop - frame.start > frame.chunk
             and frame.run.entry.threads < frame.run.entry.limit
             for frame in self.serving
         )

@@ -13,10 +13,13 @@ from typing import Any
 
 from aioktask.engine.frame import enclosing_run, local
 from aioktask.engine.helpers import ThreadWaiter
-from aioktask.engine.plan import split
+from aioktask.engine.lessons import key_of
+from aioktask.engine.plan import CHUNKS_PER_THREAD, split, undo_grain
 from aioktask.engine.pool import Pool
 from aioktask.engine.priority import submitted_nice, waiter_nice
 from aioktask.engine.run import Run
+from aioktask.engine.scaling import Scaling
+from aioktask.engine.sizing import Sizes
 from aioktask.engine.state import RunGroup
 from aioktask.engine.wakeup import Loop, running_loop
 from aioktask.job import Job
@@ -37,16 +40,68 @@ def new_run(
             "that is running at submit, and none is: pass an ordinary function"
         )
     cap = pool.cap.threads if group.cap is None else min(pool.cap.threads, group.cap)
+    cut = split(job, cap)
+    wanted = learns(job, group, pool)
+    key = lesson = sizes = scaling = None
+    if wanted != "nothing" and job.size > CHUNKS_PER_THREAD * undo_grain(job):
+        if remembers(job, group, pool):
+            key = key_of(job, cut.threads)
+            lesson = pool.state.lessons.get(key)
+        if wanted != "threads" and job.reduce is None:  # the leaves of a reduce are given
+            known = None if lesson is None else lesson.sizes
+            sizes = Sizes(job.size, undo_grain(job), cut.threads, known)
+        if wanted != "chunk":
+            known_scaling = None if lesson is None else lesson.scaling
+            scaling = (
+                Scaling(cut.threads)
+                if known_scaling is None
+                else known_scaling.for_next_run(cut.threads)
+            )
     return Run(
         job,
-        split(job, cap),
+        cut,
         group=group,
         nice=submitted_nice(job.nice),
         context=_context_for_threads(),
         loop=loop,
         parent=parent,
         hold=hold,
+        sizes=sizes,
+        scaling=scaling,
+        key=key,
     )
+
+
+def learns(job: Job[Any], group: RunGroup, pool: Pool) -> str:
+    """What the job finds out while it runs: what it says, its coordinator, or the process."""
+    if job.learn is not None:
+        return job.learn
+    return "nothing" if job.chunk is not None else group.learn or pool.learning.learn
+
+
+def remembers(job: Job[Any], group: RunGroup, pool: Pool) -> bool:
+    for said in (job.remember, group.remember):
+        if said is not None:
+            return said
+    return pool.learning.remember
+
+
+def remembered(
+    job: Job[Any], threads: int, group: RunGroup, pool: Pool
+) -> tuple[int | None, int | None] | None:
+    """The chunk size and the number of threads that a run would begin with, where it is known."""
+    wanted = learns(job, group, pool)
+    if wanted == "nothing" or not remembers(job, group, pool):
+        return None
+    lesson = pool.state.lessons.get(key_of(job, threads))
+    if lesson is None:
+        return None
+    chunk = level = None
+    if lesson.sizes is not None and wanted != "threads" and job.reduce is None:
+        chunk = Sizes(job.size, undo_grain(job), threads, lesson.sizes).chunk
+    if lesson.scaling is not None and wanted != "chunk":
+        level = lesson.scaling.for_next_run(threads).level
+    return chunk, level
 
 
 def checked_job(job: object) -> Job[Any]:

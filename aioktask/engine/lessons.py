@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+# What was learned of a function, for its next run in this process.
+#
+# Pure. Functions are told apart by their code, since the closures that a request handler makes are
+# new ones each time, by the job's name, and by what kind of range it is. Bounded: what was not
+# asked for longest goes first. A lesson under which a function became much slower than it was is
+# forgotten: the next run begins anew.
+"""The memory across runs."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aioktask.engine.plan import undo_grain
+from aioktask.engine.scaling import Scaling
+from aioktask.engine.sizing import SizeLesson
+from aioktask.job import Job
+
+MOST_LESSONS = 512
+
+# Runs of less than this part of the best speed, one after the other, mean that a lesson is wrong.
+MUCH_SLOWER = 0.7
+TOO_OFTEN = 2
+# The best speed is forgotten bit by bit, since a machine may become slower for good.
+MEMORY = 0.97
+
+Key = tuple[Hashable, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What a run leaves to the next one of its function.
+
+    Attributes:
+        sizes: Of the chunk size, where that was looked for.
+        scaling: Of the number of threads, likewise.
+        speed: Units a nanosecond of the whole run.
+        slow_runs: How many runs in a row were much slower than the best.
+    """
+
+    sizes: SizeLesson | None
+    scaling: Scaling | None
+    speed: float
+    slow_runs: int = 0
+
+
+def key_of(job: Job[Any], threads: int) -> Key:
+    """What says that two jobs are alike: the size to within a power of two."""
+    return (
+        _code_of(job.fn),
+        job.name,
+        job.align,
+        undo_grain(job),
+        job.size.bit_length(),
+        threads,
+    )
+
+
+def _code_of(function: Callable[..., object]) -> Hashable:
+    """Something that is the same for a function and for its like, and refers to no data."""
+    parts: list[Hashable] = []
+    target: object = function
+    while isinstance(target, functools.partial):
+        target = target.func
+        parts.append("partial")
+    target = getattr(target, "__func__", target)
+    code = getattr(target, "__code__", None)
+    if code is None:
+        code = getattr(vars(type(target)).get("__call__"), "__code__", None)
+    return (*parts, type(target) if code is None else code)
+
+
+class Lessons:
+    """Lessons by key, the most recently used last."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[Key, Lesson] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def get(self, key: Key) -> Lesson | None:
+        return self._found.get(key)
+
+    def put(self, key: Key, lesson: Lesson) -> None:
+        """Keep what a run learned, or forget all where that has become wrong."""
+        before = self._found.get(key)
+        if before is not None:
+            best = before.speed * MEMORY
+            if lesson.speed < MUCH_SLOWER * best:
+                if before.slow_runs + 1 == TOO_OFTEN:
+                    del self._found[key]
+                    return
+                lesson = replace(lesson, slow_runs=before.slow_runs + 1)
+            lesson = replace(lesson, speed=max(lesson.speed, best))
+        self._found[key] = lesson
+        self._found.move_to_end(key)
+        if len(self._found) > MOST_LESSONS:
+            self._found.popitem(last=False)

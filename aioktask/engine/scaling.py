@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+# How many threads a function gains from, found out while it works.
+#
+# Pure. Told by measurement: what the threads get done together at one number of them is compared
+# with what half of them get done, in windows that follow each other, and again until it is certain.
+# A job whose threads stand in each other's way (memory bandwidth, a lock in the kernel, the GIL)
+# keeps those that help, and from time to time looks whether more help again.
+"""The search for the number of threads."""
+
+from __future__ import annotations
+
+from collections import deque
+from statistics import median
+
+MILLISECOND = 1_000_000
+
+# What one number of threads gets done is looked at for so long, a thread.
+WINDOW_NS = 5 * MILLISECOND
+# Where threads wait for each other, which they do for the switch interval of the interpreter, 5 ms.
+WINDOW_WAITING_NS = 20 * MILLISECOND
+WINDOW_STRETCHES = 4
+KEPT_WINDOWS = 3
+
+# Fewer threads are as good when they get so much of it done, this many times one after the other.
+AS_GOOD = 0.96
+TIMES = 3
+# More are better when they get so much more done.
+BETTER = 1.05
+
+# A trial may take this part of what is left: with half the threads it costs half of that.
+TRIAL_SHARE = 1 / 40
+# How many windows pass before the next look: at first, and at most, when looks find nothing.
+FIRST_PAUSE = 50
+MOST_PAUSE = 1600
+
+# Threads that wait for so much of their time, wait for each other.
+WAITING = 0.3
+WAITING_SURE_NS = 10 * MILLISECOND
+
+
+class Scaling:
+    """The number of threads of one run, and what is known of it.
+
+    Attributes:
+        most: The most there may be.
+        level: How many the job deserves now.
+        holds_gil: Whether threads were let go that had waited for each other.
+    """
+
+    __slots__ = (
+        "_busy_ns",
+        "_done",
+        "_downwards",
+        "_from",
+        "_pairs",
+        "_pause",
+        "_pause_left",
+        "_served_ns",
+        "_stretches",
+        "_units",
+        "_wall_ns",
+        "holds_gil",
+        "level",
+        "most",
+    )
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.level = most
+        self.holds_gil = False
+        self._done: dict[int, deque[float]] = {}  # units a nanosecond, by number of threads
+        self._units = self._wall_ns = self._stretches = 0  # of this window
+        self._served_ns = self._busy_ns = 0  # wall and CPU time of several threads
+        self._from: int | None = None  # the level that this one is compared with
+        self._pairs = 0
+        self._downwards = True  # whether the next look, below the most, is at fewer
+        self._pause = FIRST_PAUSE
+        self._pause_left = 1
+
+    def for_next_run(self, most: int) -> Scaling:
+        """What the next run of the function begins with, when it may have so many threads."""
+        following = Scaling(most)
+        if most == self.most:
+            following.level = self._from or self.level
+            following.holds_gil = self.holds_gil
+            following._done = {
+                level: deque(each, KEPT_WINDOWS) for level, each in self._done.items()
+            }
+            following._downwards = self._downwards
+            following._pause, following._pause_left = self._pause, self._pause_left
+            following._served_ns, following._busy_ns = self._served_ns, self._busy_ns
+        return following
+
+    @property
+    def waiting(self) -> bool:
+        """Whether threads wait for each other, or for something else."""
+        return self._served_ns > WAITING_SURE_NS and self._busy_ns < (1 - WAITING) * self._served_ns
+
+    def served(self, threads: int, wall_ns: int, cpu_ns: int) -> None:
+        """One of so many threads left the job for a moment, after so much wall and CPU time."""
+        if threads > 1 and self.level > 1:
+            self._served_ns += wall_ns
+            self._busy_ns += cpu_ns
+
+    def measured(self, threads: int, units: int, wall_ns: int, left: int) -> bool:
+        """A stretch is over that one of so many threads worked on; whether the level changed.
+
+        Args:
+            threads: How many served the job from its beginning to its end.
+            units: How much it was.
+            wall_ns: How long it took.
+            left: Units that nobody has claimed.
+        """
+        if threads != self.level or self.most == 1:
+            return False
+        self._units += units
+        self._wall_ns += wall_ns
+        self._stretches += 1
+        window = WINDOW_WAITING_NS if self.waiting else WINDOW_NS
+        if self._wall_ns < self.level * window or self._stretches < self.level * WINDOW_STRETCHES:
+            return False
+        done = self.level * self._units / max(self._wall_ns, 1)
+        each_ns = self._wall_ns / self.level
+        self._units = self._wall_ns = self._stretches = 0
+        self._done.setdefault(self.level, deque(maxlen=KEPT_WINDOWS)).append(done)
+        before = self.level
+        if self._from is not None:
+            self._compare(self._from, done)
+        else:
+            self._pause_left -= 1
+            time_left = left / done if done else 0.0
+            if self._pause_left <= 0 and (each_ns <= TRIAL_SHARE * time_left or self.waiting):
+                self._look()
+        return self.level != before
+
+    def _look(self) -> None:
+        """Try half the threads, or where that was settled twice as many."""
+        self._from = self.level
+        self._pairs = 0
+        if self.level > 1 and (self._downwards or self.level == self.most):
+            self.level //= 2
+        else:
+            self.level = min(self.level * 2, self.most)
+
+    def _compare(self, other: int, done: float) -> None:
+        """Decide between the level that is tried and the one before."""
+        tried = self.level
+        known = median(self._done[other])
+        if tried > other:
+            if done >= BETTER * known:
+                self._decide(tried, found=True)
+            else:
+                self._decide(other, found=False)
+        elif done < AS_GOOD * known:
+            self._decide(other, found=False)
+        else:
+            self._pairs += 1
+            if self._pairs == TIMES or (self.waiting and done >= BETTER * known):
+                self.holds_gil = self.waiting
+                self._decide(tried, found=True)
+
+    def _decide(self, level: int, *, found: bool) -> None:
+        """Stay at this level until the next look, which is soon after a change."""
+        went_up = self.level > (self._from or self.level)
+        if found and went_up:
+            self.holds_gil = False
+            self._served_ns = self._busy_ns = 0
+        self._downwards = found and not went_up and level > 1
+        self.level = level
+        self._from = None
+        self._pause = FIRST_PAUSE if found else min(2 * self._pause, MOST_PAUSE)
+        self._pause_left = 1 if self._downwards else self._pause
