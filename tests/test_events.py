@@ -147,7 +147,9 @@ def test_each_run_of_a_job_has_a_number_of_its_own(heard: Heard) -> None:
         run_multithreaded_sync(job)
     numbers = [event["run"] for event in heard.of("numbers")]
     assert len(set(numbers)) == 3
-    assert all(numbers.count(number) == 3 for number in numbers)
+    told = ["job_submitted", "job_started", "job_learned", "job_finished"]
+    assert all(numbers.count(number) == len(told) for number in numbers)
+    assert heard.names("numbers") == told * 3
 
 
 def test_an_empty_job_is_submitted_and_finished_and_never_started(heard: Heard) -> None:

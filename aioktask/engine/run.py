@@ -324,7 +324,8 @@ class Run:
         if self.sizes is not None and frame.pace is not None:
             self.sizes.measured(frame.pace, frame.number if steady else -1, units, wall)
         scaling = self.scaling
-        if scaling is not None and steady:
+        tries = self.sizes is not None and frame.number != self.sizes.best
+        if scaling is not None and steady and not tries:
             known = scaling.holds_gil
             moved = scaling.measured(frame.threads, units, wall, self.claims.left)
             if scaling.holds_gil and not known:

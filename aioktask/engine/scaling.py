@@ -21,9 +21,12 @@ WINDOW_WAITING_NS = 20 * MILLISECOND
 WINDOW_STRETCHES = 4
 KEPT_WINDOWS = 3
 
-# Fewer threads are as good when they get so much of it done, this many times one after the other.
+# Fewer threads are as good when they get so much of it done, this many times. They are not when
+# they get less done twice, or once far less.
 AS_GOOD = 0.96
 TIMES = 3
+DOUBTS = 2
+FAR_LESS = 0.88
 # More are better when they get so much more done.
 BETTER = 1.05
 
@@ -31,7 +34,7 @@ BETTER = 1.05
 TRIAL_SHARE = 1 / 40
 # How many windows pass before the next look: at first, and at most, when looks find nothing.
 FIRST_PAUSE = 50
-MOST_PAUSE = 1600
+MOST_PAUSE = 200
 
 # Threads that wait for so much of their time, wait for each other.
 WAITING = 0.3
@@ -50,6 +53,7 @@ class Scaling:
     __slots__ = (
         "_busy_ns",
         "_done",
+        "_doubts",
         "_downwards",
         "_from",
         "_pairs",
@@ -72,7 +76,7 @@ class Scaling:
         self._units = self._wall_ns = self._stretches = 0  # of this window
         self._served_ns = self._busy_ns = 0  # wall and CPU time of several threads
         self._from: int | None = None  # the level that this one is compared with
-        self._pairs = 0
+        self._pairs = self._doubts = 0  # windows in which fewer were as good, and not
         self._downwards = True  # whether the next look, below the most, is at fewer
         self._pause = FIRST_PAUSE
         self._pause_left = 1
@@ -136,7 +140,7 @@ class Scaling:
     def _look(self) -> None:
         """Try half the threads, or where that was settled twice as many."""
         self._from = self.level
-        self._pairs = 0
+        self._pairs = self._doubts = 0
         if self.level > 1 and (self._downwards or self.level == self.most):
             self.level //= 2
         else:
@@ -152,7 +156,9 @@ class Scaling:
             else:
                 self._decide(other, found=False)
         elif done < AS_GOOD * known:
-            self._decide(other, found=False)
+            self._doubts += 1
+            if self._doubts == DOUBTS or done < FAR_LESS * known:
+                self._decide(other, found=False)
         else:
             self._pairs += 1
             if self._pairs == TIMES or (self.waiting and done >= BETTER * known):

@@ -330,14 +330,10 @@ class Sizes:
         self._choose()
 
     def disturbed(self) -> None:
-        """The number of helpers changed, and with it perhaps which size is best: ask again."""
-        for scores in self._scores.values():
-            while len(scores) > 1:
-                scores.popleft()
+        """The number of helpers changed, and with it what each of them gets done."""
         for pace in self._paces:
             pace.forget(pace.rate)
             pace.expected = 0.0
-        self.settled = False
 
     # What is known.
 

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+# The search for the number of threads: it stays within its bounds, lets those go that add nothing,
+# keeps those that do, and notices when that changes.
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aioktask.engine.scaling import Scaling
+from tests.engine.machines import Cost, Machine, by_size, simulate
+
+SECOND = 1_000_000_000
+FLAT = by_size({0: 10.0, 1: 10.0})
+
+
+@given(
+    most=st.integers(1, 300),
+    stretches=st.lists(
+        st.tuples(st.integers(0, 10**6), st.integers(0, 10**8), st.integers(0, 10**9)), max_size=200
+    ),
+)
+def test_the_level_is_from_one_to_the_most(
+    most: int, stretches: list[tuple[int, int, int]]
+) -> None:
+    scaling = Scaling(most)
+    for units, wall, left in stretches:
+        before = scaling.level
+        moved = scaling.measured(scaling.level, units, wall, left)
+        assert moved == (scaling.level != before)
+        assert 1 <= scaling.level <= most
+    assert 1 <= scaling.for_next_run(most).level <= most
+    assert scaling.for_next_run(most + 1).level == most + 1
+
+
+def limited(by: int) -> Cost:
+    """Memory bandwidth that so many threads use up: more get no more done together."""
+    return lambda chunk, position, active, thread, now: 10.0 * max(active / by, 1.0)
+
+
+@pytest.mark.parametrize("threads", [2, 4, 16, 64, 256])
+def test_threads_that_add_work_are_kept(threads: int) -> None:
+    size = threads * SECOND // 10 // 2
+    out = simulate(Machine(FLAT, threads=threads), size, learn_threads=True)
+    assert out.scaling is not None
+    assert out.scaling.level == threads
+    assert not out.scaling.holds_gil
+    # And to find that out cost little.
+    assert out.ns <= 1.15 * SECOND / 2
+
+
+@pytest.mark.parametrize(("threads", "useful"), [(2, 1), (16, 1), (16, 4), (64, 8), (256, 32)])
+def test_threads_that_add_nothing_are_let_go(threads: int, useful: int) -> None:
+    machine = Machine(limited(useful), threads=threads, spikes=0.0)
+    out = simulate(machine, useful * SECOND // 10, learn_threads=True)
+    assert out.scaling is not None
+    assert useful <= out.scaling.level <= 2 * useful
+    assert out.ns <= 1.06 * SECOND
+
+
+def test_threads_that_help_again_come_back() -> None:
+    """In the first half the memory is the limit, in the second it is not."""
+    half = SECOND // 10
+
+    def cost(chunk: int, position: int, active: int, thread: int, now: float) -> float:
+        return 10.0 * active if position < half else 10.0
+
+    out = simulate(Machine(cost, spikes=0.0), 3 * half, learn_threads=True)
+    assert out.scaling is not None
+    assert 1 in out.levels
+    assert out.scaling.level == 2
+
+
+def test_a_function_that_holds_the_gil_is_given_one_thread_and_said_to() -> None:
+    machine = Machine(FLAT, threads=2, holds_gil=True)
+    out = simulate(machine, SECOND // 10, learn_threads=True)
+    assert out.scaling is not None
+    assert out.scaling.level == 1
+    assert out.scaling.holds_gil
+
+
+def test_the_next_run_begins_where_the_last_one_ended() -> None:
+    machine = Machine(FLAT, threads=2, holds_gil=True)
+    first = simulate(machine, SECOND // 10, learn_threads=True).scaling
+    assert first is not None
+    following = first.for_next_run(2)
+    assert following.level == 1
+    assert following.holds_gil
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_lets_no_thread_go_that_helps(seed: int) -> None:
+    machine = Machine(FLAT, noise=0.25, spikes=0.05)
+    out = simulate(machine, 2 * SECOND // 10, seed=seed, learn_threads=True)
+    assert out.scaling is not None
+    assert out.scaling.level == 2

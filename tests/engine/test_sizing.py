@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+# The search for the chunk size: what it may answer, whatever happens, and how good its answers are
+# on machines that are simulated.
+
+from __future__ import annotations
+
+import statistics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aioktask.engine.sizing import (
+    FIRST_SHARE,
+    LONGEST_NS,
+    MOST_CHUNKS,
+    PROBES_SHARE,
+    SizeLesson,
+    Sizes,
+)
+from tests.engine.machines import Cost, Machine, best_fixed, by_size, curve, simulate
+
+# What was measured of an expression of temporaries, of memset, and of faulting in pages: units are
+# elements and bytes.
+EXPRESSION = {10: 13.0, 12: 7.5, 14: 4.6, 15: 3.9, 16: 8.5, 18: 8.5, 20: 6.0, 22: 6.8, 24: 9.5}
+FILL = {10: 0.12, 12: 0.1, 24: 0.09, 25: 0.07, 26: 0.045, 27: 0.04, 28: 0.036}
+POPULATE = {12: 0.7, 16: 0.55, 22: 0.5, 27: 0.58}
+FLAT = {0: 10.0, 1: 10.0}
+
+
+@given(data=st.data())
+def test_a_stretch_is_whole_grains_and_a_size_in_units_whatever_was_measured(
+    data: st.DataObject,
+) -> None:
+    grain = data.draw(st.integers(1, 5000), "grain")
+    size = data.draw(st.integers(4 * grain + 1, 10**10), "size")
+    threads = data.draw(st.integers(1, 64), "threads")
+    sizes = Sizes(size, grain, threads, None)
+    paces = [sizes.new_pace() for _ in range(threads)]
+    left = size
+    for _ in range(60):
+        pace = paces[data.draw(st.integers(0, threads - 1))]
+        ahead = data.draw(st.integers(0, size))
+        chunk, count, number = sizes.pick(pace, left, threads, ahead)
+        assert chunk >= grain
+        assert chunk % grain == 0
+        assert 1 <= count <= MOST_CHUNKS
+        assert number == -1 or chunk == sizes.size_of(number)
+        units = min(chunk * count, left)
+        wall = data.draw(st.integers(0, 10**7) | st.integers(0, 10**10))
+        sizes.measured(pace, number, units, wall)
+        if data.draw(st.integers(0, 20)) == 0:
+            sizes.disturbed()
+        left -= units
+        if not left:
+            break
+    assert sizes.chunk % grain == 0
+    assert all(speed >= 0 for _, speed, _ in sizes.curve())
+    lesson = sizes.lesson()
+    again = Sizes(size, grain, threads, lesson)
+    assert again.chunk == sizes.chunk
+
+
+def test_the_first_chunk_is_a_small_part_of_the_range() -> None:
+    sizes = Sizes(1 << 30, 1, 2, None)
+    chunk, count, _ = sizes.pick(sizes.new_pace(), 1 << 30, 2, 0)
+    assert chunk * count <= (1 << 30) // FIRST_SHARE
+
+
+def test_the_sizes_are_powers_of_two_times_the_grain_up_to_an_even_share() -> None:
+    sizes = Sizes(100_000, 96, 2, None)
+    found = [sizes.size_of(number) for number in range(11)]
+    assert found[:9] == [96 << number for number in range(9)]
+    assert found[10] == 50_016  # 50,000 rounded up
+
+
+@pytest.mark.parametrize(
+    ("points", "size", "grain", "least", "cold", "warm"),
+    [
+        (EXPRESSION, 1 << 27, 1, 1 << 12, 0.90, 0.93),
+        (FILL, 1 << 35, 1, 1 << 20, 0.85, 0.85),
+        (POPULATE, 1 << 31, 4096, 4096, 0.90, 0.93),
+        (FLAT, 1 << 26, 1, 1 << 12, 0.93, 0.95),
+    ],
+    ids=["expression", "fill", "populate", "flat"],
+)
+def test_the_size_that_is_found_is_nearly_the_best(
+    points: dict[int, float], size: int, grain: int, least: int, cold: float, warm: float
+) -> None:
+    machine = Machine(by_size(points))
+    best = best_fixed(machine, size, grain=grain, least=least)
+    first, later = runs_of(machine, size, grain=grain)
+    assert best / first >= cold
+    assert best / later >= warm
+
+
+def runs_of(machine: Machine, size: int, *, grain: int = 1, seeds: int = 5) -> tuple[float, float]:
+    """Median nanoseconds of a first run, and of the fourth one that remembers."""
+    first, later = [], []
+    for seed in range(seeds):
+        lesson: SizeLesson | None = None
+        for run in range(4):
+            out = simulate(machine, size, grain=grain, seed=100 * seed + run, sizes=lesson)
+            assert out.sizes is not None
+            lesson = out.sizes.lesson()
+            (first if run == 0 else later if run == 3 else []).append(out.ns)
+    return statistics.median(first), statistics.median(later)
+
+
+def test_two_opposite_functions_get_opposite_sizes() -> None:
+    def chosen(points: dict[int, float], size: int) -> int:
+        sizes = simulate(Machine(by_size(points)), size).sizes
+        assert sizes is not None
+        return sizes.chunk
+
+    assert 1 << 13 <= chosen(EXPRESSION, 1 << 27) <= 1 << 16
+    assert chosen(FILL, 1 << 35) >= 1 << 26
+
+
+@pytest.mark.parametrize("threads", [1, 2, 16, 64])
+def test_the_search_does_not_cost_more_on_more_threads(threads: int) -> None:
+    machine = Machine(by_size(EXPRESSION), threads=threads)
+    size = threads << 24
+    best = simulate(machine, size, chunk=1 << 15, seed=9).ns
+    assert best / simulate(machine, size, seed=3).ns >= 0.80
+
+
+def uneven(chunk: int, position: int, active: int, thread: int, now: float) -> float:
+    return 10.0 * (100 if position // 40_000 * 2_654_435_761 % 97 < 3 else 1)
+
+
+def slower_half_way(chunk: int, position: int, active: int, thread: int, now: float) -> float:
+    return curve(EXPRESSION)(chunk) * (1 if position < 1 << 25 else 4)
+
+
+def slow_cores(chunk: int, position: int, active: int, thread: int, now: float) -> float:
+    return curve(EXPRESSION)(chunk) * (1 if thread % 2 else 2.5)
+
+
+def neighbour(chunk: int, position: int, active: int, thread: int, now: float) -> float:
+    return curve(EXPRESSION)(chunk) * (2 if int(now / 30e6) % 2 else 1)
+
+
+@pytest.mark.parametrize(
+    ("cost", "noise", "reached"),
+    [
+        (uneven, 0.05, 0.75),
+        (slower_half_way, 0.05, 0.85),
+        (slow_cores, 0.05, 0.80),
+        (neighbour, 0.05, 0.80),
+        (lambda *at: curve(EXPRESSION)(at[0]), 0.25, 0.75),
+    ],
+    ids=["uneven", "slower half-way", "slow cores", "a neighbour that comes and goes", "noise"],
+)
+def test_what_disturbs_does_not_mislead(cost: Cost, noise: float, reached: float) -> None:
+    machine = Machine(cost, noise=noise)
+    best = best_fixed(machine, 1 << 26, least=1 << 12)
+    first, later = runs_of(machine, 1 << 26)
+    assert best / first >= reached
+    assert best / later >= reached
+
+
+def test_a_size_that_was_remembered_and_is_wrong_is_left_in_the_next_runs() -> None:
+    machine = Machine(by_size(EXPRESSION))
+    lesson: SizeLesson | None = SizeLesson(24, 1 / 3.9, (), True, 0.0, 0.0, 0.05)
+    for seed in range(8):
+        sizes = simulate(machine, 1 << 27, seed=seed, sizes=lesson).sizes
+        assert sizes is not None
+        lesson = sizes.lesson()
+    assert lesson is not None
+    assert 13 <= lesson.best <= 16
+
+
+def test_a_short_job_learns_over_its_runs() -> None:
+    machine = Machine(by_size(EXPRESSION), spikes=0.0)
+    first = simulate(machine, 1 << 21).ns
+    lesson: SizeLesson | None = None
+    for seed in range(40):
+        out = simulate(machine, 1 << 21, seed=seed, sizes=lesson)
+        assert out.sizes is not None
+        lesson = out.sizes.lesson()
+    assert out.ns < 0.8 * first
+
+
+def test_no_chunk_lasts_much_longer_than_chunks_may() -> None:
+    machine = Machine(by_size(FLAT), noise=0.0, spikes=0.0)
+    assert simulate(machine, 1 << 28).longest_ns <= 2 * LONGEST_NS
+
+
+def test_probes_of_unknown_sizes_are_a_small_part_of_the_range() -> None:
+    size = 1 << 27
+    sizes = Sizes(size, 1, 2, None)
+    pace, cost, left, probed = sizes.new_pace(), curve(EXPRESSION), size, 0
+    seen: set[int] = set()
+    while left:
+        chunk, count, number = sizes.pick(pace, left, 2, 0)
+        units = min(chunk * count, left)
+        wall = int(units * cost(chunk))
+        if number >= 0 and number != sizes.best and number not in seen and wall < 2_000_000:
+            probed += units
+        seen.add(number)
+        sizes.measured(pace, number, units, wall)
+        left -= units
+    assert 0 < probed <= 2 * PROBES_SHARE * size
+
+
+def test_helpers_end_together() -> None:
+    """With work of 160 ms, what one thread waits for the other at the end is less than a chunk."""
+    machine = Machine(by_size(FLAT), noise=0.0, spikes=0.0)
+    size = 1 << 24
+    assert simulate(machine, size).ns <= 1.03 * size * 10.0 / 2
