@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from math import exp, log, sqrt
 from statistics import median
 
-from aioktask.engine.plan import round_up
+from aioktask.engine.plan import CHUNKS_PER_THREAD, round_up
 
 MILLISECOND = 1_000_000
 
@@ -41,8 +41,8 @@ SHORTEST_NS = 30_000
 FIRST_SHARE = 4096
 FIRST_SHARE_EACH = 256
 
-# A job that takes each helper less than this begins with the largest chunks that may be, which are
-# what the user's one call over everything would be, shared out: there is no time to find better.
+# A job that takes each helper less than this begins with chunks nearly as large as padata's: there
+# is no time to find out, and nothing is like the user's one call over everything as much as these.
 SHORT_JOB_NS = 50 * MILLISECOND
 
 # Trials of sizes that nothing is known of: so long each, and this part of the range in all.
@@ -278,8 +278,7 @@ class Sizes:
             return self._fitted(self.best, 1, left, sharers, ahead)
         probe = self._probe_ns(left, rate)
         number, length = self.best, float(STRETCH_NS)
-        soon_over = 8 * self.chunk * sharers > left
-        if not (pace.known or (soon_over and self.rate)):
+        if not pace.known:
             length = probe
         elif pace.trials < 2:
             trial = self._trial(left, rate, probe)
@@ -392,7 +391,11 @@ class Sizes:
         """In a short job, go on with the largest chunks."""
         self._leapt = (self._size - self.chunk) / pace.rate < SHORT_JOB_NS * self._threads
         if self._leapt:
-            self._use(self._longest(pace.rate), 1.0)
+            most = self._even // CHUNKS_PER_THREAD
+            number = self._longest(pace.rate)
+            while number and self.size_of(number) > most:
+                number -= 1
+            self._use(number, 1.0)
 
     def _keep_short(self, pace: Pace) -> None:
         """Make the size in use one that lasts no longer than chunks may."""
@@ -435,6 +438,9 @@ class Sizes:
             return False
         known = number in self._scores
         lasts = max(probe, self.size_of(number) / (rate * self.score(number)))
+        if lasts > left_ns / 2:
+            return False
+        left_ns += self._worked_ns
         if lasts > LONGEST_NS * 2 and number:
             return False
         loss = max(1 - self.score(number), LEAST_LOSS) if known else UNKNOWN_LOSS
