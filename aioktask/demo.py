@@ -104,9 +104,9 @@ async def _demo(quick: bool) -> None:
                     "longest that a 1 ms ticker on the loop was late; with nothing beside it just "
                     f"now {number(alone * 1e3)} ms. On a virtual machine a run now and then takes "
                     "several times as long, whoever's turn it is: the host has to find memory.",
-                    f"The expression's chunk is fixed here, at {CHUNK:,} elements: its temporaries "
-                    "stay in the cache, which is worth more than the second CPU. Chunk sizes are "
-                    "not learned yet; other jobs take padata's, four chunks a thread.",
+                    "Nothing is tuned: chunk sizes and thread counts are learned while a job runs. "
+                    "The expression comes out in pieces whose temporaries stay in the cache, which "
+                    "is worth more than the second CPU.",
                 ),
             )
         ),
@@ -197,7 +197,7 @@ def _expression(nbytes: int) -> Work:
     return Work(
         f"out[:] = {EXPRESSION}, {size_text(nbytes)} of float64",
         lambda: chunk(0, len(x)),
-        Job(chunk, len(x), chunk=CHUNK, name="expression"),
+        Job(chunk, len(x), name="expression"),
         lambda: None,
     )
 

@@ -19,7 +19,8 @@ __all__ = ["BENCHMARKS", "run"]
 BENCHMARKS = {
     "overhead": "what an empty chunk and a short awaited job cost, and the memory a job adds",
     "arrays": "array work against plain NumPy and what one would do by hand",
-    "memory": "populate and clear against a C loop with the same chunk size and threads",
+    "memory": "memory operations, untuned, against the best of C loops and one plain call",
+    "tune": "chunk sizes and threads as they are learned, against the best of a sweep over both",
 }
 
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["MIN_CHUNK", "check_kernel_can_populate", "populate", "populate_pages"]
 
-# Some milliseconds of faults with small pages, so the call itself does not count.
-MIN_CHUNK = 8 << 20
+# A millisecond of faults with small pages, so the call itself does not count.
+MIN_CHUNK = 2 << 20
 
 
 def populate(

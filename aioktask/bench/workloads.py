@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: MIT
+# Work of many shapes, each over a range in blocks: what chunk sizes and threads are learned on.
+#
+# Every workload is one function of a start and a stop, so that the plain call, the sweep over fixed
+# sizes and the job that learns do the same. Its arrays live as long as its context.
+"""The suite of `bench tune`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aioktask.bench.arrays import expression
+from aioktask.bench.operations import address_of, anonymous, fitting
+from aioktask.memory import _libc
+from aioktask.memory._libc import PAGE, Advice
+
+__all__ = ["SUITE", "Floats", "Workload", "one_blas_thread"]
+
+Floats = NDArray[np.float64]
+Counts = NDArray[np.int64]
+Work = Callable[[int, int], object]
+
+HUGE_PAGE = 2 << 20
+BINS = 256
+HASHED = 1 << 16  # bytes in a unit
+ROW = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """One kind of work.
+
+    Attributes:
+        work: Does units start to stop.
+        size: How many there are.
+        start: The first.
+        align: As in `Job`.
+        reduce: As in `Job`.
+        before: Called before each run, not timed.
+        least: The smallest chunk of the sweep.
+    """
+
+    work: Work
+    size: int
+    start: int = 0
+    align: int = 1
+    reduce: Callable[[Counts, Counts], Counts] | None = None
+    before: Callable[[], object] | None = None
+    least: int = 1
+
+
+Make = Callable[[float], AbstractContextManager[Workload]]
+
+
+def one_blas_thread() -> AbstractContextManager[object]:
+    """Hold a BLAS to one thread, for whoever calls it; nothing without threadpoolctl."""
+    if importlib.util.find_spec("threadpoolctl") is None:
+        return nullcontext()
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[object] = threadpool_limits(1)
+    return limits
+
+
+def _units(scale: float, most: int) -> int:
+    return max(int(most * scale), 64)
+
+
+@contextmanager
+def _expression(scale: float) -> Iterator[Workload]:
+    x = np.linspace(0.0, 1.0, _units(scale, 1 << 25))
+    out = np.ones_like(x)
+
+    def work(start: int, stop: int) -> None:
+        out[start:stop] = expression(x[start:stop])
+
+    yield Workload(work, len(x), least=1 << 12)
+
+
+@contextmanager
+def _ufunc(scale: float) -> Iterator[Workload]:
+    x = np.linspace(0.0, 9.0, _units(scale, 1 << 25))
+    out = np.ones_like(x)
+
+    def work(start: int, stop: int) -> None:
+        np.sin(x[start:stop], out=out[start:stop])
+
+    yield Workload(work, len(x), least=1 << 12)
+
+
+@contextmanager
+def _fill(scale: float) -> Iterator[Workload]:
+    a = np.ones(_units(scale, fitting(4 << 30) // 8))
+
+    def work(start: int, stop: int) -> None:
+        a[start:stop].fill(0.0)
+
+    yield Workload(work, len(a), least=1 << 17)
+
+
+@contextmanager
+def _copy(scale: float) -> Iterator[Workload]:
+    source = np.ones(_units(scale, fitting(4 << 30) // 16))
+    destination = np.ones_like(source)
+
+    def work(start: int, stop: int) -> None:
+        np.copyto(destination[start:stop], source[start:stop])
+
+    yield Workload(work, len(source), least=1 << 15)
+
+
+def _populate(huge: bool, most: int) -> Make:
+    @contextmanager
+    def make(scale: float) -> Iterator[Workload]:
+        page = HUGE_PAGE if huge else PAGE
+        nbytes = max(int(fitting(most) * scale) // HUGE_PAGE, 1) * HUGE_PAGE
+        with anonymous(nbytes + HUGE_PAGE, huge=huge) as memory:
+            address = -(-address_of(memory) // HUGE_PAGE) * HUGE_PAGE
+
+            def work(start: int, stop: int) -> None:
+                _libc.madvise(start, stop - start, Advice.MADV_POPULATE_WRITE)
+
+            def drop() -> None:
+                _libc.madvise(address, nbytes, Advice.MADV_DONTNEED)
+
+            yield Workload(work, nbytes, address, align=page, before=drop, least=1 << 18)
+
+    return make
+
+
+@contextmanager
+def _sort(scale: float) -> Iterator[Workload]:
+    rows = np.random.default_rng(1).random((_units(scale, 1 << 15), ROW))
+    out = np.ones_like(rows)
+
+    def work(start: int, stop: int) -> None:
+        out[start:stop] = rows[start:stop]
+        out[start:stop].sort(axis=1)
+
+    yield Workload(work, len(rows))
+
+
+@contextmanager
+def _product(scale: float) -> Iterator[Workload]:
+    a = np.random.default_rng(1).random((_units(scale, 1 << 14), ROW))
+    b = np.random.default_rng(2).random((ROW, ROW))
+    out = np.ones((len(a), ROW))
+
+    def work(start: int, stop: int) -> None:
+        np.matmul(a[start:stop], b, out=out[start:stop])
+
+    with one_blas_thread():
+        yield Workload(work, len(a), least=4)
+
+
+@contextmanager
+def _histogram(scale: float) -> Iterator[Workload]:
+    a = np.random.default_rng(1).integers(0, BINS, _units(scale, 1 << 27), np.uint8)
+
+    def work(start: int, stop: int) -> Counts:
+        return np.bincount(a[start:stop], minlength=BINS)
+
+    def add(left: Counts, right: Counts) -> Counts:
+        left += right
+        return left
+
+    yield Workload(work, len(a), reduce=add, least=1 << 14)
+
+
+@contextmanager
+def _hash(scale: float) -> Iterator[Workload]:
+    blocks = np.random.default_rng(1).integers(0, 256, (_units(scale, 1 << 13), HASHED), np.uint8)
+    digests = np.zeros((len(blocks), 32), np.uint8)
+
+    def work(start: int, stop: int) -> None:
+        for at in range(start, stop):
+            digests[at] = np.frombuffer(hashlib.sha256(blocks[at]).digest(), np.uint8)
+
+    yield Workload(work, len(blocks))
+
+
+@contextmanager
+def _unique(scale: float) -> Iterator[Workload]:
+    blocks = np.random.default_rng(1).integers(0, 500, (_units(scale, 1 << 11), 1 << 13))
+    found = np.zeros(len(blocks), np.int64)
+
+    def work(start: int, stop: int) -> None:
+        for at in range(start, stop):
+            found[at] = len(np.unique(blocks[at]))
+
+    yield Workload(work, len(blocks))
+
+
+@contextmanager
+def _python(scale: float) -> Iterator[Workload]:
+    def work(start: int, stop: int) -> None:
+        total = 0
+        for number in range(start, stop):
+            total += number * number
+
+    yield Workload(work, _units(scale, 1 << 23), least=1 << 8)
+
+
+def _repeated(repeats: Callable[[int], NDArray[np.int64]], most: int) -> Make:
+    """Rows that take a different time each: the sine of a row, so many times over."""
+
+    @contextmanager
+    def make(scale: float) -> Iterator[Workload]:
+        count = _units(scale, most)
+        rows = np.ones((count, 1 << 10))
+        times = repeats(count).tolist()
+
+        def work(start: int, stop: int) -> None:
+            for at in range(start, stop):
+                for _ in range(times[at]):
+                    np.sin(rows[at], out=rows[at])
+
+        yield Workload(work, count)
+
+    return make
+
+
+def _heavy_tailed(count: int) -> NDArray[np.int64]:
+    """Clusters of rows that take up to a hundred times as long."""
+    drawn = np.random.default_rng(7).pareto(1.2, -(-count // 64)) + 1
+    return np.repeat(np.minimum(drawn, 100).astype(np.int64), 64)[:count]
+
+
+def _slower(count: int) -> NDArray[np.int64]:
+    return np.where(np.arange(count) < count // 2, 1, 4)
+
+
+# Name, and how to make it at a scale of 1 or less.
+SUITE: dict[str, Make] = {
+    "expression": _expression,
+    "ufunc with out=": _ufunc,
+    "fill": _fill,
+    "copy": _copy,
+    "populate, 4 KiB pages": _populate(False, 1 << 30),
+    "populate, transparent huge pages": _populate(True, 4 << 30),
+    "sort rows": _sort,
+    "matrix product": _product,
+    "histogram, reduce": _histogram,
+    "sha256 of blocks": _hash,
+    "np.unique of blocks": _unique,
+    "pure Python, holds the GIL": _python,
+    "uneven cost": _repeated(_heavy_tailed, 1 << 14),
+    "four times slower half-way": _repeated(_slower, 1 << 15),
+}
