@@ -52,6 +52,7 @@ class Frame:
         "counted_in_group",
         "cpu",
         "cpu_mark",
+        "delay",
         "end",
         "entered_at",
         "first",
@@ -66,6 +67,7 @@ class Frame:
         "stack",
         "start",
         "stop",
+        "system",
         "thread",
         "threads",
     )
@@ -90,6 +92,7 @@ class Frame:
         self.advanced_from: int | None = None  # the chunk that `advanced_to` is about
         self.advanced_to = 0
         self.busy = self.cpu = self.cpu_mark = 0
+        self.system = self.delay = 0  # of the thread, when it last left the run after some time
         self.reducing = False  # whether `reduce` runs, not `fn`
         self.stack: list[tuple[int, int, Any]] = []  # values of a reduce, of this stretch
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import resource
 import signal
 import sys
 import threading
@@ -29,6 +30,19 @@ NAME = "aioktask"
 WATCH_SECONDS = 0.1
 _NAME_BYTES = 15  # of the kernel's name of a thread
 _PR_SET_NAME = 15
+
+
+def kernel_and_delay_ns() -> tuple[int, int]:
+    """How long the kernel worked for this thread, and how long it waited for a CPU.
+
+    Both 0 where nobody tells.
+    """
+    try:
+        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
+            delay = int(file.read().split()[1])
+        return int(resource.getrusage(resource.RUSAGE_THREAD).ru_stime * 1e9), delay
+    except (OSError, AttributeError, IndexError, ValueError):
+        return 0, 0
 
 
 def _find_prctl() -> Callable[[int, bytes], int] | None:

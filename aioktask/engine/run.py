@@ -25,7 +25,7 @@ from aioktask.engine import accounts, events
 from aioktask.engine.claims import Claims
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.frame import Frame, enclosing
-from aioktask.engine.helpers import Caller
+from aioktask.engine.helpers import Caller, kernel_and_delay_ns
 from aioktask.engine.lessons import Key, Lesson
 from aioktask.engine.plan import Split, chunk_size, count_chunks, most_threads, undo_grain
 from aioktask.engine.reduction import Tree
@@ -39,6 +39,9 @@ from aioktask.job import Bound, Failure, Job, Report, set_failure
 
 # Where so few stretches are left for each thread, the next one depends on where the others stand.
 FEW_STRETCHES = 4
+
+# A thread that served for so long is asked what it waited for.
+LOOK_NS = 5_000_000
 
 
 GIL_ADVICE = (
@@ -238,8 +241,15 @@ class Run:
         cpu = mark - frame.cpu_mark
         frame.cpu += cpu
         frame.cpu_mark = mark
-        if self.scaling is not None:
-            self.scaling.served(self.entry.threads + 1, now - frame.entered_at, cpu)
+        wall = now - frame.entered_at
+        if self.scaling is not None and wall > LOOK_NS:
+            system, delay = kernel_and_delay_ns()
+            if frame.delay:
+                waited = wall - cpu - (delay - frame.delay)
+                self.scaling.served(
+                    self.entry.threads + 1, wall, waited, cpu, system - frame.system
+                )
+            frame.system, frame.delay = system, delay
 
     def claim(self, frame: Frame, now: int, generation: int) -> bool:
         """Give the frame a stretch to walk; False when there is none."""
@@ -324,8 +334,9 @@ class Run:
         if self.sizes is not None and frame.pace is not None:
             self.sizes.measured(frame.pace, frame.number if steady else -1, units, wall)
         scaling = self.scaling
-        tries = self.sizes is not None and frame.number != self.sizes.best
-        if scaling is not None and steady and not tries:
+        sizes = self.sizes
+        chosen = sizes is None or (sizes.settled and frame.number == sizes.best)
+        if scaling is not None and steady and chosen:
             known = scaling.holds_gil
             moved = scaling.measured(frame.threads, units, wall, self.claims.left)
             if scaling.holds_gil and not known:

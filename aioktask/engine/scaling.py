@@ -36,9 +36,11 @@ TRIAL_SHARE = 1 / 40
 FIRST_PAUSE = 50
 MOST_PAUSE = 200
 
-# Threads that wait for so much of their time, wait for each other.
+# Threads that wait for so much of their time, and not for a CPU, wait for each other.
 WAITING = 0.3
 WAITING_SURE_NS = 10 * MILLISECOND
+# In the kernel, if that is where they spend so much of their time.
+MOSTLY_SYSTEM = 0.5
 
 
 class Scaling:
@@ -61,7 +63,9 @@ class Scaling:
         "_pause_left",
         "_served_ns",
         "_stretches",
+        "_system_ns",
         "_units",
+        "_waited_ns",
         "_wall_ns",
         "holds_gil",
         "level",
@@ -74,7 +78,8 @@ class Scaling:
         self.holds_gil = False
         self._done: dict[int, deque[float]] = {}  # units a nanosecond, by number of threads
         self._units = self._wall_ns = self._stretches = 0  # of this window
-        self._served_ns = self._busy_ns = 0  # wall and CPU time of several threads
+        # How long several threads served, waited, had a CPU, and were in the kernel of that.
+        self._served_ns = self._waited_ns = self._busy_ns = self._system_ns = 0
         self._from: int | None = None  # the level that this one is compared with
         self._pairs = self._doubts = 0  # windows in which fewer were as good, and not
         self._downwards = True  # whether the next look, below the most, is at fewer
@@ -92,19 +97,32 @@ class Scaling:
             }
             following._downwards = self._downwards
             following._pause, following._pause_left = self._pause, self._pause_left
-            following._served_ns, following._busy_ns = self._served_ns, self._busy_ns
+            following._served_ns, following._waited_ns = self._served_ns, self._waited_ns
+            following._busy_ns, following._system_ns = self._busy_ns, self._system_ns
         return following
 
     @property
     def waiting(self) -> bool:
         """Whether threads wait for each other, or for something else."""
-        return self._served_ns > WAITING_SURE_NS and self._busy_ns < (1 - WAITING) * self._served_ns
+        return self._served_ns > WAITING_SURE_NS and self._waited_ns > WAITING * self._served_ns
 
-    def served(self, threads: int, wall_ns: int, cpu_ns: int) -> None:
-        """One of so many threads left the job for a moment, after so much wall and CPU time."""
+    def served(
+        self, threads: int, wall_ns: int, waited_ns: int, cpu_ns: int, system_ns: int
+    ) -> None:
+        """One of so many threads left the job for a moment.
+
+        Args:
+            threads: How many.
+            wall_ns: How long it served.
+            waited_ns: How long it neither worked nor waited for a CPU.
+            cpu_ns: Its CPU time of that.
+            system_ns: What of it the kernel took, where locks are no fault of the function's.
+        """
         if threads > 1 and self.level > 1:
             self._served_ns += wall_ns
+            self._waited_ns += waited_ns
             self._busy_ns += cpu_ns
+            self._system_ns += system_ns
 
     def measured(self, threads: int, units: int, wall_ns: int, left: int) -> bool:
         """A stretch is over that one of so many threads worked on; whether the level changed.
@@ -162,7 +180,7 @@ class Scaling:
         else:
             self._pairs += 1
             if self._pairs == TIMES or (self.waiting and done >= BETTER * known):
-                self.holds_gil = self.waiting
+                self.holds_gil = self.waiting and self._system_ns < MOSTLY_SYSTEM * self._busy_ns
                 self._decide(tried, found=True)
 
     def _decide(self, level: int, *, found: bool) -> None:
@@ -170,7 +188,7 @@ class Scaling:
         went_up = self.level > (self._from or self.level)
         if found and went_up:
             self.holds_gil = False
-            self._served_ns = self._busy_ns = 0
+            self._served_ns = self._waited_ns = self._busy_ns = self._system_ns = 0
         self._downwards = found and not went_up and level > 1
         self.level = level
         self._from = None

@@ -32,9 +32,9 @@ MOST_CHUNKS = 256
 # fit into 20 ms.
 LONGEST_NS = 10 * MILLISECOND
 
-# Below this a chunk's own costs (a claim, the call, the interpreter's lock) are too large a part of
-# it: two helpers on two CPUs gain from about 45 us on.
-SHORTEST_NS = 30_000
+# Below this a chunk's own costs (a claim, the call, the interpreter's lock) may be a large part of
+# it: of two helpers on two CPUs the second gains nothing at 5 us, half at 45, and all at 120.
+SHORTEST_NS = 100_000
 
 # The first chunk is this part of the range, for each helper: small enough not to matter, whatever
 # it costs.
@@ -50,6 +50,9 @@ PROBE_NS = MILLISECOND
 SHORTEST_PROBE_NS = 100_000
 PROBES = 250  # of a whole job, at that length
 PROBES_SHARE = 0.02
+
+# A trial is made of two stretches, of which the second counts, but where a chunk lasts so long.
+LONG_TRIAL_NS = 2 * MILLISECOND
 
 # What trials may cost of the job's time: while it is not clear which size is best, and after.
 SEARCH_SHARE = 0.05
@@ -86,17 +89,22 @@ class Pace:
     Attributes:
         rate: Units a nanosecond at the size in use: the median of the last few stretches, 0 while
             that is not known.
-        trials: Stretches of other sizes since the last one of the size in use.
+        last: The number of the size of the last stretch.
+        trial: The number of the size to try once more, -1 for none.
+        trying: The number of the size that it tries now, -1 for none.
+        tried: Whether another size was tried since the size in use was last measured.
     """
 
-    __slots__ = ("_rates", "_warm", "expected", "rate", "trials")
+    __slots__ = ("_rates", "expected", "last", "rate", "trial", "tried", "trying")
 
     def __init__(self) -> None:
         self.rate = 0.0
         self.expected = 0.0
-        self.trials = 0
+        self.last = -1
+        self.trial = -1
+        self.trying = -1
+        self.tried = False
         self._rates: list[float] = []
-        self._warm = False
 
     @property
     def known(self) -> bool:
@@ -104,12 +112,7 @@ class Pace:
         return len(self._rates) > 1
 
     def add(self, rate: float) -> None:
-        self.trials = 0
-        if not self._warm:
-            # The first stretch pays for what is made once. It counts until there is another.
-            self._warm = True
-            self.rate = rate
-            return
+        self.tried = False
         self._rates.append(rate)
         del self._rates[:-KEPT_RATES]
         # What disturbs makes slower: of two the quicker one is right.
@@ -273,6 +276,9 @@ class Sizes:
             Units of a chunk, a multiple of the grain; how many; the number of the size, or -1 when
             the stretch is not to be measured.
         """
+        if pace.trial < 0 and pace.trying >= 0:
+            self._pending.discard(pace.trying)
+            pace.trying = -1
         rate = pace.rate or self.rate
         if not rate:
             return self._fitted(self.best, 1, left, sharers, ahead)
@@ -280,10 +286,15 @@ class Sizes:
         number, length = self.best, float(STRETCH_NS)
         if not pace.known:
             length = probe
-        elif pace.trials < 2:
+        elif pace.trial >= 0:
+            number, length, pace.trial = pace.trial, probe, -1
+        elif not pace.tried:
             trial = self._trial(left, rate, probe)
             if trial is not None:
                 number, length = trial, probe
+                pace.trial = trial if self.size_of(trial) < LONG_TRIAL_NS * rate else -1
+                pace.tried = True
+                pace.trying = trial
                 self._pending.add(trial)
                 self._heard[trial] = self._worked_ns
         chunk = self.size_of(number)
@@ -295,10 +306,17 @@ class Sizes:
         self._worked_ns += wall_ns
         self._credit_ns += SEARCH_SHARE * wall_ns
         self._listen_ns += LISTEN_SHARE * wall_ns
-        self._pending.discard(number)
         if number < 0 or not units:
             return
         rate = units / max(wall_ns, 1)
+        # The first stretch after another size pays for what that left behind, in the caches and in
+        # the allocator, and the first of all for what is made once.
+        settling, pace.last = number != pace.last and wall_ns < LONG_TRIAL_NS, number
+        if settling:
+            if not pace.rate:
+                pace.rate = rate
+                self.rate = self.rate or rate
+            return
         if number == self.best:
             if pace.known:
                 off = abs(log(rate / pace.rate))
@@ -308,9 +326,9 @@ class Sizes:
             self._correct(pace.surprise())
             if not self._scores and not self._leapt:
                 self._begin_large(pace)
-            self._keep_short(pace)
+            self._keep_within(pace)
             return
-        pace.trials += 1
+        pace.tried = True
         base = pace.rate or self.rate
         if not base:
             return
@@ -397,10 +415,16 @@ class Sizes:
                 number -= 1
             self._use(number, 1.0)
 
-    def _keep_short(self, pace: Pace) -> None:
-        """Make the size in use one that lasts no longer than chunks may."""
+    def _keep_within(self, pace: Pace) -> None:
+        """Make the size in use one that lasts neither longer nor much shorter than chunks may."""
         if self.best and self.chunk > 2 * LONGEST_NS * pace.rate:
             self._use(self._longest(pace.rate), 1.0)
+        elif pace.known and self.chunk < SHORTEST_NS / 2 * pace.rate:
+            number = self.best
+            while number < self._top and self.size_of(number) < SHORTEST_NS * pace.rate:
+                number += 1
+            if number != self.best:
+                self._use(number, 1.0)
 
     def _longest(self, rate: float) -> int:
         """The largest size of which a chunk lasts as long as it may, at this rate."""
@@ -422,8 +446,8 @@ class Sizes:
             if self._affordable(number, rate, probe, budget, left_ns):
                 self.settled = False
                 return number
+        self.settled = True
         if not self._pending:
-            self.settled = True
             heard = self._next_heard()
             budget = self._listen_ns + LISTEN_SHARE * left_ns
             if heard is not None and self._affordable(heard, rate, probe, budget, left_ns):

@@ -113,9 +113,9 @@ def simulate(
                 out.sizes.measured(paces[thread], number if steady else -1, units, wall)
                 if out.scaling is not None:
                     cpu = wall // active if machine.holds_gil else wall
-                    out.scaling.served(active, wall, cpu)
+                    out.scaling.served(active, wall, wall - cpu, cpu, 0)
                     left = size - position
-                    used = number == out.sizes.best
+                    used = number == out.sizes.best and out.sizes.settled
                     if steady and used and out.scaling.measured(active, units, wall, left):
                         out.sizes.disturbed()
                         out.levels.append(out.scaling.level)

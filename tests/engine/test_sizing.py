@@ -144,7 +144,7 @@ def neighbour(chunk: int, position: int, active: int, thread: int, now: float) -
 @pytest.mark.parametrize(
     ("cost", "noise", "reached"),
     [
-        (uneven, 0.05, 0.75),
+        (uneven, 0.05, 0.70),
         (slower_half_way, 0.05, 0.85),
         (slow_cores, 0.05, 0.80),
         (neighbour, 0.05, 0.80),
