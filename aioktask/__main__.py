@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 import time
@@ -18,12 +19,19 @@ from typing import NoReturn
 from aioktask import Job, Plan, plan
 from aioktask.bench import BENCHMARKS
 from aioktask.bench import run as run_benchmark
+from aioktask.bench.curve import measure
+from aioktask.bench.curve_report import curve_data, curve_svg, curve_text
 from aioktask.bench.machine import info, info_text, machine_text, packages_text
+from aioktask.bench.target import TargetError, job_from
 from aioktask.engine.plan import cut
 from aioktask.engine.process import current_pool
 
 # How many boundaries `plan` shows at either end.
 SHOWN = 3
+
+TUNE = """Run FUNCTION(start, stop) over the units 0 to SIZE with many chunk sizes and numbers of
+threads, and show how fast each is, what the engine chooses by itself, and whether that is the best.
+The function is called again and again for the same ranges: it must not mind that."""
 
 UNITS = {
     "": 1,
@@ -78,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from aioktask.demo import demo
 
         demo(quick=asked.quick)
+    elif asked.command == "tune":
+        _tune(parser, asked)
     else:
         _bench(parser, asked.benchmark, asked.json, quick=asked.quick)
     return 0
@@ -101,6 +111,8 @@ def _parser() -> _Parser:
     command.add_argument("--json", action="store_true", help="as JSON")
     command = commands.add_parser("demo", help="what the library is for, in under a minute")
     command.add_argument("--quick", action="store_true", help="in some seconds, on little data")
+    text = "how fast a function of yours is over chunk sizes and threads"
+    _add_tune(commands.add_parser("tune", help=text, description=TUNE))
     command = commands.add_parser(
         "bench",
         help="measure: " + ", ".join(BENCHMARKS),
@@ -111,6 +123,27 @@ def _parser() -> _Parser:
     command.add_argument("--json", metavar="FILE", help="write the figures there too, - for stdout")
     command.add_argument("--quick", action="store_true", help="in some seconds, figures of no use")
     return parser
+
+
+def _add_tune(command: argparse.ArgumentParser) -> None:
+    text = "or FILE.py:FUNCTION; or a Job in FUNCTION's place"
+    command.add_argument("target", metavar="MODULE:FUNCTION", help=text)
+    text = "units, like 1000 or 4GiB; a Job has its own"
+    command.add_argument("size", type=size, nargs="?", metavar="SIZE", help=text)
+    command.add_argument("--call", action="store_true", help="FUNCTION() returns the Job")
+    for name, text in (
+        ("min-chunk", "the smallest number of units that are worth a call"),
+        ("align", "chunks end on multiples of this"),
+        ("max-threads", "the most threads"),
+        ("start", "the first unit"),
+    ):
+        command.add_argument(f"--{name}", type=size, metavar="N", help=text)
+    text = "how often each is run; by default as often as there is time for, 3 to 15"
+    command.add_argument("--rounds", type=int, metavar="N", help=text)
+    text = "how long it may take, about (30)"
+    command.add_argument("--seconds", type=float, default=30.0, metavar="S", help=text)
+    command.add_argument("--svg", type=Path, metavar="FILE", help="write a picture there too")
+    command.add_argument("--json", action="store_true", help="as JSON, with every single value")
 
 
 def _planned_job(asked: argparse.Namespace) -> Job[None]:
@@ -165,13 +198,48 @@ def _plan_text(made: Plan) -> str:
     return "\n".join([*lines, *(["boundaries", *shown] if shown else [])])
 
 
+def _tune(parser: _Parser, asked: argparse.Namespace) -> None:
+    if asked.svg is not None and not asked.svg.parent.is_dir():
+        parser.error(f"--svg: there is no directory {str(asked.svg.parent)!r}")
+    if asked.rounds is not None and asked.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {asked.rounds}")
+    if not 0 < asked.seconds < math.inf:
+        parser.error(f"--seconds must be above 0, got {asked.seconds:g}")
+    try:
+        job = job_from(
+            asked.target,
+            asked.size,
+            call=asked.call,
+            start=asked.start,
+            align=asked.align,
+            min_chunk=asked.min_chunk,
+            max_threads=asked.max_threads,
+        )
+        curve = measure(
+            asked.target, job, seconds=asked.seconds, rounds=asked.rounds, progress=_say
+        )
+    except TargetError as error:
+        parser.error(str(error))
+    facts = info()
+    if asked.svg is not None:
+        asked.svg.write_text(curve_svg(curve, machine_text(facts)))
+    if asked.json:
+        print(json.dumps({**curve_data(curve), "machine": facts}, indent=2))
+    else:
+        print(f"{machine_text(facts)}\n{packages_text(facts)}\n\n{curve_text(curve)}")
+    if asked.svg is not None:
+        print(f"\nthe picture: {asked.svg}", file=sys.stderr if asked.json else sys.stdout)
+
+
+def _say(line: str) -> None:
+    print(f"... {line}", file=sys.stderr, flush=True)
+
+
 def _bench(parser: _Parser, name: str, target: str | None, *, quick: bool) -> None:
     if target not in (None, "-") and not Path(target).parent.is_dir():
         parser.error(f"--json: there is no directory {str(Path(target).parent)!r}")
     began = time.perf_counter()
-    result = run_benchmark(
-        name, quick=quick, progress=lambda line: print(f"... {line}", file=sys.stderr, flush=True)
-    )
+    result = run_benchmark(name, quick=quick, progress=_say)
     facts = info()
     command = f"python -m aioktask bench {name}{' --quick' if quick else ''}"
     seconds = time.perf_counter() - began

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -155,6 +156,160 @@ def test_bad_arguments_are_told_in_one_line(
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 1
     assert said in ended.stderr
+
+
+# tune
+
+WORK = """
+from aioktask import Job
+
+
+def work(start, stop):
+    sum(range(start, stop))
+
+
+def slow_start(start, stop):
+    if start < 100:
+        raise OSError(28, "No space\\nleft")
+
+
+def three(start, stop, step):
+    pass
+
+
+async def later(start, stop):
+    pass
+
+
+def make_job():
+    return Job(work, 5000, min_chunk=100)
+
+
+def fails():
+    raise KeyError("nothing there")
+
+
+class Group:
+    @staticmethod
+    def member(start, stop):
+        pass
+
+
+job = Job(work, 5000)
+number = 3
+"""
+
+
+@pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with a user's modules in it."""
+    (tmp_path / "users_work.py").write_text(WORK)
+    (tmp_path / "users_broken.py").write_text("import users_work\nimport nothing_of_that_name\n")
+    (tmp_path / "users_ending.py").write_text("raise SystemExit(7)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.setattr(sys, "modules", sys.modules.copy())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("users_work 5", "written MODULE:FUNCTION or FILE.py:FUNCTION, got 'users_work'"),
+        ("users_work: 5", "written MODULE:FUNCTION"),
+        (":work 5", "written MODULE:FUNCTION"),
+        ("nothing_of_that_name:work 5", "there is no module 'nothing_of_that_name' in"),
+        ("nothing_of_that_name.py:work 5", "there is no file 'nothing_of_that_name.py'"),
+        ("users_work.sub:work 5", "there is no module 'users_work.sub' in"),
+        ("users_broken:work 5", "raised ModuleNotFoundError: No module named 'nothing_of_that_na"),
+        ("users_broken.py:work 5", "(users_broken.py, line 2)"),
+        ("users_ending:work 5", "importing users_ending raised SystemExit: 7"),
+        ("users_work:nothing 5", "users_work has no 'nothing'"),
+        ("users_work:Group.nothing 5", "users_work.Group has no 'nothing'"),
+        ("users_work:number 5", "users_work:number is neither a function nor a Job, it is an int"),
+        ("users_work:three 5", "must take (start, stop), it takes (start, stop, step)"),
+        ("users_work:make_job 5", "if it returns a Job, say --call"),
+        ("users_work:later 5", "must be an ordinary function, got the async later"),
+        ("users_work:work", "how large is the range? Say SIZE"),
+        ("users_work:work 0", "SIZE must be at least 1, got 0"),
+        ("users_work:work 5Gix", "a size is like"),
+        ("users_work:work 5 --align 0", "align must be at least 1, got 0"),
+        ("users_work:work 5 --rounds 0", "--rounds must be at least 1, got 0"),
+        ("users_work:work 5 --seconds 0", "--seconds must be above 0, got 0"),
+        ("users_work:work 5 --seconds nan", "--seconds must be above 0, got nan"),
+        ("users_work:work 5 --svg /nowhere/at/all.svg", "there is no directory '/nowhere/at'"),
+        ("users_work:job 5001", "is a Job of 5000 units, SIZE is 5001"),
+        ("users_work:job --align 2 --start 1", "says that itself: leave out --start, --align"),
+        ("users_work:work --call", "users_work:work() needs arguments: missing"),
+        ("users_work:number --call", "users_work:number is not callable, it is an int"),
+        ("users_work:fails --call", "raised KeyError: 'nothing there' (users_work.py, line 27)"),
+        ("users_work:Group --call", "returned a Group, a Job is needed"),
+    ],
+)
+def test_tune_says_in_one_line_what_cannot_be_measured(
+    arguments: str, said: str, there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", *arguments.split(" ")])
+    told = capsys.readouterr()
+    assert ended.value.code == 2
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert said in told.err
+
+
+def test_tune_says_for_which_range_the_function_raised(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", "users_work:slow_start", "1000"])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "users_work:slow_start(0, 1) raised OSError: [Errno 28] No space left" in last
+    assert last.endswith("(users_work.py, line 11)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start", "size"),
+    [
+        ("users_work:work 3000 --start 7", 7, 3000),
+        ("users_work.py:work 0x400", 0, 1024),
+        ("users_work:Group.member 1kB --align 8 --min-chunk 16 --max-threads 1", 0, 1000),
+        ("users_work:job", 0, 5000),
+        ("users_work:job 2000", 0, 2000),
+        ("users_work:make_job --call --max-threads 1", 0, 5000),
+    ],
+)
+def test_tune_measures_a_function_or_a_job(
+    arguments: str, start: int, size: int, there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tune", *arguments.split(" "), "--seconds", "1", "--rounds", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["name"] == arguments.split(" ")[0]
+    assert told["size"] == size
+    assert told["measured"] == [start, start + size]
+    if "--max-threads" in arguments:
+        assert {each["threads"] for each in told["curve"]} == {1}
+    assert told["warm"]["chunk"] >= 1
+    assert told["machine"]["packages"]["numpy"]
+
+
+def test_tune_shows_a_table_and_draws_a_picture(there: Path) -> None:
+    options = ["--seconds", "1", "--rounds", "1", "--svg", "curve.svg"]
+    ended = subprocess.run(
+        [sys.executable, "-m", "aioktask", "tune", "users_work:work", "20000", *options],
+        cwd=there,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    for words in ("1 thread", "the engine, cold", "the engine, warm", "the picture: curve.svg"):
+        assert words in ended.stdout
+    picture = ElementTree.fromstring((there / "curve.svg").read_text())
+    assert picture.find("{http://www.w3.org/2000/svg}title").text.startswith("users_work:work")
 
 
 # demo
