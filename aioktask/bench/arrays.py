@@ -2,7 +2,7 @@
 # Array work: the library's jobs against plain NumPy and what one would do by hand.
 #
 # All contenders write into the same arrays, made beforehand. The expression's fixed chunk sizes
-# show what the size is worth; until sizes are learned a job without one takes padata's.
+# show what the size is worth.
 """`bench arrays`."""
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aioktask import Job, arrays, max_threads, plan, run_multithreaded
+from aioktask import Job, arrays, max_threads, run_multithreaded
 from aioktask.bench.machine import available_memory
 from aioktask.bench.measure import PAIRS, Contender, Promise, Result, against_best, alternate, ratio
 from aioktask.bench.table import Table, size_text
@@ -91,7 +91,7 @@ def _compare(
     work, size, threads = workload.work, workload.size, max_threads()
     edges = [size * i // threads for i in range(threads + 1)]
     plain = Contender("plain NumPy", lambda: work(0, size))
-    ours = Contender(_our_name(workload), lambda: runner.run(run_multithreaded(workload.job)))
+    ours = Contender("aioktask, untuned", lambda: runner.run(run_multithreaded(workload.job)))
     fixed = [
         _fixed(workload, chunk, runner) for chunk in workload.chunks if chunk * threads <= size
     ]
@@ -117,7 +117,7 @@ def _compare(
         share = ratio(fresh[best.name], fresh[ours.name])
         notes.append(
             f"Of the fixed sizes the best is {best.name}: without one, in {rounds} fresh pairs, "
-            f"the job has {share} of its speed. Sizes are not learned yet: nothing is promised."
+            f"the job has {share} of its speed. What is promised about that: bench tune."
         )
         result.samples[f"{workload.name}, pairs with the best chunk size"] = fresh
     headers = ("", "ms", "speed, plain NumPy = 1")
@@ -127,10 +127,6 @@ def _compare(
         text = f"{workload.name.partition(',')[0]}: speed, plain NumPy = 1"
         speed = ratio(times[plain.name], times[ours.name])
         result.promises.append(Promise(text, 0.97, True, speed))
-
-
-def _our_name(workload: Workload) -> str:
-    return f"aioktask, by rule: {_power(plan(workload.job).chunk)}"
 
 
 def _fixed(workload: Workload, chunk: int, runner: asyncio.Runner) -> Contender:

@@ -50,6 +50,8 @@ PROBE_NS = MILLISECOND
 SHORTEST_PROBE_NS = 100_000
 PROBES = 250  # of a whole job, at that length
 PROBES_SHARE = 0.02
+# Where nothing is worth a trial, that is asked again after so many probes' time.
+LOOK_PROBES = 5
 
 # A trial is made of two stretches, of which the second counts, but where a chunk lasts so long.
 LONG_TRIAL_NS = 2 * MILLISECOND
@@ -76,6 +78,9 @@ FIRST_NOISE = 0.05
 MOST_NOISE = 0.5
 # What is surely so much better takes the place of the size in use.
 BETTER = 1.02
+# What is as good and smaller does too, if chunks last longer than a probe: they let others through,
+# and work of uneven cost is shared out better.
+AS_GOOD = 0.98
 # A size that is so many times slower than was expected when it was chosen was chosen by mistake.
 SURPRISE = 1.15
 MOST_SURPRISE = 4.0
@@ -174,6 +179,7 @@ class Sizes:
         "_leapt",
         "_listen_ns",
         "_listened",
+        "_look_at",
         "_noise",
         "_paces",
         "_pending",
@@ -206,6 +212,7 @@ class Sizes:
         self._heard: dict[int, int] = {}  # when each size was last tried
         self._listened = 0
         self._leapt = False
+        self._look_at = 0.0  # when to look for something to try again
         self.remembered = lesson is not None
         if lesson is None:
             first = size // max(FIRST_SHARE, FIRST_SHARE_EACH * threads) // grain
@@ -311,8 +318,9 @@ class Sizes:
         rate = units / max(wall_ns, 1)
         # The first stretch after another size pays for what that left behind, in the caches and in
         # the allocator, and the first of all for what is made once.
-        settling, pace.last = number != pace.last and wall_ns < LONG_TRIAL_NS, number
-        if settling:
+        changed, pace.last = number != pace.last, number
+        again = wall_ns < LONG_TRIAL_NS if number == self.best else pace.trial == number
+        if changed and again:
             if not pace.rate:
                 pace.rate = rate
                 self.rate = self.rate or rate
@@ -368,14 +376,15 @@ class Sizes:
         return median(self._scores[number]) / self._doubt(number)
 
     def _choose(self) -> None:
-        """Change to the size that is best now."""
+        """Change to the size that is best now; of those that are as good to a smaller one."""
         sure = [k for k in self._scores if len(self._scores[k]) >= SURE_SAMPLES]
         rival = max(sure, key=self._value, default=self.best)
-        if rival == self.best:
-            return
-        if self._value(rival) <= BETTER:
-            return
-        self._use(rival, median(self._scores[rival]))
+        if rival != self.best and self._value(rival) > BETTER:
+            self._use(rival, median(self._scores[rival]))
+        elif self.chunk > PROBE_NS * self.rate:
+            smaller = [k for k in sure if k < self.best and median(self._scores[k]) >= AS_GOOD]
+            if smaller:
+                self._use(max(smaller), median(self._scores[max(smaller)]))
 
     def _use(self, number: int, factor: float) -> None:
         """Make this the size in use; it is so many times as fast as the one until now."""
@@ -440,6 +449,8 @@ class Sizes:
 
     def _trial(self, left: int, rate: float, probe: float) -> int | None:
         """The size to try next, if one is worth what that costs."""
+        if self._worked_ns < self._look_at:
+            return None
         left_ns = left / rate
         budget = self._credit_ns + SEARCH_SHARE * left_ns
         for number in self._wanted(rate, probe, left_ns):
@@ -453,6 +464,7 @@ class Sizes:
             if heard is not None and self._affordable(heard, rate, probe, budget, left_ns):
                 self._listened += 1
                 return heard
+        self._look_at = self._worked_ns + LOOK_PROBES * probe
         return None
 
     def _affordable(
