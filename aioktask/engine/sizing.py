@@ -78,6 +78,9 @@ FIRST_NOISE = 0.05
 MOST_NOISE = 0.5
 # What is surely so much better takes the place of the size in use.
 BETTER = 1.02
+# Where the call costs more than the units do, sizes differ by such factors.
+MUCH_BETTER = 1.4
+MUCH_SLOWER = 0.7
 # What is as good and smaller does too, if chunks last longer than a probe: they let others through,
 # and work of uneven cost is shared out better.
 AS_GOOD = 0.98
@@ -334,7 +337,7 @@ class Sizes:
             self._correct(pace.surprise())
             if not self._scores and not self._leapt:
                 self._begin_large(pace)
-            self._keep_within(pace)
+            self._keep_long(pace)
             return
         pace.tried = True
         base = pace.rate or self.rate
@@ -381,6 +384,10 @@ class Sizes:
         rival = max(sure, key=self._value, default=self.best)
         if rival != self.best and self._value(rival) > BETTER:
             self._use(rival, median(self._scores[rival]))
+        elif self._too_long(self.rate) and self._is_sure(shorter := self._longest(self.rate)):
+            # But not where the call itself costs so much that smaller chunks are no shorter.
+            if self.score(shorter) > MUCH_SLOWER:
+                self._use(shorter, self.score(shorter))
         elif self.chunk > PROBE_NS * self.rate:
             smaller = [k for k in sure if k < self.best and median(self._scores[k]) >= AS_GOOD]
             if smaller:
@@ -424,16 +431,22 @@ class Sizes:
                 number -= 1
             self._use(number, 1.0)
 
-    def _keep_within(self, pace: Pace) -> None:
-        """Make the size in use one that lasts neither longer nor much shorter than chunks may."""
-        if self.best and self.chunk > 2 * LONGEST_NS * pace.rate:
-            self._use(self._longest(pace.rate), 1.0)
-        elif pace.known and self.chunk < SHORTEST_NS / 2 * pace.rate:
+    def _keep_long(self, pace: Pace) -> None:
+        """Make the size in use one that does not last much shorter than chunks should."""
+        if pace.known and self.chunk < SHORTEST_NS / 2 * pace.rate:
             number = self.best
             while number < self._top and self.size_of(number) < SHORTEST_NS * pace.rate:
                 number += 1
             if number != self.best:
                 self._use(number, 1.0)
+
+    def _too_long(self, rate: float) -> bool:
+        """Whether chunks of the size in use last longer than they may, and could be smaller."""
+        return self.best > 0 and self.chunk > 2 * LONGEST_NS * rate
+
+    def _is_sure(self, number: int) -> bool:
+        """Whether enough is known of a size to use it, or not to."""
+        return len(self._scores.get(number, ())) >= SURE_SAMPLES
 
     def _longest(self, rate: float) -> int:
         """The largest size of which a chunk lasts as long as it may, at this rate."""
@@ -477,8 +490,6 @@ class Sizes:
         if lasts > left_ns / 2:
             return False
         left_ns += self._worked_ns
-        if lasts > LONGEST_NS * 2 and number:
-            return False
         loss = max(1 - self.score(number), LEAST_LOSS) if known else UNKNOWN_LOSS
         leap = not known and not self._leapt and number == self._longest(rate)
         if lasts > left_ns * (LEAP_SHARE if leap or self._rising(number) else TRIAL_SHARE):
@@ -496,6 +507,8 @@ class Sizes:
 
     def _wanted(self, rate: float, probe: float, left_ns: float) -> Iterator[int]:
         """The sizes that ought to be tried, the most urgent first."""
+        if self._too_long(rate) and not self._is_sure(self._longest(rate)):
+            yield self._longest(rate)
         unknown = [k for k in self._lasting(rate) if k not in self._scores and k != self.best]
         # Steps of four first: they show the shape of the curve at half the price.
         quick = [k for k in unknown if self.size_of(k) <= rate * probe]
@@ -507,7 +520,9 @@ class Sizes:
         near = [
             k
             for k in scores
-            if len(scores[k]) < KEPT_SAMPLES and median(scores[k]) * self._doubt(k) > promising
+            if len(scores[k]) < KEPT_SAMPLES
+            and median(scores[k]) * self._doubt(k) > promising
+            and (median(scores[k]) > MUCH_BETTER or self._short_enough(k, rate))
         ]
         yield from sorted(near, key=lambda k: -median(scores[k]) * self._doubt(k))
         for k in (self.best + 1, self.best - 1):
@@ -523,10 +538,16 @@ class Sizes:
             lasts = self.size_of(number) / (rate * self.score(number))
             if number == self.best or SHORTEST_NS <= lasts <= 1.5 * LONGEST_NS:
                 yield number
+            elif number == self.best + 1 and lasts > LONGEST_NS:
+                # One step beyond, to learn whether time goes into the units or into the call.
+                yield number
+
+    def _short_enough(self, number: int, rate: float) -> bool:
+        return self.size_of(number) <= 1.5 * LONGEST_NS * rate * self.score(number)
 
     def _next_heard(self) -> int | None:
         """The size to listen to: a neighbour, every fourth time another one."""
-        known = [k for k in self._scores if k != self.best]
+        known = [k for k in self._scores if k != self.best and self._short_enough(k, self.rate)]
         near = [k for k in known if abs(k - self.best) == 1]
         among = near if self._listened % 4 and near else known
         return min(among, key=lambda k: self._heard.get(k, -1), default=None)

@@ -187,6 +187,18 @@ def test_no_chunk_lasts_much_longer_than_chunks_may() -> None:
     assert simulate(machine, 1 << 28).longest_ns <= 2 * LONGEST_NS
 
 
+@pytest.mark.parametrize("call_ns", [1e6, 10e6, 50e6, 200e6])
+def test_a_call_that_costs_much_itself_is_made_seldom(call_ns: float) -> None:
+    """Whatever the units cost: here 10 ns each, a sixth of a second in all."""
+    machine = Machine(lambda chunk, *rest: 10.0 + call_ns / chunk, noise=0.02, spikes=0.0)
+    lesson: SizeLesson | None = None
+    for seed in range(3):
+        out = simulate(machine, 1 << 24, seed=seed, sizes=lesson)
+        assert out.sizes is not None
+        lesson = out.sizes.lesson()
+        assert out.ns <= (150 if seed == 0 else 60) * call_ns + 2e8
+
+
 def test_probes_of_unknown_sizes_are_a_small_part_of_the_range() -> None:
     size = 1 << 27
     sizes = Sizes(size, 1, 2, None)
