@@ -2,7 +2,7 @@
 # The command line: arguments in, text or JSON out. What is told is found out elsewhere.
 #
 # Exit status 0, or 2 with one line on stderr for arguments that make no sense.
-"""`python -m aioktask`: look at the machine, plan a job, see the demo, measure."""
+"""`python -m aioktask`: look at the machine, plan a job, tune a function, see the demo, measure."""
 
 from __future__ import annotations
 
@@ -221,13 +221,15 @@ def _tune(parser: _Parser, asked: argparse.Namespace) -> None:
     except TargetError as error:
         parser.error(str(error))
     facts = info()
-    if asked.svg is not None:
-        asked.svg.write_text(curve_svg(curve, machine_text(facts)))
     if asked.json:
         print(json.dumps({**curve_data(curve), "machine": facts}, indent=2))
     else:
         print(f"{machine_text(facts)}\n{packages_text(facts)}\n\n{curve_text(curve)}")
     if asked.svg is not None:
+        try:
+            asked.svg.write_text(curve_svg(curve, machine_text(facts)))
+        except OSError as error:
+            parser.error(f"--svg: {error}")
         print(f"\nthe picture: {asked.svg}", file=sys.stderr if asked.json else sys.stdout)
 
 

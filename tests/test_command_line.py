@@ -312,6 +312,17 @@ def test_tune_shows_a_table_and_draws_a_picture(there: Path) -> None:
     assert picture.find("{http://www.w3.org/2000/svg}title").text.startswith("users_work:work")
 
 
+def test_tune_shows_its_figures_even_if_the_picture_cannot_be_written(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["tune", "users_work:job", "--seconds", "1", "--rounds", "1", "--svg", str(there)])
+    told = capsys.readouterr()
+    assert ended.value.code == 2
+    assert "the engine, warm" in told.out
+    assert told.err.splitlines()[-1].endswith(f"--svg: [Errno 21] Is a directory: {str(there)!r}")
+
+
 # demo
 
 

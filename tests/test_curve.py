@@ -207,6 +207,8 @@ def test_all_takes_about_as_long_as_it_may(seconds: float) -> None:
     machine = Machine()
     curve = machine.measure(flat, 1 << 24, seconds=seconds, max_threads=2)
     assert 0.7 * seconds < machine.now < 1.2 * seconds
+    # The comparison in the end has its share of that.
+    assert len(curve.final[PLAIN]) >= 6
     assert curve.job.size < curve.size == 1 << 24
     # Only the probes may have seen more of the range.
     assert machine.reached <= max(curve.job.size, 1 << 18)

@@ -74,7 +74,7 @@ def test_ticks_stand_at_what_they_say() -> None:
 
 
 def test_an_interval_is_drawn_from_its_lower_to_its_upper_end() -> None:
-    points = [Point(1, 2.0, 1.0, 4.0), Point(2, 0.0, 0.0, 0.0)]
+    points = [Point(1, 2.0, 1.0, 2.5), Point(2, 0.0, 0.0, 0.0)]
     picture = drawn(Panel("", "", [Series("one", points)]))
     [[(_, middle), (_, zero)]] = lines(picture)
     [whisker] = [
@@ -84,7 +84,20 @@ def test_an_interval_is_drawn_from_its_lower_to_its_upper_end() -> None:
     ]
     unit = (zero - middle) / 2
     assert zero - float(whisker[1]) == pytest.approx(unit, abs=0.2)
-    assert zero - float(whisker[2]) == pytest.approx(4 * unit, abs=0.2)
+    assert zero - float(whisker[2]) == pytest.approx(2.5 * unit, abs=0.2)
+
+
+def test_a_long_interval_is_cut_off_without_an_end() -> None:
+    points = [Point(1, 1.0, 0.5, 50.0), Point(2, 2.0, 1.5, 2.1)]
+    picture = drawn(Panel("", "", [Series("one", points)]))
+    [[(_, low), (_, high)]] = lines(picture)
+    top = low - (low - high) * 2  # where 3 is
+    [path] = [
+        each.get("d")
+        for each in picture.iter(f"{SVG}path")
+        if re.fullmatch(r"M\S+ \S+h6m-3 0V\S+", each.get("d")) and each.get("d")[-2:] != "h6"
+    ]
+    assert float(path.rpartition("V")[2]) == pytest.approx(top, abs=0.2)
 
 
 def test_a_mark_rings_the_place_that_it_names() -> None:

@@ -27,7 +27,7 @@ class Point:
         x: Above 0: the axis is logarithmic.
         y: 0 or more.
         low: The lower end of the interval.
-        high: Its upper end.
+        high: Its upper end; it may be beyond what is shown.
     """
 
     x: float
@@ -84,6 +84,8 @@ class Panel:
 
 
 PLOT_WIDTH, PLOT_HEIGHT = 460, 300
+# How much of the height may be left to the intervals, beyond what the lines need.
+ROOM = 1.3
 LEFT, RIGHT, BELOW, MARGIN = 62, 22, 56, 18
 TITLE, HEAD, SMALL = svg.FONT + 4, svg.FONT + 1, svg.FONT - 2
 TITLE_LINE, CAPTION_LINE = svg.LINE + 5, svg.LINE - 3
@@ -136,14 +138,16 @@ class _Plot:
     def __init__(self, panel: Panel, left: float, top: float) -> None:
         points = [point for series in panel.series for point in series.points]
         xs = [point.x for point in points] + [mark.x for mark in panel.marks]
-        ys = [point.high for point in points] + [mark.y or 0.0 for mark in panel.marks]
+        ys = [point.y for point in points] + [mark.y or 0.0 for mark in panel.marks]
         self.panel, self.left, self.top = panel, left, top
         self.low, self.high = math.log2(min(xs)), math.log2(max(xs))
         if self.high - self.low < 1:
             middle = (self.high + self.low) / 2
             self.low, self.high = middle - 0.5, middle + 0.5
-        self.step = _nice_step(max([*ys, 1.05]))
-        self.most = math.ceil(max([*ys, 1.05]) / self.step - 1e-9) * self.step
+        # Long intervals are cut off, or they would press the lines together.
+        most = max(min(max(point.high for point in points), ROOM * max(ys)), *ys, 1.05)
+        self.step = _nice_step(most)
+        self.most = math.ceil(most / self.step - 1e-9) * self.step
 
     def x(self, value: float) -> float:
         part = (math.log2(value) - self.low) / (self.high - self.low)
@@ -186,9 +190,10 @@ class _Plot:
         places = [(self.x(point.x) + shift, self.y(point.y)) for point in series.points]
         yield f'<g stroke="{colour}" fill="{colour}"><title>{svg.safe(series.name)}</title>'
         for (x, _), point in zip(places, series.points, strict=True):
-            low, high = self.y(max(point.low, 0)), self.y(point.high)
+            low, high = self.y(max(point.low, 0)), self.y(min(point.high, self.most))
             if low - high > 0.5:
-                path = f"M{x - 3:.1f} {low:.1f}h6m-3 0V{high:.1f}m-3 0h6"
+                end = "m-3 0h6" if point.high <= self.most else ""
+                path = f"M{x - 3:.1f} {low:.1f}h6m-3 0V{high:.1f}{end}"
                 yield f'<path d="{path}" fill="none" stroke-opacity="0.6"/>'
         if len(places) > 1:
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from aioktask.bench.arrays import expression
+from aioktask.bench.compiled import Compiled, compiled
 from aioktask.bench.operations import address_of, anonymous, fitting
 from aioktask.memory import _libc
 from aioktask.memory._libc import PAGE, Advice
@@ -44,7 +46,9 @@ class Workload:
         align: As in `Job`.
         reduce: As in `Job`.
         before: Called before each run, not timed.
-        least: The smallest chunk of the sweep.
+        output: Where the results go, if anywhere: the same, however the range is cut.
+        compiled: The same over everything, as compilers do it, where there are such.
+        note: What a reader has to know.
     """
 
     work: Work
@@ -53,20 +57,24 @@ class Workload:
     align: int = 1
     reduce: Callable[[Counts, Counts], Counts] | None = None
     before: Callable[[], object] | None = None
-    least: int = 1
+    output: NDArray[Any] | None = None
+    compiled: Callable[[], AbstractContextManager[Compiled]] | None = None
+    note: str = ""
 
 
 Make = Callable[[float], AbstractContextManager[Workload]]
 
 
-def one_blas_thread() -> AbstractContextManager[object]:
-    """Hold a BLAS to one thread, for whoever calls it; nothing without threadpoolctl."""
+@contextmanager
+def one_blas_thread() -> Iterator[str]:
+    """Hold a BLAS to one thread, for whoever calls it, and say so; or say why it is not held."""
     if importlib.util.find_spec("threadpoolctl") is None:
-        return nullcontext()
+        yield "BLAS has threads of its own: threadpoolctl, which would hold them, is not installed."
+        return
     from threadpoolctl import threadpool_limits
 
-    limits: AbstractContextManager[object] = threadpool_limits(1)
-    return limits
+    with threadpool_limits(1):
+        yield "BLAS is held to one thread for all."
 
 
 def _units(scale: float, most: int) -> int:
@@ -81,18 +89,18 @@ def _expression(scale: float) -> Iterator[Workload]:
     def work(start: int, stop: int) -> None:
         out[start:stop] = expression(x[start:stop])
 
-    yield Workload(work, len(x), least=1 << 12)
+    yield Workload(work, len(x), output=out, compiled=lambda: compiled(x, out))
 
 
 @contextmanager
 def _ufunc(scale: float) -> Iterator[Workload]:
-    x = np.linspace(0.0, 9.0, _units(scale, 1 << 25))
+    x = np.linspace(0.0, 9.0, _units(scale, 1 << 26))
     out = np.ones_like(x)
 
     def work(start: int, stop: int) -> None:
         np.sin(x[start:stop], out=out[start:stop])
 
-    yield Workload(work, len(x), least=1 << 12)
+    yield Workload(work, len(x), output=out)
 
 
 @contextmanager
@@ -102,7 +110,7 @@ def _fill(scale: float) -> Iterator[Workload]:
     def work(start: int, stop: int) -> None:
         a[start:stop].fill(0.0)
 
-    yield Workload(work, len(a), least=1 << 17)
+    yield Workload(work, len(a), output=a)
 
 
 @contextmanager
@@ -113,7 +121,7 @@ def _copy(scale: float) -> Iterator[Workload]:
     def work(start: int, stop: int) -> None:
         np.copyto(destination[start:stop], source[start:stop])
 
-    yield Workload(work, len(source), least=1 << 15)
+    yield Workload(work, len(source), output=destination)
 
 
 def _populate(huge: bool, most: int) -> Make:
@@ -130,39 +138,39 @@ def _populate(huge: bool, most: int) -> Make:
             def drop() -> None:
                 _libc.madvise(address, nbytes, Advice.MADV_DONTNEED)
 
-            yield Workload(work, nbytes, address, align=page, before=drop, least=1 << 18)
+            yield Workload(work, nbytes, address, align=page, before=drop)
 
     return make
 
 
 @contextmanager
 def _sort(scale: float) -> Iterator[Workload]:
-    rows = np.random.default_rng(1).random((_units(scale, 1 << 15), ROW))
+    rows = np.random.default_rng(1).random((_units(scale, 1 << 16), ROW))
     out = np.ones_like(rows)
 
     def work(start: int, stop: int) -> None:
         out[start:stop] = rows[start:stop]
         out[start:stop].sort(axis=1)
 
-    yield Workload(work, len(rows))
+    yield Workload(work, len(rows), output=out)
 
 
 @contextmanager
 def _product(scale: float) -> Iterator[Workload]:
-    a = np.random.default_rng(1).random((_units(scale, 1 << 14), ROW))
+    a = np.random.default_rng(1).random((_units(scale, 3 << 13), ROW))
     b = np.random.default_rng(2).random((ROW, ROW))
     out = np.ones((len(a), ROW))
 
     def work(start: int, stop: int) -> None:
         np.matmul(a[start:stop], b, out=out[start:stop])
 
-    with one_blas_thread():
-        yield Workload(work, len(a), least=4)
+    with one_blas_thread() as note:
+        yield Workload(work, len(a), output=out, note=note)
 
 
 @contextmanager
 def _histogram(scale: float) -> Iterator[Workload]:
-    a = np.random.default_rng(1).integers(0, BINS, _units(scale, 1 << 27), np.uint8)
+    a = np.random.default_rng(1).integers(0, BINS, _units(scale, 1 << 28), np.uint8)
 
     def work(start: int, stop: int) -> Counts:
         return np.bincount(a[start:stop], minlength=BINS)
@@ -171,41 +179,42 @@ def _histogram(scale: float) -> Iterator[Workload]:
         left += right
         return left
 
-    yield Workload(work, len(a), reduce=add, least=1 << 14)
+    yield Workload(work, len(a), reduce=add)
 
 
 @contextmanager
 def _hash(scale: float) -> Iterator[Workload]:
-    blocks = np.random.default_rng(1).integers(0, 256, (_units(scale, 1 << 13), HASHED), np.uint8)
+    blocks = np.random.default_rng(1).integers(0, 256, (_units(scale, 1 << 14), HASHED), np.uint8)
     digests = np.zeros((len(blocks), 32), np.uint8)
 
     def work(start: int, stop: int) -> None:
         for at in range(start, stop):
             digests[at] = np.frombuffer(hashlib.sha256(blocks[at]).digest(), np.uint8)
 
-    yield Workload(work, len(blocks))
+    yield Workload(work, len(blocks), output=digests)
 
 
 @contextmanager
 def _unique(scale: float) -> Iterator[Workload]:
-    blocks = np.random.default_rng(1).integers(0, 500, (_units(scale, 1 << 11), 1 << 13))
+    blocks = np.random.default_rng(1).integers(0, 500, (_units(scale, 5 << 10), 1 << 13))
     found = np.zeros(len(blocks), np.int64)
 
     def work(start: int, stop: int) -> None:
         for at in range(start, stop):
             found[at] = len(np.unique(blocks[at]))
 
-    yield Workload(work, len(blocks))
+    yield Workload(work, len(blocks), output=found)
 
 
 @contextmanager
 def _python(scale: float) -> Iterator[Workload]:
-    def work(start: int, stop: int) -> None:
-        total = 0
-        for number in range(start, stop):
-            total += number * number
+    digits = bytearray(_units(scale, 1 << 24))
 
-    yield Workload(work, _units(scale, 1 << 23), least=1 << 8)
+    def work(start: int, stop: int) -> None:
+        for number in range(start, stop):
+            digits[number] = number * number % 10
+
+    yield Workload(work, len(digits), output=np.frombuffer(digits, np.uint8))
 
 
 def _repeated(repeats: Callable[[int], NDArray[np.int64]], most: int) -> Make:
@@ -222,7 +231,7 @@ def _repeated(repeats: Callable[[int], NDArray[np.int64]], most: int) -> Make:
                 for _ in range(times[at]):
                     np.sin(rows[at], out=rows[at])
 
-        yield Workload(work, count)
+        yield Workload(work, count, output=rows)
 
     return make
 
@@ -251,6 +260,6 @@ SUITE: dict[str, Make] = {
     "sha256 of blocks": _hash,
     "np.unique of blocks": _unique,
     "pure Python, holds the GIL": _python,
-    "uneven cost": _repeated(_heavy_tailed, 1 << 14),
-    "four times slower half-way": _repeated(_slower, 1 << 15),
+    "uneven cost": _repeated(_heavy_tailed, 3 << 13),
+    "four times slower half-way": _repeated(_slower, 3 << 14),
 }
