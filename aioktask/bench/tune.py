@@ -162,6 +162,7 @@ def _compare(result: Result, bench: Bench, progress: Progress) -> tuple[object, 
         result.promises += _promises(name, times, rival.name)
         if peers:
             _lateness(result, bench, told)
+    progress(f"{name}: " + "; ".join(map(_short, rows)))
     speed = {each: ratio(times[PLAIN], times[each]).median for each in times}
     of_best = {each: ratio(times[rival.name], times[each]).median for each in (COLD, WARM)}
     return (
@@ -183,6 +184,11 @@ def _row(
 ) -> tuple[object, object, object, object]:
     speed = 1 if title == PLAIN else ratio(times[PLAIN], times[title])
     return (title, MILLI * statistics.median(times[title]), speed, bench.chose(title))
+
+
+def _short(row: tuple[object, ...]) -> str:
+    title, milli, *_, chose = row
+    return f"{title} {milli:.0f} ms" if isinstance(milli, float) else f"{title} {chose}"
 
 
 def _summary(rows: Sequence[tuple[object, ...]]) -> Table:
@@ -222,13 +228,13 @@ def _promises(name: str, times: Mapping[str, Sequence[float]], best: str) -> Ite
 
 def _sweep(bench: Bench) -> tuple[dict[str, Sequence[float]], Cell]:
     """Times by cell, every fourth power of two first, then beside the best until it is the best."""
-    rounds, warm_ups = (1, 0) if bench.quick else (SWEEP_ROUNDS, 1)
-    plain = alternate([bench.plain], rounds)[PLAIN]
+    rounds = 1 if bench.quick else SWEEP_ROUNDS
+    plain = alternate([bench.plain], rounds)[PLAIN]  # which warms the memory up for all
     cells = _cells(bench, statistics.median(plain) / bench.workload.size)
     sweep: dict[str, Sequence[float]] = {}
     asked = dict.fromkeys(cells)
     while asked:
-        sweep |= alternate([bench.cell(each) for each in asked], rounds, warm_ups=warm_ups)
+        sweep |= alternate([bench.cell(each) for each in asked], rounds, warm_ups=0)
         best = min(cells, key=lambda each: statistics.median(sweep[cell_name(*each)]))
         asked = dict.fromkeys(each for each in _around(bench, best) if each not in cells)
         cells += asked

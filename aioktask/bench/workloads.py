@@ -145,7 +145,7 @@ def _populate(huge: bool, most: int) -> Make:
 
 @contextmanager
 def _sort(scale: float) -> Iterator[Workload]:
-    rows = np.random.default_rng(1).random((_units(scale, 1 << 16), ROW))
+    rows = np.random.default_rng(1).random((_units(scale, 3 << 14), ROW))
     out = np.ones_like(rows)
 
     def work(start: int, stop: int) -> None:
@@ -157,7 +157,7 @@ def _sort(scale: float) -> Iterator[Workload]:
 
 @contextmanager
 def _product(scale: float) -> Iterator[Workload]:
-    a = np.random.default_rng(1).random((_units(scale, 3 << 13), ROW))
+    a = np.random.default_rng(1).random((_units(scale, 1 << 14), ROW))
     b = np.random.default_rng(2).random((ROW, ROW))
     out = np.ones((len(a), ROW))
 
@@ -170,7 +170,7 @@ def _product(scale: float) -> Iterator[Workload]:
 
 @contextmanager
 def _histogram(scale: float) -> Iterator[Workload]:
-    a = np.random.default_rng(1).integers(0, BINS, _units(scale, 1 << 28), np.uint8)
+    a = np.random.default_rng(1).integers(0, BINS, _units(scale, 1 << 27), np.uint8)
 
     def work(start: int, stop: int) -> Counts:
         return np.bincount(a[start:stop], minlength=BINS)
@@ -196,7 +196,7 @@ def _hash(scale: float) -> Iterator[Workload]:
 
 @contextmanager
 def _unique(scale: float) -> Iterator[Workload]:
-    blocks = np.random.default_rng(1).integers(0, 500, (_units(scale, 5 << 10), 1 << 13))
+    blocks = np.random.default_rng(1).integers(0, 500, (_units(scale, 1 << 12), 1 << 13))
     found = np.zeros(len(blocks), np.int64)
 
     def work(start: int, stop: int) -> None:
@@ -208,7 +208,7 @@ def _unique(scale: float) -> Iterator[Workload]:
 
 @contextmanager
 def _python(scale: float) -> Iterator[Workload]:
-    digits = bytearray(_units(scale, 1 << 24))
+    digits = bytearray(_units(scale, 5 << 21))
 
     def work(start: int, stop: int) -> None:
         for number in range(start, stop):
@@ -261,5 +261,5 @@ SUITE: dict[str, Make] = {
     "np.unique of blocks": _unique,
     "pure Python, holds the GIL": _python,
     "uneven cost": _repeated(_heavy_tailed, 3 << 13),
-    "four times slower half-way": _repeated(_slower, 3 << 14),
+    "four times slower half-way": _repeated(_slower, 1 << 15),
 }

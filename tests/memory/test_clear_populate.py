@@ -188,7 +188,7 @@ def test_chunks_end_on_pages_and_on_huge_pages_where_there_is_much(operation: Ma
     assert operation(small).align == PAGE
     assert operation(large).align == 2 * MIB
     assert operation(large, chunk=PAGE).align == PAGE
-    assert operation(large).min_chunk == (128 * MIB if operation is clear else 8 * MIB)
+    assert operation(large).min_chunk == (128 * MIB if operation is clear else 2 * MIB)
 
 
 def test_clear_ranges_over_the_addresses_of_its_bytes() -> None:
