@@ -57,7 +57,8 @@ class Claims:
     def take(self, chunk: int, count: int, *, piece: bool) -> tuple[int, int, int] | None:
         """Take `count` consecutive chunks of a size of its own: start, end of the first one, stop.
 
-        Chunks end on absolute multiples of their size, a single `piece` on one of the grain.
+        Chunks end on absolute multiples of their size, and where it is a `piece`, whose length must
+        be this, of the grain.
         """
         if not self.free:
             return None

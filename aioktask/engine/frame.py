@@ -12,10 +12,11 @@ from __future__ import annotations
 import threading
 import weakref
 from contextvars import Context, ContextVar
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from aioktask.engine.reduction import push
-from aioktask.engine.sizing import Pace
+from aioktask.engine.scores import Pace
 from aioktask.errors import ChunkCancelled
 from aioktask.job import Chunk
 
@@ -35,8 +36,8 @@ class Signals:
 class Frame:
     """One thread's part in one run.
 
-    Its own thread writes `start`, without the lock, while it walks; others read it as a hint of
-    where the thread stands. All else changes under the lock.
+    Its own thread writes `start`, and when it begins to walk `walked_at`, without the lock; others
+    read `start` as a hint of where the thread stands. All else changes under the lock.
     """
 
     __slots__ = (
@@ -58,6 +59,9 @@ class Frame:
         "first",
         "generation",
         "live",
+        "look_at",
+        "looked_at",
+        "looked_cpu",
         "number",
         "outer",
         "pace",
@@ -70,6 +74,7 @@ class Frame:
         "system",
         "thread",
         "threads",
+        "walked_at",
     )
 
     def __init__(self, run: Run, thread: object, context: Context) -> None:
@@ -89,10 +94,13 @@ class Frame:
         self.number = -1  # of the size that the stretch measures, -1 for none
         self.threads = 0  # that served the run when the stretch was claimed
         self.claimed_at = self.entered_at = self.slice_end = 0
+        self.walked_at = 0  # when the stretch was begun, where the size is being learned
         self.advanced_from: int | None = None  # the chunk that `advanced_to` is about
         self.advanced_to = 0
         self.busy = self.cpu = self.cpu_mark = 0
-        self.system = self.delay = 0  # of the thread, when it last left the run after some time
+        self.look_at = 0  # how long busy, when it is asked again what it waited for
+        self.looked_at = self.looked_cpu = 0  # busy and CPU time when it was asked last,
+        self.system = self.delay = 0  # and what it said
         self.reducing = False  # whether `reduce` runs, not `fn`
         self.stack: list[tuple[int, int, Any]] = []  # values of a reduce, of this stretch
 
@@ -102,6 +110,8 @@ class Frame:
         fn = run.fn
         chunk = self.chunk
         generation = self.generation
+        if self.pace is not None:  # what chunks cost, without what it took to get them
+            self.walked_at = perf_counter_ns()
         position, stop = self.start, self.stop
         end = self.end
         while end < stop:

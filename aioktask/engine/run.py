@@ -40,9 +40,9 @@ from aioktask.job import Bound, Failure, Job, Report, set_failure
 # Where so few stretches are left for each thread, the next one depends on where the others stand.
 FEW_STRETCHES = 4
 
-# A thread that served for so long is asked what it waited for.
+# How often a thread is asked what it waited for, of the time it serves: at first, and at most.
 LOOK_NS = 5_000_000
-
+MOST_LOOK_NS = 160_000_000
 
 GIL_ADVICE = (
     "more threads get no more done, since they wait for each other: the function holds the GIL (or "
@@ -90,6 +90,7 @@ class Run:
     # What was done.
     done_units = chunks_done = peak_threads = 0
     first_claim = last_chunk = 0
+    scaled_at = 0  # the number of the chunk size when the number of threads was last found
     # What went wrong.
     cancelled = False
     error: BaseException | None = None
@@ -137,6 +138,8 @@ class Run:
         self.claims = Claims(split.spans, split.chunk if sizes is None else sizes.grain)
         self.threads_planned = split.threads
         self.scaling = scaling  # where the number of threads is learned
+        if sizes is not None:
+            self.scaled_at = sizes.best
         self.limit = most_threads(job)
         self.entry = Entry(self, group, nice, min(self.limit, self.threads_learned))
         self.context = context
@@ -218,6 +221,7 @@ class Run:
         frame = self.frames.get(thread)
         if frame is None:
             frame = Frame(self, thread, self.context.copy())
+            frame.look_at = LOOK_NS
             frame.context.run(enclosing.set, weakref.ref(frame))
             self.frames[thread] = frame
         return frame
@@ -238,18 +242,22 @@ class Run:
         frame.live = False
         frame.busy += now - frame.entered_at
         mark = thread_time_ns()
-        cpu = mark - frame.cpu_mark
-        frame.cpu += cpu
+        frame.cpu += mark - frame.cpu_mark
         frame.cpu_mark = mark
-        wall = now - frame.entered_at
-        if self.scaling is not None and wall > LOOK_NS:
-            system, delay = kernel_and_delay_ns()
-            if frame.delay:
-                waited = wall - cpu - (delay - frame.delay)
-                self.scaling.served(
-                    self.entry.threads + 1, wall, waited, cpu, system - frame.system
-                )
-            frame.system, frame.delay = system, delay
+        if self.scaling is not None and frame.busy >= frame.look_at:
+            self._look(frame, self.scaling)
+
+    def _look(self, frame: Frame, scaling: Scaling) -> None:
+        """Ask what the frame's thread waited for since the last look: seldom, it costs 50 us."""
+        system, delay = kernel_and_delay_ns()
+        if frame.looked_at:
+            wall, cpu = frame.busy - frame.looked_at, frame.cpu - frame.looked_cpu
+            # What it waited for a CPU in other jobs between counts too, so it is seldom too much.
+            waited = wall - cpu - (delay - frame.delay)
+            scaling.served(self.entry.threads + 1, wall, waited, cpu, system - frame.system)
+        frame.system, frame.delay = system, delay
+        frame.looked_at, frame.looked_cpu = frame.busy, frame.cpu
+        frame.look_at = min(2 * frame.busy, frame.busy + MOST_LOOK_NS)
 
     def claim(self, frame: Frame, now: int, generation: int) -> bool:
         """Give the frame a stretch to walk; False when there is none."""
@@ -278,7 +286,9 @@ class Run:
         if left < FEW_STRETCHES * sharers * max(sizes.chunk, frame.stop - frame.first):
             ahead = sum(self._ahead(each, now) for each in self.frames.values())
         chunk, count, frame.number = sizes.pick(frame.pace, left, sharers, ahead)
-        taken = self.claims.take(chunk, count, piece=frame.number < 0)
+        # A larger size is tried at its full length, wherever the last stretch ended.
+        piece = frame.number < 0 or frame.number > sizes.best
+        taken = self.claims.take(chunk, count, piece=piece)
         assert taken is not None
         frame.start, frame.end, frame.stop = taken
         frame.chunk = chunk
@@ -320,7 +330,7 @@ class Run:
         if chunks and (frame.pace is None or self.undoing):
             frame.chunks = next_stretch(chunks, now - frame.claimed_at)
         if chunks and not self.undoing:
-            self._learn(frame, done - frame.first, now - frame.claimed_at)
+            self._learn(frame, done - frame.first, now)
         self.claims.give_back(free, frame.stop)
         if not self.undoing:
             self.done_units += done - frame.first
@@ -328,21 +338,37 @@ class Run:
             self.last_chunk = now
         frame.first = frame.start = frame.stop = free
 
-    def _learn(self, frame: Frame, units: int, wall: int) -> None:
-        """So many units of the frame's stretch took so long."""
+    def _learn(self, frame: Frame, units: int, now: int) -> None:
+        """So many units of the frame's stretch are done."""
         steady = frame.threads == self.entry.threads
         if self.sizes is not None and frame.pace is not None:
+            wall = now - frame.walked_at
             self.sizes.measured(frame.pace, frame.number if steady else -1, units, wall)
-        scaling = self.scaling
+        if self.scaling is not None and steady:
+            self._scale(frame, self.scaling, units, now - frame.claimed_at)
+
+    def _scale(self, frame: Frame, scaling: Scaling, units: int, wall: int) -> None:
+        """Likewise, for the number of threads: once the chunk size is known, or at once if they
+        stand in each other's way, since then sizes cannot be compared."""
         sizes = self.sizes
-        chosen = sizes is None or (sizes.settled and frame.number == sizes.best)
-        if scaling is not None and steady and chosen:
-            known = scaling.holds_gil
-            moved = scaling.measured(frame.threads, units, wall, self.claims.left)
-            if scaling.holds_gil and not known:
-                self.tell(EventKind.HOLDS_GIL, threads=scaling.level, advice=GIL_ADVICE)
-            if moved and self.sizes is not None:
-                self.sizes.disturbed()
+        if sizes is not None:
+            sizes.paused = scaling.urgent
+            if frame.number != sizes.best or not (sizes.settled or sizes.paused):
+                return
+        known = scaling.holds_gil
+        moved = scaling.measured(frame.threads, units, wall, self.claims.left)
+        if scaling.holds_gil and not known:
+            self.tell(EventKind.HOLDS_GIL, threads=scaling.level, advice=GIL_ADVICE)
+            if sizes is not None:
+                sizes.forget()
+        if sizes is None:
+            return
+        if moved:
+            sizes.disturbed()
+            self.scaled_at = sizes.best
+        elif abs(sizes.best - self.scaled_at) > 1:
+            scaling.another_size()
+            self.scaled_at = sizes.best
 
     def _add_error(self, error: BaseException, where: str, chunk: range | None = None) -> None:
         if self.stopping:

@@ -18,7 +18,7 @@ MILLISECOND = 1_000_000
 WINDOW_NS = 5 * MILLISECOND
 # Where threads wait for each other, which they do for the switch interval of the interpreter, 5 ms.
 WINDOW_WAITING_NS = 20 * MILLISECOND
-WINDOW_STRETCHES = 4
+WINDOW_STRETCHES = 2
 KEPT_WINDOWS = 3
 
 # Fewer threads are as good when they get so much of it done, this many times. They are not when
@@ -27,8 +27,9 @@ AS_GOOD = 0.96
 TIMES = 3
 DOUBTS = 2
 FAR_LESS = 0.88
-# More are better when they get so much more done.
+# More are better when they get so much more done, this many times.
 BETTER = 1.05
+TIMES_MORE = 2
 
 # A trial may take this part of what is left: with half the threads it costs half of that.
 TRIAL_SHARE = 1 / 40
@@ -41,6 +42,11 @@ WAITING = 0.3
 WAITING_SURE_NS = 10 * MILLISECOND
 # In the kernel, if that is where they spend so much of their time.
 MOSTLY_SYSTEM = 0.5
+# They take turns if together they use about one CPU. Then one of them does, if it gets so much of
+# it done in a single look; and more of them only if that gets so much more done.
+ONE_CPU = (0.8, 1.2)
+TURNS_AS_GOOD = 0.85
+TURNS_BETTER = 1.2
 
 
 class Scaling:
@@ -57,6 +63,7 @@ class Scaling:
         "_done",
         "_doubts",
         "_downwards",
+        "_elapsed_ns",
         "_from",
         "_pairs",
         "_pause",
@@ -65,6 +72,7 @@ class Scaling:
         "_stretches",
         "_system_ns",
         "_units",
+        "_urged",
         "_waited_ns",
         "_wall_ns",
         "holds_gil",
@@ -78,9 +86,12 @@ class Scaling:
         self.holds_gil = False
         self._done: dict[int, deque[float]] = {}  # units a nanosecond, by number of threads
         self._units = self._wall_ns = self._stretches = 0  # of this window
-        # How long several threads served, waited, had a CPU, and were in the kernel of that.
+        # How long several threads served, waited, had a CPU, and were in the kernel of that; and
+        # what they served, a thread.
         self._served_ns = self._waited_ns = self._busy_ns = self._system_ns = 0
+        self._elapsed_ns = 0.0
         self._from: int | None = None  # the level that this one is compared with
+        self._urged = False  # whether threads that waited were compared with fewer
         self._pairs = self._doubts = 0  # windows in which fewer were as good, and not
         self._downwards = True  # whether the next look, below the most, is at fewer
         self._pause = FIRST_PAUSE
@@ -96,15 +107,36 @@ class Scaling:
                 level: deque(each, KEPT_WINDOWS) for level, each in self._done.items()
             }
             following._downwards = self._downwards
+            following._urged = self._urged
             following._pause, following._pause_left = self._pause, self._pause_left
             following._served_ns, following._waited_ns = self._served_ns, self._waited_ns
             following._busy_ns, following._system_ns = self._busy_ns, self._system_ns
+            following._elapsed_ns = self._elapsed_ns
         return following
 
     @property
     def waiting(self) -> bool:
         """Whether threads wait for each other, or for something else."""
         return self._served_ns > WAITING_SURE_NS and self._waited_ns > WAITING * self._served_ns
+
+    @property
+    def _take_turns(self) -> bool:
+        """Whether threads wait for something of which only one of them has it at a time."""
+        least, most = ONE_CPU
+        in_kernel = self._system_ns > MOSTLY_SYSTEM * self._busy_ns
+        used = self._busy_ns / self._elapsed_ns if self._elapsed_ns else 0.0
+        return self.waiting and least <= used <= most and not in_kernel
+
+    @property
+    def urgent(self) -> bool:
+        """Whether it must be known first of all if fewer threads do: they wait for each other."""
+        return not self._urged and self.level > 1 and self.waiting
+
+    def another_size(self) -> None:
+        """Chunks are of a very different size now: threads that were let go may help again."""
+        if self._from is None and self.level < self.most:
+            self._downwards = False
+            self._pause_left = 1
 
     def served(
         self, threads: int, wall_ns: int, waited_ns: int, cpu_ns: int, system_ns: int
@@ -120,6 +152,7 @@ class Scaling:
         """
         if threads > 1 and self.level > 1:
             self._served_ns += wall_ns
+            self._elapsed_ns += wall_ns / threads
             self._waited_ns += waited_ns
             self._busy_ns += cpu_ns
             self._system_ns += system_ns
@@ -151,7 +184,8 @@ class Scaling:
         else:
             self._pause_left -= 1
             time_left = left / done if done else 0.0
-            if self._pause_left <= 0 and (each_ns <= TRIAL_SHARE * time_left or self.waiting):
+            short = each_ns <= TRIAL_SHARE * time_left or self.waiting
+            if self.urgent or (self._pause_left <= 0 and short):
                 self._look()
         return self.level != before
 
@@ -169,10 +203,14 @@ class Scaling:
         tried = self.level
         known = median(self._done[other])
         if tried > other:
-            if done >= BETTER * known:
-                self._decide(tried, found=True)
-            else:
+            self._pairs += 1
+            if done < (TURNS_BETTER if self.holds_gil else BETTER) * known:
                 self._decide(other, found=False)
+            elif self._pairs == TIMES_MORE:
+                self._decide(tried, found=True)
+        elif self._take_turns and done >= TURNS_AS_GOOD * known:
+            self.holds_gil = True
+            self._decide(tried, found=True)
         elif done < AS_GOOD * known:
             self._doubts += 1
             if self._doubts == DOUBTS or done < FAR_LESS * known:
@@ -186,11 +224,15 @@ class Scaling:
     def _decide(self, level: int, *, found: bool) -> None:
         """Stay at this level until the next look, which is soon after a change."""
         went_up = self.level > (self._from or self.level)
+        self._urged = self._urged or self.waiting
         if found and went_up:
-            self.holds_gil = False
+            self.holds_gil = self._urged = False
             self._served_ns = self._waited_ns = self._busy_ns = self._system_ns = 0
+            self._elapsed_ns = 0.0
         self._downwards = found and not went_up and level > 1
         self.level = level
         self._from = None
         self._pause = FIRST_PAUSE if found else min(2 * self._pause, MOST_PAUSE)
+        if self.holds_gil:
+            self._pause = MOST_PAUSE
         self._pause_left = 1 if self._downwards else self._pause

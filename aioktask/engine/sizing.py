@@ -2,35 +2,45 @@
 # Which chunk size a function is fastest with, found out while it works.
 #
 # Pure: finished stretches in, the next stretch out. Sizes are the grain times powers of two, up to
-# an even share of the range. Every helper compares for itself: a stretch of another size is set
-# against those of the size in use that the same helper made just before, so that a slow core, a
-# neighbour or a range that becomes harder disturb both sides of the comparison alike. What is kept
-# of it is a score, the speed relative to the size in use, of which the median of the last few
-# counts: one bad sample moves nothing.
+# an even share of the range. What is known of them are scores (engine/scores); here is decided what
+# to use, what to try, and what that may cost.
 #
 # The search never stops, it becomes rare: a trial costs what the size tried is slower than the one
-# in use, and all trials together may cost a small part of the job's time only.
+# in use, and all trials together may cost a small part of the job's time only. So may the thinking:
+# it is done under the engine's lock and, mostly, the interpreter's.
 """The search for the chunk size."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from math import exp, log, sqrt
-from statistics import median
 
 from aioktask.engine.plan import CHUNKS_PER_THREAD, round_up
+from aioktask.engine.scores import KEPT_SAMPLES, Pace, Scores
+
+__all__ = ["SizeLesson", "Sizes"]
 
 MILLISECOND = 1_000_000
 
-# The lock, the clock and the choice of a job cost some 5 us, once a stretch of so long.
-STRETCH_NS = MILLISECOND // 2
+# The lock, the clock and the choice of a job cost some 10 us, and more while another thread wants
+# the interpreter: once a stretch of so long while sizes are searched for, and after.
+STRETCH_NS = MILLISECOND
+SETTLED_STRETCH_NS = 4 * MILLISECOND
 MOST_CHUNKS = 256
 
 # A cancel, and a short job beside this one, wait for the end of a chunk. Two slices of this length
 # fit into 20 ms.
 LONGEST_NS = 10 * MILLISECOND
+# While no other job is there, up to this, where it is worth much.
+LONGEST_ALONE_NS = 50 * MILLISECOND
+# Cost is uneven where stretches of one size differ by more than this, as a factor's logarithm, or where
+# so much of the time goes into those that are far slower than the ones before. Shorter chunks are
+# shared out better then.
+UNEVEN = 0.25
+UNEVEN_SHARE = 0.15
+FAR_SLOWER = 0.33
+UNEVEN_PRIOR_NS = 200 * MILLISECOND
+LONGEST_UNEVEN_NS = 2 * MILLISECOND
 
 # Below this a chunk's own costs (a claim, the call, the interpreter's lock) may be a large part of
 # it: of two helpers on two CPUs the second gains nothing at 5 us, half at 45, and all at 120.
@@ -50,93 +60,51 @@ PROBE_NS = MILLISECOND
 SHORTEST_PROBE_NS = 100_000
 PROBES = 250  # of a whole job, at that length
 PROBES_SHARE = 0.02
-# Where nothing is worth a trial, that is asked again after so many probes' time.
-LOOK_PROBES = 5
 
-# A trial is made of two stretches, of which the second counts, but where a chunk lasts so long.
+# A trial is made of two stretches, of which the second counts, but where a chunk lasts so long. Then
+# all helpers try it at the same time: what large chunks are good for, the memory's bandwidth, say,
+# one of them alone does not show.
 LONG_TRIAL_NS = 2 * MILLISECOND
+MOST_SEEN = 2
 
 # What trials may cost of the job's time: while it is not clear which size is best, and after.
 SEARCH_SHARE = 0.05
 LISTEN_SHARE = 0.005
 UNKNOWN_LOSS = 0.5  # of a size that was never tried
-LEAST_LOSS = 0.02  # of any, or listening would have no end
+FAR_LOSS = 0.25  # of one that is nearly the user's own call over everything
+LEAST_LOSS = 0.02  # of any, or searching would have no end
+LISTEN_LOSS = 0.1  # of any that is listened to: what the change leaves behind in the caches
 MOST_LOSS = 5.0
 # What was not spent goes to the next run of the function, up to this.
 MOST_CREDIT_NS = 50 * MILLISECOND
-# And how long one trial may take, of what is left: the one of a much larger size, and any other.
+# And how long one trial may take, of what is left: the one of a much larger size, and any other; and
+# of all helpers together that of the largest, in the first run and later, since it is done once.
 LEAP_SHARE = 1 / 8
 TRIAL_SHARE = 1 / 32
+FIRST_FAR_SHARE = 1 / 16
+FAR_SHARE = 0.3
+# Where nothing is worth a trial, that is asked again after this part of the work, within limits.
+LOOK_SHARE = 1 / 20
+LEAST_LOOK_NS = 5 * MILLISECOND
+MOST_LOOK_NS = 50 * MILLISECOND
 
-# A score is the median of the last few samples. It may be off by this many times the noise of one
-# sample, divided by the root of their number.
-KEPT_SAMPLES = 7
-KEPT_RATES = 3
-CONFIDENCE = 1.2
-SURE_SAMPLES = 3
-FIRST_NOISE = 0.05
-MOST_NOISE = 0.5
 # What is surely so much better takes the place of the size in use.
 BETTER = 1.02
-# Where the call costs more than the units do, sizes differ by such factors.
-MUCH_BETTER = 1.4
-MUCH_SLOWER = 0.7
-# What is as good and smaller does too, if chunks last longer than a probe: they let others through,
-# and work of uneven cost is shared out better.
-AS_GOOD = 0.98
+# Longer than they may be chunks are only for so much: where the call costs more than the units do,
+# or where only large ones go around the cache.
+MUCH_BETTER = 1.2
+MUCH_SLOWER = 0.83
+FAR_SAMPLES = 6
+# And beside another job only where shorter ones are no shorter, since they are so much slower.
+NO_SHORTER = 0.4
+# What is as good and smaller does too, where chunks last long: they let others through, and work of
+# uneven cost is shared out better.
+AS_GOOD = 0.99
+LONG_NS = LONGEST_NS // 2
 # A size that is so many times slower than was expected when it was chosen was chosen by mistake.
-SURPRISE = 1.15
-MOST_SURPRISE = 4.0
+SURPRISE = 1.1
 # A size that is so good may stand in for the best where pieces must become small.
 GOOD_ENOUGH = 0.95
-
-
-class Pace:
-    """What the size in use costs one helper, in one run.
-
-    Attributes:
-        rate: Units a nanosecond at the size in use: the median of the last few stretches, 0 while
-            that is not known.
-        last: The number of the size of the last stretch.
-        trial: The number of the size to try once more, -1 for none.
-        trying: The number of the size that it tries now, -1 for none.
-        tried: Whether another size was tried since the size in use was last measured.
-    """
-
-    __slots__ = ("_rates", "expected", "last", "rate", "trial", "tried", "trying")
-
-    def __init__(self) -> None:
-        self.rate = 0.0
-        self.expected = 0.0
-        self.last = -1
-        self.trial = -1
-        self.trying = -1
-        self.tried = False
-        self._rates: list[float] = []
-
-    @property
-    def known(self) -> bool:
-        """Whether other sizes can be compared with it."""
-        return len(self._rates) > 1
-
-    def add(self, rate: float) -> None:
-        self.tried = False
-        self._rates.append(rate)
-        del self._rates[:-KEPT_RATES]
-        # What disturbs makes slower: of two the quicker one is right.
-        self.rate = sorted(self._rates)[len(self._rates) // 2]
-
-    def forget(self, expected: float) -> None:
-        """The size in use is another one, of this rate if all goes as it should."""
-        self._rates.clear()
-        self.rate = self.expected = expected
-
-    def surprise(self) -> float:
-        """How many times slower the size in use is than it was expected to be, told once."""
-        if not self.expected or not self.known:
-            return 1.0
-        expected, self.expected = self.expected, 0.0
-        return min(expected / self.rate, MOST_SURPRISE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +119,8 @@ class SizeLesson:
         credit_ns: What trials might have cost more.
         probes: Units that trials of unknown sizes might have had more.
         noise: How much one sample is off, as a factor's logarithm.
+        listened: How many trials there were since the search had ended.
+        uneven: The part of the time that went into stretches far slower than others.
     """
 
     best: int
@@ -160,6 +130,8 @@ class SizeLesson:
     credit_ns: float
     probes: float
     noise: float
+    listened: int
+    uneven: float
 
 
 class Sizes:
@@ -173,27 +145,33 @@ class Sizes:
         settled: Whether the search has ended, and only listens.
         rate: Units a nanosecond of some helper lately, at the size in use; 0 while not known.
         remembered: Whether it began with a lesson.
+        paused: Whether nothing is tried at present: threads stand in each other's way.
+        alone: Whether nobody else waits for the end of a chunk.
     """
 
     __slots__ = (
         "_credit_ns",
         "_even",
-        "_heard",
         "_leapt",
         "_listen_ns",
         "_listened",
         "_look_at",
-        "_noise",
         "_paces",
         "_pending",
         "_probes",
+        "_round",
         "_scores",
+        "_seen",
         "_size",
         "_threads",
+        "_together",
         "_top",
+        "_uneven_ns",
         "_worked_ns",
+        "alone",
         "best",
         "grain",
+        "paused",
         "rate",
         "remembered",
         "settled",
@@ -205,34 +183,40 @@ class Sizes:
         self._threads = threads
         self._even = round_up(-(-size // threads), grain)
         self._top = (self._even // grain - 1).bit_length()
-        self._scores: dict[int, deque[float]] = {}
         self._pending: set[int] = set()  # sizes that a helper tries at the moment
+        self._together = -1  # the one of them that all should try now, -1 for none
+        self._round = 0  # how often all did
+        self._seen = 0  # samples of the last time
         self._paces: list[Pace] = []
         self._worked_ns = 0  # by all helpers together
         self._credit_ns = self._listen_ns = 0.0  # what trials may cost, for the work that is done
         self._probes = PROBES_SHARE * size  # units that trials of unknown sizes may have yet
-        self._noise = FIRST_NOISE
-        self._heard: dict[int, int] = {}  # when each size was last tried
-        self._listened = 0
+        self._listened = 0  # how often
+        self._uneven_ns = 0.0  # spent in stretches of the size in use far slower than those before
         self._leapt = False
         self._look_at = 0.0  # when to look for something to try again
         self.remembered = lesson is not None
+        self.paused = False
+        self.alone = True
         if lesson is None:
             first = size // max(FIRST_SHARE, FIRST_SHARE_EACH * threads) // grain
             self.best = min(max(first, 1).bit_length() - 1, self._top)
             self.rate = 0.0
             self.settled = False
+            self._scores = Scores()
         else:
             self.best = min(lesson.best, self._top)
             self.rate = lesson.rate
             self.settled = lesson.settled
             self._credit_ns = lesson.credit_ns
             self._probes += lesson.probes
-            self._noise = lesson.noise
+            self._listened = lesson.listened
+            self._uneven_ns = lesson.uneven * UNEVEN_PRIOR_NS
+            self._scores = Scores(lesson.noise)
             self._leapt = True
-            for number, score, samples in lesson.scores:
+            for number, speed, count in lesson.scores:
                 if number <= self._top and number != self.best:
-                    self._scores[number] = deque([score] * samples, KEPT_SAMPLES)
+                    self._scores.put(number, speed, count)
 
     def size_of(self, number: int) -> int:
         """Units of a chunk of the size of this number."""
@@ -251,24 +235,23 @@ class Sizes:
 
     def curve(self) -> Iterator[tuple[int, float, int]]:
         """Size, speed relative to the size in use, and samples, ascending."""
-        for number in sorted({*self._scores, self.best}):
-            if number == self.best:
-                yield self.chunk, 1.0, 0
-            else:
-                scores = self._scores[number]
-                yield self.size_of(number), median(scores), len(scores)
+        scores = self._scores
+        for number in sorted({*scores, self.best}):
+            yield self.size_of(number), scores.speed(number), scores.count(number)
 
     def lesson(self) -> SizeLesson:
         """What the next run of the function should begin with."""
-        scores = ((k, median(each), len(each)) for k, each in self._scores.items())
+        scores = self._scores
         return SizeLesson(
             self.best,
             self.rate,
-            tuple(scores),
+            tuple((number, scores.speed(number), scores.count(number)) for number in scores),
             self.settled,
             min(max(self._credit_ns, -MOST_CREDIT_NS), MOST_CREDIT_NS),
             min(self._probes, self._size),
-            self._noise,
+            scores.noise,
+            self._listened,
+            self._uneven_ns / (self._worked_ns + UNEVEN_PRIOR_NS),
         )
 
     # What a helper does next.
@@ -288,27 +271,45 @@ class Sizes:
         """
         if pace.trial < 0 and pace.trying >= 0:
             self._pending.discard(pace.trying)
+            if self._together == pace.trying:
+                self._together = -1
             pace.trying = -1
         rate = pace.rate or self.rate
         if not rate:
             return self._fitted(self.best, 1, left, sharers, ahead)
-        probe = self._probe_ns(left, rate)
-        number, length = self.best, float(STRETCH_NS)
-        if not pace.known:
-            length = probe
-        elif pace.trial >= 0:
-            number, length, pace.trial = pace.trial, probe, -1
-        elif not pace.tried:
-            trial = self._trial(left, rate, probe)
+        number, length = self.best, SETTLED_STRETCH_NS if self.settled else STRETCH_NS
+        if not self.alone and self._too_long(rate):
+            shorter = self._longest(rate)
+            if self._scores.speed(shorter) > NO_SHORTER:
+                return self._fitted(shorter, 1, left, sharers, ahead)
+        if pace.trial >= 0:
+            number, length, pace.trial = pace.trial, self._probe_ns(left, rate), -1
+        elif not pace.known:
+            length = min(length, self._probe_ns(left, rate))
+        elif not pace.tried and not self.paused:
+            probe = self._probe_ns(left, rate)
+            if pace.joined != self._round and self._together >= 0:
+                trial: int | None = self._together
+                pace.joined = self._round
+            elif self._worked_ns >= self._look_at:
+                trial = self._trial(left, rate, probe)
+            else:
+                trial = None
             if trial is not None:
                 number, length = trial, probe
-                pace.trial = trial if self.size_of(trial) < LONG_TRIAL_NS * rate else -1
+                long = self.size_of(trial) >= LONG_TRIAL_NS * rate
+                pace.together = long
+                pace.trial = -1 if long else trial
                 pace.tried = True
                 pace.trying = trial
                 self._pending.add(trial)
-                self._heard[trial] = self._worked_ns
+                if long and self._together < 0:
+                    self._together = trial
+                    self._round += 1
+                    self._seen = 0
+                    pace.joined = self._round
         chunk = self.size_of(number)
-        count = int(length * rate * self.score(number) / chunk)
+        count = int(length * rate * self._scores.speed(number) / chunk)
         return self._fitted(number, min(max(count, 1), MOST_CHUNKS), left, sharers, ahead)
 
     def measured(self, pace: Pace, number: int, units: int, wall_ns: int) -> None:
@@ -318,42 +319,52 @@ class Sizes:
         self._listen_ns += LISTEN_SHARE * wall_ns
         if number < 0 or not units:
             return
-        rate = units / max(wall_ns, 1)
         # The first stretch after another size pays for what that left behind, in the caches and in
         # the allocator, and the first of all for what is made once.
-        changed, pace.last = number != pace.last, number
+        first, changed, pace.last = pace.last < 0, number != pace.last, number
         again = wall_ns < LONG_TRIAL_NS if number == self.best else pace.trial == number
-        if changed and again:
+        if first or (changed and again):
             if not pace.rate:
-                pace.rate = rate
-                self.rate = self.rate or rate
-            return
-        if number == self.best:
-            if pace.known:
-                off = abs(log(rate / pace.rate))
-                self._noise += (min(off, MOST_NOISE) - self._noise) / 8
-            pace.add(rate)
-            self.rate = pace.rate
-            self._correct(pace.surprise())
-            if not self._scores and not self._leapt:
-                self._begin_large(pace)
-            self._keep_long(pace)
-            return
-        pace.tried = True
-        base = pace.rate or self.rate
-        if not base:
-            return
-        if number not in self._scores:
-            self._scores[number] = deque(maxlen=KEPT_SAMPLES)
-        scores = self._scores[number]
-        scores.append(rate / base)
-        # By the score, not by the clock: who was disturbed need not pay for it.
-        cost = units / base * min(max(1 / median(scores) - 1, LEAST_LOSS), MOST_LOSS)
-        if self.settled:
-            self._listen_ns -= cost
+                pace.rate = units / max(wall_ns, 1)
+                self.rate = self.rate or pace.rate
+        elif number == self.best:
+            self._measured_best(pace, units, wall_ns)
         else:
-            self._credit_ns -= cost
-        if wall_ns <= 2 * PROBE_NS and len(scores) == 1:
+            self._measured_other(pace, number, units, wall_ns)
+
+    def _measured_best(self, pace: Pace, units: int, wall_ns: int) -> None:
+        known = pace.known
+        factor = pace.add(units, wall_ns)
+        if known:
+            self._scores.heard(factor)
+            if factor < FAR_SLOWER:
+                self._uneven_ns += wall_ns
+        self.rate = pace.rate
+        self._correct(pace.surprise())
+        if not self._scores and not self._leapt:
+            self._begin_large(pace)
+        self._keep_long(pace)
+
+    def _measured_other(self, pace: Pace, number: int, units: int, wall_ns: int) -> None:
+        pace.tried = True
+        if not pace.known:  # another size came into use meanwhile
+            return
+        base = pace.rate_over(wall_ns)
+        scores = self._scores
+        # What all see at the same time is one thing seen: it counts twice at most.
+        if not pace.together or self._seen < MOST_SEEN:
+            scores.add(number, units / max(wall_ns, 1) / base)
+            self._seen += pace.together
+        if number not in scores:
+            return
+        # By the score or by the clock: who was disturbed need not pay for it.
+        lasts = units / base
+        loss = min(1 / max(scores.speed(number), 1e-9) - 1, wall_ns / lasts - 1, MOST_LOSS)
+        if self.settled:
+            self._listen_ns -= lasts * max(loss, LISTEN_LOSS)
+        else:
+            self._credit_ns -= lasts * max(loss, LEAST_LOSS)
+        if wall_ns <= 2 * PROBE_NS and scores.count(number) == 1:
             self._probes -= units
         self._choose()
 
@@ -363,58 +374,43 @@ class Sizes:
             pace.forget(pace.rate)
             pace.expected = 0.0
 
-    # What is known.
+    def forget(self) -> None:
+        """What was measured of sizes was measured of threads that stood in each other's way."""
+        self._scores = Scores()
 
-    def score(self, number: int) -> float:
-        """Speed relative to the size in use, 1 where nothing is known."""
-        scores = self._scores.get(number)
-        return median(scores) if scores and number != self.best else 1.0
-
-    def _doubt(self, number: int) -> float:
-        """The factor by which the score may be off."""
-        return exp(CONFIDENCE * self._noise / sqrt(len(self._scores[number])))
-
-    def _value(self, number: int) -> float:
-        """The score that the size has at least, as far as can be told."""
-        return median(self._scores[number]) / self._doubt(number)
+    # Which size is in use.
 
     def _choose(self) -> None:
         """Change to the size that is best now; of those that are as good to a smaller one."""
-        sure = [k for k in self._scores if len(self._scores[k]) >= SURE_SAMPLES]
-        rival = max(sure, key=self._value, default=self.best)
-        if rival != self.best and self._value(rival) > BETTER:
-            self._use(rival, median(self._scores[rival]))
-        elif self._too_long(self.rate) and self._is_sure(shorter := self._longest(self.rate)):
+        scores = self._scores
+        sure = [number for number in scores if scores.sure(number)]
+        may_be = [k for k in sure if self._short_enough(k, self.rate) or self._worth_it(k)]
+        rival = max(may_be, key=scores.least, default=self.best)
+        if rival != self.best and scores.least(rival) > BETTER:
+            # Whoever is chosen for the best of several scores was lucky in them.
+            self._use(rival, scores.least(rival))
+        elif self._too_long(self.rate) and scores.sure(shorter := self._longest(self.rate)):
             # But not where the call itself costs so much that smaller chunks are no shorter.
-            if self.score(shorter) > MUCH_SLOWER:
-                self._use(shorter, self.score(shorter))
-        elif self.chunk > PROBE_NS * self.rate:
-            smaller = [k for k in sure if k < self.best and median(self._scores[k]) >= AS_GOOD]
+            if scores.speed(shorter) > MUCH_SLOWER:
+                self._use(shorter, scores.speed(shorter))
+        elif self.chunk > LONG_NS * self.rate:
+            smaller = [k for k in sure if k < self.best and scores.speed(k) >= AS_GOOD]
             if smaller:
-                self._use(max(smaller), median(self._scores[max(smaller)]))
+                self._use(max(smaller), scores.speed(max(smaller)))
 
     def _use(self, number: int, factor: float) -> None:
         """Make this the size in use; it is so many times as fast as the one until now."""
-        before = self.best
-        samples = len(self._scores.pop(number, ()))
-        self._scores = {
-            each: deque((score / factor for score in scores), KEPT_SAMPLES)
-            for each, scores in self._scores.items()
-        }
-        if samples:
-            self._scores[before] = deque([1 / factor] * samples, KEPT_SAMPLES)
+        self._scores.move(self.best, number, factor)
         self.best = number
         self.rate *= factor
         for pace in self._paces:
-            pace.forget(pace.rate * factor)
+            pace.forget(pace.typical() * factor)
+        self._look_at = 0.0
 
     def _correct(self, slower: float) -> None:
         """The size in use was chosen for a speed that it does not have: the others are better."""
         if slower > SURPRISE:
-            self._scores = {
-                number: deque((score * slower for score in scores), KEPT_SAMPLES)
-                for number, scores in self._scores.items()
-            }
+            self._scores.scale(slower)
             for each in self._paces:
                 if each.expected:
                     each.forget(each.expected / slower)
@@ -442,16 +438,32 @@ class Sizes:
 
     def _too_long(self, rate: float) -> bool:
         """Whether chunks of the size in use last longer than they may, and could be smaller."""
-        return self.best > 0 and self.chunk > 2 * LONGEST_NS * rate
+        return self.best > 0 and self.chunk > 2 * self._longest_ns * rate
 
-    def _is_sure(self, number: int) -> bool:
-        """Whether enough is known of a size to use it, or not to."""
-        return len(self._scores.get(number, ())) >= SURE_SAMPLES
+    @property
+    def _longest_ns(self) -> int:
+        """How long a chunk may last."""
+        return LONGEST_UNEVEN_NS if self._uneven else LONGEST_NS
+
+    @property
+    def _uneven(self) -> bool:
+        """Whether parts of the range of one length cost much more than others."""
+        if self._scores.noise > UNEVEN:
+            return True
+        return self._uneven_ns > UNEVEN_SHARE * (self._worked_ns + UNEVEN_PRIOR_NS)
 
     def _longest(self, rate: float) -> int:
         """The largest size of which a chunk lasts as long as it may, at this rate."""
         number = self._top
-        while number and self.size_of(number) > LONGEST_NS * rate:
+        while number and self.size_of(number) > self._longest_ns * rate:
+            number -= 1
+        return number
+
+    def _far(self, rate: float) -> int:
+        """The largest size of which a chunk lasts as long as it may where there is no other job,
+        at this rate; of one that is no more than padata's."""
+        number, most = self._top, self._even // CHUNKS_PER_THREAD
+        while number and self.size_of(number) > min(LONGEST_ALONE_NS * rate, most):
             number -= 1
         return number
 
@@ -462,22 +474,22 @@ class Sizes:
 
     def _trial(self, left: int, rate: float, probe: float) -> int | None:
         """The size to try next, if one is worth what that costs."""
-        if self._worked_ns < self._look_at:
-            return None
         left_ns = left / rate
         budget = self._credit_ns + SEARCH_SHARE * left_ns
-        for number in self._wanted(rate, probe, left_ns):
+        for number in self._wanted(rate, probe):
             if self._affordable(number, rate, probe, budget, left_ns):
                 self.settled = False
                 return number
         self.settled = True
         if not self._pending:
             heard = self._next_heard()
-            budget = self._listen_ns + LISTEN_SHARE * left_ns
+            if not self._too_long(rate):  # or it must be worth it all the time
+                budget = self._listen_ns + LISTEN_SHARE * left_ns
             if heard is not None and self._affordable(heard, rate, probe, budget, left_ns):
                 self._listened += 1
                 return heard
-        self._look_at = self._worked_ns + LOOK_PROBES * probe
+        pause = LOOK_SHARE * (self._worked_ns + left_ns)
+        self._look_at = self._worked_ns + min(max(pause, LEAST_LOOK_NS), MOST_LOOK_NS)
         return None
 
     def _affordable(
@@ -486,71 +498,89 @@ class Sizes:
         if number in self._pending or number == self.best:
             return False
         known = number in self._scores
-        lasts = max(probe, self.size_of(number) / (rate * self.score(number)))
+        speed = self._scores.speed(number)
+        lasts = max(probe, self.size_of(number) / (rate * speed))
         if lasts > left_ns / 2:
             return False
         left_ns += self._worked_ns
-        loss = max(1 - self.score(number), LEAST_LOSS) if known else UNKNOWN_LOSS
+        loss = max(1 - speed, LISTEN_LOSS if self.settled else LEAST_LOSS)
         leap = not known and not self._leapt and number == self._longest(rate)
-        if lasts > left_ns * (LEAP_SHARE if leap or self._rising(number) else TRIAL_SHARE):
+        far = number == self._far(rate)
+        if far and lasts > LONGEST_NS:
+            share = FAR_SHARE if self.remembered or speed > MUCH_BETTER else FIRST_FAR_SHARE
+            if lasts * len(self._paces) > left_ns * share:
+                return False
+        elif lasts > left_ns * (LEAP_SHARE if leap or self._rising(number) else TRIAL_SHARE):
             return False
         if not known and lasts <= probe and lasts * rate > self._probes:
             return False
         if leap:
             self._leapt = True
             return True
-        return lasts * loss <= budget
+        if not known:
+            loss = FAR_LOSS if far else UNKNOWN_LOSS
+        return lasts * loss * (1 if lasts < LONG_TRIAL_NS else len(self._paces)) <= budget
 
     def _rising(self, number: int) -> bool:
         """Whether this is the next larger one of the largest that was tried, which is the best."""
         return number == self.best + 1 and self.best >= max(self._scores, default=self.best)
 
-    def _wanted(self, rate: float, probe: float, left_ns: float) -> Iterator[int]:
+    def _wanted(self, rate: float, probe: float) -> Iterator[int]:
         """The sizes that ought to be tried, the most urgent first."""
-        if self._too_long(rate) and not self._is_sure(self._longest(rate)):
+        scores, best = self._scores, self.best
+        if self._too_long(rate) and not scores.sure(self._longest(rate)):
             yield self._longest(rate)
-        unknown = [k for k in self._lasting(rate) if k not in self._scores and k != self.best]
+        unknown = [k for k in self._lasting(rate) if k not in scores and k != best]
         # Steps of four first: they show the shape of the curve at half the price.
         quick = [k for k in unknown if self.size_of(k) <= rate * probe]
-        yield from sorted(quick, key=lambda k: ((k - self.best) % 2, abs(k - self.best)))
+        yield from sorted(quick, key=lambda k: ((k - best) % 2, abs(k - best)))
         if not self._leapt and self._longest(rate) in unknown:
             yield self._longest(rate)
-        scores = self._scores
-        promising = max([1.0, *map(self._value, scores)])
+        promising = max([1.0, *map(scores.least, scores)])
         near = [
             k
             for k in scores
-            if len(scores[k]) < KEPT_SAMPLES
-            and median(scores[k]) * self._doubt(k) > promising
-            and (median(scores[k]) > MUCH_BETTER or self._short_enough(k, rate))
+            if scores.count(k) < KEPT_SAMPLES
+            and (scores.most(k) > promising or scores.unlucky(k, best))
+            and (scores.speed(k) > MUCH_BETTER or self._short_enough(k, rate))
         ]
-        yield from sorted(near, key=lambda k: -median(scores[k]) * self._doubt(k))
-        for k in (self.best + 1, self.best - 1):
+        yield from sorted(near, key=lambda k: -scores.most(k))
+        for k in (best + 1, best - 1):
             if k in unknown:
                 yield k
+        far = self._far(rate)
+        if far not in (best, *unknown) and self.alone and not self._uneven:
+            count = scores.count(far)
+            if not count or (count < FAR_SAMPLES and scores.speed(far) > 1):
+                yield far
         # The slower of two steps of four may hide something between them, or beyond.
-        slow = [k for k in unknown if k not in quick and abs(k - self.best) > 1]
-        yield from sorted(slow, key=lambda k: abs(k - self.best))
+        slow = [k for k in unknown if k not in quick and abs(k - best) > 1]
+        yield from sorted(slow, key=lambda k: abs(k - best))
 
     def _lasting(self, rate: float) -> Iterator[int]:
         """The sizes of which a chunk lasts neither too long nor too short, by what is known."""
         for number in range(self._top + 1):
-            lasts = self.size_of(number) / (rate * self.score(number))
+            lasts = self.size_of(number) / (rate * self._scores.speed(number))
             if number == self.best or SHORTEST_NS <= lasts <= 1.5 * LONGEST_NS:
                 yield number
             elif number == self.best + 1 and lasts > LONGEST_NS:
                 # One step beyond, to learn whether time goes into the units or into the call.
                 yield number
 
+    def _worth_it(self, number: int) -> bool:
+        """Whether the size is so good that chunks may last longer than they should."""
+        return not self._uneven and self._scores.speed(number) > MUCH_BETTER
+
     def _short_enough(self, number: int, rate: float) -> bool:
-        return self.size_of(number) <= 1.5 * LONGEST_NS * rate * self.score(number)
+        return self.size_of(number) <= 1.5 * self._longest_ns * rate * self._scores.speed(number)
 
     def _next_heard(self) -> int | None:
-        """The size to listen to: a neighbour, every fourth time another one."""
-        known = [k for k in self._scores if k != self.best and self._short_enough(k, self.rate)]
+        """The size to listen to: all in turn, and every other time one next to the size in use."""
+        known = sorted(k for k in self._scores if self._short_enough(k, self.rate))
         near = [k for k in known if abs(k - self.best) == 1]
-        among = near if self._listened % 4 and near else known
-        return min(among, key=lambda k: self._heard.get(k, -1), default=None)
+        turn, again = divmod(self._listened, 2)
+        among = near if again and near else known
+        return among[turn % len(among)] if among else None
 
     # How a stretch fits into what is left.
 
@@ -567,9 +597,10 @@ class Sizes:
             return chunk, count, number
         if chunk <= fair / 2:
             return chunk, int(fair / 2 / chunk), number
+        scores = self._scores
         least = self._least()
-        halves = number - 1 in self._scores and (
-            self.score(number - 1) >= GOOD_ENOUGH * self.score(number)
+        halves = number - 1 in scores and (
+            scores.speed(number - 1) >= GOOD_ENOUGH * scores.speed(number)
         )
         piece = round_up(int(max(fair / 2 if halves else fair, least, 1)), self.grain)
         if left - piece < least // 2:
@@ -580,8 +611,8 @@ class Sizes:
 
     def _least(self) -> int:
         """The smallest piece that is not slow."""
-        number = self.best
-        while number and self.score(number - 1) >= GOOD_ENOUGH and (number - 1) in self._scores:
+        number, scores = self.best, self._scores
+        while number and (number - 1) in scores and scores.speed(number - 1) >= GOOD_ENOUGH:
             number -= 1
         if self.rate:
             return min(self.size_of(number), int(max(self.rate * SHORTEST_PROBE_NS, self.grain)))

@@ -28,6 +28,9 @@ from aioktask.errors import DeadlockError
 # How many helpers are woken at once; each that wakes wakes as many again.
 SUMMON_AHEAD = 2
 
+# Where a job was seen beside another, the next one is expected within this time.
+CROWDED_NS = 1_000_000_000
+
 
 class RunGroup(Group):
     """The runs of one coordinator.
@@ -96,6 +99,7 @@ class State:
         self.idle: deque[Helper] = deque()
         self.starting = 0  # helpers that are being started
         self.closing = False  # whether the interpreter exits
+        self.crowded_until = 0  # for how long a job expects another one beside it
         self.all_over: Waiter | None = None  # who waits until no run is left
         self._numbers = 0
 
@@ -122,6 +126,8 @@ class State:
             raise RuntimeError("the coordinator was left or shut down: it takes no more jobs")
         self._numbers += 1
         run.submitted(self._numbers)
+        if self.runs:
+            self.crowded_until = run.submitted_at + CROWDED_NS
         self.runs[run] = None
         group.runs[run] = None
         self.scheduler.add(run.entry)
@@ -346,6 +352,10 @@ class State:
 
     def _claim(self, frame: Frame, now: int) -> bool:
         run = frame.run
+        if len(self.runs) > 1:
+            self.crowded_until = now + CROWDED_NS
+        if run.sizes is not None:
+            run.sizes.alone = now >= self.crowded_until
         claimed = run.claim(frame, now, self.signals.generation)
         if not run.claims.left:
             self.scheduler.set_idle(run.entry)

@@ -85,6 +85,7 @@ def simulate(
     sizes: SizeLesson | None = None,
     scaling: Scaling | None = None,
     learn_threads: bool = False,
+    alone: bool = True,
 ) -> Outcome:
     """Run a job: with a fixed `chunk` on so many `threads`, or learning."""
     noise = random.Random(seed)
@@ -92,6 +93,7 @@ def simulate(
     out = Outcome()
     if chunk is None:
         out.sizes = Sizes(size, grain, most, sizes)
+        out.sizes.alone = alone
         if learn_threads:
             out.scaling = Scaling(most) if scaling is None else scaling.for_next_run(most)
     paces = [out.sizes.new_pace() for _ in range(most)] if out.sizes is not None else []
@@ -141,10 +143,11 @@ def simulate(
             fair = (size - position) // (2 * most * chunk)
             piece, number = chunk, 0
             count = max(1, min(int(STRETCH_NS / lasts), MOST_CHUNKS, fair))
-        end = position - position % (piece if number >= 0 else grain) + piece
+        free = number < 0 or (out.sizes is not None and number > out.sizes.best)
+        end = position - position % (grain if free else piece) + piece
         stop = min(end + piece * (count - 1), size)
         sharing = min(level, most) if machine.holds_gil else 1
-        points = min(8, count)
+        points = 16 if piece > 40_000 else min(8, count)
         cost = sum(
             machine.cost(piece, position + (stop - position) * i // points, level, thread, now)
             for i in range(points)

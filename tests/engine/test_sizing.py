@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aioktask.engine.sizing import (
     FIRST_SHARE,
+    LONGEST_ALONE_NS,
     LONGEST_NS,
     MOST_CHUNKS,
     PROBES_SHARE,
@@ -162,7 +163,7 @@ def test_what_disturbs_does_not_mislead(cost: Cost, noise: float, reached: float
 
 def test_a_size_that_was_remembered_and_is_wrong_is_left_in_the_next_runs() -> None:
     machine = Machine(by_size(EXPRESSION))
-    lesson: SizeLesson | None = SizeLesson(24, 1 / 3.9, (), True, 0.0, 0.0, 0.05)
+    lesson: SizeLesson | None = SizeLesson(24, 1 / 3.9, (), True, 0.0, 0.0, 0.05, 0, 0.0)
     for seed in range(8):
         sizes = simulate(machine, 1 << 27, seed=seed, sizes=lesson).sizes
         assert sizes is not None
@@ -184,7 +185,8 @@ def test_a_short_job_learns_over_its_runs() -> None:
 
 def test_no_chunk_lasts_much_longer_than_chunks_may() -> None:
     machine = Machine(by_size(FLAT), noise=0.0, spikes=0.0)
-    assert simulate(machine, 1 << 28).longest_ns <= 2 * LONGEST_NS
+    assert simulate(machine, 1 << 28, alone=False).longest_ns <= 2 * LONGEST_NS
+    assert simulate(machine, 1 << 28).longest_ns <= LONGEST_ALONE_NS
 
 
 @pytest.mark.parametrize("call_ns", [1e6, 10e6, 50e6, 200e6])

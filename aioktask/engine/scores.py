@@ -1,0 +1,262 @@
+# SPDX-License-Identifier: MIT
+# How fast each chunk size is against the one in use, and how sure that is.
+#
+# Pure. Every helper compares for itself: a stretch of another size is set against those of the size
+# in use that the same helper made just before, over as long a time, so that a slow core, a
+# neighbour, a range that becomes harder or a clock tick that hits a long stretch more often than a
+# short one disturb both sides of the comparison alike. What is kept is a score, of which the median
+# of the last few samples counts: one bad sample moves nothing.
+"""What is known of chunk sizes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from math import exp, log, sqrt
+
+__all__ = ["KEPT_SAMPLES", "SURE_SAMPLES", "Pace", "Scores"]
+
+# Stretches of the size in use that a helper remembers.
+KEPT_STRETCHES = 8
+# Of so many the median is what a trial is compared with, and the mean how fast it is at the moment.
+RECENT_STRETCHES = 3
+# A trial that lasts so much longer than they do is compared with the mean over as long a time: a
+# long one has its part of what disturbs, of which the median of short ones has none.
+LONGER = 1.5
+
+KEPT_SAMPLES = 11
+SURE_SAMPLES = 3
+# What sounds too good needs more.
+TOO_GOOD = 1.5
+SURE_SAMPLES_TOO_GOOD = 5
+# A score may be off by this many times the noise of one sample, divided by the root of their
+# number; of a single one nobody knows how bad it is.
+CONFIDENCE = 1.0
+CONFIDENCE_IN_ONE = 3.0
+FIRST_NOISE = 0.05
+MOST_NOISE = 0.5
+# A size that is slower than the one next to it by this factor, by one or two samples, was unlucky.
+HOLE = 0.7
+
+# Of so many stretches the median says whether a size is what was expected of it.
+SURPRISE_STRETCHES = 5
+
+
+class Pace:
+    """What the size in use costs one helper, in one run.
+
+    Attributes:
+        rate: Units a nanosecond at the size in use, lately; 0 while that is not known.
+        last: The number of the size of the last stretch.
+        trial: The number of the size to try once more, -1 for none.
+        trying: The number of the size that it tries now, -1 for none.
+        joined: The last trial of all helpers together that it was part of.
+        together: Whether what it tries is tried by all.
+        tried: Whether another size was tried since the size in use was last measured.
+        expected: What the rate should be, by what was known when the size was chosen; 0 for that
+            it is not known, or was looked at.
+    """
+
+    __slots__ = (
+        "_stretches",
+        "expected",
+        "joined",
+        "last",
+        "rate",
+        "together",
+        "trial",
+        "tried",
+        "trying",
+    )
+
+    def __init__(self) -> None:
+        self.rate = 0.0
+        self.expected = 0.0
+        self.last = -1
+        self.trial = -1
+        self.trying = -1
+        self.tried = False
+        self.together = False
+        self.joined = 0
+        self._stretches: list[tuple[int, int]] = []  # units and nanoseconds
+
+    @property
+    def known(self) -> bool:
+        """Whether other sizes can be compared with it."""
+        return len(self._stretches) > 1
+
+    def add(self, units: int, wall_ns: int) -> float:
+        """A stretch of the size in use is over; its rate, against those before it.
+
+        Returns:
+            The factor between them, 1 where nothing came before.
+        """
+        self.tried = False
+        stretches = self._stretches
+        before = self.rate_over(wall_ns) if stretches else 0.0
+        stretches.append((units, max(wall_ns, 1)))
+        if len(stretches) > KEPT_STRETCHES:
+            del stretches[0]
+        done = lasted = 0
+        for units_then, wall_then in stretches[-RECENT_STRETCHES:]:
+            done += units_then
+            lasted += wall_then
+        self.rate = done / lasted
+        return units / max(wall_ns, 1) / before if before else 1.0
+
+    def rate_over(self, wall_ns: int) -> float:
+        """The rate to compare a trial with that lasted so long, from the last stretches."""
+        recent = self._stretches[-RECENT_STRETCHES:]
+        if not recent:
+            return self.rate
+        if wall_ns * len(recent) <= LONGER * sum(wall for _, wall in recent):
+            return sorted(units / wall for units, wall in recent)[len(recent) // 2]
+        done = lasted = 0
+        for units, wall in reversed(self._stretches):
+            done += units
+            lasted += wall
+            if lasted >= wall_ns:
+                break
+        return done / lasted
+
+    def typical(self) -> float:
+        """The median rate of all stretches that are remembered."""
+        if not self._stretches:
+            return self.rate
+        return sorted(units / wall for units, wall in self._stretches)[len(self._stretches) // 2]
+
+    def forget(self, rate: float) -> None:
+        """The size in use is another one, of this rate if all goes as it should."""
+        self._stretches.clear()
+        self.rate = self.expected = rate
+
+    def surprise(self) -> float:
+        """How many times slower the size in use is than it was expected to be, told once."""
+        if not self.expected or len(self._stretches) < SURPRISE_STRETCHES:
+            return 1.0
+        expected, self.expected = self.expected, 0.0
+        return expected / max(self.typical(), 1e-12)
+
+
+class Score:
+    """The speed of one size relative to the size in use.
+
+    Attributes:
+        speed: The median of the last few samples.
+        count: How many they are.
+    """
+
+    __slots__ = ("_samples", "count", "speed")
+
+    def __init__(self, samples: Iterable[float]) -> None:
+        self._samples = deque(samples, KEPT_SAMPLES)
+        self._count()
+
+    def _count(self) -> None:
+        ordered = sorted(self._samples)
+        self.count = len(ordered)
+        middle = self.count // 2
+        odd = self.count % 2
+        self.speed = ordered[middle] if odd else (ordered[middle - 1] + ordered[middle]) / 2
+
+    def add(self, sample: float) -> None:
+        self._samples.append(sample)
+        self._count()
+
+    def scale(self, factor: float) -> None:
+        self._samples = deque((each * factor for each in self._samples), KEPT_SAMPLES)
+        self.speed *= factor
+
+
+class Scores:
+    """The scores by the number of the size; the size in use has none.
+
+    Attributes:
+        noise: How much one sample is off, as a factor's logarithm.
+    """
+
+    __slots__ = ("_found", "noise")
+
+    def __init__(self, noise: float = FIRST_NOISE) -> None:
+        self.noise = noise
+        self._found: dict[int, Score] = {}
+
+    def __contains__(self, number: object) -> bool:
+        return number in self._found
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def put(self, number: int, speed: float, count: int) -> None:
+        """Begin with a score that so many samples led to earlier."""
+        self._found[number] = Score([speed] * count)
+
+    def add(self, number: int, sample: float) -> None:
+        score = self._found.get(number)
+        if score is None:
+            self._found[number] = Score([sample])
+        else:
+            score.add(sample)
+
+    def heard(self, factor: float) -> None:
+        """A stretch of the size in use was so many times as fast as those before it."""
+        off = abs(log(factor)) if factor > 0 else MOST_NOISE
+        self.noise += (min(off, MOST_NOISE) - self.noise) / 8
+
+    def speed(self, number: int) -> float:
+        """The score, 1 where nothing is known."""
+        score = self._found.get(number)
+        return 1.0 if score is None else score.speed
+
+    def count(self, number: int) -> int:
+        """How many samples it has."""
+        score = self._found.get(number)
+        return 0 if score is None else score.count
+
+    def sure(self, number: int) -> bool:
+        """Whether enough is known of a size to use it, or not to."""
+        score = self._found.get(number)
+        if score is None:
+            return False
+        return score.count >= (SURE_SAMPLES if score.speed < TOO_GOOD else SURE_SAMPLES_TOO_GOOD)
+
+    def _doubt(self, score: Score) -> float:
+        factor = CONFIDENCE if score.count > 1 else CONFIDENCE_IN_ONE
+        return exp(factor * self.noise / sqrt(score.count))
+
+    def least(self, number: int) -> float:
+        """The speed that the size has at least, as far as can be told; of one that has a score."""
+        score = self._found[number]
+        return score.speed / self._doubt(score)
+
+    def most(self, number: int) -> float:
+        """The speed that the size has at most, likewise."""
+        score = self._found[number]
+        return score.speed * self._doubt(score)
+
+    def unlucky(self, number: int, best: int) -> bool:
+        """Whether a size is said to be far slower than both next to it by very few samples.
+
+        Curves have no such holes, but memory that was fresh or a neighbour make them.
+        """
+        score = self._found[number]
+        if score.count >= SURE_SAMPLES:
+            return False
+        beside = (number - 1, number + 1)
+        known = [self.speed(each) for each in beside if each in self._found or each == best]
+        return bool(known) and score.speed < HOLE * max(known)
+
+    def move(self, before: int, number: int, factor: float) -> None:
+        """Another size is in use, which is so many times as fast as the one before."""
+        score = self._found.pop(number, None)
+        self.scale(1 / factor)
+        if score is not None:
+            self.put(before, 1 / factor, score.count)
+
+    def scale(self, factor: float) -> None:
+        """All are so many times as fast, relative to the size in use, as was thought."""
+        for score in self._found.values():
+            score.scale(factor)
