@@ -32,7 +32,7 @@ BETTER = 1.05
 TIMES_MORE = 2
 
 # A trial may take this part of what is left: with half the threads it costs half of that.
-TRIAL_SHARE = 1 / 40
+TRIAL_SHARE = 1 / 30
 # How many windows pass before the next look: at first, and at most, when looks find nothing.
 FIRST_PAUSE = 50
 MOST_PAUSE = 200

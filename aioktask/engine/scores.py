@@ -38,8 +38,6 @@ MOST_NOISE = 0.5
 # A size that is slower than the one next to it by this factor, by one or two samples, was unlucky.
 HOLE = 0.7
 
-# Of so many stretches the median says whether a size is what was expected of it.
-SURPRISE_STRETCHES = 5
 
 
 class Pace:
@@ -53,13 +51,10 @@ class Pace:
         joined: The last trial of all helpers together that it was part of.
         together: Whether what it tries is tried by all.
         tried: Whether another size was tried since the size in use was last measured.
-        expected: What the rate should be, by what was known when the size was chosen; 0 for that
-            it is not known, or was looked at.
     """
 
     __slots__ = (
         "_stretches",
-        "expected",
         "joined",
         "last",
         "rate",
@@ -71,7 +66,6 @@ class Pace:
 
     def __init__(self) -> None:
         self.rate = 0.0
-        self.expected = 0.0
         self.last = -1
         self.trial = -1
         self.trying = -1
@@ -119,23 +113,10 @@ class Pace:
                 break
         return done / lasted
 
-    def typical(self) -> float:
-        """The median rate of all stretches that are remembered."""
-        if not self._stretches:
-            return self.rate
-        return sorted(units / wall for units, wall in self._stretches)[len(self._stretches) // 2]
-
     def forget(self, rate: float) -> None:
         """The size in use is another one, of this rate if all goes as it should."""
         self._stretches.clear()
-        self.rate = self.expected = rate
-
-    def surprise(self) -> float:
-        """How many times slower the size in use is than it was expected to be, told once."""
-        if not self.expected or len(self._stretches) < SURPRISE_STRETCHES:
-            return 1.0
-        expected, self.expected = self.expected, 0.0
-        return expected / max(self.typical(), 1e-12)
+        self.rate = rate
 
 
 class Score:
@@ -249,14 +230,13 @@ class Scores:
         known = [self.speed(each) for each in beside if each in self._found or each == best]
         return bool(known) and score.speed < HOLE * max(known)
 
-    def move(self, before: int, number: int, factor: float) -> None:
+    def move(self, number: int, factor: float) -> None:
         """Another size is in use, which is so many times as fast as the one before."""
-        score = self._found.pop(number, None)
+        self._found.pop(number, None)
         self.scale(1 / factor)
-        if score is not None:
-            self.put(before, 1 / factor, score.count)
 
-    def scale(self, factor: float) -> None:
-        """All are so many times as fast, relative to the size in use, as was thought."""
-        for score in self._found.values():
-            score.scale(factor)
+    def scale(self, factor: float, but: int = -1) -> None:
+        """All `but` one are so many times as fast, relative to the size in use, as was thought."""
+        for number, score in self._found.items():
+            if number != but:
+                score.scale(factor)

@@ -25,7 +25,7 @@ MILLISECOND = 1_000_000
 # The lock, the clock and the choice of a job cost some 10 us, and more while another thread wants
 # the interpreter: once a stretch of so long while sizes are searched for, and after.
 STRETCH_NS = MILLISECOND
-SETTLED_STRETCH_NS = 4 * MILLISECOND
+SETTLED_STRETCH_NS = 3 * MILLISECOND
 MOST_CHUNKS = 256
 
 # A cancel, and a short job beside this one, wait for the end of a chunk. Two slices of this length
@@ -88,8 +88,10 @@ LOOK_SHARE = 1 / 20
 LEAST_LOOK_NS = 5 * MILLISECOND
 MOST_LOOK_NS = 50 * MILLISECOND
 
-# What is surely so much better takes the place of the size in use.
+# What is surely so much better takes the place of the size in use; and so much at most is taken for
+# true at first, so that the others are not thought worse than they are.
 BETTER = 1.02
+MOST_GAIN = 2.0
 # Longer than they may be chunks are only for so much: where the call costs more than the units do,
 # or where only large ones go around the cache.
 MUCH_BETTER = 1.2
@@ -101,8 +103,6 @@ NO_SHORTER = 0.4
 # uneven cost is shared out better.
 AS_GOOD = 0.99
 LONG_NS = LONGEST_NS // 2
-# A size that is so many times slower than was expected when it was chosen was chosen by mistake.
-SURPRISE = 1.1
 # A size that is so good may stand in for the best where pieces must become small.
 GOOD_ENOUGH = 0.95
 
@@ -121,6 +121,8 @@ class SizeLesson:
         noise: How much one sample is off, as a factor's logarithm.
         listened: How many trials there were since the search had ended.
         uneven: The part of the time that went into stretches far slower than others.
+        before: The number of the size that was in use before and must be tried again, or -1.
+        expected: What its score should be.
     """
 
     best: int
@@ -132,6 +134,8 @@ class SizeLesson:
     noise: float
     listened: int
     uneven: float
+    before: int = -1
+    expected: float = 1.0
 
 
 class Sizes:
@@ -150,8 +154,10 @@ class Sizes:
     """
 
     __slots__ = (
+        "_before",
         "_credit_ns",
         "_even",
+        "_expected",
         "_leapt",
         "_listen_ns",
         "_listened",
@@ -190,6 +196,8 @@ class Sizes:
         self._paces: list[Pace] = []
         self._worked_ns = 0  # by all helpers together
         self._credit_ns = self._listen_ns = 0.0  # what trials may cost, for the work that is done
+        self._before = -1  # the size that was in use before, until it was tried again
+        self._expected = 1.0  # and what its score should be
         self._probes = PROBES_SHARE * size  # units that trials of unknown sizes may have yet
         self._listened = 0  # how often
         self._uneven_ns = 0.0  # spent in stretches of the size in use far slower than those before
@@ -212,6 +220,8 @@ class Sizes:
             self._probes += lesson.probes
             self._listened = lesson.listened
             self._uneven_ns = lesson.uneven * UNEVEN_PRIOR_NS
+            if lesson.before <= self._top and lesson.before != self.best:
+                self._before, self._expected = lesson.before, lesson.expected
             self._scores = Scores(lesson.noise)
             self._leapt = True
             for number, speed, count in lesson.scores:
@@ -252,6 +262,8 @@ class Sizes:
             scores.noise,
             self._listened,
             self._uneven_ns / (self._worked_ns + UNEVEN_PRIOR_NS),
+            self._before,
+            self._expected,
         )
 
     # What a helper does next.
@@ -340,7 +352,6 @@ class Sizes:
             if factor < FAR_SLOWER:
                 self._uneven_ns += wall_ns
         self.rate = pace.rate
-        self._correct(pace.surprise())
         if not self._scores and not self._leapt:
             self._begin_large(pace)
         self._keep_long(pace)
@@ -366,13 +377,13 @@ class Sizes:
             self._credit_ns -= lasts * max(loss, LEAST_LOSS)
         if wall_ns <= 2 * PROBE_NS and scores.count(number) == 1:
             self._probes -= units
+        self._verify_before()
         self._choose()
 
     def disturbed(self) -> None:
         """The number of helpers changed, and with it what each of them gets done."""
         for pace in self._paces:
             pace.forget(pace.rate)
-            pace.expected = 0.0
 
     def forget(self) -> None:
         """What was measured of sizes was measured of threads that stood in each other's way."""
@@ -383,12 +394,14 @@ class Sizes:
     def _choose(self) -> None:
         """Change to the size that is best now; of those that are as good to a smaller one."""
         scores = self._scores
+        if self._before >= 0:
+            return
         sure = [number for number in scores if scores.sure(number)]
         may_be = [k for k in sure if self._short_enough(k, self.rate) or self._worth_it(k)]
         rival = max(may_be, key=scores.least, default=self.best)
         if rival != self.best and scores.least(rival) > BETTER:
             # Whoever is chosen for the best of several scores was lucky in them.
-            self._use(rival, scores.least(rival))
+            self._use(rival, min(scores.least(rival), MOST_GAIN))
         elif self._too_long(self.rate) and scores.sure(shorter := self._longest(self.rate)):
             # But not where the call itself costs so much that smaller chunks are no shorter.
             if scores.speed(shorter) > MUCH_SLOWER:
@@ -400,22 +413,26 @@ class Sizes:
 
     def _use(self, number: int, factor: float) -> None:
         """Make this the size in use; it is so many times as fast as the one until now."""
-        self._scores.move(self.best, number, factor)
-        self.best = number
+        self._scores.move(number, factor)
+        before, self.best = self.best, number
         self.rate *= factor
+        self._expected = 1 / factor
+        self._before = before if self._short_enough(before, self.rate) else -1
         for pace in self._paces:
-            pace.forget(pace.typical() * factor)
+            pace.forget(pace.rate * factor)
         self._look_at = 0.0
 
-    def _correct(self, slower: float) -> None:
-        """The size in use was chosen for a speed that it does not have: the others are better."""
-        if slower > SURPRISE:
-            self._scores.scale(slower)
-            for each in self._paces:
-                if each.expected:
-                    each.forget(each.expected / slower)
-                    each.expected = 0.0
-            self._choose()
+    def _verify_before(self) -> None:
+        """The size before was compared with the one in use again: put right what follows from it.
+
+        Whoever is chosen for the best of several scores was lucky in them more often than not, and
+        what was measured against the size before is not what it seemed then.
+        """
+        if self._before >= 0 and self._scores.sure(self._before):
+            factor = self._scores.speed(self._before) / self._expected
+            if factor > 1 or not self._uneven:
+                self._scores.scale(factor, but=self._before)
+            self._before = -1
 
     def _begin_large(self, pace: Pace) -> None:
         """In a short job, go on with the largest chunks."""
@@ -510,8 +527,10 @@ class Sizes:
             share = FAR_SHARE if self.remembered or speed > MUCH_BETTER else FIRST_FAR_SHARE
             if lasts * len(self._paces) > left_ns * share:
                 return False
-        elif lasts > left_ns * (LEAP_SHARE if leap or self._rising(number) else TRIAL_SHARE):
-            return False
+        elif lasts > left_ns * TRIAL_SHARE:
+            rare = leap or number == self._before or self._rising(number)
+            if not rare or lasts > left_ns * LEAP_SHARE:
+                return False
         if not known and lasts <= probe and lasts * rate > self._probes:
             return False
         if leap:
@@ -528,6 +547,8 @@ class Sizes:
     def _wanted(self, rate: float, probe: float) -> Iterator[int]:
         """The sizes that ought to be tried, the most urgent first."""
         scores, best = self._scores, self.best
+        if self._before >= 0:
+            yield self._before
         if self._too_long(rate) and not scores.sure(self._longest(rate)):
             yield self._longest(rate)
         unknown = [k for k in self._lasting(rate) if k not in scores and k != best]
