@@ -23,7 +23,19 @@ from aioktask.engine.topology import Topology, read_topology
 __all__ = ["available_memory", "info", "info_text", "machine_text", "packages_text"]
 
 LOOPS = ("asyncio", "uvloop", "trio")
-PACKAGES = ("aioktask", "numpy", "anyio", "structlog", "uvloop", "trio", "joblib", "dask")
+PACKAGES = (
+    "aioktask",
+    "numpy",
+    "anyio",
+    "structlog",
+    "uvloop",
+    "trio",
+    "joblib",
+    "dask",
+    "numba",
+    "numexpr",
+    "threadpoolctl",
+)
 
 
 def info() -> dict[str, object]:

@@ -77,16 +77,28 @@ def _code_of(function: Callable[..., object]) -> Hashable:
 class Lessons:
     """Lessons by key, the most recently used last."""
 
-    __slots__ = ("_found",)
+    __slots__ = ("_found", "_told")
 
     def __init__(self) -> None:
         self._found: OrderedDict[Key, Lesson] = OrderedDict()
+        self._told: OrderedDict[Hashable, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._found)
 
     def get(self, key: Key) -> Lesson | None:
         return self._found.get(key)
+
+    def tell_once(self, job: Job[Any]) -> bool:
+        """Whether what is to be told of the job's function was not told before."""
+        code = _code_of(job.fn)
+        if code in self._told:
+            self._told.move_to_end(code)
+            return False
+        self._told[code] = None
+        if len(self._told) > MOST_LESSONS:
+            self._told.popitem(last=False)
+        return True
 
     def put(self, key: Key, lesson: Lesson) -> None:
         """Keep what a run learned, or forget all where that has become wrong."""

@@ -26,7 +26,7 @@ from aioktask.engine.claims import Claims
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.frame import Frame, enclosing
 from aioktask.engine.helpers import Caller, kernel_and_delay_ns
-from aioktask.engine.lessons import Key, Lesson
+from aioktask.engine.lessons import Key, Lesson, Lessons
 from aioktask.engine.plan import Split, chunk_size, count_chunks, most_threads, undo_grain
 from aioktask.engine.reduction import Tree
 from aioktask.engine.scaling import Scaling
@@ -127,6 +127,7 @@ class Run:
         sizes: Sizes | None = None,
         scaling: Scaling | None = None,
         key: Key | None = None,
+        lessons: Lessons | None = None,
     ) -> None:
         self.job = job
         self.name = job.name
@@ -135,6 +136,7 @@ class Run:
         self.split = split
         self.sizes = sizes  # where the chunk size is learned
         self.key = key  # under which that is remembered, if it is
+        self.lessons = lessons  # where, and what was told already
         self.claims = Claims(split.spans, split.chunk if sizes is None else sizes.grain)
         self.threads_planned = split.threads
         self.scaling = scaling  # where the number of threads is learned
@@ -358,9 +360,10 @@ class Run:
         known = scaling.holds_gil
         moved = scaling.measured(frame.threads, units, wall, self.claims.left)
         if scaling.holds_gil and not known:
-            self.tell(EventKind.HOLDS_GIL, threads=scaling.level, advice=GIL_ADVICE)
             if sizes is not None:
                 sizes.forget()
+            if self.lessons is None or self.lessons.tell_once(self.job):
+                self.tell(EventKind.HOLDS_GIL, threads=scaling.level, advice=GIL_ADVICE)
         if sizes is None:
             return
         if moved:

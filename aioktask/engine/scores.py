@@ -39,7 +39,6 @@ MOST_NOISE = 0.5
 HOLE = 0.7
 
 
-
 class Pace:
     """What the size in use costs one helper, in one run.
 

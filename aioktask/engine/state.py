@@ -355,7 +355,7 @@ class State:
         if len(self.runs) > 1:
             self.crowded_until = now + CROWDED_NS
         if run.sizes is not None:
-            run.sizes.alone = now >= self.crowded_until
+            run.sizes.be_alone(now >= self.crowded_until)
         claimed = run.claim(frame, now, self.signals.generation)
         if not run.claims.left:
             self.scheduler.set_idle(run.entry)

@@ -69,6 +69,7 @@ def new_run(
         sizes=sizes,
         scaling=scaling,
         key=key,
+        lessons=pool.state.lessons,
     )
 
 

@@ -93,7 +93,7 @@ def simulate(
     out = Outcome()
     if chunk is None:
         out.sizes = Sizes(size, grain, most, sizes)
-        out.sizes.alone = alone
+        out.sizes.be_alone(alone)
         if learn_threads:
             out.scaling = Scaling(most) if scaling is None else scaling.for_next_run(most)
     paces = [out.sizes.new_pace() for _ in range(most)] if out.sizes is not None else []

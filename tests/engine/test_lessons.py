@@ -100,3 +100,19 @@ def test_a_machine_that_became_slower_for_good_is_got_used_to() -> None:
         lessons.put((0,), Lesson(None, None, 5.0))
         forgotten += lessons.get((0,)) is None
     assert forgotten <= 1
+
+
+def test_what_is_to_be_told_of_a_function_is_told_once_and_forgotten_at_last() -> None:
+    lessons = Lessons()
+
+    def make(number: int) -> Job[None]:
+        namespace: dict[str, Any] = {}
+        exec(f"def work(start, stop): return {number}", namespace)
+        return Job(namespace["work"], 10)
+
+    first = make(0)
+    assert lessons.tell_once(first)
+    assert not lessons.tell_once(first)
+    for number in range(1, MOST_LESSONS + 1):
+        assert lessons.tell_once(make(number))
+    assert lessons.tell_once(first)

@@ -10,15 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.sizing import (
-    FIRST_SHARE,
-    LONGEST_ALONE_NS,
-    LONGEST_NS,
-    MOST_CHUNKS,
-    PROBES_SHARE,
-    SizeLesson,
-    Sizes,
-)
+from aioktask.engine.curve import LONGEST_ALONE_NS, LONGEST_NS
+from aioktask.engine.search import PROBES_SHARE
+from aioktask.engine.sizing import FIRST_SHARE, MOST_CHUNKS, SizeLesson, Sizes
 from tests.engine.machines import Cost, Machine, best_fixed, by_size, curve, simulate
 
 # What was measured of an expression of temporaries, of memset, and of faulting in pages: units are
@@ -163,7 +157,7 @@ def test_what_disturbs_does_not_mislead(cost: Cost, noise: float, reached: float
 
 def test_a_size_that_was_remembered_and_is_wrong_is_left_in_the_next_runs() -> None:
     machine = Machine(by_size(EXPRESSION))
-    lesson: SizeLesson | None = SizeLesson(24, 1 / 3.9, (), True, 0.0, 0.0, 0.05, 0, 0.0)
+    lesson: SizeLesson | None = SizeLesson(24, 1 / 3.9, (), True, 0.0, 0.0, 0.05)
     for seed in range(8):
         sizes = simulate(machine, 1 << 27, seed=seed, sizes=lesson).sizes
         assert sizes is not None

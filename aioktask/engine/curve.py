@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: MIT
+# The chunk sizes of one range, which of them is in use, and what is known of all.
+#
+# Pure. Sizes are the grain times powers of two, up to an even share of the range. Here is also said
+# how long a chunk may last, for the sake of others: a cancel, and another job, wait for its end.
+"""Chunk sizes and what is known of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from aioktask.engine.plan import CHUNKS_PER_THREAD, round_up
+from aioktask.engine.scores import Scores
+
+__all__ = ["FAR_SLOWER", "LONGEST_ALONE_NS", "LONGEST_NS", "MUCH_BETTER", "SHORTEST_NS", "Curve"]
+
+MILLISECOND = 1_000_000
+
+# Two slices of this length fit into the 20 ms within which a short job beside this one is served.
+LONGEST_NS = 10 * MILLISECOND
+# While no other job is there, up to this, where it is worth so much: where the call costs more than
+# the units do, or where only large chunks go around the cache.
+LONGEST_ALONE_NS = 50 * MILLISECOND
+MUCH_BETTER = 1.2
+
+# Below this a chunk's own costs (a claim, the call, the interpreter's lock) may be a large part of
+# it: of two helpers on two CPUs the second gains nothing at 5 us, half at 45, and all at 120.
+SHORTEST_NS = 100_000
+
+# Cost is uneven where stretches of one size differ by more than this, as a factor's logarithm, or
+# where so much of the time goes into those that are far slower than the ones before. Shorter chunks
+# are shared out better then.
+UNEVEN = 0.25
+UNEVEN_SHARE = 0.15
+FAR_SLOWER = 0.33
+UNEVEN_PRIOR_NS = 200 * MILLISECOND
+LONGEST_UNEVEN_NS = 2 * MILLISECOND
+
+
+class Curve:
+    """The sizes of one range by number, and their speeds.
+
+    Size k is ``grain << k``, but the last one is an even share of the range. Rates are those of one
+    helper at the size in use, in units a nanosecond.
+
+    Attributes:
+        grain: The smallest size, of which all are multiples.
+        even: Units of an even share.
+        top: The number of the last size.
+        best: The number of the size in use.
+        scores: Speeds of the others.
+        before: The number of the size that was in use before, until it was tried again; or -1.
+        expected: What its score should be then.
+        worked_ns: What all helpers together have worked.
+        uneven_ns: What of it, at the size in use, went into stretches far slower than others.
+        alone: Whether nobody else waits for the end of a chunk.
+    """
+
+    __slots__ = (
+        "alone",
+        "before",
+        "best",
+        "even",
+        "expected",
+        "grain",
+        "scores",
+        "top",
+        "uneven_ns",
+        "worked_ns",
+    )
+
+    def __init__(self, size: int, grain: int, threads: int) -> None:
+        self.grain = grain
+        self.even = round_up(-(-size // threads), grain)
+        self.top = (self.even // grain - 1).bit_length()
+        self.best = 0
+        self.scores = Scores()
+        self.before = -1
+        self.expected = 1.0
+        self.worked_ns = 0
+        self.uneven_ns = 0.0
+        self.alone = True
+
+    def size_of(self, number: int) -> int:
+        """Units of a chunk of the size of this number."""
+        return self.even if number >= self.top else self.grain << number
+
+    def at_most(self, units: float) -> int:
+        """The number of the largest size that is no larger, or of the smallest one."""
+        number = self.top
+        while number and self.size_of(number) > units:
+            number -= 1
+        return number
+
+    # How long chunks last, and may last.
+
+    def lasts(self, number: int, rate: float) -> float:
+        """Nanoseconds of a chunk of the size, by what is known of it."""
+        return self.size_of(number) / (rate * self.scores.speed(number))
+
+    @property
+    def uneven(self) -> bool:
+        """Whether parts of the range of one length cost much more than others."""
+        if self.scores.noise > UNEVEN:
+            return True
+        return self.uneven_ns > UNEVEN_SHARE * (self.worked_ns + UNEVEN_PRIOR_NS)
+
+    @property
+    def uneven_share(self) -> float:
+        """What a later curve should know of that: the part of the time."""
+        return self.uneven_ns / (self.worked_ns + UNEVEN_PRIOR_NS)
+
+    def was_uneven(self, share: float) -> None:
+        """Take over what an earlier curve said."""
+        self.uneven_ns = share * UNEVEN_PRIOR_NS
+
+    @property
+    def longest_ns(self) -> int:
+        """How long a chunk may last."""
+        return LONGEST_UNEVEN_NS if self.uneven else LONGEST_NS
+
+    def longest(self, rate: float) -> int:
+        """The largest size of which a chunk lasts as long as it may."""
+        return self.at_most(self.longest_ns * rate)
+
+    def far(self, rate: float) -> int:
+        """The largest of which it lasts as long as it may while no other job is there; of those no
+        larger than padata's."""
+        return self.at_most(min(LONGEST_ALONE_NS * rate, self.even // CHUNKS_PER_THREAD))
+
+    def too_long(self, rate: float) -> bool:
+        """Whether chunks of the size in use last longer than they may, and could be smaller."""
+        return self.best > 0 and self.size_of(self.best) > 2 * self.longest_ns * rate
+
+    def short_enough(self, number: int, rate: float) -> bool:
+        """Whether chunks of the size last about as long as they may at most."""
+        return self.lasts(number, rate) <= 1.5 * self.longest_ns
+
+    def worth_it(self, number: int) -> bool:
+        """Whether the size is so good that chunks may last longer than they should."""
+        return not self.uneven and self.scores.speed(number) > MUCH_BETTER
+
+    def possible(self, rate: float) -> Iterator[int]:
+        """The sizes of which a chunk lasts neither too long nor too short."""
+        for number in range(self.top + 1):
+            lasts = self.lasts(number, rate)
+            if number == self.best or SHORTEST_NS <= lasts <= 1.5 * LONGEST_NS:
+                yield number
+            elif number == self.best + 1 and lasts > LONGEST_NS:
+                # One step beyond, to learn whether time goes into the units or into the call.
+                yield number

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: MIT
+# Which chunk size to try next, and whether that is worth what it costs.
+#
+# Pure. The search never stops, it becomes rare: a trial costs what the size tried is slower than
+# the one in use, and all trials together may cost a small part of the job's time only.
+"""The search among chunk sizes, and its budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from aioktask.engine.curve import LONGEST_NS, MUCH_BETTER, Curve
+from aioktask.engine.scores import KEPT_SAMPLES, Pace
+
+__all__ = ["LONG_TRIAL_NS", "PROBES_SHARE", "Search"]
+
+MILLISECOND = 1_000_000
+
+# Trials of sizes that nothing is known of: so long each, and this part of the range in all.
+PROBE_NS = MILLISECOND
+SHORTEST_PROBE_NS = 100_000
+PROBES = 250  # of a whole job, at that length
+PROBES_SHARE = 0.02
+
+# A trial is made of two stretches, of which the second counts, but where a chunk lasts so long. Then
+# all helpers try it at the same time: what large chunks are good for, the memory's bandwidth, say,
+# one of them alone does not show. What all see at the same time is one thing seen, and counts so
+# often at most.
+LONG_TRIAL_NS = 2 * MILLISECOND
+MOST_SEEN = 2
+
+# What trials may cost of the job's time: while it is not clear which size is best, and after.
+SEARCH_SHARE = 0.05
+LISTEN_SHARE = 0.005
+UNKNOWN_LOSS = 0.5  # of a size that was never tried
+FAR_LOSS = 0.25  # of one that is nearly the user's own call over everything
+LEAST_LOSS = 0.02  # of any, or searching would have no end
+LISTEN_LOSS = 0.1  # of any that is listened to: what the change leaves behind in the caches
+MOST_LOSS = 5.0
+# What was not spent goes to the next run of the function, up to this.
+MOST_CREDIT_NS = 50 * MILLISECOND
+# And how long one trial may take, of what is left: the one of a much larger size, and any other; and
+# of all helpers together that of the largest, in the first run and later, since it is done seldom.
+LEAP_SHARE = 1 / 8
+TRIAL_SHARE = 1 / 32
+FIRST_FAR_SHARE = 1 / 16
+FAR_SHARE = 0.3
+FAR_SAMPLES = 6
+# Where nothing is worth a trial, that is asked again after this part of the work, within limits.
+LOOK_SHARE = 1 / 20
+LEAST_LOOK_NS = 5 * MILLISECOND
+MOST_LOOK_NS = 50 * MILLISECOND
+
+
+class Search:
+    """The trials of one run.
+
+    Attributes:
+        settled: Whether the search has ended, and sizes are only listened to.
+        leapt: Whether a much larger size was tried, or need not be.
+        credit_ns: What trials might cost more than they did, for the work that is done.
+        probes: Units that trials of unknown sizes may have yet.
+        listened: How many trials there were since the search had ended.
+        patient: Whether this is a later run, so that what is seldom done may cost more.
+    """
+
+    __slots__ = (
+        "_curve",
+        "_listen_ns",
+        "_look_at",
+        "_paces",
+        "_pending",
+        "_round",
+        "_seen",
+        "_together",
+        "credit_ns",
+        "leapt",
+        "listened",
+        "patient",
+        "probes",
+        "settled",
+    )
+
+    def __init__(self, curve: Curve, size: int, paces: list[Pace]) -> None:
+        self._curve = curve
+        self._paces = paces  # of all helpers
+        self.settled = False
+        self.leapt = False
+        self.patient = False
+        self.credit_ns = self._listen_ns = 0.0
+        self.probes = PROBES_SHARE * size
+        self.listened = 0
+        self._look_at = 0.0  # how much must be worked before the next look
+        self._pending: set[int] = set()  # sizes that a helper tries at the moment
+        self._together = -1  # the one of them that all should try now, -1 for none
+        self._round = 0  # how often all did
+        self._seen = 0  # samples of the last time
+
+    @property
+    def credit_left(self) -> float:
+        """What the next run may spend more, in nanoseconds."""
+        return min(max(self.credit_ns, -MOST_CREDIT_NS), MOST_CREDIT_NS)
+
+    def worked(self, wall_ns: int) -> None:
+        """The more is done, the more may be tried."""
+        self.credit_ns += SEARCH_SHARE * wall_ns
+        self._listen_ns += LISTEN_SHARE * wall_ns
+
+    def look_again(self) -> None:
+        """Another size is in use: other trials may be worth it."""
+        self._look_at = 0.0
+
+    def probe_ns(self, left: int, rate: float) -> float:
+        """How long a trial should last."""
+        whole = self._curve.worked_ns + left / rate
+        return min(max(whole / PROBES, SHORTEST_PROBE_NS), PROBE_NS)
+
+    def ended(self, pace: Pace) -> None:
+        """The helper is through with what it tried, if anything."""
+        if pace.trying >= 0 and pace.trial < 0:
+            self._pending.discard(pace.trying)
+            if self._together == pace.trying:
+                self._together = -1
+            pace.trying = -1
+
+    def next(self, pace: Pace, left: int, rate: float, probe: float) -> int | None:
+        """The number of the size that the helper should try now, if any."""
+        if pace.joined != self._round and self._together >= 0:
+            number: int | None = self._together
+            pace.joined = self._round
+        elif self._curve.worked_ns >= self._look_at:
+            number = self._worth_trying(left, rate, probe)
+        else:
+            return None
+        if number is None:
+            return None
+        long = self._curve.size_of(number) >= LONG_TRIAL_NS * rate
+        pace.tried = True
+        pace.trying = number
+        pace.trial = -1 if long else number
+        pace.together = long
+        self._pending.add(number)
+        if long and self._together < 0:
+            self._together = number
+            self._round += 1
+            self._seen = 0
+            pace.joined = self._round
+        return number
+
+    def tried(self, pace: Pace, number: int, units: int, wall_ns: int) -> None:
+        """A helper, whose pace is known, has tried a size; what it is known by, and paid with."""
+        base = pace.rate_over(wall_ns)
+        scores = self._curve.scores
+        if not pace.together or self._seen < MOST_SEEN:
+            scores.add(number, units / max(wall_ns, 1) / base)
+            self._seen += pace.together
+        # By the score or by the clock: who was disturbed need not pay for it.
+        lasts = units / base
+        loss = min(1 / max(scores.speed(number), 1e-9) - 1, wall_ns / lasts - 1, MOST_LOSS)
+        if self.settled:
+            self._listen_ns -= lasts * max(loss, LISTEN_LOSS)
+        else:
+            self.credit_ns -= lasts * max(loss, LEAST_LOSS)
+        if wall_ns <= 2 * PROBE_NS and scores.count(number) == 1:
+            self.probes -= units
+
+    def _worth_trying(self, left: int, rate: float, probe: float) -> int | None:
+        curve = self._curve
+        left_ns = left / rate
+        budget = self.credit_ns + SEARCH_SHARE * left_ns
+        for number in self._wanted(rate, probe):
+            if self._affordable(number, rate, probe, budget, left_ns):
+                self.settled = False
+                return number
+        self.settled = True
+        if not self._pending:
+            heard = self._next_heard(rate)
+            if not curve.too_long(rate):  # or it must be worth it all the time
+                budget = self._listen_ns + LISTEN_SHARE * left_ns
+            if heard is not None and self._affordable(heard, rate, probe, budget, left_ns):
+                self.listened += 1
+                return heard
+        pause = LOOK_SHARE * (curve.worked_ns + left_ns)
+        self._look_at = curve.worked_ns + min(max(pause, LEAST_LOOK_NS), MOST_LOOK_NS)
+        return None
+
+    def _affordable(
+        self, number: int, rate: float, probe: float, budget: float, left_ns: float
+    ) -> bool:
+        curve = self._curve
+        if number in self._pending or number == curve.best:
+            return False
+        known = number in curve.scores
+        lasts = max(probe, curve.lasts(number, rate))
+        if lasts > left_ns / 2:
+            return False
+        left_ns += curve.worked_ns
+        leap = not known and not self.leapt and number == curve.longest(rate)
+        far = number == curve.far(rate)
+        if far and lasts > LONGEST_NS:
+            promising = curve.scores.speed(number) > MUCH_BETTER
+            share = FAR_SHARE if self.patient or promising else FIRST_FAR_SHARE
+            if lasts * len(self._paces) > left_ns * share:
+                return False
+        elif lasts > left_ns * TRIAL_SHARE:
+            rare = leap or number == curve.before or self._rising(number)
+            if not rare or lasts > left_ns * LEAP_SHARE:
+                return False
+        if not known and lasts <= probe and lasts * rate > self.probes:
+            return False
+        if leap:
+            self.leapt = True
+            return True
+        if known:
+            least = LISTEN_LOSS if self.settled else LEAST_LOSS
+            loss = max(1 - curve.scores.speed(number), least)
+        else:
+            loss = FAR_LOSS if far else UNKNOWN_LOSS
+        return lasts * loss * (1 if lasts < LONG_TRIAL_NS else len(self._paces)) <= budget
+
+    def _rising(self, number: int) -> bool:
+        """Whether this is the next larger one of the largest that was tried, which is the best."""
+        best = self._curve.best
+        return number == best + 1 and best >= max(self._curve.scores, default=best)
+
+    def _wanted(self, rate: float, probe: float) -> Iterator[int]:
+        """The sizes that ought to be tried, the most urgent first."""
+        curve, scores, best = self._curve, self._curve.scores, self._curve.best
+        if curve.before >= 0:
+            yield curve.before
+        longest = curve.longest(rate)
+        if curve.too_long(rate) and not scores.sure(longest):
+            yield longest
+        unknown = [k for k in curve.possible(rate) if k not in scores and k != best]
+        # Steps of four first: they show the shape of the curve at half the price.
+        quick = [k for k in unknown if curve.size_of(k) <= rate * probe]
+        yield from sorted(quick, key=lambda k: ((k - best) % 2, abs(k - best)))
+        if not self.leapt and longest in unknown:
+            yield longest
+        promising = max([1.0, *map(scores.least, scores)])
+        near = [
+            k
+            for k in scores
+            if scores.count(k) < KEPT_SAMPLES
+            and (scores.most(k) > promising or scores.unlucky(k, best))
+            and (scores.speed(k) > MUCH_BETTER or curve.short_enough(k, rate))
+        ]
+        yield from sorted(near, key=lambda k: -scores.most(k))
+        for k in (best + 1, best - 1):
+            if k in unknown:
+                yield k
+        far = curve.far(rate)
+        if far not in (best, *unknown) and curve.alone and not curve.uneven:
+            count = scores.count(far)
+            if not count or (count < FAR_SAMPLES and scores.speed(far) > 1):
+                yield far
+        # The slower of two steps of four may hide something between them, or beyond.
+        slow = [k for k in unknown if k not in quick and abs(k - best) > 1]
+        yield from sorted(slow, key=lambda k: abs(k - best))
+
+    def _next_heard(self, rate: float) -> int | None:
+        """The size to listen to: all in turn, and every other time one next to the size in use."""
+        curve = self._curve
+        known = sorted(k for k in curve.scores if curve.short_enough(k, rate))
+        near = [k for k in known if abs(k - curve.best) == 1]
+        turn, again = divmod(self.listened, 2)
+        among = near if again and near else known
+        return among[turn % len(among)] if among else None
