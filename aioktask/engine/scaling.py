@@ -18,7 +18,7 @@ MILLISECOND = 1_000_000
 WINDOW_NS = 5 * MILLISECOND
 # Where threads wait for each other, which they do for the switch interval of the interpreter, 5 ms.
 WINDOW_WAITING_NS = 20 * MILLISECOND
-WINDOW_STRETCHES = 2
+WINDOW_STRETCHES = 1
 KEPT_WINDOWS = 3
 
 # Fewer threads are as good when they get so much of it done, this many times. They are not when
@@ -60,6 +60,7 @@ class Scaling:
 
     __slots__ = (
         "_busy_ns",
+        "_confirms",
         "_done",
         "_doubts",
         "_downwards",
@@ -91,6 +92,9 @@ class Scaling:
         self._served_ns = self._waited_ns = self._busy_ns = self._system_ns = 0
         self._elapsed_ns = 0.0
         self._from: int | None = None  # the level that this one is compared with
+        self._confirms: int | None = (
+            None  # the level that did as well, while this one is seen again
+        )
         self._urged = False  # whether threads that waited were compared with fewer
         self._pairs = self._doubts = 0  # windows in which fewer were as good, and not
         self._downwards = True  # whether the next look, below the most, is at fewer
@@ -101,11 +105,8 @@ class Scaling:
         """What the next run of the function begins with, when it may have so many threads."""
         following = Scaling(most)
         if most == self.most:
-            following.level = self._from or self.level
+            following.level = self._from or self.level  # not one that is only tried
             following.holds_gil = self.holds_gil
-            following._done = {
-                level: deque(each, KEPT_WINDOWS) for level, each in self._done.items()
-            }
             following._downwards = self._downwards
             following._urged = self._urged
             following._pause, following._pause_left = self._pause, self._pause_left
@@ -179,7 +180,12 @@ class Scaling:
         self._units = self._wall_ns = self._stretches = 0
         self._done.setdefault(self.level, deque(maxlen=KEPT_WINDOWS)).append(done)
         before = self.level
-        if self._from is not None:
+        if self._confirms is not None:
+            # The range may have become easier meanwhile, which is no merit of fewer threads.
+            as_good = median(self._done[self._confirms]) >= AS_GOOD * done
+            self._from, tried, self._confirms = self.level, self._confirms, None
+            self._decide(tried if as_good else self.level, found=as_good)
+        elif self._from is not None:
             self._compare(self._from, done)
         else:
             self._pause_left -= 1
@@ -209,7 +215,6 @@ class Scaling:
             elif self._pairs == TIMES_MORE:
                 self._decide(tried, found=True)
         elif self._take_turns and done >= TURNS_AS_GOOD * known:
-            self.holds_gil = True
             self._decide(tried, found=True)
         elif done < AS_GOOD * known:
             self._doubts += 1
@@ -218,18 +223,19 @@ class Scaling:
         else:
             self._pairs += 1
             if self._pairs == TIMES or (self.waiting and done >= BETTER * known):
-                self.holds_gil = self.waiting and self._system_ns < MOSTLY_SYSTEM * self._busy_ns
-                self._decide(tried, found=True)
+                self._confirms, self._from, self.level = tried, None, other
 
     def _decide(self, level: int, *, found: bool) -> None:
         """Stay at this level until the next look, which is soon after a change."""
-        went_up = self.level > (self._from or self.level)
+        was = self._from or self.level
         self._urged = self._urged or self.waiting
-        if found and went_up:
+        if found and level > was:
             self.holds_gil = self._urged = False
             self._served_ns = self._waited_ns = self._busy_ns = self._system_ns = 0
             self._elapsed_ns = 0.0
-        self._downwards = found and not went_up and level > 1
+        elif found and self.waiting and self._system_ns < MOSTLY_SYSTEM * self._busy_ns:
+            self.holds_gil = True
+        self._downwards = found and level < was and level > 1
         self.level = level
         self._from = None
         self._pause = FIRST_PAUSE if found else min(2 * self._pause, MOST_PAUSE)

@@ -22,10 +22,10 @@ SHORTEST_PROBE_NS = 100_000
 PROBES = 250  # of a whole job, at that length
 PROBES_SHARE = 0.02
 
-# A trial is made of two stretches, of which the second counts, but where a chunk lasts so long. Then
-# all helpers try it at the same time: what large chunks are good for, the memory's bandwidth, say,
-# one of them alone does not show. What all see at the same time is one thing seen, and counts so
-# often at most.
+# A trial is made of two stretches, of which the second counts, but where a chunk lasts so long.
+# Then all helpers try it at the same time: what large chunks are good for, the memory's bandwidth,
+# say, one of them alone does not show. What all see at the same time is one thing seen, and counts
+# so often at most.
 LONG_TRIAL_NS = 2 * MILLISECOND
 MOST_SEEN = 2
 
@@ -39,8 +39,8 @@ LISTEN_LOSS = 0.1  # of any that is listened to: what the change leaves behind i
 MOST_LOSS = 5.0
 # What was not spent goes to the next run of the function, up to this.
 MOST_CREDIT_NS = 50 * MILLISECOND
-# And how long one trial may take, of what is left: the one of a much larger size, and any other; and
-# of all helpers together that of the largest, in the first run and later, since it is done seldom.
+# And how long one trial may take, of what is left: the one of a much larger size, and any other;
+# and of all helpers together that of the largest, in the first run and later: it is done seldom.
 LEAP_SHARE = 1 / 8
 TRIAL_SHARE = 1 / 32
 FIRST_FAR_SHARE = 1 / 16

@@ -24,7 +24,7 @@ MILLISECOND = 1_000_000
 # The lock, the clock and the choice of a job cost some 10 us, and more while another thread wants
 # the interpreter: once a stretch of so long while sizes are searched for, and after.
 STRETCH_NS = MILLISECOND
-SETTLED_STRETCH_NS = 3 * MILLISECOND
+SETTLED_STRETCH_NS = 5 * MILLISECOND
 MOST_CHUNKS = 256
 
 # The first chunk is this part of the range, for each helper: small enough not to matter, whatever
