@@ -21,6 +21,7 @@ from aioktask.bench import BENCHMARKS
 from aioktask.bench import run as run_benchmark
 from aioktask.bench.curve import measure
 from aioktask.bench.curve_report import curve_data, curve_svg, curve_text
+from aioktask.bench.drawing import draw
 from aioktask.bench.machine import info, info_text, machine_text, packages_text
 from aioktask.bench.target import TargetError, job_from
 from aioktask.engine.plan import cut
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif asked.command == "tune":
         _tune(parser, asked)
     else:
-        _bench(parser, asked.benchmark, asked.json, quick=asked.quick)
+        _bench(parser, asked.benchmark, asked.json, asked.svg, quick=asked.quick)
     return 0
 
 
@@ -121,6 +122,8 @@ def _parser() -> _Parser:
     )
     command.add_argument("benchmark", choices=list(BENCHMARKS), help="what to measure")
     command.add_argument("--json", metavar="FILE", help="write the figures there too, - for stdout")
+    text = "write a picture there too, where there is one: of tune"
+    command.add_argument("--svg", type=Path, metavar="FILE", help=text)
     command.add_argument("--quick", action="store_true", help="in some seconds, figures of no use")
     return parser
 
@@ -237,7 +240,13 @@ def _say(line: str) -> None:
     print(f"... {line}", file=sys.stderr, flush=True)
 
 
-def _bench(parser: _Parser, name: str, target: str | None, *, quick: bool) -> None:
+def _bench(
+    parser: _Parser, name: str, target: str | None, picture: Path | None, *, quick: bool
+) -> None:
+    if picture is not None and name != "tune":
+        parser.error("--svg: only tune can be drawn")
+    if picture is not None and not picture.parent.is_dir():
+        parser.error(f"--svg: there is no directory {str(picture.parent)!r}")
     if target not in (None, "-") and not Path(target).parent.is_dir():
         parser.error(f"--json: there is no directory {str(Path(target).parent)!r}")
     began = time.perf_counter()
@@ -255,6 +264,13 @@ def _bench(parser: _Parser, name: str, target: str | None, *, quick: bool) -> No
             print(figures)
         else:
             Path(target).write_text(figures + "\n")
+    if picture is not None:
+        title = "Speed by chunk size and threads, one plain call = 1"
+        try:
+            picture.write_text(draw(result.panels, title=title, caption=machine_text(facts)))
+        except OSError as error:
+            parser.error(f"--svg: {error}")
+        print(f"\nthe picture: {picture}", file=sys.stderr if target == "-" else sys.stdout)
 
 
 if __name__ == "__main__":

@@ -145,6 +145,8 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         (["plan", "5", "--chunk", "3", "--align", "2"], {}, "multiple of align"),
         (["bench", "nonsense"], {}, "nonsense"),
         (["bench", "overhead", "--json", "/nowhere/at/all"], {}, "/nowhere/at"),
+        (["bench", "tune", "--svg", "/nowhere/at/all"], {}, "/nowhere/at"),
+        (["bench", "overhead", "--svg", "here.svg"], {}, "only tune"),
         (["info"], {"AIOKTASK_MAX_THREADS": "many"}, "many"),
     ],
 )

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
+from aioktask.bench.drawing import Panel
 from aioktask.bench.table import Table, number, render
 
 __all__ = [
@@ -201,6 +202,7 @@ class Result:
         tables: To be read.
         promises: What was promised about this, and whether it is kept.
         samples: Seconds for one unit, by table and contender: every single value.
+        panels: What can be drawn of it, beside each other.
     """
 
     name: str
@@ -208,6 +210,7 @@ class Result:
     tables: list[Table] = field(default_factory=list)
     promises: list[Promise] = field(default_factory=list)
     samples: dict[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    panels: list[Panel] = field(default_factory=list)
 
     def text(self) -> str:
         """For reading."""

@@ -20,7 +20,17 @@ from typing import Any
 from aioktask import Job, Learned, max_threads, run_multithreaded
 from aioktask.bench.beside import SERVED, Waits, lateness, short_jobs, waits_table
 from aioktask.bench.compiled import Compiled
-from aioktask.bench.ladder import Cell, beside, cell_name, cells_of, ladder, thread_counts
+from aioktask.bench.curve_report import sweep_panel
+from aioktask.bench.drawing import Panel
+from aioktask.bench.ladder import (
+    Cell,
+    beside,
+    cell_name,
+    cell_of,
+    cells_of,
+    ladder,
+    thread_counts,
+)
 from aioktask.bench.measure import PAIRS, Contender, Promise, Result, alternate, interval, ratio
 from aioktask.bench.table import Table
 from aioktask.bench.workloads import SUITE, Workload
@@ -43,6 +53,8 @@ LONG_ENOUGH = 0.010
 HOLDS_GIL = "pure Python, holds the GIL"
 LONG_JOBS = ("expression", "fill", "sort rows", HOLDS_GIL)
 SHORT_JOBS = 100
+# Two opposite curves, for the picture.
+PICTURED = ("expression", "fill")
 LATENESS_RUNS = 5
 
 Progress = Callable[[str], object]
@@ -164,6 +176,8 @@ def _compare(result: Result, bench: Bench, progress: Progress) -> tuple[object, 
             _lateness(result, bench, told)
     progress(f"{name}: " + "; ".join(map(_short, rows)))
     speed = {each: ratio(times[PLAIN], times[each]).median for each in times}
+    if name in PICTURED:
+        result.panels.append(_panel(bench, sweep, times, speed[WARM]))
     of_best = {each: ratio(times[rival.name], times[each]).median for each in (COLD, WARM)}
     return (
         name,
@@ -177,6 +191,17 @@ def _compare(result: Result, bench: Bench, progress: Progress) -> tuple[object, 
         of_best[WARM],
         bench.chose(WARM),
     )
+
+
+def _panel(
+    bench: Bench,
+    sweep: Mapping[str, Sequence[float]],
+    times: Mapping[str, Sequence[float]],
+    speed: float,
+) -> Panel:
+    chose = cell_of(bench.chose(WARM) or "")
+    marks = [] if chose is None else [(chose, f"learned: {cell_name(*chose)}, {speed:.3g}", speed)]
+    return sweep_panel(bench.name, sweep, plain=times[PLAIN], marks=marks)
 
 
 def _row(
