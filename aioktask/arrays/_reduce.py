@@ -23,8 +23,8 @@ __all__ = ["reduce"]
 
 Reduced = Array | np.generic
 
-# Long enough for a NumPy loop that its call does not count, short enough for the cache.
-MIN_BYTES = 1 << 20
+# Long enough for a NumPy loop that neither its call nor a second thread's wait for the GIL counts.
+MIN_BYTES = 4 << 20
 
 ASSOCIATIVE = frozenset(
     {

@@ -95,3 +95,73 @@ def test_noise_lets_no_thread_go_that_helps(seed: int) -> None:
     out = simulate(machine, 2 * SECOND // 10, seed=seed, learn_threads=True)
     assert out.scaling is not None
     assert out.scaling.level == 2
+
+
+def windows(scaling: Scaling, done: float, count: int = 1, left: int = 1 << 40) -> None:
+    """Windows in which all threads together get so much done, in units a nanosecond."""
+    level = scaling.level
+    for _ in range(count * level):
+        if scaling.level != level:
+            return
+        wall = 30_000_000
+        scaling.measured(level, int(done * wall / level), wall, left)
+
+
+def test_a_range_that_became_easier_is_no_merit_of_fewer_threads() -> None:
+    scaling = Scaling(2)
+    windows(scaling, 1000.0)
+    assert scaling.level == 1
+    windows(scaling, 1500.0, 3)  # twice as easy, so that two threads would get 2000 done
+    assert scaling.level == 2
+    windows(scaling, 2000.0)
+    assert scaling.level == 2
+    windows(scaling, 2000.0, 10)
+    assert scaling.level == 2
+
+
+def test_fewer_threads_that_do_as_well_are_kept_when_that_is_confirmed() -> None:
+    scaling = Scaling(2)
+    windows(scaling, 1000.0)
+    windows(scaling, 1000.0, 3)
+    windows(scaling, 1000.0)
+    windows(scaling, 1000.0, 10)
+    assert scaling.level == 1
+    assert not scaling.holds_gil
+
+
+def test_threads_that_take_turns_are_let_go_at_the_first_look() -> None:
+    scaling = Scaling(2)
+    for _ in range(2):  # half of the time each has a CPU, and waits for none
+        scaling.served(2, 40_000_000, 20_000_000, 20_000_000, 0)
+    assert scaling.urgent
+    windows(scaling, 1000.0)
+    assert scaling.level == 1
+    windows(scaling, 900.0)
+    assert scaling.level == 1
+    assert scaling.holds_gil
+    assert not scaling.urgent
+
+
+def test_threads_that_wait_in_the_kernel_do_not_hold_the_gil() -> None:
+    scaling = Scaling(2)
+    for _ in range(2):
+        scaling.served(2, 40_000_000, 20_000_000, 20_000_000, 19_000_000)
+    windows(scaling, 1000.0)
+    windows(scaling, 1000.0, 3)
+    windows(scaling, 1000.0)
+    assert scaling.level == 1
+    assert not scaling.holds_gil
+
+
+def test_after_chunks_became_much_larger_more_threads_are_looked_at_soon() -> None:
+    scaling = Scaling(2)
+    windows(scaling, 1000.0)
+    windows(scaling, 1000.0, 3)
+    windows(scaling, 1000.0)
+    assert scaling.level == 1
+    scaling.another_size()
+    windows(scaling, 1000.0)
+    assert scaling.level == 2
+    windows(scaling, 2000.0, 2)
+    windows(scaling, 2000.0)
+    assert scaling.level == 2

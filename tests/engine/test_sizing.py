@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.curve import LONGEST_ALONE_NS, LONGEST_NS
+from aioktask.engine.curve import LONGEST_ALONE_NS, LONGEST_NS, Curve
 from aioktask.engine.search import PROBES_SHARE
 from aioktask.engine.sizing import FIRST_SHARE, MOST_CHUNKS, SizeLesson, Sizes
 from tests.engine.machines import Cost, Machine, best_fixed, by_size, curve, simulate
@@ -217,3 +217,75 @@ def test_helpers_end_together() -> None:
     machine = Machine(by_size(FLAT), noise=0.0, spikes=0.0)
     size = 1 << 24
     assert simulate(machine, size).ns <= 1.03 * size * 10.0 / 2
+
+
+def test_a_large_size_is_tried_by_all_helpers_at_the_same_time() -> None:
+    sizes = Sizes(1 << 30, 1, 2, None)
+    paces = [sizes.new_pace(), sizes.new_pace()]
+    left, pending, together = 1 << 30, {}, 0
+    for turn in range(400):
+        pace = paces[turn % 2]
+        if pace in pending:
+            number, units = pending.pop(pace)
+            sizes.measured(pace, number, units, 10 * units)
+        chunk, count, number = sizes.pick(pace, left, 2, 0)
+        pending[pace] = number, chunk * count
+        left -= chunk * count
+        if number != sizes.best and 10 * sizes.size_of(number) > 5_000_000:
+            other, _ = pending.get(paces[1 - turn % 2], (number, 0))
+            together += other == number
+    assert together > 2
+
+
+def test_beside_another_job_chunks_are_short_at_once() -> None:
+    """Here the size in use, which lasts 40 ms, is twice as good as those that last 10."""
+    lesson = SizeLesson(22, 0.1, ((20, 0.5, 5), (21, 0.5, 5)), True, 0.0, 0.0, 0.05)
+    sizes = Sizes(1 << 30, 1, 2, lesson)
+    pace = sizes.new_pace()
+    chunk, count, _ = sizes.pick(pace, 1 << 30, 2, 0)
+    assert chunk * count == 1 << 22
+    sizes.be_alone(False)
+    chunk, count, number = sizes.pick(pace, 1 << 30, 2, 0)
+    assert chunk * count <= LONGEST_NS / 10
+    sizes.measured(pace, number, chunk * count, 20 * chunk * count)
+    sizes.be_alone(True)
+    assert sizes.chunk == 1 << 22
+
+
+def test_luck_in_the_choice_of_a_size_is_put_right() -> None:
+    sizes = Sizes(1 << 30, 1, 2, SizeLesson(18, 1.0, (), True, 0.0, 0.0, 0.02))
+    pace = sizes.new_pace()
+
+    def stretches(number: int, speed: float, count: int) -> None:
+        for _ in range(count):
+            sizes.measured(pace, number, 1_000_000, int(1_000_000 / speed))
+
+    stretches(18, 1.0, 5)
+    stretches(17, 0.9, 5)
+    stretches(18, 1.0, 1)
+    stretches(19, 1.3, 3)
+    assert sizes.best == 19
+    stretches(19, 1.0, 5)  # no better after all
+    stretches(18, 1.0, 3)
+    speeds = {chunk: speed for chunk, speed, _ in sizes.curve()}
+    assert speeds[1 << 17] == pytest.approx(0.9, rel=0.05)
+
+
+@pytest.mark.parametrize("seed", range(0, 50, 10))
+def test_uneven_cost_makes_chunks_shorter(seed: int) -> None:
+    lesson: SizeLesson | None = None
+    for run in range(3):
+        sizes = simulate(Machine(uneven), 1 << 26, seed=seed + run, sizes=lesson).sizes
+        assert sizes is not None
+        lesson = sizes.lesson()
+        assert sizes.chunk <= 1 << 17
+
+
+def test_how_long_a_chunk_may_last_depends_on_how_uneven_its_cost_is() -> None:
+    even, noisy, clumped = (Curve(1 << 30, 1, 2) for _ in range(3))
+    noisy.scores.noise = 0.4
+    clumped.worked_ns, clumped.uneven_ns = 1_000_000_000, 500_000_000.0
+    assert 5_000_000 < even.size_of(even.longest(1.0)) <= LONGEST_NS
+    for each in (noisy, clumped):
+        assert each.size_of(each.longest(1.0)) <= 2_000_000
+        assert not each.worth_it(each.top)
