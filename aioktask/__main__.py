@@ -202,8 +202,7 @@ def _plan_text(made: Plan) -> str:
 
 
 def _tune(parser: _Parser, asked: argparse.Namespace) -> None:
-    if asked.svg is not None and not asked.svg.parent.is_dir():
-        parser.error(f"--svg: there is no directory {str(asked.svg.parent)!r}")
+    _check_picture(parser, asked.svg)
     if asked.rounds is not None and asked.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {asked.rounds}")
     if not 0 < asked.seconds < math.inf:
@@ -229,11 +228,21 @@ def _tune(parser: _Parser, asked: argparse.Namespace) -> None:
     else:
         print(f"{machine_text(facts)}\n{packages_text(facts)}\n\n{curve_text(curve)}")
     if asked.svg is not None:
-        try:
-            asked.svg.write_text(curve_svg(curve, machine_text(facts)))
-        except OSError as error:
-            parser.error(f"--svg: {error}")
-        print(f"\nthe picture: {asked.svg}", file=sys.stderr if asked.json else sys.stdout)
+        _write_picture(parser, asked.svg, curve_svg(curve, machine_text(facts)), aside=asked.json)
+
+
+def _check_picture(parser: _Parser, picture: Path | None) -> None:
+    if picture is not None and not picture.parent.is_dir():
+        parser.error(f"--svg: there is no directory {str(picture.parent)!r}")
+
+
+def _write_picture(parser: _Parser, picture: Path, drawn: str, *, aside: bool) -> None:
+    """Write it, and say so: `aside` where the figures have stdout for themselves."""
+    try:
+        picture.write_text(drawn)
+    except OSError as error:
+        parser.error(f"--svg: {error}")
+    print(f"\nthe picture: {picture}", file=sys.stderr if aside else sys.stdout)
 
 
 def _say(line: str) -> None:
@@ -245,8 +254,7 @@ def _bench(
 ) -> None:
     if picture is not None and name != "tune":
         parser.error("--svg: only tune can be drawn")
-    if picture is not None and not picture.parent.is_dir():
-        parser.error(f"--svg: there is no directory {str(picture.parent)!r}")
+    _check_picture(parser, picture)
     if target not in (None, "-") and not Path(target).parent.is_dir():
         parser.error(f"--json: there is no directory {str(Path(target).parent)!r}")
     began = time.perf_counter()
@@ -266,11 +274,8 @@ def _bench(
             Path(target).write_text(figures + "\n")
     if picture is not None:
         title = "Speed by chunk size and threads, one plain call = 1"
-        try:
-            picture.write_text(draw(result.panels, title=title, caption=machine_text(facts)))
-        except OSError as error:
-            parser.error(f"--svg: {error}")
-        print(f"\nthe picture: {picture}", file=sys.stderr if target == "-" else sys.stdout)
+        drawn = draw(result.panels, title=title, caption=machine_text(facts))
+        _write_picture(parser, picture, drawn, aside=target == "-")
 
 
 if __name__ == "__main__":

@@ -101,9 +101,7 @@ class Curve:
     @property
     def uneven(self) -> bool:
         """Whether parts of the range of one length cost much more than others."""
-        if self.scores.noise > UNEVEN:
-            return True
-        return self.uneven_ns > UNEVEN_SHARE * (self.worked_ns + UNEVEN_PRIOR_NS)
+        return self.scores.noise > UNEVEN or self.uneven_share > UNEVEN_SHARE
 
     @property
     def uneven_share(self) -> float:

@@ -92,9 +92,7 @@ class Scaling:
         self._served_ns = self._waited_ns = self._busy_ns = self._system_ns = 0
         self._elapsed_ns = 0.0
         self._from: int | None = None  # the level that this one is compared with
-        self._confirms: int | None = (
-            None  # the level that did as well, while this one is seen again
-        )
+        self._confirms: int | None = None  # the level that did as well, while we look back
         self._urged = False  # whether threads that waited were compared with fewer
         self._pairs = self._doubts = 0  # windows in which fewer were as good, and not
         self._downwards = True  # whether the next look, below the most, is at fewer
@@ -121,12 +119,16 @@ class Scaling:
         return self._served_ns > WAITING_SURE_NS and self._waited_ns > WAITING * self._served_ns
 
     @property
+    def _wait_for_gil(self) -> bool:
+        """Whether it is for the GIL, or what looks like it: not in the kernel."""
+        return self.waiting and self._system_ns < MOSTLY_SYSTEM * self._busy_ns
+
+    @property
     def _take_turns(self) -> bool:
         """Whether threads wait for something of which only one of them has it at a time."""
         least, most = ONE_CPU
-        in_kernel = self._system_ns > MOSTLY_SYSTEM * self._busy_ns
         used = self._busy_ns / self._elapsed_ns if self._elapsed_ns else 0.0
-        return self.waiting and least <= used <= most and not in_kernel
+        return self._wait_for_gil and least <= used <= most
 
     @property
     def urgent(self) -> bool:
@@ -233,7 +235,7 @@ class Scaling:
             self.holds_gil = self._urged = False
             self._served_ns = self._waited_ns = self._busy_ns = self._system_ns = 0
             self._elapsed_ns = 0.0
-        elif found and self.waiting and self._system_ns < MOSTLY_SYSTEM * self._busy_ns:
+        elif found and self._wait_for_gil:
             self.holds_gil = True
         self._downwards = found and level < was and level > 1
         self.level = level

@@ -218,7 +218,7 @@ class Scores:
         return score.speed * self._doubt(score)
 
     def unlucky(self, number: int, best: int) -> bool:
-        """Whether a size is said to be far slower than both next to it by very few samples.
+        """Whether a size is said to be far slower than one next to it by very few samples.
 
         Curves have no such holes, but memory that was fresh or a neighbour make them.
         """

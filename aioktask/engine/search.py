@@ -61,7 +61,7 @@ class Search:
         credit_ns: What trials might cost more than they did, for the work that is done.
         probes: Units that trials of unknown sizes may have yet.
         listened: How many trials there were since the search had ended.
-        patient: Whether this is a later run, so that what is seldom done may cost more.
+        remembered: Whether this is a later run, so that what is seldom done may cost more.
     """
 
     __slots__ = (
@@ -76,8 +76,8 @@ class Search:
         "credit_ns",
         "leapt",
         "listened",
-        "patient",
         "probes",
+        "remembered",
         "settled",
     )
 
@@ -86,7 +86,7 @@ class Search:
         self._paces = paces  # of all helpers
         self.settled = False
         self.leapt = False
-        self.patient = False
+        self.remembered = False
         self.credit_ns = self._listen_ns = 0.0
         self.probes = PROBES_SHARE * size
         self.listened = 0
@@ -199,7 +199,7 @@ class Search:
         far = number == curve.far(rate)
         if far and lasts > LONGEST_NS:
             promising = curve.scores.speed(number) > MUCH_BETTER
-            share = FAR_SHARE if self.patient or promising else FIRST_FAR_SHARE
+            share = FAR_SHARE if self.remembered or promising else FIRST_FAR_SHARE
             if lasts * len(self._paces) > left_ns * share:
                 return False
         elif lasts > left_ns * TRIAL_SHARE:

@@ -91,7 +91,6 @@ class Sizes:
     Attributes:
         grain: The smallest size, of which all are multiples.
         rate: Units a nanosecond of some helper lately, at the size in use; 0 while not known.
-        remembered: Whether it began with a lesson.
         paused: Whether nothing is tried at present: threads stand in each other's way.
     """
 
@@ -104,7 +103,6 @@ class Sizes:
         "grain",
         "paused",
         "rate",
-        "remembered",
     )
 
     def __init__(self, size: int, grain: int, threads: int, lesson: SizeLesson | None) -> None:
@@ -115,7 +113,6 @@ class Sizes:
         curve = self._curve = Curve(size, grain, threads)
         search = self._search = Search(curve, size, self._paces)
         self.rate = 0.0
-        self.remembered = lesson is not None
         self.paused = False
         if lesson is None:
             curve.best = curve.at_most(size // max(FIRST_SHARE, FIRST_SHARE_EACH * threads))
@@ -129,7 +126,7 @@ class Sizes:
                 curve.scores.put(number, speed, count)
         if lesson.before <= curve.top and lesson.before != curve.best:
             curve.before, curve.expected = lesson.before, lesson.expected
-        search.patient = search.leapt = True
+        search.remembered = search.leapt = True
         search.settled = lesson.settled
         search.credit_ns = lesson.credit_ns
         search.probes += lesson.probes
@@ -153,6 +150,11 @@ class Sizes:
     def settled(self) -> bool:
         """Whether the search has ended, and sizes are only listened to."""
         return self._search.settled
+
+    @property
+    def remembered(self) -> bool:
+        """Whether it began with a lesson."""
+        return self._search.remembered
 
     def be_alone(self, alone: bool) -> None:
         """Say whether nobody else waits for the end of a chunk."""

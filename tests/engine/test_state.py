@@ -9,10 +9,11 @@ from aioktask import Job
 from aioktask.engine.helpers import Caller, Helper
 from aioktask.engine.plan import split
 from aioktask.engine.run import Run
-from aioktask.engine.state import Outbox, State
+from aioktask.engine.sizing import Sizes
+from aioktask.engine.state import CROWDED_NS, Outbox, State
 
 
-def a_run(state: State, job: Job[None]) -> Run:
+def a_run(state: State, job: Job[None], sizes: Sizes | None = None) -> Run:
     return Run(
         job,
         split(job, 4),
@@ -22,7 +23,20 @@ def a_run(state: State, job: Job[None]) -> Run:
         loop=None,
         parent=None,
         hold=False,
+        sizes=sizes,
     )
+
+
+class Heard(Sizes):
+    """Sizes that keep what they were told of other jobs."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size, 1, 2, None)
+        self.alone: list[bool] = []
+
+    def be_alone(self, alone: bool) -> None:
+        self.alone.append(alone)
+        super().be_alone(alone)
 
 
 def idle_helper(state: State) -> Helper:
@@ -41,6 +55,26 @@ def test_an_idle_helper_is_woken_with_its_first_stretch_claimed() -> None:
     assert outbox.starts == 0
     assert helper.frame is not None
     assert (helper.frame.start, helper.frame.stop) == (0, 5)
+
+
+def test_a_job_is_told_of_another_one_and_for_a_while_after_it_is_gone() -> None:
+    state, outbox = State(cap=1), Outbox()
+    helper = idle_helper(state)
+    sizes = Heard(1 << 20)
+    long = a_run(state, Job(print, 1 << 20), sizes)
+    state.submit(long, None, nested=False, outbox=outbox)
+    frame = helper.frame
+    assert frame is not None
+    assert sizes.alone == [True]
+    short = a_run(state, Job(print, 1))
+    state.submit(short, None, nested=False, outbox=outbox)
+    state.cancel(short, outbox)
+    assert short.over
+    frame.slice_end = short.submitted_at + 4 * CROWDED_NS
+    for later, alone in ((0.5, False), (1.5, True)):
+        frame.generation = state.signals.generation
+        state.walked(frame, frame.stop, short.submitted_at + int(later * CROWDED_NS))
+        assert sizes.alone[-1] is alone
 
 
 def test_without_idle_helpers_some_are_started_and_no_more_than_wanted() -> None:
