@@ -6,7 +6,7 @@ from aioktask.engine.coordinator import Coordinator, Handle
 from aioktask.engine.frame import current_chunk
 from aioktask.engine.plan import Plan
 from aioktask.engine.priority import priority
-from aioktask.engine.process import max_threads, set_max_threads
+from aioktask.engine.process import configure, max_threads, set_max_threads, tunables
 from aioktask.engine.running import plan, run_multithreaded, run_multithreaded_sync
 from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
 from aioktask.job import Chunk, Failure, Job, Learned, Part, Progress, Report, Speed, failure
@@ -31,6 +31,7 @@ __all__ = [
     "Speed",
     "UndoFailed",
     "arrays",
+    "configure",
     "current_chunk",
     "failure",
     "files",
@@ -41,6 +42,7 @@ __all__ = [
     "run_multithreaded",
     "run_multithreaded_sync",
     "set_max_threads",
+    "tunables",
 ]
 
 _events.start()

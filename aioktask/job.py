@@ -333,6 +333,8 @@ class Report(Generic[T_co]):
         cpu_time: CPU time of all helpers while they served the job.
         busy: The wall time that each helper served the job, the longest first.
         learned: The chunk size and number of threads that the run came to.
+        lent: How a helper came to the priority of somebody more urgent who waited: "at once" or "at
+            a chunk boundary", because this process may not lower a thread's nice; else "no".
     """
 
     value: T_co
@@ -343,6 +345,7 @@ class Report(Generic[T_co]):
     cpu_time: float
     busy: tuple[float, ...]
     learned: Learned
+    lent: Literal["no", "at once", "at a chunk boundary"]
 
 
 @dataclass(frozen=True, slots=True)

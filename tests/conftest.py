@@ -42,6 +42,9 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 
 
 def pytest_configure() -> None:
+    # Tests count threads: what other processes do must not change how many there are.
+    os.environ.setdefault("AIOKTASK_SHARE", "off")
+    os.environ.setdefault("AIOKTASK_GIVE_WAY", "0")
     interval = os.environ.get("AIOKTASK_TEST_SWITCHINTERVAL")
     if interval is not None:
         sys.setswitchinterval(float(interval))

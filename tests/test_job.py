@@ -460,7 +460,7 @@ def example_failure() -> Failure:
 VALUES: dict[str, Callable[[], Any]] = {
     "Job": example_job,
     "Part": lambda: Part(0, 8, 1),
-    "Report": lambda: Report(None, 2, 4, 0.1, 0.2, 0.3, (0.2, 0.1), Learned(8, 2)),
+    "Report": lambda: Report(None, 2, 4, 0.1, 0.2, 0.3, (0.2, 0.1), Learned(8, 2), "no"),
     "Progress": lambda: Progress(1, 8, 2, 1, 0.5, 2.0),
     "Failure": example_failure,
 }

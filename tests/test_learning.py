@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from aioktask import Coordinator, Job, Learned, plan, run_multithreaded_sync
-from aioktask.engine.limits import Learning, process_learning
 
 
 def nothing(start: int, stop: int) -> None:
@@ -66,30 +65,6 @@ def test_a_job_goes_before_its_coordinator_and_that_before_the_process() -> None
         again = job("wilful", learn="chunk", remember=True)
         learned(again, coordinator)
         assert learned(again, coordinator).remembered
-
-
-@pytest.mark.parametrize(
-    ("environ", "expected"),
-    [
-        ({}, Learning("both", True)),
-        ({"AIOKTASK_LEARN": "", "AIOKTASK_REMEMBER": ""}, Learning("both", True)),
-        ({"AIOKTASK_LEARN": "threads"}, Learning("threads", True)),
-        ({"AIOKTASK_LEARN": " nothing ", "AIOKTASK_REMEMBER": "0"}, Learning("nothing", False)),
-    ],
-)
-def test_the_environment_speaks_for_the_process(
-    environ: dict[str, str], expected: Learning
-) -> None:
-    assert process_learning(environ) == expected
-
-
-@pytest.mark.parametrize(
-    ("variable", "value"),
-    [("AIOKTASK_LEARN", "everything"), ("AIOKTASK_REMEMBER", "yes")],
-)
-def test_the_environment_is_refused_with_its_variable(variable: str, value: str) -> None:
-    with pytest.raises(ValueError, match=f"{variable} must be .*{value}"):
-        process_learning({variable: value})
 
 
 @pytest.mark.parametrize(

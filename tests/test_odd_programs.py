@@ -234,12 +234,14 @@ def test_a_machine_without_threads_ends_the_job_and_recovers(
     """In a fresh pool, since helpers that are there already would serve."""
     from aioktask.engine import pool as pool_module
     from aioktask.engine import process
-    from aioktask.engine.limits import Cap
+    from aioktask.engine.topology import read_topology
+    from aioktask.engine.tunables import Tunables
 
     def refuse(target: object, name: str) -> threading.Thread:
         raise RuntimeError("can't start new thread")
 
-    fresh = pool_module.Pool(Cap(2, "the test"))
+    tunables = Tunables(max_threads=2, sources={"max_threads": "the test"})
+    fresh = pool_module.Pool(read_topology(), tunables)
     monkeypatch.setattr(process, "_pool", fresh)
     with monkeypatch.context() as patch:
         patch.setattr(helpers, "start_blocked", refuse)

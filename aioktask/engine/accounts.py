@@ -31,6 +31,7 @@ def report(run: Run) -> Report[Any]:
         cpu_time=sum([cpu for _, cpu in run.used]) / 1e9,
         busy=tuple(sorted([wall / 1e9 for wall, _ in run.used], reverse=True)),
         learned=learned(run),
+        lent=run.lent,
     )
 
 

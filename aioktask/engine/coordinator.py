@@ -10,7 +10,7 @@ from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Generic, SupportsIndex, TypeVar, cast
 
-from aioktask.checks import check_flag, check_learn, integer, nice_value
+from aioktask.checks import integer, nice_value
 from aioktask.engine import accounts
 from aioktask.engine.frame import enclosing_run, local
 from aioktask.engine.pool import Pool
@@ -24,6 +24,7 @@ from aioktask.engine.submission import (
     nice_of_waiter,
     wait_in_thread,
 )
+from aioktask.engine.tunables import TUNABLES, checked
 from aioktask.engine.wakeup import (
     Loop,
     refuse_running_loop,
@@ -82,7 +83,12 @@ class Handle(Generic[T]):
         self._own_pool().set_run_limit(self._run, limit)
 
     def renice(self, nice: SupportsIndex) -> None:
-        """Change the job's share from the next chunk boundary on.
+        """Change the job's nice: before it starts, while it runs or is undone, or after.
+
+        Its share among jobs is another one at once. A helper's thread follows at once where this
+        process may set that, else it is exchanged for another one at its next chunk boundary. A
+        loan from a waiter stays while it is the more urgent. A job that is over only says the new
+        number.
 
         Raises:
             TypeError, ValueError: `nice` is no integer, or not from -20 to 19.
@@ -197,28 +203,44 @@ class Coordinator:
 
     **Cancellation** while leaving cancels the jobs, waits until they are undone, and goes on.
 
+    What it sets goes before what the process has set, and a job's own `learn` and `remember` before
+    both; `configure` changes it while jobs run.
+
     Args:
         max_threads: The most helpers for its jobs together, below the process's limit.
+        max_threads_per_node: The most of them that are bound to one NUMA node.
+        nice: The nice of its jobs, in place of their own; a `priority` block goes before it.
+        give_way: Whether its jobs of a nice above 0 leave the CPUs to other processes.
         learn: What its jobs find out while they run, where they do not say so; see `Job`.
         remember: Whether they remember that; see `Job`.
 
     Raises:
-        TypeError, ValueError: `max_threads` is no integer, or below 1; `learn` or `remember` is not
-            what `Job` takes.
+        TypeError, ValueError: An argument is not what it may be: the message names it.
     """
 
     def __init__(
         self,
         max_threads: SupportsIndex | None = None,
         *,
+        max_threads_per_node: SupportsIndex | None = None,
+        nice: SupportsIndex | None = None,
+        give_way: bool | None = None,
         learn: Learn | None = None,
         remember: bool | None = None,
     ) -> None:
-        self._cap = _cap(max_threads)
+        given = {
+            "max_threads": max_threads,
+            "max_threads_per_node": max_threads_per_node,
+            "nice": nice,
+            "give_way": give_way,
+            "learn": learn,
+            "remember": remember,
+        }
+        said = {name: value for name, value in given.items() if value is not None}
+        self._tunables = checked("Coordinator()", said, scoped=True)
+        self._cap: int | None = self._tunables.pop("max_threads", None)
         self._pool: Pool | None = None
-        self._learn = None if learn is None else check_learn("learn", learn)
-        self._remember = None if remember is None else check_flag("remember", remember)
-        self._group = RunGroup(self._cap, self._learn, self._remember)
+        self._group = RunGroup(self._cap, self._tunables)
 
     def __repr__(self) -> str:
         return f"<Coordinator max_threads={self._cap} jobs={len(self._group.runs)}>"
@@ -230,9 +252,32 @@ class Coordinator:
 
     @max_threads.setter
     def max_threads(self, threads: SupportsIndex | None) -> None:
-        self._cap = _cap(threads)
+        self.configure(max_threads=threads)
+
+    def configure(self, **values: Any) -> None:
+        """Change what the arguments set, also while jobs run.
+
+        Args:
+            values: By the name of the argument; what is not named stays as it is. None goes back to
+                what the process has.
+
+        Raises:
+            TypeError, ValueError: There is no such argument, or a value is not what it may be; then
+                nothing is changed.
+        """
+        said = {name: value for name, value in values.items() if value is not None}
+        found = checked("Coordinator", said, scoped=True)
+        for name in values.keys() - {each.name for each in TUNABLES.values() if each.scoped}:
+            checked("Coordinator", {name: None}, scoped=True)  # there is no such one
+        for name in values:
+            if name == "max_threads":
+                self._cap = found.get(name)
+            elif name in found:
+                self._tunables[name] = found[name]
+            else:
+                self._tunables.pop(name, None)
         pool, group = self.scope()
-        pool.set_group_cap(group, self._cap)
+        pool.set_group(group, self._cap)
 
     def submit(self, job: Job[T]) -> Handle[T]:
         """Run a job, whether or not anyone waits for it.
@@ -324,13 +369,9 @@ class Coordinator:
         pool = current_pool()
         if self._pool is not pool:
             if self._pool is not None:
-                self._group = RunGroup(self._cap, self._learn, self._remember)
+                self._group = RunGroup(self._cap, self._tunables)
             self._pool = pool
         return pool, self._group
-
-
-def _cap(threads: object) -> int | None:
-    return None if threads is None else integer("max_threads", threads, least=1)
 
 
 def _wait_all(pool: Pool, group: RunGroup, *, cancel: bool) -> None:

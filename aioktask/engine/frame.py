@@ -16,6 +16,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from aioktask.engine.reduction import push
+from aioktask.engine.schedule import Seat
 from aioktask.engine.scores import Pace
 from aioktask.errors import ChunkCancelled
 from aioktask.job import Chunk
@@ -52,6 +53,7 @@ class Frame:
         "counted",
         "counted_in_group",
         "cpu",
+        "cpu_charged",
         "cpu_mark",
         "delay",
         "end",
@@ -67,6 +69,7 @@ class Frame:
         "pace",
         "reducing",
         "run",
+        "seat",
         "slice_end",
         "stack",
         "start",
@@ -98,6 +101,8 @@ class Frame:
         self.advanced_from: int | None = None  # the chunk that `advanced_to` is about
         self.advanced_to = 0
         self.busy = self.cpu = self.cpu_mark = 0
+        self.cpu_charged = 0  # the thread's CPU time up to which a background job has paid
+        self.seat = Seat.OWN
         self.look_at = 0  # how long busy, when it is asked again what it waited for
         self.looked_at = self.looked_cpu = 0  # busy and CPU time when it was asked last,
         self.system = self.delay = 0  # and what it said

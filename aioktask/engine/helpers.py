@@ -19,7 +19,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -89,7 +89,22 @@ def start_blocked(target: Callable[[], None], name: str) -> threading.Thread:
     return thread
 
 
-def _be_like_the_process() -> None:
+def bind_thread(thread: int, cpus: Collection[int]) -> bool:
+    """Bind a thread of this process to these CPUs; False where that cannot be, at present or ever.
+
+    A thread that is bound so already is left alone, so that it goes on following its cgroup.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        return False
+    try:
+        if os.sched_getaffinity(thread) != cpus:
+            os.sched_setaffinity(thread, cpus)
+    except OSError:  # none of them is online any more, or the thread has ended
+        return False
+    return True
+
+
+def be_like_the_process() -> None:
     """Take the nice and affinity of the process's main thread, as far as this is allowed."""
     process = os.getpid()
     if hasattr(os, "sched_setaffinity"):
@@ -98,7 +113,7 @@ def _be_like_the_process() -> None:
     with contextlib.suppress(OSError):
         mine = threading.get_native_id()
         nice = os.getpriority(os.PRIO_PROCESS, process)
-        if os.getpriority(os.PRIO_PROCESS, mine) != nice:
+        if sys.platform.startswith("linux") and os.getpriority(os.PRIO_PROCESS, mine) != nice:
             os.setpriority(os.PRIO_PROCESS, mine, nice)
 
 
@@ -134,7 +149,7 @@ class Keeper:
 
     def _keep(self) -> None:
         name_this_thread(f"{NAME} keeper")
-        _be_like_the_process()
+        be_like_the_process()
         next_look = 0.0
         while True:
             if self._watched and time.monotonic() >= next_look:
@@ -162,7 +177,11 @@ class Keeper:
 def _look(reference: weakref.WeakMethod[Callable[[], bool]]) -> bool:
     """Call what is watched. A function of its own, so that nothing refers to it afterwards."""
     look = reference()
-    return look is not None and look()
+    try:
+        return look is not None and look()
+    except BaseException:  # without the keeper no helper would ever be started again
+        traceback.print_exc()
+        return False
 
 
 class Parking:
@@ -186,12 +205,35 @@ class Parking:
 
 
 class Helper:
-    """One helper thread, as the pool sees it."""
+    """One helper thread, as the pool sees it.
 
-    __slots__ = ("ends", "frame", "idle", "parking", "relays", "thread")
+    Attributes:
+        native: The kernel's number of the thread; 0 before it runs.
+        nice: The thread's nice.
+        boost: The nice of who waits for a job that runs inside this helper's chunk, if that is
+            lower than the job's.
+        called: Whether it was given work while it was idle, and has not begun it yet.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (
+        "boost",
+        "called",
+        "ends",
+        "frame",
+        "idle",
+        "native",
+        "nice",
+        "parking",
+        "relays",
+        "thread",
+    )
+
+    def __init__(self, nice: int = 0) -> None:
         self.parking = Parking()
+        self.native = 0
+        self.nice = nice
+        self.boost: int | None = None
+        self.called = False
         self.frame: Frame | None = None  # what it serves or is about to
         self.idle = False  # whether it is among the idle ones, so may be given work
         self.ends = False  # whether it was woken to end
@@ -206,13 +248,13 @@ class Caller:
 
     def __init__(self, nice: int, chunk: Frame | None = None) -> None:
         self.chunks: list[Frame] = []  # those that the thread is in, the innermost first
+        self.nice = nice
         while chunk is not None:
             self.chunks.append(chunk)
             chunk = chunk.outer
         self.parking = Parking()
         self.frame: Frame | None = None  # what it serves or is about to
         self.quits = False  # whether it takes no further part: a second Ctrl-C
-        self.nice = nice
 
     def wake(self) -> None:
         self.parking.open()

@@ -24,13 +24,18 @@ from aioktask.engine.helpers import (
     Helper,
     Keeper,
     ThreadWaiter,
+    be_like_the_process,
+    bind_thread,
     name_this_thread,
     start_blocked,
 )
-from aioktask.engine.limits import Cap, Learning
+from aioktask.engine.limits import Cap, process_cap
+from aioktask.engine.lookout import Lookout, Sight
+from aioktask.engine.priority import process_nice, set_thread_nice
 from aioktask.engine.run import Phase, Run, Waiter
-from aioktask.engine.schedule import Group
 from aioktask.engine.state import Outbox, RunGroup, State
+from aioktask.engine.topology import Topology, read_topology
+from aioktask.engine.tunables import Tunables
 from aioktask.job import Report
 
 # A helper with nothing to do ends after this many seconds.
@@ -46,21 +51,24 @@ SIGNAL_SECONDS = 1.0
 
 EXIT_NOTICE_SECONDS = 5.0
 
-DEFAULT_LEARNING = Learning()
-
 EXIT_STATUS_OF_FORK = 70  # EX_SOFTWARE
 
 
 class Pool:
     """All runs and helpers of a process. One exists in a process; a fork's child makes its own."""
 
-    def __init__(self, cap: Cap, learning: Learning = DEFAULT_LEARNING) -> None:
-        self.cap = cap
-        self.learning = learning  # of jobs whose coordinator does not say either
+    def __init__(self, topology: Topology, tunables: Tunables) -> None:
+        self.topology = topology
+        self.tunables = tunables
+        self.cap = _cap(topology, tunables)
+        self.share: int | None = None  # the most helpers, by what other processes want
         self.lock = threading.Lock()  # guards `state`, and all runs, frames and groups
-        self.state = State(cap.threads)
+        self.state = State(self.cap.threads)
+        self.state.base_nice = process_nice()
         self.signals = self.state.signals
         self.keeper = Keeper()
+        self.lookout = Lookout(topology)  # the keeper's own
+        self.watching = False  # whether the keeper looks around
         self.dead = False  # whether this is a fork's child, which owns none of it
 
     def __repr__(self) -> str:
@@ -73,8 +81,12 @@ class Pool:
             for context, event in outbox.events:
                 context.run(events.emit, event)
             outbox.events.clear()
+        if outbox.renices:
+            self._set_nices(outbox)
         for parking in outbox.parkings:
             parking.open()
+        if outbox.starts and not self.watching:
+            self._watch()
         for _ in range(outbox.starts):
             try:
                 self.keeper.soon(self._start_helper)
@@ -105,6 +117,8 @@ class Pool:
                 run.waiters.append(waiter)
             self.state.submit(run, caller, nested=nested, outbox=outbox)
         self._send(outbox)
+        if not self.watching and not run.over:
+            self._watch()
 
     def cancel(self, run: Run) -> bool:
         """End a run; whether that came in time, also when it was cancelled before."""
@@ -141,17 +155,22 @@ class Pool:
 
         One that only watches will not take the result, so does not count as somebody who is told.
         """
+        outbox = Outbox()
         with self.lock:
             if run.over:
                 return False
-            (run.watchers if watches else run.waiters).append(waiter)
-            return True
+            if watches:
+                run.watchers.append(waiter)
+            else:
+                self.state.add_waiter(run, waiter, outbox)
+        self._send(outbox)
+        return True
 
     def remove_waiter(self, run: Run, waiter: Waiter) -> None:
+        outbox = Outbox()
         with self.lock:
-            for waiters in (run.waiters, run.watchers):
-                if waiter in waiters:
-                    waiters.remove(waiter)
+            self.state.remove_waiter(run, waiter, outbox)
+        self._send(outbox)
 
     def begin_wait(self, waiting: Run, awaited: Run, *, detect: bool) -> None:
         """A chunk of `waiting` is about to wait for `awaited`; see `State.begin_wait`."""
@@ -161,13 +180,26 @@ class Pool:
         self._send(outbox)
 
     def end_wait(self, waiting: Run, awaited: Run, *, detect: bool) -> None:
+        outbox = Outbox()
         with self.lock:
-            self.state.end_wait(waiting, awaited, detect=detect)
+            self.state.end_wait(waiting, awaited, detect=detect, outbox=outbox)
+        self._send(outbox)
 
     def renice(self, run: Run, nice: int) -> None:
+        """Another nice for a run, whatever it does now; see `State.renice`."""
+        outbox = Outbox()
         with self.lock:
-            self.state.scheduler.set_nice(run.entry, nice)
-            self.signals.generation += 1
+            if not run.over:
+                group = run.entry.group
+                assert isinstance(group, RunGroup)
+                gives_way = self.gives_way(nice, group)
+                self.state.renice(run, nice, gives_way=gives_way, outbox=outbox)
+            run.entry.nice = nice
+        self._send(outbox)
+
+    def gives_way(self, nice: int, group: RunGroup) -> bool:
+        """Whether a job of this nice leaves the CPUs to other processes."""
+        return nice > 0 and bool(group.tunables.get("give_way", self.tunables.give_way))
 
     def set_run_limit(self, run: Run, limit: int) -> None:
         with self.lock:
@@ -175,16 +207,55 @@ class Pool:
             self.state.scheduler.set_limit(run.entry, min(limit, run.threads_learned))
         self._limit_moved()
 
-    def set_group_cap(self, group: Group, cap: int | None) -> None:
+    def set_group(self, group: RunGroup, cap: int | None) -> None:
+        """A coordinator was told other tunables."""
+        outbox = Outbox()
         with self.lock:
             self.state.scheduler.set_group_cap(group, cap)
-        self._limit_moved()
+            self._reconsider_runs(outbox)
+        self._send(outbox)
 
-    def set_cap(self, cap: Cap) -> None:
+    def configure(self, tunables: Tunables) -> None:
+        """Other tunables of the process, also while jobs run."""
+        outbox = Outbox()
         with self.lock:
-            self.cap = cap
-            self.state.scheduler.cap = cap.threads
-        self._limit_moved()
+            self.tunables = tunables
+            self._reconsider_runs(outbox)
+        self._send(outbox)
+
+    def _reconsider_runs(self, outbox: Outbox) -> None:
+        for run in self.state.runs:
+            group = run.entry.group
+            assert isinstance(group, RunGroup)
+            if run.entry.gives_way or run.entry.nice > 0:
+                gives_way = self.gives_way(run.entry.nice, group)
+                self.state.scheduler.set_gives_way(run.entry, gives_way)
+        self._apply_caps(outbox)
+
+    def refresh(self) -> None:
+        """Look at the machine again, if the keeper does not."""
+        if self.watching:
+            return
+        topology = read_topology()
+        outbox = Outbox()
+        with self.lock:
+            self.topology = topology
+            self._apply_caps(outbox)
+        self._send(outbox)
+
+    def _apply_caps(self, outbox: Outbox) -> None:
+        """Bring the caps in line with what they follow from."""
+        self.cap = _cap(self.topology, self.tunables)
+        cap = self.cap.threads
+        for run in self.state.runs:
+            group_cap = run.entry.group.cap
+            run.cap_moved(cap if group_cap is None else min(cap, group_cap))
+            limit = min(run.limit, run.threads_learned)
+            if limit != run.entry.limit:
+                self.state.scheduler.set_limit(run.entry, limit)
+        self.state.scheduler.cap = cap if self.share is None else max(min(cap, self.share), 1)
+        self.signals.generation += 1
+        self.state.summon(perf_counter_ns(), outbox)
 
     def _limit_moved(self) -> None:
         outbox = Outbox()
@@ -192,6 +263,76 @@ class Pool:
             self.signals.generation += 1
             self.state.summon(perf_counter_ns(), outbox)
         self._send(outbox)
+
+    # What goes on around the process, looked at by the keeper.
+
+    def _watch(self) -> None:
+        with self.lock:
+            if self.watching or self.dead:
+                return
+            self.watching = True
+        try:
+            self.keeper.watch(self._look_around)
+        except RuntimeError:  # the system has no more threads for us
+            self.watching = False
+
+    def _look_around(self) -> bool:
+        """Follow what changed; False when there is nobody whom it would concern."""
+        state = self.state
+        with self.lock:
+            if self.dead or not (state.runs or state.helpers or state.starting):
+                self.watching = False
+                self.lookout.release()
+                return False
+            wish = state.scheduler.wish(self.cap.threads)
+            share = self.tunables.share
+            background = None
+            if any(run.entry.gives_way for run in state.runs):
+                background = [helper.native for helper in state.helpers if state.serves(helper)]
+        self._follow(self.lookout.look(wish, share, background))
+        return True
+
+    def _follow(self, sight: Sight) -> None:
+        outbox = Outbox()
+        state = self.state
+        if sight.topology is not None:
+            be_like_the_process()  # here, on the keeper, whose affinity new helpers get
+        with self.lock:
+            if sight.nice != state.base_nice:
+                state.base_nice = sight.nice
+                outbox.renices += state.helpers
+                self.signals.generation += 1
+            if not sight.may_lower:
+                state.may_lower_again = True
+            state.may_lower = sight.may_lower and state.may_lower_again
+            if sight.topology is not None:
+                self.topology = sight.topology
+                for helper in state.helpers:
+                    bind_thread(helper.native, sight.topology.cpus)
+            if sight.topology is not None or sight.share != self.share:
+                self.share = sight.share
+                self._apply_caps(outbox)
+            state.looked(sight.looked, len(self.topology.cpus), outbox)
+        self._send(outbox)
+
+    def _set_nices(self, outbox: Outbox) -> None:
+        with self.lock:
+            for helper in outbox.renices:
+                if helper in self.state.helpers and not self._set_nice(helper):
+                    # It is exchanged for another one where it stands next.
+                    self.state.may_lower = self.state.may_lower_again = False
+                    self.signals.generation += 1
+        outbox.renices.clear()
+
+    def _set_nice(self, helper: Helper) -> bool:
+        """Give the helper's thread the nice that it should have; False where that is refused."""
+        nice = self.state.nice_of(helper)
+        if nice == helper.nice or not helper.native:
+            return True
+        if not set_thread_nice(helper.native, nice):
+            return False
+        helper.nice = nice
+        return True
 
     def shut(self, group: RunGroup, *, cancel: bool) -> list[Run]:
         """Close a group, cancel its runs if asked to, and name those that are not over."""
@@ -355,7 +496,7 @@ class Pool:
 
     def _start_helper(self) -> None:
         """On the keeper."""
-        helper = Helper()
+        helper = Helper(process_nice())
         try:
             helper.thread = start_blocked(lambda: self._help(helper), NAME)
         except RuntimeError as error:  # the system has no more threads for us
@@ -369,6 +510,7 @@ class Pool:
 
     def _help(self, helper: Helper) -> None:
         state = self.state
+        helper.native = threading.get_native_id()
         outbox = Outbox()
         with self.lock:
             state.starting -= 1
@@ -377,22 +519,31 @@ class Pool:
             state.helpers[helper] = None
             now = perf_counter_ns()
             state.find_work(helper, now, outbox)
-            frame = helper.frame
             state.summon(now, outbox)
         self._send(outbox)
         while True:
-            while frame is not None:
+            while (frame := self._begin(helper)) is not None:
                 name_this_thread(frame.run.name)
-                frame = frame.context.run(self.serve, frame)
+                frame.context.run(self.serve, frame)
             if not self._stay(helper):
                 return
-            frame = helper.frame
             if helper.relays:
                 helper.relays = False
                 outbox = Outbox()
                 with self.lock:
                     state.summon(perf_counter_ns(), outbox)
                 self._send(outbox)
+
+    def _begin(self, helper: Helper) -> Frame | None:
+        """What the helper serves from this moment on, so that it cannot be recalled any more."""
+        outbox = Outbox()
+        with self.lock:
+            helper.called = False
+            if self._set_nice(helper):
+                return helper.frame
+            self.state.refused(helper, outbox)
+        self._send(outbox)
+        return None
 
     def _stay(self, helper: Helper) -> bool:
         """Wait, idle, until there is work; False when the helper should end."""
@@ -434,6 +585,7 @@ class Pool:
             print(f"aioktask: exit waits for the jobs {names}", file=sys.stderr, flush=True)
             ended.parking.wait()
         self.keeper.stop()
+        self.lookout.close()
         with self.lock:
             helpers = list(state.helpers)
             while state.idle:
@@ -444,6 +596,11 @@ class Pool:
         for helper in helpers:
             if helper.thread is not None:
                 helper.thread.join()
+
+
+def _cap(topology: Topology, tunables: Tunables) -> Cap:
+    source = tunables.sources.get("max_threads", "")
+    return process_cap(topology, tunables.max_threads, source)
 
 
 def _end_child(frame: Frame) -> NoReturn:

@@ -1,17 +1,33 @@
 # SPDX-License-Identifier: MIT
-# Whose nice counts: of what is submitted, and of who waits.
+# Whose nice counts: of what is submitted, and of who waits. And the nice of threads: what a helper
+# should have, and what this process may do about it.
 #
 # The `priority()` block is a context variable, so it follows tasks and the chunks that they cause.
-"""Nice values of blocks and waiters."""
+# Linux gives each thread a nice of its own; elsewhere it is the process's, which nobody touches.
+"""Nice values of blocks, waiters and threads."""
 
 from __future__ import annotations
 
+import os
+import sys
+import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import SupportsIndex
 
 from aioktask.checks import nice_value
+
+# How far a helper's nice is above the loop's thread's, with the GIL: enough that a loop that has
+# something to do gets a CPU first,
+ABOVE_LOOP = 1
+# and never further than this, whatever the job's nice: a thread that is preempted while it holds
+# the GIL keeps the loop waiting until it is scheduled again, which at 19 took half a second.
+MOST_ABOVE_LOOP = 5
+
+_MOST_NICE = 19
+_CAP_SYS_NICE = 23
+_NICE_IS_OF_THREADS = sys.platform.startswith("linux")
 
 _block: ContextVar[int | None] = ContextVar("aioktask_priority", default=None)
 
@@ -51,3 +67,74 @@ def waiter_nice(enclosing: int | None, awaited: int) -> int:
     if enclosing is not None:
         return enclosing
     return submitted_nice(awaited)
+
+
+def thread_nice(nice: int, base: int, *, gil: bool) -> int:
+    """The nice of a thread that serves a job of this nice.
+
+    With the GIL it stays within a few steps above `base`, the nice of the loop's thread, and the
+    job's shares and pauses do the rest. Without it the full range is used: nobody waits for what
+    the thread holds. It is never below `base`, so that helpers do not take the loop's CPU.
+
+    >>> [thread_nice(nice, 0, gil=True) for nice in (-20, 0, 10, 19)]
+    [1, 1, 3, 5]
+    >>> [thread_nice(nice, 0, gil=False) for nice in (-20, 0, 10, 19)]
+    [1, 1, 11, 19]
+    """
+    above = max(nice, 0)
+    if gil:
+        above = above * (MOST_ABOVE_LOOP - ABOVE_LOOP) // _MOST_NICE
+    return min(base + ABOVE_LOOP + above, _MOST_NICE)
+
+
+def gil_is_on() -> bool:
+    """Whether threads of this interpreter run Python code one at a time."""
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return True
+    enabled: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+    return enabled
+
+
+def process_nice() -> int:
+    """The nice of the process's main thread; 0 where that cannot be known."""
+    try:
+        return os.getpriority(os.PRIO_PROCESS, os.getpid())
+    except (AttributeError, OSError):  # the main thread has ended, others go on
+        return 0
+
+
+def set_thread_nice(thread: int, nice: int) -> bool:
+    """Give a thread of this process a nice; False where it may not have so low a one.
+
+    Raises:
+        OSError: There is no such thread (ESRCH).
+    """
+    if not _NICE_IS_OF_THREADS:
+        return True
+    try:
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
+    except PermissionError:
+        return False
+    return True
+
+
+def may_lower(nice: int) -> bool:
+    """Whether a thread of this process that has a higher nice may go back to this one.
+
+    By the limit (`RLIMIT_NICE`) or the capability (`CAP_SYS_NICE`). In a container the latter may
+    be worth nothing: `set_thread_nice` finds out.
+    """
+    if not _NICE_IS_OF_THREADS:
+        return True
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
+    if limit == resource.RLIM_INFINITY or 20 - limit <= nice:
+        return True
+    try:
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            status = file.read()
+    except OSError:
+        return False
+    _, found, rest = status.partition(b"CapEff:")
+    return bool(found) and bool(int(rest.split()[0], 16) >> _CAP_SYS_NICE & 1)

@@ -11,24 +11,24 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from typing import Any
 
-from aioktask.checks import integer
 from aioktask.engine.frame import local
-from aioktask.engine.limits import process_cap, process_learning
 from aioktask.engine.pool import Pool
 from aioktask.engine.topology import read_topology
+from aioktask.engine.tunables import Tunables, checked, process_tunables
 
 _making = threading.Lock()  # guards the making of _pool
 _pool: Pool | None = None
-_override: int | None = None
+_calls: dict[str, tuple[str, Any]] = {}  # what calls have set: by whom, and to what
 
 
 def current_pool() -> Pool:
     """The pool of this process.
 
     Raises:
-        ValueError: It is made now, and ``AIOKTASK_MAX_THREADS``, ``AIOKTASK_LEARN`` or
-            ``AIOKTASK_REMEMBER`` is set to something else than it may be.
+        ValueError: It is made now, and one of the ``AIOKTASK_`` variables is set to something else
+            than it may be.
     """
     global _pool
     pool = _pool
@@ -36,8 +36,8 @@ def current_pool() -> Pool:
         with _making:
             pool = _pool
             if pool is None:
-                cap = process_cap(read_topology(), os.environ, _override)
-                pool = _pool = Pool(cap, process_learning(os.environ))
+                tunables = process_tunables(os.environ, _calls)
+                pool = _pool = Pool(read_topology(), tunables)
     return pool
 
 
@@ -45,10 +45,12 @@ def max_threads() -> int:
     """The most threads that work on jobs in this process at a time.
 
     By default the CPUs that the process may use: its affinity, or the smallest cgroup quota on the
-    path to the root, rounded down, if that is less; ``AIOKTASK_MAX_THREADS`` replaces it. Threads
-    that call `run_multithreaded_sync` always take part and may come on top.
+    path to the root, rounded down, if that is less, as they are now; ``AIOKTASK_MAX_THREADS``
+    replaces it. Threads that call `run_multithreaded_sync` always take part and may come on top.
     """
-    return current_pool().cap.threads
+    pool = current_pool()
+    pool.refresh()
+    return pool.cap.threads
 
 
 def set_max_threads(threads: int | None) -> None:
@@ -59,11 +61,44 @@ def set_max_threads(threads: int | None) -> None:
     Raises:
         TypeError, ValueError: `threads` is no integer, or below 1.
     """
-    global _override
-    override = None if threads is None else integer("max_threads", threads, least=1)
-    cap = process_cap(read_topology(), os.environ, override)
-    _override = override
-    current_pool().set_cap(cap)
+    _set(f"set_max_threads({threads})", max_threads=threads)
+
+
+def configure(**values: Any) -> None:
+    """Change tunables of the process, also while jobs run.
+
+    Args:
+        values: By name, as in the table of tunables in the documentation: `max_threads`,
+            `max_threads_per_node`, `nice`, `give_way`, `share`, `learn`, `remember`. What is not
+            named stays as it is. They go before ``AIOKTASK_`` variables of the same names.
+
+    Raises:
+        TypeError, ValueError: There is no such tunable, or a value is not what it may be; then
+            nothing is changed.
+
+    >>> configure(max_threads=0)
+    Traceback (most recent call last):
+        ...
+    ValueError: configure(): max_threads must be at least 1, got 0
+    """
+    _set("configure()", **values)
+
+
+def tunables() -> dict[str, object]:
+    """The process's tunables as they are now, by name."""
+    return current_pool().tunables.data()
+
+
+def _set(source: str, **values: Any) -> None:
+    found = checked(source, values)
+    for name, value in found.items():
+        if name == "max_threads" and value is None:
+            _calls.pop(name, None)
+        else:
+            said = source if source != "configure()" else f"configure({name}={value!r})"
+            _calls[name] = said, value
+    made: Tunables = process_tunables(os.environ, _calls)
+    current_pool().configure(made)
 
 
 def _at_exit() -> None:
@@ -88,6 +123,7 @@ def _after_fork_in_child() -> None:
     if _pool is not None:
         # A chunk that forked finds out by these two when it returns: see Pool._end_child.
         _pool.dead = True
+        _pool.lookout.forget()
         _pool.signals.generation += 1
         # The forking thread may be in a chunk: what it runs here is not nested in that.
         local.frame = None

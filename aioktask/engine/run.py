@@ -19,7 +19,7 @@ from contextvars import Context
 from enum import Enum
 from time import perf_counter_ns, thread_time_ns
 from types import EllipsisType, TracebackType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from aioktask.engine import accounts, events
 from aioktask.engine.claims import Claims
@@ -90,6 +90,8 @@ class Run:
     # What was done.
     done_units = chunks_done = peak_threads = 0
     first_claim = last_chunk = 0
+    # When a helper took the priority of a waiter, as the report says it.
+    lent: Literal["no", "at once", "at a chunk boundary"] = "no"
     scaled_at = 0  # the number of the chunk size when the number of threads was last found
     # What went wrong.
     cancelled = False
@@ -165,9 +167,20 @@ class Run:
         return f"<Run {self.number} of {self.name!r}: {self.phase.value}>"
 
     @property
+    def urgency(self) -> int:
+        """The nice at which whoever waits inside a chunk of this run waits."""
+        return self.entry.nice if self.entry.loan is None else self.entry.loan
+
+    @property
     def threads_learned(self) -> int:
         """How many threads the run deserves, by what is known."""
         return self.limit if self.scaling is None else self.scaling.level
+
+    def cap_moved(self, cap: int) -> None:
+        """At most so many threads may serve this run, as far as others decide."""
+        self.threads_planned = max(min(self.limit, cap), 1)
+        if self.scaling is not None:
+            self.scaling.widen(self.threads_planned)
 
     def submitted(self, number: int) -> None:
         """The pool took the run in, as this number of its process."""

@@ -113,6 +113,16 @@ class Scaling:
             following._elapsed_ns = self._elapsed_ns
         return following
 
+    def widen(self, most: int) -> None:
+        """There may be more threads from now on; who had all there were gets them."""
+        if most <= self.most:
+            return
+        if self.level == self.most and not self.holds_gil:
+            self.level = most
+        self.most = most
+        self._from = self._confirms = None
+        self._units = self._wall_ns = self._stretches = 0
+
     @property
     def waiting(self) -> bool:
         """Whether threads wait for each other, or for something else."""

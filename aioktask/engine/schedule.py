@@ -5,12 +5,19 @@
 # as in the kernel's fair scheduler: the wall time that threads spent on a job, divided by the
 # weight of its nice. The job that is furthest behind is served next, so none starves; among equals,
 # such as jobs that have not started, the one of lower nice. Three caps bound the threads: the
-# process's, the coordinator's (a Group) and the job's (an Entry). An undo goes before all chunks.
+# process's, the coordinator's (a Group) and the job's (an Entry); a fourth those of all jobs that
+# give way to other processes. An undo goes before all chunks.
+#
+# A job that somebody of higher priority waits for has a loan: one thread at a time serves it at the
+# waiter's nice, on an account of its own that starts level with the others. While that thread is
+# wanted the job is queued by the loan, whatever it used up itself, and else by its own account.
 """The choice of a job, under caps and shares."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from enum import Enum
+from itertools import chain
 from typing import Any
 
 # A thread serves one job for this long before the choice is made again.
@@ -32,6 +39,14 @@ def weight(nice: int) -> float:
     return NICE_0_WEIGHT / 1.25**nice
 
 
+class Seat(Enum):
+    """On what account a thread serves a job."""
+
+    OWN = "own"
+    LENT = "lent"  # at a waiter's nice
+    BACKGROUND = "background"  # its own, and it gives way to other processes
+
+
 class Group:
     """What the jobs of one coordinator share: a cap.
 
@@ -40,14 +55,16 @@ class Group:
         threads: Threads that serve its jobs now.
         ready: Its entries with something to claim, by key: undoing ones first, then by runtime,
             then by nice.
+        background: Likewise, those that give way to other processes.
     """
 
-    __slots__ = ("cap", "ready", "threads")
+    __slots__ = ("background", "cap", "ready", "threads")
 
     def __init__(self, cap: int | None = None) -> None:
         self.cap = cap
         self.threads = 0
         self.ready: list[tuple[Key, Entry]] = []
+        self.background: list[tuple[Key, Entry]] = []
 
 
 class Entry:
@@ -59,14 +76,22 @@ class Entry:
         threads: Threads that serve it now.
         owed: Chunks that wait for this job. While nobody serves it, it may have one thread beyond
             every cap but its own, since those chunks hold threads.
+        loan: The nice of a waiter that is more urgent than the job, None where there is none.
+        loan_taken: Whether a thread serves it at that nice now.
+        gives_way: Whether it leaves the CPUs to other processes that want them.
     """
 
     __slots__ = (
+        "gives_way",
         "group",
         "key",
         "limit",
+        "loan",
+        "loan_runtime",
+        "loan_taken",
         "nice",
         "owed",
+        "queue",
         "ready",
         "run",
         "runtime",
@@ -84,7 +109,17 @@ class Entry:
         self.runtime = 0.0
         self.served = False
         self.ready = False
+        self.queue = group.ready  # that it is in while it is ready
         self.key: Key = (True, 0.0, 0, 0)
+        self.loan: int | None = None
+        self.loan_runtime = 0.0
+        self.loan_taken = False
+        self.gives_way = False
+
+    @property
+    def loan_offered(self) -> bool:
+        """Whether the next thread would serve it at its waiter's nice."""
+        return self.loan is not None and not self.loan_taken
 
     def cost(self, wall_ns: int) -> float:
         """What the wall time of one thread counts as virtual runtime."""
@@ -98,11 +133,15 @@ class Scheduler:
         cap: The most threads in this process; may change at any time.
         running: Threads that serve some job now. Calling threads are never refused, so it can be
             above the cap.
+        background_cap: The most of them for jobs that give way to other processes.
+        background: How many serve such jobs.
     """
 
     def __init__(self, cap: int) -> None:
         self.cap = cap
         self.running = 0
+        self.background_cap = cap
+        self.background = 0
         self._groups: dict[Group, None] = {}  # those with ready entries
         self._owed: dict[Entry, None] = {}  # ready entries that a chunk waits for
         self._floor = 0.0  # where a new job starts
@@ -112,13 +151,13 @@ class Scheduler:
         queues = ", ".join(
             f"{entry.run}: nice {entry.nice}, {entry.threads}/{entry.limit} threads"
             for group in self._groups
-            for _, entry in group.ready
+            for _, entry in chain(group.ready, group.background)
         )
         return f"<Scheduler {self.running}/{self.cap} running; ready: {queues or 'none'}>"
 
     def add(self, entry: Entry) -> None:
         """A new job: it starts level with the job that is furthest behind among those served."""
-        entry.runtime = self._floor
+        entry.runtime = entry.loan_runtime = self._floor
         self._sequence += 1
         entry.key = (True, 0.0, 0, self._sequence)
 
@@ -127,9 +166,15 @@ class Scheduler:
         if entry.ready:
             return
         entry.ready = True
-        entry.key = (not undoing, entry.runtime, entry.nice, entry.key[-1])
-        insort(entry.group.ready, (entry.key, entry))
-        self._groups[entry.group] = None
+        group = entry.group
+        if entry.loan is not None and not entry.loan_taken:
+            entry.key = (not undoing, entry.loan_runtime, entry.loan, entry.key[-1])
+            entry.queue = group.ready
+        else:
+            entry.key = (not undoing, entry.runtime, entry.nice, entry.key[-1])
+            entry.queue = group.background if entry.gives_way and not undoing else group.ready
+        insort(entry.queue, (entry.key, entry))
+        self._groups[group] = None
         if entry.owed:
             self._owed[entry] = None
 
@@ -138,10 +183,10 @@ class Scheduler:
         if not entry.ready:
             return
         entry.ready = False
-        ready = entry.group.ready
-        del ready[bisect_left(ready, (entry.key,))]
-        if not ready:
-            del self._groups[entry.group]
+        group = entry.group
+        del entry.queue[bisect_left(entry.queue, (entry.key,))]
+        if not group.ready and not group.background:
+            del self._groups[group]
         self._owed.pop(entry, None)
 
     def set_nice(self, entry: Entry, nice: int) -> None:
@@ -158,12 +203,32 @@ class Scheduler:
     def set_group_cap(self, group: Group, cap: int | None) -> None:
         """Move a coordinator's cap, likewise; the shares among its jobs stay as they are."""
         group.cap = cap
-        waiting = [entry for _, entry in group.ready]
+        waiting = [entry for _, entry in chain(group.ready, group.background)]
         if waiting:
             lag = self._floor - min(entry.runtime for entry in waiting)
             for entry in waiting if lag > 0 else ():
                 entry.runtime += lag
                 self._requeue(entry)
+
+    def set_gives_way(self, entry: Entry, gives_way: bool) -> None:
+        """Threads that serve it already stay counted as they are."""
+        entry.gives_way = gives_way
+        self._requeue(entry)
+
+    def set_loan(self, entry: Entry, nice: int | None) -> None:
+        """Have one thread at a time serve it at this nice; None to end that."""
+        if entry.loan is None:
+            entry.loan_runtime = min(self._floor, entry.runtime)
+        entry.loan = nice
+        self._requeue(entry)
+
+    def take_loan(self, entry: Entry, seat: Seat) -> Seat:
+        """A thread that serves the entry in another seat goes over to the waiter's nice."""
+        if seat is Seat.BACKGROUND:
+            self.background -= 1
+        entry.loan_taken = True
+        self._requeue(entry)
+        return Seat.LENT
 
     def owe(self, entry: Entry, count: int) -> None:
         """`count` more (or fewer) chunks wait for this job."""
@@ -186,56 +251,89 @@ class Scheduler:
     def _best(self) -> Entry | None:
         """The first of those that their own and their coordinator's cap admit."""
         best: tuple[Key, Entry] | None = None
+        background = self.background < self.background_cap
         for group in self._groups:
             if group.cap is not None and group.threads >= group.cap:
                 continue
-            for candidate in group.ready:
-                if best is not None and candidate[0] > best[0]:
-                    break
-                if candidate[1].threads < candidate[1].limit:
-                    best = candidate
-                    break
+            for queue in (group.ready, group.background) if background else (group.ready,):
+                for candidate in queue:
+                    if best is not None and candidate[0] > best[0]:
+                        break
+                    if candidate[1].threads < candidate[1].limit:
+                        best = candidate
+                        break
         return None if best is None else best[1]
+
+    def may_enter(self, entry: Entry) -> bool:
+        """Whether a calling thread may serve it: always, unless it gives way to other processes."""
+        background = entry.gives_way and entry.key[0] and not entry.loan_offered
+        return not background or self.background < self.background_cap
 
     def wanted(self, most: int) -> int:
         """How many more helpers would find something to do, counted up to `most`."""
-        taken: list[Entry] = []
+        taken: list[tuple[Entry, Seat]] = []
         while len(taken) < most and (entry := self.choose()) is not None:
-            self._count(entry, 1)
-            taken.append(entry)
-        for entry in taken:
+            taken.append((entry, self.enter(entry)))
+        for entry, seat in reversed(taken):
+            self._vacate(entry, seat)
             self._count(entry, -1)
         return len(taken)
 
-    def enter(self, entry: Entry, *, counted: bool = False, counted_in_group: bool = False) -> None:
-        """A thread begins to serve the entry.
+    def wish(self, cap: int) -> int:
+        """How many threads would serve jobs now if the process's cap were this one."""
+        cap, self.cap = self.cap, cap
+        try:
+            return self.running + self.wanted(max(self.cap - self.running, 0))
+        finally:
+            self.cap = cap
+
+    def enter(self, entry: Entry, *, counted: bool = False, counted_in_group: bool = False) -> Seat:
+        """A thread begins to serve the entry: what it is to give back when it ends to.
 
         A thread inside a chunk is `counted` as running already, and `counted_in_group` if that
         chunk, or one that it is nested in, is of the same coordinator.
         """
         self._count(entry, 1, counted, counted_in_group)
+        if entry.loan is not None and not entry.loan_taken:
+            return self.take_loan(entry, Seat.OWN)
+        if entry.gives_way and entry.key[0] and not counted:
+            self.background += 1
+            return Seat.BACKGROUND
+        return Seat.OWN
 
     def leave(
         self,
         entry: Entry,
         wall_ns: int,
+        seat: Seat = Seat.OWN,
         *,
         counted: bool = False,
         counted_in_group: bool = False,
     ) -> None:
         """It ends to, after `wall_ns`."""
         self._count(entry, -1, counted, counted_in_group)
-        self.charge(entry, wall_ns)
+        self.charge(entry, wall_ns, seat)
+        self._vacate(entry, seat)
 
-    def charge(self, entry: Entry, wall_ns: int) -> None:
-        """Count the wall time of one thread against the entry's share."""
-        entry.runtime += entry.cost(wall_ns)
+    def _vacate(self, entry: Entry, seat: Seat) -> None:
+        if seat is Seat.BACKGROUND:
+            self.background -= 1
+        elif seat is Seat.LENT:
+            entry.loan_taken = False
+            self._requeue(entry)
+
+    def charge(self, entry: Entry, wall_ns: int, seat: Seat = Seat.OWN) -> None:
+        """Count the wall time of one thread against the entry's share, or against its loan."""
+        if seat is Seat.LENT and entry.loan is not None:
+            entry.loan_runtime += wall_ns * NICE_0_WEIGHT / weight(entry.loan)
+            used = entry.loan_runtime
+        else:
+            entry.runtime += entry.cost(wall_ns)
+            used = entry.runtime
         self._requeue(entry)
         entry.served = True
         behind = self._furthest_behind()
-        self._floor = max(
-            self._floor, entry.runtime if behind is None else min(behind, entry.runtime)
-        )
+        self._floor = max(self._floor, used if behind is None else min(behind, used))
 
     def _furthest_behind(self) -> float | None:
         """The least runtime among those that were served before and might be served now.
@@ -249,12 +347,13 @@ class Scheduler:
         for group in self._groups:
             if group.cap is not None and group.threads >= group.cap:
                 continue
-            for _, entry in group.ready[:LOOK_AHEAD]:
-                if least is not None and entry.runtime >= least:
-                    break
-                if entry.served and entry.threads < entry.limit:
-                    least = entry.runtime
-                    break
+            for queue in (group.ready, group.background):
+                for key, entry in queue[:LOOK_AHEAD]:
+                    if least is not None and key[1] >= least:
+                        break
+                    if entry.served and entry.threads < entry.limit:
+                        least = key[1]
+                        break
         return least
 
     def _count(

@@ -13,16 +13,22 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from contextvars import Context
-from time import perf_counter_ns
+from time import perf_counter_ns, thread_time_ns
+from types import MappingProxyType
+from typing import Any, Literal
 
 from aioktask.engine import events
 from aioktask.engine.frame import Frame, Signals
 from aioktask.engine.helpers import Caller, Helper, Parking
+from aioktask.engine.lending import Lending
 from aioktask.engine.lessons import Lessons
+from aioktask.engine.priority import gil_is_on, thread_nice
 from aioktask.engine.run import Phase, Run, Waiter
-from aioktask.engine.schedule import SLICE_NS, Group, Scheduler
+from aioktask.engine.schedule import SLICE_NS, Entry, Group, Scheduler, Seat
 from aioktask.engine.waits import Waits
+from aioktask.engine.yielding import Looked, Yielding
 from aioktask.errors import DeadlockError
 
 # How many helpers are woken at once; each that wakes wakes as many again.
@@ -32,6 +38,9 @@ SUMMON_AHEAD = 2
 CROWDED_NS = 1_000_000_000
 
 
+NO_TUNABLES: Mapping[str, Any] = MappingProxyType({})
+
+
 class RunGroup(Group):
     """The runs of one coordinator.
 
@@ -39,18 +48,14 @@ class RunGroup(Group):
         runs: Those that are not over.
         closed: Whether nothing more may be submitted.
         undo_failed: Runs whose undo failed, of which perhaps nobody was told.
-        learn: What its jobs learn that do not say so themselves, if it says so.
-        remember: Whether they remember that.
+        tunables: What it sets that is otherwise the process's, by name; its cap apart.
     """
 
-    __slots__ = ("closed", "learn", "remember", "runs", "undo_failed")
+    __slots__ = ("closed", "runs", "tunables", "undo_failed")
 
-    def __init__(
-        self, cap: int | None = None, learn: str | None = None, remember: bool | None = None
-    ) -> None:
+    def __init__(self, cap: int | None = None, tunables: Mapping[str, Any] = NO_TUNABLES) -> None:
         super().__init__(cap)
-        self.learn = learn
-        self.remember = remember
+        self.tunables = tunables
         self.runs: dict[Run, None] = {}
         self.closed = False
         self.undo_failed: list[Run] = []
@@ -59,9 +64,10 @@ class RunGroup(Group):
 class Outbox:
     """What a change has to say, once the lock is free."""
 
-    __slots__ = ("dropped", "events", "parkings", "starts", "undos", "waiters")
+    __slots__ = ("dropped", "events", "parkings", "renices", "starts", "undos", "waiters")
 
     def __init__(self) -> None:
+        self.renices: list[Helper] = []  # whose threads should perhaps be of another nice
         self.events: list[tuple[Context, events.Event]] = []
         self.waiters: list[Waiter] = []  # of runs that are over
         self.undos: list[Run] = []  # whose coroutine undo should begin
@@ -94,6 +100,12 @@ class State:
         self.runs: dict[Run, None] = {}
         self.serving: dict[Frame, None] = {}
         self.waits: Waits[Run] = Waits()
+        self.lending = Lending(self.scheduler)
+        self.yielding = Yielding(cap)
+        self.gil = gil_is_on()
+        self.base_nice = 0  # of the loop's thread
+        self.may_lower = False  # whether a helper may go back to a lower nice
+        self.may_lower_again = True  # False once that was refused although it seemed allowed
         self.lessons = Lessons()
         self.helpers: dict[Helper, None] = {}
         self.idle: deque[Helper] = deque()
@@ -131,6 +143,8 @@ class State:
         self.runs[run] = None
         group.runs[run] = None
         self.scheduler.add(run.entry)
+        if run.waiters and run.waiters[0].nice < run.entry.nice:
+            self.lending.reckon(run)
         if run.claimable:
             self.scheduler.set_ready(run.entry)
             self.signals.generation += 1
@@ -222,12 +236,121 @@ class State:
                 raise DeadlockError([waiting.name, *(run.name for run in cycle[:-1])])
             self.waits.add(waiting, awaited)
         self.scheduler.owe(awaited.entry, 1)
+        self._lend(self.lending.begin(waiting, awaited), outbox)
         self.summon(perf_counter_ns(), outbox)
 
-    def end_wait(self, waiting: Run, awaited: Run, *, detect: bool) -> None:
+    def end_wait(self, waiting: Run, awaited: Run, *, detect: bool, outbox: Outbox) -> None:
         if detect:
             self.waits.remove(waiting, awaited)
         self.scheduler.owe(awaited.entry, -1)
+        self._lend(self.lending.end(waiting, awaited), outbox)
+
+    # Priorities.
+
+    def renice(self, run: Run, nice: int, *, gives_way: bool, outbox: Outbox) -> None:
+        """Another nice: for shares at once; threads follow at once or at their next chunk."""
+        self.scheduler.set_nice(run.entry, nice)
+        self.scheduler.set_gives_way(run.entry, gives_way)
+        self._lend(self.lending.reckon(run), outbox)
+        outbox.renices += self._helpers_of(run)
+        self.signals.generation += 1
+        self.summon(perf_counter_ns(), outbox)
+
+    def add_waiter(self, run: Run, waiter: Waiter, outbox: Outbox) -> None:
+        run.waiters.append(waiter)
+        if waiter.nice < run.urgency:
+            self._lend(self.lending.reckon(run), outbox)
+            self.summon(perf_counter_ns(), outbox)
+
+    def remove_waiter(self, run: Run, waiter: Waiter, outbox: Outbox) -> None:
+        if waiter in run.waiters:
+            run.waiters.remove(waiter)
+            self._lend(self.lending.reckon(run), outbox)
+        if waiter in run.watchers:
+            run.watchers.remove(waiter)
+
+    def _lend(self, runs: list[Run], outbox: Outbox) -> None:
+        """The loans of these runs changed."""
+        for run in runs:
+            outbox.renices += self._helpers_of(run)
+            self.signals.generation += 1
+            entry = run.entry
+            if not entry.loan_offered or run.over:
+                continue
+            now = perf_counter_ns()
+            for frame in list(run.frames.values()):
+                if frame.live and isinstance(frame.thread, Helper) and frame.thread.called:
+                    self._recall(frame.thread, now, outbox)
+            for frame in run.frames.values():
+                helper = _carrier(frame)
+                if frame.live and helper is not None and self._may_be(helper, run.urgency):
+                    frame.seat = self.scheduler.take_loan(entry, frame.seat)
+                    _lent(run, "at once")
+                    if frame.thread is not helper:
+                        helper.boost = run.urgency
+                    break
+            else:
+                if entry.threads:
+                    _lent(run, "at a chunk boundary")
+
+    def _recall(self, helper: Helper, now: int, outbox: Outbox) -> None:
+        """Take back the work of a helper that was called and has not begun: others are sooner."""
+        frame = helper.frame
+        assert frame is not None
+        frame.run.walked(frame, frame.start, now)
+        self._leave(frame, now, outbox)
+        self._rest(helper)
+
+    def _helpers_of(self, run: Run) -> list[Helper]:
+        carriers = (_carrier(frame) for frame in run.frames.values() if frame.live)
+        return [helper for helper in carriers if helper is not None]
+
+    def nice_of(self, helper: Helper) -> int:
+        """The nice that the helper's thread should have now; its present one while it is idle."""
+        frame = helper.frame
+        if frame is None:
+            return helper.nice
+        run = frame.run
+        nice = run.urgency if frame.seat is Seat.LENT else run.entry.nice
+        if helper.boost is not None:
+            nice = min(nice, helper.boost)
+        return thread_nice(nice, self.base_nice, gil=self.gil)
+
+    def _may_be(self, helper: Helper, nice: int) -> bool:
+        """Whether the helper's thread can have what a job of this nice wants."""
+        return self.may_lower or helper.nice <= thread_nice(nice, self.base_nice, gil=self.gil)
+
+    def refused(self, helper: Helper, outbox: Outbox) -> None:
+        """Its thread may not have so low a nice, so another one should do what it was to do."""
+        self.may_lower = self.may_lower_again = False
+        now = perf_counter_ns()
+        self._recall(helper, now, outbox)
+        self.summon(now, outbox)
+
+    def serves(self, helper: Helper) -> bool:
+        """Whether the helper serves a job that gives way to other processes."""
+        frame = helper.frame
+        return frame is not None and frame.seat is Seat.BACKGROUND
+
+    def looked(self, seen: Looked | None, cpus: int, outbox: Outbox) -> None:
+        """What was seen of the CPUs since the last look, if that is known."""
+        nices = [run.entry.nice for run in self.runs if run.entry.gives_way]
+        yielding, scheduler = self.yielding, self.scheduler
+        if not nices:
+            scheduler.background_cap = yielding.threads = 1
+            yielding.pausing = False
+            return
+        if seen is not None:
+            yielding.look(seen, cpus, min(nices))
+        cap = scheduler.cap if yielding.threads >= cpus else yielding.threads
+        if cap == scheduler.background_cap:
+            return
+        scheduler.background_cap = cap
+        self.signals.generation += 1
+        for run in self.runs:
+            if run.caller is not None and run.claimable:
+                outbox.parkings.append(run.caller.parking)
+        self.summon(perf_counter_ns(), outbox)
 
     # Threads that serve runs.
 
@@ -239,9 +362,19 @@ class State:
         if limit != run.entry.limit:
             self.scheduler.set_limit(run.entry, limit)
             self.signals.generation += 1
+        if frame.seat is Seat.BACKGROUND and self.yielding.pausing and self._pauses(frame):
+            return False
         if self.signals.generation != frame.generation or now >= frame.slice_end:
             return False
         return self._claim(frame, now)
+
+    def _pauses(self, frame: Frame) -> bool:
+        """Pay for the CPU time of a background stretch; whether a pause follows."""
+        used = thread_time_ns()
+        self.yielding.charge(used - max(frame.cpu_charged, frame.cpu_mark))
+        frame.cpu_charged = used
+        self.scheduler.background_cap = self.yielding.threads
+        return not self.yielding.threads
 
     def raised(self, frame: Frame, error: BaseException, now: int) -> None:
         """`fn`, `undo` or `reduce` raised in the frame."""
@@ -268,16 +401,36 @@ class State:
     def find_work(self, helper: Helper, now: int, outbox: Outbox) -> None:
         """Give the helper its next frame, or count it among the idle ones."""
         entry = self.scheduler.choose()
-        if entry is None:
-            helper.frame = None
-            helper.idle = True
-            self.idle.append(helper)
+        if entry is None or not self._may_be(helper, _urgency_offered(entry)):
+            self._rest(helper)
             return
         self._assign(helper, entry.run, now, outbox)
+
+    def _rest(self, helper: Helper) -> None:
+        helper.frame = None
+        helper.called = False
+        helper.idle = True
+        self.idle.append(helper)
+
+    def _take_idle(self, nice: int) -> Helper | None:
+        """An idle helper whose thread can have what a job of this nice wants.
+
+        Of those that may not go back to a lower nice the nearest, which others want least.
+        """
+        if self.may_lower and self.idle:
+            return self.idle.popleft()
+        fitting = [helper for helper in self.idle if self._may_be(helper, nice)]
+        if not fitting:
+            return None
+        helper = max(fitting, key=lambda each: each.nice)
+        self.idle.remove(helper)
+        return helper
 
     def enter_caller(self, run: Run, caller: Caller, now: int) -> bool:
         """Let the calling thread take part: always, but for the job's own limit."""
         if caller.quits or not run.claimable or run.entry.threads >= run.entry.limit:
+            return False
+        if not caller.chunks and not self.scheduler.may_enter(run.entry):
             return False
         frame = caller.frame = run.frame_of(caller)
         frame.counted = bool(caller.chunks)
@@ -305,17 +458,18 @@ class State:
                 for helper in woken:
                     helper.relays = True
                 return
-            if not self.idle:
+            idle = self._take_idle(_urgency_offered(entry))
+            if idle is None:
                 wanted = self.scheduler.wanted(SUMMON_AHEAD) - self.starting
                 if wanted > 0:
                     self.starting += wanted
                     outbox.starts += wanted
                 return
-            helper = self.idle.popleft()
-            helper.idle = False
-            self._assign(helper, entry.run, now, outbox)
-            woken.append(helper)
-            outbox.parkings.append(helper.parking)
+            idle.idle = False
+            idle.called = True
+            self._assign(idle, entry.run, now, outbox)
+            woken.append(idle)
+            outbox.parkings.append(idle.parking)
 
     def several_chunks_wait(self) -> bool:
         """Whether some thread holds chunks that it has not begun, of a run that may have more."""
@@ -342,9 +496,11 @@ class State:
 
     def _enter(self, frame: Frame, now: int) -> bool:
         run = frame.run
-        self.scheduler.enter(
+        frame.seat = self.scheduler.enter(
             run.entry, counted=frame.counted, counted_in_group=frame.counted_in_group
         )
+        if frame.seat is Seat.LENT:
+            _lent(run, "at once")
         run.enter(frame, now)
         frame.slice_end = now + SLICE_NS
         self.serving[frame] = None
@@ -355,7 +511,8 @@ class State:
         if len(self.runs) > 1:
             self.crowded_until = now + CROWDED_NS
         if run.sizes is not None:
-            run.sizes.be_alone(now >= self.crowded_until)
+            pauses = frame.seat is Seat.BACKGROUND and self.yielding.pausing
+            run.sizes.be_alone(now >= self.crowded_until and not pauses)
         claimed = run.claim(frame, now, self.signals.generation)
         if not run.claims.left:
             self.scheduler.set_idle(run.entry)
@@ -366,9 +523,33 @@ class State:
         self.scheduler.leave(
             frame.run.entry,
             now - frame.entered_at,
+            frame.seat,
             counted=frame.counted,
             counted_in_group=frame.counted_in_group,
         )
+        if frame.seat is Seat.LENT:
+            helper = _carrier(frame)
+            if helper is not None and helper is not frame.thread:
+                helper.boost = None
+                outbox.renices.append(helper)
         frame.run.leave(frame, now)
         frame.stack.clear()
         self.update(frame.run, outbox)
+
+
+def _carrier(frame: Frame) -> Helper | None:
+    """The helper on whose thread the frame's chunks run; None for a thread of the program's own."""
+    thread = frame.thread
+    if isinstance(thread, Caller) and thread.chunks:
+        thread = thread.chunks[-1].thread
+    return thread if isinstance(thread, Helper) else None
+
+
+def _urgency_offered(entry: Entry) -> int:
+    """The nice at which the next thread would serve it."""
+    return entry.loan if entry.loan is not None and not entry.loan_taken else entry.nice
+
+
+def _lent(run: Run, when: Literal["at once", "at a chunk boundary"]) -> None:
+    if run.lent == "no":
+        run.lent = when

@@ -39,6 +39,7 @@ def new_run(
             f"the undo of the job {job.name!r} is a coroutine function, which runs on the loop "
             "that is running at submit, and none is: pass an ordinary function"
         )
+    nice = submitted_nice(_own_nice(job, group, pool))
     cap = pool.cap.threads if group.cap is None else min(pool.cap.threads, group.cap)
     cut = split(job, cap)
     wanted = learns(job, group, pool)
@@ -57,11 +58,11 @@ def new_run(
                 if known_scaling is None
                 else known_scaling.for_next_run(cut.threads)
             )
-    return Run(
+    run = Run(
         job,
         cut,
         group=group,
-        nice=submitted_nice(job.nice),
+        nice=nice,
         context=_context_for_threads(),
         loop=loop,
         parent=parent,
@@ -71,20 +72,31 @@ def new_run(
         key=key,
         lessons=pool.state.lessons,
     )
+    run.entry.gives_way = pool.gives_way(nice, group)
+    return run
+
+
+def _own_nice(job: Job[Any], group: RunGroup, pool: Pool) -> int:
+    """The job's nice, where its coordinator or the process does not set another one."""
+    for said in (group.tunables.get("nice"), pool.tunables.nice):
+        if said is not None:
+            return int(said)
+    return job.nice
 
 
 def learns(job: Job[Any], group: RunGroup, pool: Pool) -> str:
     """What the job finds out while it runs: what it says, its coordinator, or the process."""
     if job.learn is not None:
         return job.learn
-    return "nothing" if job.chunk is not None else group.learn or pool.learning.learn
+    if job.chunk is not None:
+        return "nothing"
+    return str(group.tunables.get("learn", pool.tunables.learn))
 
 
 def remembers(job: Job[Any], group: RunGroup, pool: Pool) -> bool:
-    for said in (job.remember, group.remember):
-        if said is not None:
-            return said
-    return pool.learning.remember
+    if job.remember is not None:
+        return job.remember
+    return bool(group.tunables.get("remember", pool.tunables.remember))
 
 
 def remembered(
@@ -121,7 +133,8 @@ def _context_for_threads() -> Context:
 
 
 def nice_of_waiter(outer: Run | None, run: Run) -> int:
-    return waiter_nice(None if outer is None else outer.entry.nice, run.entry.nice)
+    """What the waiter itself lends: nothing inside a chunk, since that chunk's job lends."""
+    return run.entry.nice if outer is not None else waiter_nice(None, run.entry.nice)
 
 
 def needed_loop(pool: Pool, what: str) -> Loop:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-__all__ = ["Node", "Quota", "Topology", "parse_cpulist", "read_topology"]
+__all__ = ["Node", "Quota", "Topology", "Watched", "parse_cpulist", "read_topology"]
 
 # Far above the kernel's largest NR_CPUS (8192): a malformed range must not fill the memory.
 _CPU_LIMIT = 1 << 16
@@ -94,6 +94,39 @@ class Topology:
         if self.quota is None:
             return len(self.cpus)
         return max(1, min(len(self.cpus), self.quota.quota_us // self.quota.period_us))
+
+
+class Watched:
+    """Says, cheaply, whether the machine may have changed since it was asked last.
+
+    What is looked at: the affinity, the CPUs that are online, the process's cgroup, and the files
+    of the quotas on its path, or where one would appear.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._files: tuple[Path, ...] = ()
+        self._seen: tuple[object, ...] = ()
+
+    def changed(self) -> bool:
+        """Whether anything is different. The first answer is yes."""
+        seen = self._look()
+        if seen == self._seen:
+            return False
+        self._files = (
+            self._root / "sys/devices/system/cpu/online",
+            self._root / "proc/self/cgroup",
+            *(
+                directory / name
+                for directory, kind in _own_directories(self._root)
+                for name in _QUOTA_FILES[kind]
+            ),
+        )
+        self._seen = self._look()
+        return True
+
+    def _look(self) -> tuple[object, ...]:
+        return (_affinity(), *map(_read, self._files))
 
 
 def read_topology(root: Path = Path("/"), affinity: Iterable[int] | None = None) -> Topology:

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+# The look at the machine that the keeper takes every 0.1 s while there are helpers: what changed,
+# and how much of it others want.
+#
+# Used by the keeper's thread alone; holds no lock and decides nothing about jobs. The pool gives it
+# what it needs to know and makes its own of the answer. What costs more than a few system calls is
+# looked at less often, or only while background jobs run.
+"""What happens around the process."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from time import perf_counter_ns
+
+from aioktask.engine.priority import may_lower, process_nice
+from aioktask.engine.slots import Slots, slots_path
+from aioktask.engine.topology import Topology, Watched, read_topology
+from aioktask.engine.tunables import NO_SHARE
+from aioktask.engine.usage import idle_ns, pressure_us, thread_times_ns
+from aioktask.engine.yielding import Looked
+
+__all__ = ["Lookout", "Sight"]
+
+# The topology is looked at this often, in ns: a quota that moved is followed within a second.
+TOPOLOGY_NS = 250_000_000
+
+# Threads that are asked how long they waited for a CPU; more would say no more.
+MOST_ASKED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What one look found.
+
+    Attributes:
+        topology: The machine, if it changed.
+        nice: Of the process's main thread.
+        may_lower: Whether a helper may go back to the nice that it began with.
+        looked: What CPUs and background threads did, where that was asked and is known.
+        share: The most helpers for this process, by what others of the same set of slots want;
+            None for no such limit.
+    """
+
+    topology: Topology | None
+    nice: int
+    may_lower: bool
+    looked: Looked | None
+    share: int | None
+
+
+class Lookout:
+    """Looks, and remembers what it saw last."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._cpus = topology.cpus
+        self._watched = Watched()
+        self._topology_at = 0
+        self._idle_at = self._idle_ns = 0
+        self._pressure: int | None = None
+        self._times: dict[int, tuple[int, int]] = {}
+        self.slots: Slots | None = None
+        self.slots_refused: OSError | None = None
+        self._share = NO_SHARE
+
+    def look(self, wish: int, share: str, background: Collection[int] | None) -> Sight:
+        """Look around.
+
+        Args:
+            wish: How many helpers the process could use.
+            share: The name of its set of slots.
+            background: The kernel's numbers of the threads that serve background jobs; None where
+                there are no such jobs.
+        """
+        now = perf_counter_ns()
+        topology = None
+        if now - self._topology_at >= TOPOLOGY_NS:
+            self._topology_at = now
+            if self._watched.changed():
+                topology = read_topology()
+                self._cpus = topology.cpus
+        nice = process_nice()
+        return Sight(
+            topology=topology,
+            nice=nice,
+            may_lower=may_lower(nice),
+            looked=self._usage(now, background),
+            share=self._slots(wish, share, now),
+        )
+
+    def look_sooner(self) -> None:
+        """Look at the topology next time."""
+        self._topology_at = 0
+
+    def release(self) -> None:
+        """Nothing is to be done for the time being: others may have the slots."""
+        self._idle_at = 0
+        if self.slots is not None:
+            self.slots.release()
+
+    def forget(self) -> None:
+        """In a fork's child: none of this is its own."""
+        if self.slots is not None:
+            self.slots.forget()
+
+    def close(self) -> None:
+        if self.slots is not None:
+            self.slots.close()
+            self.slots = None
+
+    def _usage(self, now: int, background: Collection[int] | None) -> Looked | None:
+        """What happened since the last look, if that one was for background jobs as well."""
+        if background is None:
+            self._idle_at = 0
+            return None
+        idle, pressure = idle_ns(self._cpus), pressure_us()
+        if idle is None:  # what is not known counts as free
+            return Looked(1, len(self._cpus), 0, 0)
+        before, self._idle_at = self._idle_at, now
+        idle_before, self._idle_ns = self._idle_ns, idle
+        pressure_before, self._pressure = self._pressure, pressure
+        asked = sorted(background)[:MOST_ASKED]
+        times_before, self._times = self._times, thread_times_ns(asked)
+        if not before:
+            return None
+        ran = waited = 0
+        for thread, (run, delay) in self._times.items():
+            run_before, delay_before = times_before.get(thread, (run, delay))
+            ran += run - run_before
+            waited += delay - delay_before
+        if asked:
+            ran, waited = (each * len(background) // len(asked) for each in (ran, waited))
+        if pressure is not None and pressure == pressure_before:
+            waited = 0  # nobody waited anywhere
+        return Looked(now - before, max(idle - idle_before, 0), ran, waited)
+
+    def _slots(self, wish: int, share: str, now: int) -> int | None:
+        """Take part in the set of slots; None where nobody else is there, or nothing is shared."""
+        if share != self._share:
+            self.close()
+            self._share, self.slots_refused = share, None
+            if share != NO_SHARE:
+                try:
+                    self.slots = Slots(slots_path(share))
+                except OSError as error:
+                    self.slots_refused = error
+        if self.slots is None:
+            return None
+        try:
+            allowed = self.slots.look(self._cpus, wish, now)
+        except OSError as error:
+            self.close()
+            self.slots_refused = error
+            return None
+        return (
+            None if self.slots.members <= 1 and allowed >= min(wish, len(self._cpus)) else allowed
+        )

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: MIT
+# What can be set: the names, what each may be, and who said so.
+#
+# Pure. There is one table. A tunable of the process comes from a call of `configure`, else from the
+# environment, else from the table; one of a coordinator from its arguments, else the process's
+# holds. All three use the same name. A value that makes no sense is refused with its source named.
+"""The tunables of the process and of coordinators."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aioktask.checks import check_flag, check_learn, integer, nice_value
+
+__all__ = ["NO_SHARE", "TUNABLES", "Tunable", "Tunables", "checked", "process_tunables"]
+
+NO_SHARE = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Tunable:
+    """One of the tunables.
+
+    Attributes:
+        name: In calls; the environment variable is ``AIOKTASK_`` and the name in capitals.
+        text: What it is for.
+        check: Takes who says so and a value; returns the value or raises.
+        parse: From the text of an environment variable to such a value.
+        scoped: Whether a coordinator may have its own.
+    """
+
+    name: str
+    text: str
+    check: Callable[[str, object], object]
+    parse: Callable[[str], object]
+    scoped: bool = True
+
+    @property
+    def variable(self) -> str:
+        return f"AIOKTASK_{self.name.upper()}"
+
+
+def _integer(text: str) -> object:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _flag(text: str) -> object:
+    return {"0": False, "1": True}.get(text.strip(), text)
+
+
+def _word(text: str) -> object:
+    return text.strip()
+
+
+def _threads(name: str, value: object) -> object:
+    return None if value is None else integer(name, value, least=1)
+
+
+def _nice(name: str, value: object) -> object:
+    return None if value is None else nice_value(name, value)
+
+
+def _share(name: str, value: object) -> object:
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+        return value
+    kind = ValueError if isinstance(value, str) else TypeError
+    raise kind(
+        f"{name} must be a name of 1 to 64 letters, digits and ._-, or {NO_SHARE!r}, got {value!r}"
+    )
+
+
+TUNABLES = {
+    each.name: each
+    for each in (
+        Tunable(
+            "max_threads",
+            "The most helpers at a time. Of the process: None for what the machine gives, the CPUs "
+            "it may use and its cgroup's quota, as they change. Of a coordinator: below that.",
+            _threads,
+            _integer,
+        ),
+        Tunable(
+            "max_threads_per_node",
+            "The most helpers at a time that are bound to one NUMA node; None for as many as the "
+            "node has CPUs that the process may use.",
+            _threads,
+            _integer,
+        ),
+        Tunable(
+            "nice",
+            "The nice of jobs, in place of their own, as a `priority` block around them would set "
+            "it; None for their own.",
+            _nice,
+            _integer,
+        ),
+        Tunable(
+            "give_way",
+            "Whether jobs of a nice above 0 leave the CPUs to other processes that want them.",
+            check_flag,
+            _flag,
+        ),
+        Tunable(
+            "share",
+            "The set of slots that this process shares with the user's others of the same name, so "
+            f"that together they start no more helpers than there are CPUs; {NO_SHARE!r} for none.",
+            _share,
+            _word,
+            scoped=False,
+        ),
+        Tunable("learn", "What jobs learn that do not say so; see `Job`.", check_learn, _word),
+        Tunable(
+            "remember", "Whether jobs remember it that do not say so; see `Job`.", check_flag, _flag
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tunables:
+    """The process's tunables at one moment, each as `TUNABLES` describes it.
+
+    Attributes:
+        sources: Who set those that are not as the table has them, by name.
+    """
+
+    max_threads: int | None = None
+    max_threads_per_node: int | None = None
+    nice: int | None = None
+    give_way: bool = True
+    share: str = "default"
+    learn: str = "both"
+    remember: bool = True
+    sources: Mapping[str, str] = field(default_factory=dict)
+
+    def data(self) -> dict[str, object]:
+        """The values by name."""
+        return {name: getattr(self, name) for name in TUNABLES}
+
+
+def process_tunables(environ: Mapping[str, str], calls: Mapping[str, tuple[str, Any]]) -> Tunables:
+    """The process's tunables.
+
+    Args:
+        environ: Where variables may be set.
+        calls: What calls have set, by name: who, and a value as `checked` returns it.
+
+    Raises:
+        ValueError: A variable is set to what it may not be, and no call says otherwise.
+    """
+    unsaid = {
+        name: text
+        for name, text in environ.items()
+        if name not in {TUNABLES[each].variable for each in calls}
+    }
+    values = from_environment(unsaid)
+    sources = {
+        name: f"{TUNABLES[name].variable}={environ[TUNABLES[name].variable].strip()}"
+        for name in values
+    }
+    for name, (source, value) in calls.items():
+        values[name], sources[name] = value, source
+    return Tunables(**values, sources=sources)
+
+
+def checked(source: str, values: Mapping[str, object], *, scoped: bool = False) -> dict[str, Any]:
+    """The values as they will be used.
+
+    Args:
+        source: Who says so, for errors.
+        values: By name.
+        scoped: Whether they are a coordinator's.
+
+    Raises:
+        TypeError: A value of the wrong kind, or no such tunable.
+        ValueError: A value out of its range.
+    """
+    found = {}
+    for name, value in values.items():
+        known = TUNABLES.get(name)
+        if known is None or (scoped and not known.scoped):
+            names = ", ".join(each.name for each in TUNABLES.values() if each.scoped or not scoped)
+            raise TypeError(f"{source}: there is no tunable {name!r}; there are {names}")
+        found[name] = known.check(f"{source}: {name}", value)
+    return found
+
+
+def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the environment says; a variable that is empty counts as not set.
+
+    Raises:
+        ValueError: A variable is set to what it may not be.
+    """
+    found = {}
+    for known in TUNABLES.values():
+        text = environ.get(known.variable, "")
+        if not text:
+            continue
+        try:
+            found[known.name] = known.check(known.variable, known.parse(text))
+        except TypeError:
+            wanted = _WANTED[known.parse]
+            raise ValueError(f"{known.variable} must be {wanted}, got {text!r}") from None
+    return found
+
+
+_WANTED: dict[Callable[[str], object], str] = {
+    _integer: "an integer",
+    _flag: "0 or 1",
+    _word: "a word",
+}

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+# How much of the machine background jobs may use, so that they give way to other processes.
+#
+# Pure: figures in, a number of threads out. A job of high nice should take from its neighbours what
+# a thread of that nice would, but its threads cannot be of that nice: one that is preempted while
+# it holds the GIL would keep the event loop waiting. So what is free is measured instead: what was
+# idle, and what background threads used without anybody being in their way. Where nothing is free
+# a job keeps the share that the kernel would give to its nice, as one thread that pauses between
+# chunks until its CPU time is paid for.
+"""The share of background jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aioktask.engine.schedule import NICE_0_WEIGHT, weight
+
+__all__ = ["Looked", "Yielding"]
+
+# So much of a CPU is always taken by something: a machine that is idle but for that is all free.
+SLACK = 0.2
+
+# Paid in advance at most, so that a pause is not followed by a burst.
+MOST_CREDIT_NS = 20_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What was seen since the last look.
+
+    Attributes:
+        elapsed_ns: How long that was.
+        idle_ns: CPU time that nobody used, of the CPUs that this process may use.
+        used_ns: CPU time of the threads that serve background jobs.
+        delay_ns: How long these were kept from a CPU although they could run.
+    """
+
+    elapsed_ns: int
+    idle_ns: int
+    used_ns: int
+    delay_ns: int
+
+
+class Yielding:
+    """The threads that all background jobs together may have.
+
+    Attributes:
+        threads: How many at present.
+        pausing: Whether it is one thread that pauses between chunks.
+    """
+
+    __slots__ = ("_cpus", "_credit_ns", "_share", "pausing", "threads")
+
+    def __init__(self, cpus: int) -> None:
+        self._cpus = cpus
+        # Until the first look nobody knows: one thread takes nobody's place for long.
+        self._share = 1.0
+        self._credit_ns = 0
+        self.pausing = False
+        self.threads = 1
+
+    def look(self, seen: Looked, cpus: int, nice: int) -> None:
+        """Decide anew.
+
+        Args:
+            seen: Since the last look.
+            cpus: How many this process may use.
+            nice: Of the most urgent background job.
+        """
+        self._cpus = cpus
+        ran = seen.used_ns + seen.delay_ns
+        # Who waits as long as it runs shares its CPU with others: nothing of that was free.
+        contended = min(2 * seen.delay_ns / ran, 1.0) if ran else 0.0
+        free = (seen.idle_ns + seen.used_ns * (1.0 - contended)) / max(seen.elapsed_ns, 1)
+        free = min(free, float(cpus))
+        kept = weight(nice) / (NICE_0_WEIGHT + weight(nice))
+        self._share = free + kept * (cpus - free)
+        self.threads = min(int(self._share + SLACK), cpus)
+        self.pausing = not self.threads
+        if not self.pausing:
+            self._credit_ns = 0
+            return
+        self._credit_ns += round(self._share * seen.elapsed_ns)
+        self._credit_ns = min(self._credit_ns, MOST_CREDIT_NS)
+        self.threads = int(self._credit_ns > 0)
+
+    def charge(self, used_ns: int) -> None:
+        """A background thread used so much CPU time."""
+        if self.pausing:
+            self._credit_ns -= used_ns
+            self.threads = int(self._credit_ns > 0)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""Tunables: one set of names in calls, the environment and coordinators, each refused by name."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+import aioktask
+from aioktask import Coordinator, Handle, Job, configure, tunables
+from aioktask.engine.tunables import NO_SHARE, TUNABLES, Tunables, checked, process_tunables
+
+
+def test_the_table_the_process_and_the_coordinator_have_the_same_names() -> None:
+    assert {each.name for each in fields(Tunables)} == {*TUNABLES, "sources"}
+    of_coordinator = set(inspect.signature(Coordinator).parameters)
+    assert of_coordinator == {each.name for each in TUNABLES.values() if each.scoped}
+
+
+def test_every_default_is_a_value_that_may_be_set() -> None:
+    default = Tunables().data()
+    assert checked("test", default) == default
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, {}),
+        ({"AIOKTASK_LEARN": "", "AIOKTASK_REMEMBER": ""}, {}),
+        (
+            {"AIOKTASK_LEARN": " nothing ", "AIOKTASK_REMEMBER": "0"},
+            {"learn": "nothing", "remember": False},
+        ),
+        ({"AIOKTASK_MAX_THREADS": " 3\n"}, {"max_threads": 3}),
+        ({"AIOKTASK_MAX_THREADS_PER_NODE": "2"}, {"max_threads_per_node": 2}),
+        ({"AIOKTASK_NICE": "-5", "AIOKTASK_GIVE_WAY": "0"}, {"nice": -5, "give_way": False}),
+        ({"AIOKTASK_SHARE": "web.v2"}, {"share": "web.v2"}),
+        ({"AIOKTASK_SHARE": NO_SHARE}, {"share": NO_SHARE}),
+    ],
+)
+def test_the_environment_speaks_for_the_process(
+    environ: dict[str, str], expected: dict[str, object]
+) -> None:
+    found = process_tunables(environ, {})
+    assert found.data() == {**Tunables().data(), **expected}
+    assert set(found.sources) == set(expected)
+
+
+def test_a_call_goes_before_a_variable_even_a_wrong_one() -> None:
+    calls = {"max_threads": ("set_max_threads(16)", 16)}
+    found = process_tunables({"AIOKTASK_MAX_THREADS": "abc"}, calls)
+    assert found.max_threads == 16
+    assert found.sources == {"max_threads": "set_max_threads(16)"}
+
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("max_threads", 0, "0"),
+    ("max_threads", "four", "four"),
+    ("max_threads", 1.5, "1.5"),
+    ("max_threads_per_node", -1, "-1"),
+    ("nice", 20, "20"),
+    ("give_way", "yes", "yes"),
+    ("share", "a/b", "a/b"),
+    ("share", "x" * 65, "xxx"),
+    ("learn", "everything", "everything"),
+    ("remember", "maybe", "maybe"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "shown"), WRONG)
+def test_a_wrong_value_is_refused_with_its_source(name: str, value: Any, shown: str) -> None:
+    variable = f"AIOKTASK_{name.upper()}"
+    with pytest.raises(ValueError, match=f"^{variable} must be .*{shown}"):
+        process_tunables({variable: str(value)}, {})
+    before = tunables()
+    with pytest.raises((TypeError, ValueError), match=rf"^configure\(\): {name} must be .*{shown}"):
+        configure(**{"remember": False, name: value})
+    assert tunables() == before
+    if TUNABLES[name].scoped:
+        with pytest.raises((TypeError, ValueError), match=rf"^Coordinator\(\): {name} must be"):
+            Coordinator(**{name: value})
+        with Coordinator(max_threads=1) as coordinator:
+            with pytest.raises((TypeError, ValueError), match=f"^Coordinator: {name} must be"):
+                coordinator.configure(**{name: value})
+
+
+def test_what_is_no_tunable_is_refused_with_those_there_are() -> None:
+    with pytest.raises(TypeError, match=r"configure\(\): there is no tunable 'threads'.* share"):
+        configure(threads=2)
+    with Coordinator() as coordinator:
+        for wrong in ("share", "threads"):
+            with pytest.raises(TypeError, match=f"no tunable '{wrong}'; there are max_threads"):
+                coordinator.configure(**{wrong: None})
+
+
+def submit(coordinator: Coordinator, nice: int = 3) -> Handle[None]:
+    return coordinator.submit(Job(lambda start, stop: None, 4, chunk=1, nice=nice))
+
+
+def test_each_can_be_changed_while_running() -> None:
+    before = tunables()
+    try:
+        configure(nice=7, max_threads=5, give_way=True)
+        assert aioktask.max_threads() == 5
+        assert "configure(max_threads=5)" in aioktask.plan(Job(print, 100)).limited_by
+        with Coordinator() as coordinator:
+            assert submit(coordinator).nice == 7
+            coordinator.configure(nice=-2, give_way=False)
+            handle = submit(coordinator)
+            assert handle.nice == -2
+            coordinator.configure(nice=9)
+            assert not submit(coordinator)._run.entry.gives_way
+            coordinator.configure(give_way=None, nice=None)
+            back = submit(coordinator)
+            assert back.nice == 7
+            with aioktask.priority(1):
+                assert submit(coordinator).nice == 1
+        configure(nice=None)
+        with Coordinator() as coordinator:
+            assert submit(coordinator, 4).nice == 4
+    finally:
+        configure(**before)
+    assert tunables() == before
