@@ -487,7 +487,7 @@ def test_no_field_can_be_added(value: Any) -> None:
 
 def test_generic_values_can_be_made_with_their_type_written_out() -> None:
     assert Job[int](lambda start, stop: stop - start, 8, reduce=operator.add).size == 8
-    assert Report[int](3, 1, 1, 0.0, 0.0, 0.0, (), Learned(8, 1)).value == 3
+    assert Report[int](3, 1, 1, 0.0, 0.0, 0.0, (), Learned(8, 1), "no").value == 3
 
 
 def test_jobs_are_equal_to_themselves_only() -> None:

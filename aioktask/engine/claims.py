@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 
 
@@ -30,6 +31,13 @@ class Claims:
         self.free.reverse()
         self._edges = frozenset(start for start, _ in self.free)
         self.left = sum(stop - start for start, stop in self.free)
+
+    def at(self, node: int | None) -> Claims:
+        """Where a thread that is bound to this node, or to none, takes from."""
+        return self
+
+    def took(self) -> None:
+        """Something was taken from what `at` returned."""
 
     def claim(self, chunks: int, sharers: int) -> tuple[int, int] | None:
         """Take up to `chunks` consecutive chunks, or None if nothing is free.
@@ -88,3 +96,59 @@ class Claims:
         """Nothing is free any more: what was is never going to be taken."""
         self.free.clear()
         self.left = 0
+
+
+class PartedClaims(Claims):
+    """The same for a range whose parts belong to NUMA nodes, each with free ranges of its own.
+
+    A thread takes from its own node while there is anything, then from what belongs to no node,
+    then from the node where most is left.
+    """
+
+    __slots__ = ("_nodes", "_parts", "_starts")
+
+    def __init__(self, parts: Iterable[tuple[range, int | None]], chunk: int) -> None:
+        super().__init__((), chunk)
+        ordered = sorted(parts, key=lambda part: part[0].start)
+        self._starts = [each.start for each, _ in ordered]
+        self._nodes = [node for _, node in ordered]
+        self._parts = {
+            node: Claims([each for each, its in ordered if its == node], chunk)
+            for node in dict.fromkeys(self._nodes)
+        }
+        self._count()
+
+    def _count(self) -> None:
+        self.left = sum(each.left for each in self._parts.values())
+        self.free = [piece for each in self._parts.values() for piece in each.free]
+
+    def left_at(self, node: int | None) -> int:
+        """Units of a node's parts that are free."""
+        part = self._parts.get(node)
+        return 0 if part is None else part.left
+
+    @property
+    def nodes(self) -> list[int]:
+        """The nodes of which something is free."""
+        return [node for node, each in self._parts.items() if node is not None and each.left]
+
+    def at(self, node: int | None) -> Claims:
+        for mine in (node, None):
+            if self.left_at(mine):
+                return self._parts[mine]
+        return max(self._parts.values(), key=lambda each: each.left)
+
+    def took(self) -> None:
+        """Something was taken from what `at` returned."""
+        self._count()
+
+    def give_back(self, start: int, stop: int) -> None:
+        if start < stop:
+            node = self._nodes[bisect_right(self._starts, start) - 1]
+            self._parts[node].give_back(start, stop)
+            self._count()
+
+    def clear(self) -> None:
+        for each in self._parts.values():
+            each.clear()
+        super().clear()

@@ -60,10 +60,12 @@ class Frame:
         "entered_at",
         "first",
         "generation",
+        "helps",
         "live",
         "look_at",
         "looked_at",
         "looked_cpu",
+        "node",
         "number",
         "outer",
         "pace",
@@ -103,6 +105,8 @@ class Frame:
         self.busy = self.cpu = self.cpu_mark = 0
         self.cpu_charged = 0  # the thread's CPU time up to which a background job has paid
         self.seat = Seat.OWN
+        self.node: int | None = None  # whose parts of the job it takes first
+        self.helps = False  # whether it takes those of other nodes, which have no CPU for it
         self.look_at = 0  # how long busy, when it is asked again what it waited for
         self.looked_at = self.looked_cpu = 0  # busy and CPU time when it was asked last,
         self.system = self.delay = 0  # and what it said

@@ -210,6 +210,7 @@ class Helper:
     Attributes:
         native: The kernel's number of the thread; 0 before it runs.
         nice: The thread's nice.
+        node: The NUMA node that the thread is bound to, None for what the process may use.
         boost: The nice of who waits for a job that runs inside this helper's chunk, if that is
             lower than the job's.
         called: Whether it was given work while it was idle, and has not begun it yet.
@@ -223,6 +224,7 @@ class Helper:
         "idle",
         "native",
         "nice",
+        "node",
         "parking",
         "relays",
         "thread",
@@ -232,6 +234,7 @@ class Helper:
         self.parking = Parking()
         self.native = 0
         self.nice = nice
+        self.node: int | None = None
         self.boost: int | None = None
         self.called = False
         self.frame: Frame | None = None  # what it serves or is about to

@@ -129,6 +129,15 @@ def spans(job: Job[Any], chunk: int) -> tuple[range, ...]:
     return tuple(range(a, b) for a, b in pairwise(edges) if a < b)
 
 
+def node_of(job: Job[Any], unit: int) -> int | None:
+    """The NUMA node that a unit of the job belongs to; None for anywhere."""
+    found = None
+    for part in job.parts:
+        if part.start <= unit:
+            found = part.node
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
     """The numbers of a plan."""

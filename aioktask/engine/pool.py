@@ -65,6 +65,7 @@ class Pool:
         self.lock = threading.Lock()  # guards `state`, and all runs, frames and groups
         self.state = State(self.cap.threads)
         self.state.base_nice = process_nice()
+        self._set_nodes()
         self.signals = self.state.signals
         self.keeper = Keeper()
         self.lookout = Lookout(topology)  # the keeper's own
@@ -243,8 +244,14 @@ class Pool:
             self._apply_caps(outbox)
         self._send(outbox)
 
+    def _set_nodes(self) -> None:
+        nodes = {node.id: node.cpus & self.topology.cpus for node in self.topology.nodes}
+        self.state.node_cpus = {node: cpus for node, cpus in nodes.items() if cpus}
+        self.state.node_limit = self.tunables.max_threads_per_node
+
     def _apply_caps(self, outbox: Outbox) -> None:
         """Bring the caps in line with what they follow from."""
+        self._set_nodes()
         self.cap = _cap(self.topology, self.tunables)
         cap = self.cap.threads
         for run in self.state.runs:
@@ -307,8 +314,9 @@ class Pool:
             state.may_lower = sight.may_lower and state.may_lower_again
             if sight.topology is not None:
                 self.topology = sight.topology
+                self._set_nodes()
                 for helper in state.helpers:
-                    bind_thread(helper.native, sight.topology.cpus)
+                    self._bind(helper)
             if sight.topology is not None or sight.share != self.share:
                 self.share = sight.share
                 self._apply_caps(outbox)
@@ -323,6 +331,20 @@ class Pool:
                     self.state.may_lower = self.state.may_lower_again = False
                     self.signals.generation += 1
         outbox.renices.clear()
+
+    def _fit(self, helper: Helper) -> bool:
+        """Give the thread the nice and the CPUs for what it is to do; False as for `_set_nice`."""
+        if not self._set_nice(helper):
+            return False
+        if self.state.node_of(helper) != helper.node:
+            self._bind(helper)
+        return True
+
+    def _bind(self, helper: Helper) -> None:
+        """Bind the thread to its node, else to what the process may use."""
+        helper.node = self.state.node_of(helper)
+        cpus = self.topology.cpus if helper.node is None else self.state.node_cpus[helper.node]
+        bind_thread(helper.native, cpus)
 
     def _set_nice(self, helper: Helper) -> bool:
         """Give the helper's thread the nice that it should have; False where that is refused."""
@@ -402,8 +424,20 @@ class Pool:
             if self.state.walked(frame, position, now):
                 return frame
             outbox = Outbox()
-            following = self.state.reconsider(frame, now, outbox)
+            following = self._reconsider(frame, now, outbox)
         self._send(outbox)
+        return following
+
+    def _reconsider(self, frame: Frame, now: int, outbox: Outbox) -> Frame | None:
+        """Choose again, and where it is the same job go on with it in the way that is wanted now.
+
+        In another job the helper begins anew: see `_begin`.
+        """
+        following = self.state.reconsider(frame, now, outbox)
+        helper = frame.thread
+        if following is frame and isinstance(helper, Helper) and not self._fit(helper):
+            self.state.refused(helper, outbox)
+            return None
         return following
 
     def _raised(self, frame: Frame, raised: list[BaseException]) -> Frame | None:
@@ -418,7 +452,7 @@ class Pool:
                 _end_child(frame)
             self.state.raised(frame, error, now)
             del error
-            following = self.state.reconsider(frame, now, outbox)
+            following = self._reconsider(frame, now, outbox)
         self._send(outbox)
         return following
 
@@ -539,7 +573,7 @@ class Pool:
         outbox = Outbox()
         with self.lock:
             helper.called = False
-            if self._set_nice(helper):
+            if self._fit(helper):
                 return helper.frame
             self.state.refused(helper, outbox)
         self._send(outbox)

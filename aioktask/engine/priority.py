@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
-import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -89,8 +89,6 @@ def thread_nice(nice: int, base: int, *, gil: bool) -> int:
 
 def gil_is_on() -> bool:
     """Whether threads of this interpreter run Python code one at a time."""
-    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
-        return True
     enabled: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
     return enabled
 

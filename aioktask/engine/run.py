@@ -22,12 +22,19 @@ from types import EllipsisType, TracebackType
 from typing import Any, Literal, Protocol
 
 from aioktask.engine import accounts, events
-from aioktask.engine.claims import Claims
+from aioktask.engine.claims import Claims, PartedClaims
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.frame import Frame, enclosing
 from aioktask.engine.helpers import Caller, kernel_and_delay_ns
 from aioktask.engine.lessons import Key, Lesson, Lessons
-from aioktask.engine.plan import Split, chunk_size, count_chunks, most_threads, undo_grain
+from aioktask.engine.plan import (
+    Split,
+    chunk_size,
+    count_chunks,
+    most_threads,
+    node_of,
+    undo_grain,
+)
 from aioktask.engine.reduction import Tree
 from aioktask.engine.scaling import Scaling
 from aioktask.engine.schedule import Entry, Group
@@ -139,7 +146,12 @@ class Run:
         self.sizes = sizes  # where the chunk size is learned
         self.key = key  # under which that is remembered, if it is
         self.lessons = lessons  # where, and what was told already
-        self.claims = Claims(split.spans, split.chunk if sizes is None else sizes.grain)
+        grain = split.chunk if sizes is None else sizes.grain
+        if job.parts and any(part.node is not None for part in job.parts):
+            pieces = [(each, node_of(job, each.start)) for each in split.spans]
+            self.claims: Claims = PartedClaims(pieces, grain)
+        else:
+            self.claims = Claims(split.spans, grain)
         self.threads_planned = split.threads
         self.scaling = scaling  # where the number of threads is learned
         if sizes is not None:
@@ -279,8 +291,9 @@ class Run:
         if not self.claimable:
             return False
         if self.sizes is None or self.undoing:
-            stretch = self.claims.claim(frame.chunks, self.entry.threads)
+            stretch = self.claims.at(frame.node).claim(frame.chunks, self.entry.threads)
             assert stretch is not None
+            self.claims.took()
             frame.start, frame.stop = stretch
             chunk = frame.chunk = self.claims.chunk
             frame.end = min(frame.start - frame.start % chunk + chunk, frame.stop)
@@ -303,8 +316,9 @@ class Run:
         chunk, count, frame.number = sizes.pick(frame.pace, left, sharers, ahead)
         # A larger size is tried at its full length, wherever the last stretch ended.
         piece = frame.number < 0 or frame.number > sizes.best
-        taken = self.claims.take(chunk, count, piece=piece)
+        taken = self.claims.at(frame.node).take(chunk, count, piece=piece)
         assert taken is not None
+        self.claims.took()
         frame.start, frame.end, frame.stop = taken
         frame.chunk = chunk
 

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from aioktask.engine import events
+from aioktask.engine.claims import PartedClaims
 from aioktask.engine.frame import Frame, Signals
 from aioktask.engine.helpers import Caller, Helper, Parking
 from aioktask.engine.lending import Lending
@@ -102,6 +103,8 @@ class State:
         self.waits: Waits[Run] = Waits()
         self.lending = Lending(self.scheduler)
         self.yielding = Yielding(cap)
+        self.node_cpus: dict[int, frozenset[int]] = {}  # by node, those the process may use
+        self.node_limit: int | None = None  # helpers that may be bound to one node
         self.gil = gil_is_on()
         self.base_nice = 0  # of the loop's thread
         self.may_lower = False  # whether a helper may go back to a lower nice
@@ -366,7 +369,53 @@ class State:
             return False
         if self.signals.generation != frame.generation or now >= frame.slice_end:
             return False
+        if frame.node is not None and not frame.helps and self._migrates(frame):
+            return False
         return self._claim(frame, now)
+
+    def _migrates(self, frame: Frame) -> bool:
+        """Whether the frame's node has nothing left, so that its thread should go where it has."""
+        claims = frame.run.claims
+        return isinstance(claims, PartedClaims) and not claims.left_at(frame.node)
+
+    def _place(self, frame: Frame, helper: Helper) -> None:
+        """Choose the node whose parts the helper serves, and whether it is bound there.
+
+        The one with the fewest helpers for its CPUs, of those that have room. Without room anywhere
+        it helps from where it is.
+        """
+        claims = frame.run.claims
+        frame.helps = False
+        frame.node = None
+        if not isinstance(claims, PartedClaims):
+            return
+        there = dict.fromkeys(self.node_cpus, 0)
+        for other in self.serving:
+            if other.node in there and not other.helps and isinstance(other.thread, Helper):
+                there[other.node] += 1
+        room = {
+            node: (there[node] / len(self.node_cpus[node]), node != helper.node, node)
+            for node in claims.nodes
+            if node in there and there[node] < self._node_limit(frame.run, node)
+        }
+        if room:
+            frame.node = min(room, key=room.__getitem__)
+        else:
+            frame.node, frame.helps = helper.node, True
+
+    def _node_limit(self, run: Run, node: int) -> int:
+        """The most helpers that may be bound to the node for this run."""
+        group = run.entry.group
+        assert isinstance(group, RunGroup)
+        limit = group.tunables.get("max_threads_per_node") or self.node_limit
+        return limit or len(self.node_cpus[node])
+
+    def node_of(self, helper: Helper) -> int | None:
+        """The node that the helper's thread should be bound to now."""
+        frame = helper.frame
+        if frame is None or frame.node not in self.node_cpus:
+            return None
+        return frame.node
 
     def _pauses(self, frame: Frame) -> bool:
         """Pay for the CPU time of a background stretch; whether a pause follows."""
@@ -491,6 +540,7 @@ class State:
 
     def _assign(self, helper: Helper, run: Run, now: int, outbox: Outbox) -> None:
         helper.frame = run.frame_of(helper)
+        self._place(helper.frame, helper)
         self._enter(helper.frame, now)
         outbox.tell(run)
 

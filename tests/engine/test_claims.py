@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aioktask.engine.claims import Claims
+from aioktask.engine.claims import Claims, PartedClaims
 from aioktask.engine.plan import count_chunks, cut
 from aioktask.engine.tuning import MOST_CHUNKS, next_stretch
 
@@ -227,3 +227,41 @@ def test_the_number_of_free_ranges_does_not_grow_with_the_number_of_chunks(
     if owners == 1:
         assert most_free <= parts
     assert most_free <= parts + owners * MOST_CHUNKS.bit_length()
+
+
+@given(st.data())
+def test_parts_are_taken_from_the_own_node_first_and_nothing_is_lost(data: st.DataObject) -> None:
+    """Any threads on any nodes, taking and giving back: own node, then nobody's, then others'."""
+    edges = sorted(data.draw(st.sets(st.integers(0, 300), min_size=2, max_size=7)))
+    parts = [
+        (range(a, b), data.draw(st.sampled_from([0, 1, 2, None])))
+        for a, b in itertools.pairwise(edges)
+    ]
+    owner = {unit: node for each, node in parts for unit in each}
+    claims = PartedClaims(parts, data.draw(st.integers(1, 40)))
+    free, done = set(owner), set()
+    while claims.left:
+        node = data.draw(st.sampled_from([0, 1, 2, None]))
+        wanted = [each for each in (node, None) if any(owner[unit] == each for unit in free)]
+        taken = claims.at(node).claim(data.draw(st.integers(1, 5)), 2)
+        claims.took()
+        assert taken is not None
+        start, stop = taken
+        units = set(range(start, stop))
+        assert units <= free
+        assert len({owner[unit] for unit in units}) == 1  # a stretch lies in one part
+        if wanted:
+            assert owner[start] == wanted[0]
+        free -= units
+        kept = data.draw(st.integers(start + 1, stop))
+        claims.give_back(kept, stop)
+        free |= set(range(kept, stop))
+        done |= set(range(start, kept))
+        assert claims.left == len(free)
+        for each in (0, 1, 2, None):
+            assert claims.left_at(each) == sum(owner[unit] == each for unit in free)
+        assert {unit for piece in claims.free for unit in range(*piece)} == free
+    assert done == set(owner)
+    claims.clear()
+    assert not claims.left
+    assert not claims.nodes
