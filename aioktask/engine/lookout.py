@@ -96,7 +96,10 @@ class Lookout:
         """Nothing is to be done for the time being: others may have the slots."""
         self._idle_at = 0
         if self.slots is not None:
-            self.slots.release()
+            try:
+                self.slots.release()
+            except OSError as error:
+                self.slots_refused = error
 
     def forget(self) -> None:
         """In a fork's child: none of this is its own."""
@@ -148,10 +151,9 @@ class Lookout:
             return None
         try:
             allowed = self.slots.look(self._cpus, wish, now)
-        except OSError as error:
-            self.close()
+        except OSError as error:  # all is given up, and the next look tries again
             self.slots_refused = error
             return None
-        return (
-            None if self.slots.members <= 1 and allowed >= min(wish, len(self._cpus)) else allowed
-        )
+        self.slots_refused = None
+        alone = self.slots.members <= 1 and allowed >= min(wish, len(self._cpus))
+        return None if alone else allowed

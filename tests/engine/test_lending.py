@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: MIT
+"""Loans: in the scheduler, one thread at a time; among jobs, as far as waits go."""
+
+from __future__ import annotations
+
+from contextvars import Context
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aioktask import Job
+from aioktask.engine.helpers import Caller, Helper, ThreadWaiter
+from aioktask.engine.plan import split
+from aioktask.engine.priority import thread_nice
+from aioktask.engine.run import Run
+from aioktask.engine.schedule import SLICE_NS, Entry, Group, Scheduler, Seat
+from aioktask.engine.state import Outbox, RunGroup, State
+
+
+def entry(scheduler: Scheduler, nice: int, limit: int = 8) -> Entry:
+    made = Entry(object(), GROUPS.setdefault(scheduler, Group()), nice, limit)
+    scheduler.add(made)
+    scheduler.set_ready(made)
+    return made
+
+
+GROUPS: dict[Scheduler, Group] = {}
+
+
+def test_one_thread_at_a_time_has_the_loan_and_the_next_one_gets_it() -> None:
+    scheduler = Scheduler(cap=8)
+    low = entry(scheduler, 19)
+    scheduler.set_loan(low, -5)
+    assert scheduler.enter(low) is Seat.LENT
+    assert scheduler.enter(low) is Seat.OWN
+    scheduler.leave(low, 1, Seat.LENT)
+    assert scheduler.enter(low) is Seat.LENT
+    scheduler.set_loan(low, None)
+    scheduler.set_loan(low, 0)
+    assert scheduler.enter(low) is Seat.OWN, "who has the loan still serves"
+
+
+def test_a_loan_is_an_account_of_its_own() -> None:
+    scheduler = Scheduler(cap=1)
+    high, low = entry(scheduler, 0), entry(scheduler, 19)
+    served = {high: 0, low: 0}
+
+    def serve(slices: int) -> None:
+        for _ in range(slices):
+            chosen = scheduler.choose()
+            assert chosen is not None
+            seat = scheduler.enter(chosen)
+            scheduler.leave(chosen, SLICE_NS, seat)
+            served[chosen] += 1
+
+    serve(700)
+    assert served[low] < 20
+    scheduler.set_loan(low, 0)
+    served[low] = served[high] = 0
+    serve(100)
+    assert abs(served[low] - served[high]) <= 2, "at once as much as who lends, whatever it used"
+    scheduler.set_loan(low, None)
+    served[low] = served[high] = 0
+    serve(700)
+    assert served[low] < 20
+
+
+def test_background_threads_are_bounded_together_and_a_loan_is_not_one_of_them() -> None:
+    scheduler = Scheduler(cap=8)
+    scheduler.background_cap = 2
+    jobs = [entry(scheduler, 19, limit=2) for _ in range(3)]
+    for each in jobs:
+        scheduler.set_gives_way(each, True)
+    seats = []
+    while (chosen := scheduler.choose()) is not None:
+        seats.append((chosen, scheduler.enter(chosen)))
+    assert [seat for _, seat in seats] == [Seat.BACKGROUND] * 2
+    waiting = next(each for each in jobs if not each.threads)
+    scheduler.set_loan(waiting, 0)
+    assert scheduler.choose() is waiting
+    assert scheduler.enter(waiting) is Seat.LENT
+    assert scheduler.choose() is None
+    for each, seat in seats:
+        scheduler.leave(each, 1, seat)
+    assert scheduler.background == 0
+    scheduler.background_cap = 0
+    assert scheduler.choose() is None
+    taken = scheduler.take_loan(waiting, Seat.OWN)
+    assert taken is Seat.LENT
+    assert scheduler.wanted(5) == 0
+
+
+def test_foreground_goes_on_where_background_may_not() -> None:
+    scheduler = Scheduler(cap=4)
+    scheduler.background_cap = 0
+    low, high = entry(scheduler, 5), entry(scheduler, 0, limit=2)
+    scheduler.set_gives_way(low, True)
+    assert scheduler.wanted(4) == 2
+    assert scheduler.choose() is high
+    scheduler.set_gives_way(low, False)
+    assert scheduler.wish(9) == 9
+
+
+# Among jobs.
+
+
+def a_run(state: State, nice: int, size: int = 1000) -> Run:
+    job = Job(lambda start, stop: None, size, nice=nice)
+    return Run(
+        job,
+        split(job, 4),
+        group=RunGroup(),
+        nice=nice,
+        context=Context(),
+        loop=None,
+        parent=None,
+        hold=False,
+    )
+
+
+def submitted(state: State, nice: int) -> Run:
+    run = a_run(state, nice)
+    state.submit(run, None, nested=False, outbox=Outbox())
+    return run
+
+
+def test_a_loan_goes_on_through_jobs_that_wait_and_ends_with_the_waits() -> None:
+    state, outbox = State(cap=2), Outbox()
+    outer, middle, inner = (submitted(state, nice) for nice in (5, 12, 19))
+    state.begin_wait(outer, middle, detect=True, outbox=outbox)
+    state.begin_wait(middle, inner, detect=True, outbox=outbox)
+    assert [each.entry.loan for each in (outer, middle, inner)] == [None, 5, 5]
+    waiter = ThreadWaiter(-3)
+    state.add_waiter(outer, waiter, outbox)
+    assert [each.urgency for each in (outer, middle, inner)] == [-3, -3, -3]
+    state.renice(middle, -10, gives_way=False, outbox=outbox)
+    assert [each.urgency for each in (outer, middle, inner)] == [-3, -10, -10]
+    state.renice(middle, 12, gives_way=False, outbox=outbox)
+    state.remove_waiter(outer, waiter, outbox)
+    assert [each.entry.loan for each in (outer, middle, inner)] == [None, 5, 5]
+    state.renice(outer, 15, gives_way=True, outbox=outbox)
+    assert [each.entry.loan for each in (outer, middle, inner)] == [None, None, 12]
+    state.end_wait(middle, inner, detect=True, outbox=outbox)
+    state.end_wait(outer, middle, detect=True, outbox=outbox)
+    assert [each.entry.loan for each in (outer, middle, inner)] == [None, None, None]
+
+
+def test_a_waiter_that_is_no_more_urgent_lends_nothing() -> None:
+    state = State(cap=2)
+    run = submitted(state, 19)
+    state.add_waiter(run, ThreadWaiter(19), Outbox())
+    assert run.entry.loan is None
+    high = submitted(state, 0)
+    state.add_waiter(high, ThreadWaiter(5), Outbox())
+    assert high.entry.loan is None
+
+
+@given(
+    nices=st.lists(st.integers(-20, 19), min_size=2, max_size=6),
+    data=st.data(),
+)
+def test_any_waits_and_renices_leave_each_job_the_nice_of_the_most_urgent_who_waits(
+    nices: list[int], data: st.DataObject
+) -> None:
+    """Also when waits go in circles for a while, and always once they do not."""
+    state = State(cap=2)
+    runs = [submitted(state, nice) for nice in nices]
+    numbers = st.integers(0, len(runs) - 1)
+    edges: list[tuple[int, int]] = []
+    for _ in range(data.draw(st.integers(1, 12))):
+        action = data.draw(st.sampled_from(["wait", "end", "renice"]))
+        if action == "wait":
+            a, b = data.draw(numbers), data.draw(numbers)
+            if a < b:  # no cycle
+                state.begin_wait(runs[a], runs[b], detect=False, outbox=Outbox())
+                edges.append((a, b))
+        elif action == "end" and edges:
+            a, b = edges.pop(data.draw(st.integers(0, len(edges) - 1)))
+            state.end_wait(runs[a], runs[b], detect=False, outbox=Outbox())
+        elif action == "renice":
+            which, nice = data.draw(numbers), data.draw(st.integers(-20, 19))
+            state.renice(runs[which], nice, gives_way=False, outbox=Outbox())
+        urgency: list[int] = []
+        for number, run in enumerate(runs):
+            waiting = [urgency[a] for a, b in edges if b == number]
+            urgency.append(min([run.entry.nice, *waiting]))
+        assert [run.urgency for run in runs] == urgency
+
+
+# Helpers.
+
+
+def idle_helper(state: State, nice: int) -> Helper:
+    helper = Helper(nice)
+    helper.native = 1
+    state.helpers[helper] = None
+    state.find_work(helper, 0, Outbox())
+    return helper
+
+
+def test_what_has_not_begun_is_not_run_in_vain_when_a_higher_waiter_comes() -> None:
+    """A helper of high nice that was called may not get a CPU for long: its chunks are free again,
+    for whoever is sooner."""
+    state = State(cap=2)
+    state.may_lower = False
+    low = thread_nice(19, 0, gil=True)
+    helper = idle_helper(state, low)
+    assert helper.idle
+    run = submitted(state, 19)
+    assert helper.called
+    assert helper.frame is not None
+    before = run.claims.left
+    assert before < run.job.size
+    outbox = Outbox()
+    state.add_waiter(run, ThreadWaiter(0), outbox)
+    assert helper.frame is None
+    assert helper.idle
+    assert run.claims.left == run.job.size
+    assert outbox.starts == 1, "its thread may not have the waiter's nice, so there is a new one"
+    fresh = idle_helper(state, 0)
+    assert fresh.frame is not None
+    assert fresh.frame.seat is Seat.LENT
+    assert run.lent == "at once", "nobody served it before"
+
+
+@pytest.mark.parametrize("may_lower", [True, False])
+def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lower: bool) -> None:
+    state = State(cap=2)
+    state.may_lower = may_lower
+    low = thread_nice(19, 0, gil=state.gil)
+    helper = idle_helper(state, low)
+    run = submitted(state, 19)
+    helper.called = False  # it has begun
+    assert state.nice_of(helper) == low
+    generation = state.signals.generation
+    outbox = Outbox()
+    state.add_waiter(run, ThreadWaiter(0), outbox)
+    assert state.signals.generation != generation
+    assert helper.frame is not None
+    if may_lower:
+        assert helper.frame.seat is Seat.LENT
+        assert helper in outbox.renices
+        assert state.nice_of(helper) == thread_nice(0, 0, gil=state.gil)
+        assert run.lent == "at once"
+    else:
+        assert helper.frame.seat is not Seat.LENT
+        assert state.nice_of(helper) == low
+        assert run.lent == "at a chunk boundary"
+        frame = helper.frame
+        following = state.reconsider(frame, 10, outbox)  # the boundary
+        assert following is None
+        assert helper.idle
+        assert outbox.starts
+
+
+def test_a_job_inside_a_helper_s_chunk_lends_to_that_helper() -> None:
+    state = State(cap=1)
+    state.may_lower = True
+    helper = idle_helper(state, 5)
+    outer = submitted(state, 19)
+    helper.called = False
+    assert helper.frame is not None
+    inner = a_run(state, 19)
+    caller = Caller(19, helper.frame)
+    state.submit(inner, caller, nested=True, outbox=Outbox())
+    assert caller.frame is not None
+    outbox = Outbox()
+    waiter = ThreadWaiter(0)
+    state.add_waiter(inner, waiter, outbox)
+    assert caller.frame.seat is Seat.LENT
+    assert helper.boost == 0
+    assert helper in outbox.renices
+    assert state.nice_of(helper) == thread_nice(0, 0, gil=state.gil)
+    assert outer.entry.loan is None
+    state.abandon(caller, 5, outbox)
+    assert helper.boost is None
+    assert state.nice_of(helper) == thread_nice(19, 0, gil=state.gil)

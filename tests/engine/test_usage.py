@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: MIT
+"""Idle time, pressure and run delay, from files of any machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aioktask.engine.topology import Watched
+from aioktask.engine.usage import idle_ns, pressure_us, thread_times_ns
+
+STAT = b"""cpu  10 20 30 4000 50 0 0 0 0 0
+cpu0 1 2 3 100 10 0 0 0 0 0
+cpu1 1 2 3 200 20 0 0 0 0 0
+cpu10 1 2 3 400 40 0 0 0 0 0
+intr 123 0 0
+cpu2 no line of this kind comes after others
+"""
+TICK_NS = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def put(root: Path, name: str, text: bytes) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text)
+
+
+def test_the_idle_time_is_that_of_the_cpus_asked_for(tmp_path: Path) -> None:
+    put(tmp_path, "proc/stat", STAT)
+    assert idle_ns({0, 1, 10}, tmp_path) == 770 * TICK_NS
+    assert idle_ns({1}, tmp_path) == 220 * TICK_NS
+    assert idle_ns({2}, tmp_path) is None
+
+
+def test_the_pressure_is_that_of_some(tmp_path: Path) -> None:
+    text = b"some avg10=0.00 avg60=1.50 avg300=0.20 total=3434204407\nfull avg10=0.00 total=5\n"
+    put(tmp_path, "proc/pressure/cpu", text)
+    assert pressure_us(tmp_path) == 3434204407
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"some\n", b"some total=\n", b"some total=x", b"full total=3"]
+)
+def test_no_pressure_is_known_where_it_is_not_told(tmp_path: Path, text: bytes) -> None:
+    assert pressure_us(tmp_path) is None
+    put(tmp_path, "proc/pressure/cpu", text)
+    assert pressure_us(tmp_path) is None
+
+
+@given(st.binary(max_size=200))
+def test_nothing_that_is_read_raises(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
+    root = tmp_path_factory.mktemp("root")
+    for name in ("proc/stat", "proc/pressure/cpu", "proc/self/task/7/schedstat"):
+        put(root, name, text)
+    idle_ns({0, 1}, root)
+    pressure_us(root)
+    thread_times_ns([7, 8], root)
+
+
+def test_threads_that_ended_are_left_out(tmp_path: Path) -> None:
+    put(tmp_path, "proc/self/task/7/schedstat", b"123 45 6\n")
+    assert thread_times_ns([7, 8], tmp_path) == {7: (123, 45)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_this_machine_tells_of_this_thread() -> None:
+    assert idle_ns(os.sched_getaffinity(0)) is not None
+    native = threading.get_native_id()
+    [(ran, _)] = thread_times_ns([native]).values()
+    assert ran > 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the affinity")
+def test_what_the_cap_follows_from_is_watched(tmp_path: Path) -> None:
+    put(tmp_path, "proc/self/cgroup", b"0::/app\n")
+    mount = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    put(tmp_path, "proc/self/mountinfo", mount)
+    put(tmp_path, "sys/fs/cgroup/app/cpu.max", b"max 100000\n")
+    put(tmp_path, "sys/devices/system/cpu/online", b"0-3\n")
+    watched = Watched(tmp_path)
+    assert watched.changed()
+    assert not watched.changed()
+    for name, text in (
+        ("sys/fs/cgroup/app/cpu.max", b"150000 100000\n"),
+        ("sys/fs/cgroup/cpu.max", b"200000 100000\n"),  # appears above the process's own
+        ("sys/devices/system/cpu/online", b"0-2\n"),
+        ("proc/self/cgroup", b"0::/other\n"),
+        ("sys/fs/cgroup/other/cpu.max", b"50000 100000\n"),
+    ):
+        put(tmp_path, name, text)
+        assert watched.changed(), name
+        assert not watched.changed()
+    before = os.sched_getaffinity(0)
+    if len(before) > 1:
+        try:
+            os.sched_setaffinity(0, {min(before)})
+            assert watched.changed()
+        finally:
+            os.sched_setaffinity(0, before)
+        assert watched.changed()

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""How background jobs give way, against a simulated machine with neighbours."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aioktask.engine.schedule import NICE_0_WEIGHT, weight
+from aioktask.engine.yielding import MOST_CREDIT_NS, Looked, Yielding
+
+PERIOD_NS = 100_000_000
+CHUNK_NS = 2_000_000
+
+
+class Machine:
+    """CPUs that neighbours of nice 0 share with background threads of a nice a little above.
+
+    Neighbours spread over the CPUs and run all the time. A background thread runs on an idle CPU if
+    there is one, else it gets a quarter of a neighbour's.
+    """
+
+    def __init__(self, cpus: int, neighbours: int) -> None:
+        self.cpus = cpus
+        self.neighbours = neighbours
+        self.used_ns = self.taken_ns = 0.0
+
+    def period(self, yielding: Yielding) -> Looked:
+        """One period of background work as `yielding` admits it, a chunk at a time."""
+        idle = max(self.cpus - self.neighbours, 0)
+        used = delay = taken = 0.0
+        position = 0
+        while yielding.threads and position < PERIOD_NS:
+            threads = yielding.threads
+            on_idle = min(threads, idle)
+            contending = threads - on_idle
+            used_now = (on_idle + contending / 4) * CHUNK_NS
+            taken += contending / 4 * CHUNK_NS
+            delay += contending * 3 / 4 * CHUNK_NS
+            used += used_now
+            yielding.charge(round(used_now))
+            position += CHUNK_NS
+        self.used_ns += used
+        self.taken_ns += taken
+        return Looked(
+            PERIOD_NS, round(idle * PERIOD_NS - (used - taken)), round(used), round(delay)
+        )
+
+
+def run(machine: Machine, yielding: Yielding, periods: int, nice: int) -> None:
+    for _ in range(periods):
+        yielding.look(machine.period(yielding), machine.cpus, nice)
+
+
+@given(cpus=st.integers(1, 256), nice=st.integers(1, 19), before=st.integers(0, 300))
+def test_an_idle_machine_is_used_whole_within_two_looks(cpus: int, nice: int, before: int) -> None:
+    """Whatever was there before."""
+    yielding = Yielding(cpus)
+    run(Machine(cpus, before), yielding, 5, nice)
+    run(Machine(cpus, 0), yielding, 3, nice)
+    assert yielding.threads == cpus
+    assert not yielding.pausing
+
+
+@given(cpus=st.integers(1, 64), nice=st.integers(1, 19), extra=st.integers(0, 3))
+def test_neighbours_on_every_cpu_lose_no_more_than_to_a_thread_of_that_nice(
+    cpus: int, nice: int, extra: int
+) -> None:
+    machine = Machine(cpus, cpus + extra)
+    yielding = Yielding(cpus)
+    run(machine, yielding, 5, nice)
+    machine.taken_ns = 0.0
+    periods = 400
+    run(machine, yielding, periods, nice)
+    kept = weight(nice) / (NICE_0_WEIGHT + weight(nice))
+    share = machine.taken_ns / (periods * PERIOD_NS * cpus)
+    assert share <= kept * 1.05
+    assert share > 0, "it must go on for ever, slowly"
+
+
+@given(cpus=st.integers(2, 64), data=st.data())
+def test_idle_cpus_are_used_beside_neighbours_on_the_others(cpus: int, data: st.DataObject) -> None:
+    neighbours = data.draw(st.integers(1, cpus - 1))
+    machine = Machine(cpus, neighbours)
+    yielding = Yielding(cpus)
+    run(machine, yielding, 5, 19)
+    assert yielding.threads >= cpus - neighbours
+    machine.taken_ns = 0.0
+    run(machine, yielding, 20, 19)
+    assert machine.taken_ns <= 0.05 * 20 * PERIOD_NS * cpus
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 10**12)] * 4)), st.integers(1, 300))
+def test_any_figures_give_a_number_of_threads(
+    figures: list[tuple[int, int, int, int]], cpus: int
+) -> None:
+    yielding = Yielding(cpus)
+    for each in figures:
+        yielding.look(Looked(*each), cpus, 19)
+        assert 0 <= yielding.threads <= cpus
+        yielding.charge(MOST_CREDIT_NS)
+        assert not yielding.pausing or yielding.threads == 0
