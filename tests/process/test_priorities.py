@@ -136,7 +136,10 @@ def test_a_waiter_lends_its_nice_to_one_helper_and_the_others_stay_low(who: str)
                 until(lambda: start in released)
             else:
                 any(len(inside) == 2 or time.sleep(0.001) for _ in range(20))  # or the last
-                note("nices", *sorted(os.getpriority(os.PRIO_PROCESS, each) for each in list(inside)))
+                with lock:
+                    threads = list(inside)
+                nices = (os.getpriority(os.PRIO_PROCESS, each) for each in threads)
+                note("nices", *sorted(nices))
             with lock:
                 inside.remove(threading.get_native_id())
 
