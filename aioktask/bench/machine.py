@@ -17,8 +17,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from aioktask.bench.table import size_text
+from aioktask.engine.priority import gil_is_on, may_lower, process_nice, thread_nice
 from aioktask.engine.process import current_pool
-from aioktask.engine.topology import Topology, read_topology
+from aioktask.engine.slots import Slots, slots_path
+from aioktask.engine.topology import Topology
+from aioktask.engine.tunables import NO_SHARE
 
 __all__ = ["available_memory", "info", "info_text", "machine_text", "packages_text"]
 
@@ -44,10 +47,14 @@ def info() -> dict[str, object]:
     Raises:
         ValueError: ``AIOKTASK_MAX_THREADS`` is no number of threads.
     """
-    cap = current_pool().cap
-    topology = read_topology()
+    pool = current_pool()
+    pool.refresh()
+    cap, topology = pool.cap, pool.topology
     return {
         "cap": {"threads": cap.threads, "reason": cap.reason},
+        "tunables": pool.tunables.data(),
+        "slots": _slots(pool.tunables.share, len(topology.cpus)),
+        "nice": _nice(),
         "cpus": sorted(topology.cpus),
         "online": sorted(topology.online),
         "nodes": [
@@ -88,6 +95,7 @@ def info_text(facts: Mapping[str, object]) -> str:
         lines.append(("quota", f"{text}, from {quota['source']}"))
     else:
         lines.append(("quota", "none on the path of this process's cgroup to the root"))
+    lines += [("slots", _slots_text(facts["slots"])), ("nice", _nice_text(facts["nice"]))]
     for node in nodes:
         distances = " ".join(map(str, node["distances"])) or "unknown"
         text = f"CPUs {_cpulist(node['cpus'])}, {size_text(node['memory'])}, distances {distances}"
@@ -101,6 +109,7 @@ def info_text(facts: Mapping[str, object]) -> str:
         ("system", f"{facts['system']} {facts['machine']}"),
         ("Python", f"{facts['python']}, {facts['gil']}"),
         ("loops", ", ".join(loops)),
+        ("tunables", _tunables_text(facts["tunables"])),
         ("packages", packages_text(facts)),
     ]
     width = max(len(name) for name, _ in lines)
@@ -150,6 +159,51 @@ def _quota(topology: Topology) -> dict[str, object] | None:
         "period_us": quota.period_us,
         "source": str(quota.source),
     }
+
+
+def _slots(name: str, cpus: int) -> dict[str, object]:
+    """The set of slots that this process would share, and how many others are busy in it."""
+    if name == NO_SHARE:
+        return {"name": name}
+    path = slots_path(name)
+    try:
+        slots = Slots(path)
+        try:
+            return {"name": name, "path": str(path), "slots": cpus, "busy": slots.busy()}
+        finally:
+            slots.close()
+    except OSError as error:
+        return {"name": name, "path": str(path), "refused": str(error)}
+
+
+def _slots_text(facts: object) -> str:
+    assert isinstance(facts, dict)
+    name = facts["name"]
+    if name == NO_SHARE:
+        return "none: this process shares with no other one"
+    if "refused" in facts:
+        return f"{name!r}: not shared: {facts['refused']}"
+    shared = f"{name!r}: {facts['slots']} shared with {facts['busy']} busy processes now"
+    return f"{shared}, in {facts['path']}"
+
+
+def _nice() -> dict[str, object]:
+    """The nice of the loop's thread, and of helpers."""
+    base = process_nice()
+    levels = {nice: thread_nice(nice, base, gil=gil_is_on()) for nice in (0, 10, 19)}
+    return {"process": base, "helpers": levels, "may_lower": may_lower(base)}
+
+
+def _nice_text(facts: object) -> str:
+    assert isinstance(facts, dict)
+    levels = ", ".join(f"{level} for jobs of {nice}" for nice, level in facts["helpers"].items())
+    back = "can" if facts["may_lower"] else "cannot"
+    return f"process {facts['process']}; helpers {levels}; a thread {back} be lowered again"
+
+
+def _tunables_text(facts: object) -> str:
+    assert isinstance(facts, dict)
+    return ", ".join(f"{name}={value}" for name, value in facts.items())
 
 
 def _gil() -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from time import perf_counter_ns
+from time import monotonic_ns, perf_counter_ns
 
 from aioktask.engine.priority import may_lower, process_nice
 from aioktask.engine.slots import Slots, slots_path
@@ -85,7 +85,7 @@ class Lookout:
             nice=nice,
             may_lower=may_lower(nice),
             looked=self._usage(now, background),
-            share=self._slots(wish, share, now),
+            share=self._slots(wish, share),
         )
 
     def look_sooner(self) -> None:
@@ -137,7 +137,7 @@ class Lookout:
             waited = 0  # nobody waited anywhere
         return Looked(now - before, max(idle - idle_before, 0), ran, waited)
 
-    def _slots(self, wish: int, share: str, now: int) -> int | None:
+    def _slots(self, wish: int, share: str) -> int | None:
         """Take part in the set of slots; None where nobody else is there, or nothing is shared."""
         if share != self._share:
             self.close()
@@ -150,7 +150,7 @@ class Lookout:
         if self.slots is None:
             return None
         try:
-            allowed = self.slots.look(self._cpus, wish, now)
+            allowed = self.slots.look(self._cpus, wish, monotonic_ns())
         except OSError as error:  # all is given up, and the next look tries again
             self.slots_refused = error
             return None

@@ -140,6 +140,14 @@ class Slots:
             raise
         return max(self.held, 1) if wanted >= 1 else 0
 
+    def busy(self) -> int:
+        """How many other processes are busy now. Takes no part.
+
+        Raises:
+            OSError: The system refused.
+        """
+        return len(self._others())
+
     def release(self) -> None:
         """Give up all slots, and be busy no longer."""
         if self._wish:
