@@ -111,8 +111,10 @@ class Job(Generic[T]):
             argument.
         initial: The value of an empty range, and the leftmost operand otherwise. Each run uses a
             deep copy of it.
-        nice: -20 (most urgent) to 19; the job's share among jobs, by the kernel's weights.
-        parts: Stretches that belong to NUMA nodes; together exactly the range.
+        nice: -20 (most urgent) to 19; the job's share among jobs, by the kernel's weights. Above 0
+            it also gives way to other processes.
+        parts: Stretches that belong to NUMA nodes; together exactly the range. Helpers are bound to
+            a node while they serve its parts, and help others when nothing is left there.
         learn: What is found out while the job runs: the "chunk" size, the number of "threads" that
             help it, "both" or "nothing", which leaves padata's rule: four chunks a thread. By
             default what the coordinator or ``AIOKTASK_LEARN`` says, else "both"; with a fixed
