@@ -165,3 +165,14 @@ def test_after_chunks_became_much_larger_more_threads_are_looked_at_soon() -> No
     windows(scaling, 2000.0, 2)
     windows(scaling, 2000.0)
     assert scaling.level == 2
+
+
+@given(most=st.integers(1, 64), more=st.integers(1, 256))
+def test_more_threads_are_used_when_there_may_be_more(most: int, more: int) -> None:
+    scaling = Scaling(most)
+    scaling.widen(more)
+    assert scaling.level == max(most, more)
+    fewer = Scaling(4)
+    fewer.level = 2  # it found that two do
+    fewer.widen(8)
+    assert (fewer.level, fewer.most) == (2, 8)
