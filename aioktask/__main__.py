@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from aioktask import Job, Plan, plan
-from aioktask.bench import BENCHMARKS
+from aioktask.bench import BENCHMARKS, PICTURES
 from aioktask.bench import run as run_benchmark
 from aioktask.bench.curve import measure
 from aioktask.bench.curve_report import curve_data, curve_svg, curve_text
@@ -122,7 +122,7 @@ def _parser() -> _Parser:
     )
     command.add_argument("benchmark", choices=list(BENCHMARKS), help="what to measure")
     command.add_argument("--json", metavar="FILE", help="write the figures there too, - for stdout")
-    text = "write a picture there too, where there is one: of tune"
+    text = f"write a picture there too, where there is one: of {' and '.join(PICTURES)}"
     command.add_argument("--svg", type=Path, metavar="FILE", help=text)
     command.add_argument("--quick", action="store_true", help="in some seconds, figures of no use")
     return parser
@@ -252,8 +252,8 @@ def _say(line: str) -> None:
 def _bench(
     parser: _Parser, name: str, target: str | None, picture: Path | None, *, quick: bool
 ) -> None:
-    if picture is not None and name != "tune":
-        parser.error("--svg: only tune can be drawn")
+    if picture is not None and name not in PICTURES:
+        parser.error(f"--svg: only {' and '.join(PICTURES)} can be drawn")
     _check_picture(parser, picture)
     if target not in (None, "-") and not Path(target).parent.is_dir():
         parser.error(f"--json: there is no directory {str(Path(target).parent)!r}")
@@ -273,8 +273,7 @@ def _bench(
         else:
             Path(target).write_text(figures + "\n")
     if picture is not None:
-        title = "Speed by chunk size and threads, one plain call = 1"
-        drawn = draw(result.panels, title=title, caption=machine_text(facts))
+        drawn = draw(result.panels, title=PICTURES[name], caption=machine_text(facts))
         _write_picture(parser, picture, drawn, aside=target == "-")
 
 

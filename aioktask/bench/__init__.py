@@ -13,7 +13,7 @@ from typing import cast
 
 from aioktask.bench.measure import Result
 
-__all__ = ["BENCHMARKS", "run"]
+__all__ = ["BENCHMARKS", "PICTURES", "run"]
 
 # Name and what it measures, for the command line's help.
 BENCHMARKS = {
@@ -21,6 +21,14 @@ BENCHMARKS = {
     "arrays": "array work against plain NumPy and what one would do by hand",
     "memory": "memory operations, untuned, against the best of C loops and one plain call",
     "tune": "chunk sizes and threads as they are learned, against the best of a sweep over both",
+    "latency": "how late the loop is beside a job, against peers, neighbours and nice",
+    "neighbour": "how slow other processes are beside a job, and the job beside them",
+    "share": "four processes that each want every CPU, and one that is killed",
+}
+# What is drawn of those of which something is.
+PICTURES = {
+    "tune": "Speed by chunk size and threads, one plain call = 1",
+    "latency": "How late the event loop is beside a job that fills every CPU",
 }
 
 

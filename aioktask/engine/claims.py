@@ -108,7 +108,8 @@ class PartedClaims(Claims):
     __slots__ = ("_nodes", "_parts", "_starts")
 
     def __init__(self, parts: Iterable[tuple[range, int | None]], chunk: int) -> None:
-        super().__init__((), chunk)
+        self.chunk = chunk
+        self._edges = frozenset()
         ordered = sorted(parts, key=lambda part: part[0].start)
         self._starts = [each.start for each, _ in ordered]
         self._nodes = [node for _, node in ordered]
@@ -116,11 +117,12 @@ class PartedClaims(Claims):
             node: Claims([each for each, its in ordered if its == node], chunk)
             for node in dict.fromkeys(self._nodes)
         }
-        self._count()
+        self.took()
 
-    def _count(self) -> None:
-        self.left = sum(each.left for each in self._parts.values())
-        self.free = [piece for each in self._parts.values() for piece in each.free]
+    @property
+    def free(self) -> list[tuple[int, int]]:  # type: ignore[override]
+        """The free ranges of all nodes."""
+        return [piece for each in self._parts.values() for piece in each.free]
 
     def left_at(self, node: int | None) -> int:
         """Units of a node's parts that are free."""
@@ -139,16 +141,15 @@ class PartedClaims(Claims):
         return max(self._parts.values(), key=lambda each: each.left)
 
     def took(self) -> None:
-        """Something was taken from what `at` returned."""
-        self._count()
+        self.left = sum(each.left for each in self._parts.values())
 
     def give_back(self, start: int, stop: int) -> None:
         if start < stop:
             node = self._nodes[bisect_right(self._starts, start) - 1]
             self._parts[node].give_back(start, stop)
-            self._count()
+            self.took()
 
     def clear(self) -> None:
         for each in self._parts.values():
             each.clear()
-        super().clear()
+        self.took()

@@ -326,10 +326,8 @@ class Pool:
     def _set_nices(self, outbox: Outbox) -> None:
         with self.lock:
             for helper in outbox.renices:
-                if helper in self.state.helpers and not self._set_nice(helper):
-                    # It is exchanged for another one where it stands next.
-                    self.state.may_lower = self.state.may_lower_again = False
-                    self.signals.generation += 1
+                if helper in self.state.helpers:
+                    self._set_nice(helper)  # if refused, it is exchanged where it stands next
         outbox.renices.clear()
 
     def _fit(self, helper: Helper) -> bool:
@@ -551,6 +549,7 @@ class Pool:
             if state.closing and not state.runs:
                 return
             state.helpers[helper] = None
+            self._bind(helper)  # the keeper may have been bound elsewhere a moment ago
             now = perf_counter_ns()
             state.find_work(helper, now, outbox)
             state.summon(now, outbox)

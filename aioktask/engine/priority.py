@@ -124,7 +124,6 @@ def may_lower(nice: int) -> bool:
     """
     if not _NICE_IS_OF_THREADS:
         return True
-    import resource
 
     limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
     if limit == resource.RLIM_INFINITY or 20 - limit <= nice:

@@ -103,6 +103,7 @@ class State:
         self.waits: Waits[Run] = Waits()
         self.lending = Lending(self.scheduler)
         self.yielding = Yielding(cap)
+        self.scheduler.background_cap = self.yielding.threads
         self.node_cpus: dict[int, frozenset[int]] = {}  # by node, those the process may use
         self.node_limit: int | None = None  # helpers that may be bound to one node
         self.gil = gil_is_on()
@@ -340,8 +341,8 @@ class State:
         nices = [run.entry.nice for run in self.runs if run.entry.gives_way]
         yielding, scheduler = self.yielding, self.scheduler
         if not nices:
-            scheduler.background_cap = yielding.threads = 1
-            yielding.pausing = False
+            self.yielding = Yielding(cpus)
+            scheduler.background_cap = self.yielding.threads
             return
         if seen is not None:
             yielding.look(seen, cpus, min(nices))

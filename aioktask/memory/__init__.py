@@ -7,6 +7,7 @@ from aioktask.memory._allocate import Pages, Region, allocate
 from aioktask.memory._clear import clear
 from aioktask.memory._copy import copy
 from aioktask.memory._fallocate import fallocate
+from aioktask.memory._parts import parts
 from aioktask.memory._pin import Pinned, pin
 from aioktask.memory._populate import populate
 from aioktask.memory._release import release
@@ -21,6 +22,7 @@ __all__ = [
     "clear",
     "copy",
     "fallocate",
+    "parts",
     "pin",
     "populate",
     "release",

@@ -16,6 +16,7 @@ from aioktask.engine.priority import thread_nice
 from aioktask.engine.run import Run
 from aioktask.engine.schedule import SLICE_NS, Entry, Group, Scheduler, Seat
 from aioktask.engine.state import Outbox, RunGroup, State
+from aioktask.engine.yielding import Looked
 
 
 def entry(scheduler: Scheduler, nice: int, limit: int = 8) -> Entry:
@@ -252,6 +253,32 @@ def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lo
         assert following is None
         assert helper.idle
         assert outbox.starts
+
+
+def test_what_was_seen_bounds_background_threads_and_calls_them_back() -> None:
+    state = State(cap=4)
+    helpers = [idle_helper(state, 5) for _ in range(4)]
+    state.may_lower = True
+    run = a_run(state, 19, 10_000)
+    run.entry.gives_way = True
+    state.submit(run, None, nested=False, outbox=Outbox())
+    assert run.entry.threads == 1, "until the first look nobody knows what is free"
+    second = 1_000_000_000
+    state.looked(Looked(second, 3 * second, second, 0), 4, Outbox())
+    for each in helpers:
+        each.relays = False
+        state.summon(0, Outbox())
+    assert run.entry.threads == 4
+    assert state.scheduler.background == 4
+    generation = state.signals.generation
+    state.looked(Looked(second, second, second, 0), 4, Outbox())
+    assert state.scheduler.background_cap == 2
+    assert state.signals.generation != generation
+    state.looked(Looked(second, 0, second, 3 * second), 4, Outbox())
+    assert state.yielding.pausing
+    state.renice(run, 0, gives_way=False, outbox=Outbox())
+    state.looked(None, 4, Outbox())
+    assert not state.yielding.pausing
 
 
 def test_a_job_inside_a_helper_s_chunk_lends_to_that_helper() -> None:

@@ -42,9 +42,9 @@ class Machine:
             position += CHUNK_NS
         self.used_ns += used
         self.taken_ns += taken
-        return Looked(
-            PERIOD_NS, round(idle * PERIOD_NS - (used - taken)), round(used), round(delay)
-        )
+        # Something always runs: a tenth of a CPU is nobody's that is asked.
+        unused = max(idle * PERIOD_NS - (used - taken) - PERIOD_NS // 10, 0)
+        return Looked(PERIOD_NS, round(unused), round(used), round(delay))
 
 
 def run(machine: Machine, yielding: Yielding, periods: int, nice: int) -> None:

@@ -64,7 +64,6 @@ class Seen:
         affinities: Those of the threads that have the job's name.
     """
 
-    limit: int
     threads: int
     affinities: frozenset[frozenset[int]]
 

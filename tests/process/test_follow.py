@@ -72,6 +72,28 @@ def test_the_affinity_is_followed_in_both_directions() -> None:
         assert child.end() == 0, child.stderr()
 
 
+@several_cpus
+def test_a_job_that_learns_its_threads_gets_more_when_there_are_more() -> None:
+    main = f"""
+        cpus = set({CPUS})
+        os.sched_setaffinity(os.getpid(), {{min(cpus)}})
+        done = []
+        def fn(start, stop):
+            time.sleep(0.001)  # so that more threads are of use
+            done.append(start)
+        with Coordinator() as coordinator:
+            job = Job(fn, 10**6, chunk=1, learn="threads", name="endless")
+            handle = coordinator.submit(job)
+            until(lambda: len(done) > 20)
+            assert handle.progress().threads == 1
+            os.sched_setaffinity(os.getpid(), cpus)
+            until(lambda: handle.progress().threads > 1)
+            handle.cancel()
+    """
+    with Child(ENDLESS, main, environ=NATURAL) as child:
+        assert child.end() == 0, child.stderr()
+
+
 @contextlib.contextmanager
 def quota_group() -> Iterator[Path]:
     """A cgroup of its own with a CPU controller; skipped where none can be made."""

@@ -175,6 +175,36 @@ def test_a_waiter_lends_its_nice_to_one_helper_and_the_others_stay_low(who: str)
     assert any(nices.count(normal) for nices in seen)
 
 
+def test_where_going_back_is_refused_although_it_seemed_allowed_another_thread_does_it() -> None:
+    """As in a container whose root has the capability in its own namespace only."""
+    main = """
+        from aioktask.engine import lookout, pool
+
+        def refuse(thread, wanted):
+            if wanted < os.getpriority(os.PRIO_PROCESS, thread):
+                return False
+            return real(thread, wanted)
+
+        real = pool.set_thread_nice
+        pool.set_thread_nice = refuse
+        lookout.may_lower = lambda nice: True
+        aioktask.set_max_threads(1)
+        released.update((0, 1, 2))
+        with Coordinator() as coordinator:
+            for nice_now in (19, 0):
+                coordinator.submit(Job(fn, 1, nice=nice_now, name=f"of {nice_now}")).result()
+            handle = coordinator.submit(Job(fn, 3, chunk=1, start=1, nice=19))
+            until(lambda: handle.progress().done == 2)
+            handle.renice(0)
+            released.add(3)
+    """
+    normal, high = levels()
+    with Child(PROGRAM, main, environ={"AIOKTASK_GIVE_WAY": "0"}) as child:
+        assert child.end() == 0, child.stderr()
+        nices = [int(words[-1]) for words in child.notes() if words[0] == "in"]
+        assert nices == [high, normal, high, high, high]
+
+
 def test_a_waiter_of_the_same_nice_lends_nothing() -> None:
     main = """
         with Coordinator() as coordinator:
