@@ -213,6 +213,7 @@ class Helper:
         node: The NUMA node that the thread is bound to, None for what the process may use.
         boost: The nice of who waits for a job that runs inside this helper's chunk, if that is
             lower than the job's.
+        in_background: Whether it served a background job since the last look around.
         called: Whether it was given work while it was idle, and has not begun it yet.
     """
 
@@ -222,6 +223,7 @@ class Helper:
         "ends",
         "frame",
         "idle",
+        "in_background",
         "native",
         "nice",
         "node",
@@ -236,6 +238,7 @@ class Helper:
         self.nice = nice
         self.node: int | None = None
         self.boost: int | None = None
+        self.in_background = False
         self.called = False
         self.frame: Frame | None = None  # what it serves or is about to
         self.idle = False  # whether it is among the idle ones, so may be given work

@@ -4,12 +4,12 @@
 #
 # Used by the keeper's thread alone; holds no lock and decides nothing about jobs. The pool gives it
 # what it needs to know and makes its own of the answer. What costs more than a few system calls is
-# looked at less often, or only while background jobs run.
+# looked at less often.
 """What happens around the process."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic_ns, perf_counter_ns
 
@@ -25,8 +25,8 @@ __all__ = ["Lookout", "Sight"]
 # The topology is looked at this often, in ns: a quota that moved is followed within a second.
 TOPOLOGY_NS = 250_000_000
 
-# Threads that are asked how long they waited for a CPU; more would say no more.
-MOST_ASKED = 8
+# Threads that are asked how long they waited for a CPU, 8 us each; more would say no more.
+MOST_ASKED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Sight:
         topology: The machine, if it changed.
         nice: Of the process's main thread.
         may_lower: Whether a helper may go back to the nice that it began with.
-        looked: What CPUs and background threads did, where that was asked and is known.
+        looked: What CPUs and background threads did since the last look, if there was one lately.
         share: The most helpers for this process, by what others of the same set of slots want;
             None for no such limit.
     """
@@ -63,14 +63,14 @@ class Lookout:
         self.slots_refused: OSError | None = None
         self._share = NO_SHARE
 
-    def look(self, wish: int, share: str, background: Collection[int] | None) -> Sight:
+    def look(self, wish: int, share: str, helpers: Mapping[int, bool]) -> Sight:
         """Look around.
 
         Args:
             wish: How many helpers the process could use.
             share: The name of its set of slots.
-            background: The kernel's numbers of the threads that serve background jobs; None where
-                there are no such jobs.
+            helpers: The kernel's numbers of the helpers, and whether each served background jobs
+                since the last look.
         """
         now = perf_counter_ns()
         topology = None
@@ -84,7 +84,7 @@ class Lookout:
             topology=topology,
             nice=nice,
             may_lower=may_lower(nice),
-            looked=self._usage(now, background),
+            looked=self._usage(now, helpers),
             share=self._slots(wish, share),
         )
 
@@ -111,28 +111,25 @@ class Lookout:
             self.slots.close()
             self.slots = None
 
-    def _usage(self, now: int, background: Collection[int] | None) -> Looked | None:
-        """What happened since the last look, if that one was for background jobs as well."""
-        if background is None:
-            self._idle_at = 0
-            return None
+    def _usage(self, now: int, helpers: Mapping[int, bool]) -> Looked | None:
+        """What happened since the last look, if there was one lately."""
         idle, pressure = idle_ns(self._cpus), pressure_us()
         if idle is None:  # what is not known counts as free
             return Looked(1, len(self._cpus), 0, 0)
         before, self._idle_at = self._idle_at, now
         idle_before, self._idle_ns = self._idle_ns, idle
         pressure_before, self._pressure = self._pressure, pressure
-        asked = sorted(background)[:MOST_ASKED]
+        asked = sorted(helpers, key=lambda thread: not helpers[thread])[:MOST_ASKED]
         times_before, self._times = self._times, thread_times_ns(asked)
         if not before:
             return None
-        ran = waited = 0
-        for thread, (run, delay) in self._times.items():
-            run_before, delay_before = times_before.get(thread, (run, delay))
-            ran += run - run_before
-            waited += delay - delay_before
-        if asked:
-            ran, waited = (each * len(background) // len(asked) for each in (ran, waited))
+        told = [
+            each for each in asked if helpers[each] and each in self._times.keys() & times_before
+        ]
+        ran = sum(self._times[each][0] - times_before[each][0] for each in told)
+        waited = sum(self._times[each][1] - times_before[each][1] for each in told)
+        if told:  # the others are taken to be like them
+            ran, waited = (each * sum(helpers.values()) // len(told) for each in (ran, waited))
         if pressure is not None and pressure == pressure_before:
             waited = 0  # nobody waited anywhere
         return Looked(now - before, max(idle - idle_before, 0), ran, waited)

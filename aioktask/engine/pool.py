@@ -293,10 +293,10 @@ class Pool:
                 return False
             wish = state.scheduler.wish(self.cap.threads)
             share = self.tunables.share
-            background = None
-            if any(run.entry.gives_way for run in state.runs):
-                background = [helper.native for helper in state.helpers if state.serves(helper)]
-        self._follow(self.lookout.look(wish, share, background))
+            helpers = {each.native: each.in_background for each in state.helpers}
+            for each in state.helpers:
+                each.in_background = state.serves_background(each)
+        self._follow(self.lookout.look(wish, share, helpers))
         return True
 
     def _follow(self, sight: Sight) -> None:

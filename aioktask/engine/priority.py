@@ -25,7 +25,7 @@ ABOVE_LOOP = 1
 # the GIL keeps the loop waiting until it is scheduled again, which at 19 took half a second.
 MOST_ABOVE_LOOP = 5
 
-_MOST_NICE = 19
+MOST_NICE = 19
 _CAP_SYS_NICE = 23
 _NICE_IS_OF_THREADS = sys.platform.startswith("linux")
 
@@ -83,8 +83,8 @@ def thread_nice(nice: int, base: int, *, gil: bool) -> int:
     """
     above = max(nice, 0)
     if gil:
-        above = above * (MOST_ABOVE_LOOP - ABOVE_LOOP) // _MOST_NICE
-    return min(base + ABOVE_LOOP + above, _MOST_NICE)
+        above = above * (MOST_ABOVE_LOOP - ABOVE_LOOP) // MOST_NICE
+    return min(base + ABOVE_LOOP + above, MOST_NICE)
 
 
 def gil_is_on() -> bool:

@@ -25,7 +25,7 @@ from aioktask.engine.frame import Frame, Signals
 from aioktask.engine.helpers import Caller, Helper, Parking
 from aioktask.engine.lending import Lending
 from aioktask.engine.lessons import Lessons
-from aioktask.engine.priority import gil_is_on, thread_nice
+from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
 from aioktask.engine.run import Phase, Run, Waiter
 from aioktask.engine.schedule import SLICE_NS, Entry, Group, Scheduler, Seat
 from aioktask.engine.waits import Waits
@@ -331,7 +331,7 @@ class State:
         self._recall(helper, now, outbox)
         self.summon(now, outbox)
 
-    def serves(self, helper: Helper) -> bool:
+    def serves_background(self, helper: Helper) -> bool:
         """Whether the helper serves a job that gives way to other processes."""
         frame = helper.frame
         return frame is not None and frame.seat is Seat.BACKGROUND
@@ -340,12 +340,10 @@ class State:
         """What was seen of the CPUs since the last look, if that is known."""
         nices = [run.entry.nice for run in self.runs if run.entry.gives_way]
         yielding, scheduler = self.yielding, self.scheduler
-        if not nices:
-            self.yielding = Yielding(cpus)
-            scheduler.background_cap = self.yielding.threads
-            return
-        if seen is not None:
-            yielding.look(seen, cpus, min(nices))
+        if seen is None:
+            self.yielding = yielding = Yielding(cpus)
+        else:
+            yielding.look(seen, cpus, min(nices, default=MOST_NICE))
         cap = scheduler.cap if yielding.threads >= cpus else yielding.threads
         if cap == scheduler.background_cap:
             return
@@ -552,6 +550,8 @@ class State:
         )
         if frame.seat is Seat.LENT:
             _lent(run, "at once")
+        elif frame.seat is Seat.BACKGROUND and isinstance(frame.thread, Helper):
+            frame.thread.in_background = True
         run.enter(frame, now)
         frame.slice_end = now + SLICE_NS
         self.serving[frame] = None
