@@ -49,6 +49,7 @@ class Frame:
         "chunk",
         "chunks",
         "claimed_at",
+        "contended",
         "context",
         "counted",
         "counted_in_group",
@@ -104,6 +105,8 @@ class Frame:
         self.advanced_to = 0
         self.busy = self.cpu = self.cpu_mark = 0
         self.cpu_charged = 0  # the thread's CPU time up to which a background job has paid
+        # When a background thread was kept from its CPU last, and how long in all until then.
+        self.contended: tuple[int, int] = (0, 0)
         self.seat = Seat.OWN
         self.node: int | None = None  # whose parts of the job it takes first
         self.helps = False  # whether it takes those of other nodes, which have no CPU for it

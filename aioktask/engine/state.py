@@ -22,7 +22,7 @@ from typing import Any, Literal
 from aioktask.engine import events
 from aioktask.engine.claims import PartedClaims
 from aioktask.engine.frame import Frame, Signals
-from aioktask.engine.helpers import Caller, Helper, Parking
+from aioktask.engine.helpers import Caller, Helper, Parking, kernel_and_delay_ns
 from aioktask.engine.lending import Lending
 from aioktask.engine.lessons import Lessons
 from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
@@ -34,6 +34,11 @@ from aioktask.errors import DeadlockError
 
 # How many helpers are woken at once; each that wakes wakes as many again.
 SUMMON_AHEAD = 2
+
+# A background stretch that was kept from its CPU for so much of its time, and so long, was in
+# somebody's way.
+CONTENDED = 1 / 3
+CONTENDED_NS = 1_000_000
 
 # Where a job was seen beside another, the next one is expected within this time.
 CROWDED_NS = 1_000_000_000
@@ -364,7 +369,7 @@ class State:
         if limit != run.entry.limit:
             self.scheduler.set_limit(run.entry, limit)
             self.signals.generation += 1
-        if frame.seat is Seat.BACKGROUND and self.yielding.pausing and self._pauses(frame):
+        if frame.seat is Seat.BACKGROUND and self._gives_way(frame, now):
             return False
         if self.signals.generation != frame.generation or now >= frame.slice_end:
             return False
@@ -416,13 +421,30 @@ class State:
             return None
         return frame.node
 
-    def _pauses(self, frame: Frame) -> bool:
-        """Pay for the CPU time of a background stretch; whether a pause follows."""
-        used = thread_time_ns()
-        self.yielding.charge(used - max(frame.cpu_charged, frame.cpu_mark))
-        frame.cpu_charged = used
-        self.scheduler.background_cap = self.yielding.threads
-        return not self.yielding.threads
+    def _gives_way(self, frame: Frame, now: int) -> bool:
+        """Pay for the CPU time of a background stretch; whether a pause follows.
+
+        Looks around are a tenth of a second apart. A neighbour that comes between two of them is
+        noticed here, by two stretches one after the other that had to wait for a CPU.
+        """
+        yielding = self.yielding
+        cpu = thread_time_ns()
+        used = cpu - max(frame.cpu_charged, frame.cpu_mark)
+        frame.cpu_charged = cpu
+        if yielding.pausing:
+            yielding.charge(used)
+            self.scheduler.background_cap = yielding.threads
+            return not yielding.threads
+        wall = now - max(frame.claimed_at, frame.entered_at)
+        if wall - used > CONTENDED_NS and wall - used > wall * CONTENDED:
+            (before_at, before), delay = frame.contended, kernel_and_delay_ns()[1]
+            frame.contended = now, delay
+            if now - before_at < 2 * wall + SLICE_NS and delay - before > wall * CONTENDED:
+                yielding.stop()
+                self.scheduler.background_cap = 0
+                self.signals.generation += 1
+                return True
+        return False
 
     def raised(self, frame: Frame, error: BaseException, now: int) -> None:
         """`fn`, `undo` or `reduce` raised in the frame."""

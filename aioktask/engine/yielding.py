@@ -69,8 +69,10 @@ class Yielding:
         """
         self._cpus = cpus
         ran = seen.used_ns + seen.delay_ns
-        # Who waits as long as it runs shares its CPU with others: nothing of that was free.
-        contended = min(2 * seen.delay_ns / ran, 1.0) if ran else 0.0
+        # Who waits as long as it runs shares its CPU with others: nothing of that was free. Nor is
+        # what a thread used after a pause, which the kernel lets go first, whoever it displaces.
+        waited = min(2 * seen.delay_ns / ran, 1.0) if ran else 0.0
+        contended = 1.0 if self.pausing else waited
         free = (seen.idle_ns + seen.used_ns * (1.0 - contended)) / max(seen.elapsed_ns, 1)
         free = min(free, float(cpus))
         kept = weight(nice) / (NICE_0_WEIGHT + weight(nice))
@@ -83,6 +85,11 @@ class Yielding:
         self._credit_ns += round(self._share * seen.elapsed_ns)
         self._credit_ns = min(self._credit_ns, MOST_CREDIT_NS)
         self.threads = int(self._credit_ns > 0)
+
+    def stop(self) -> None:
+        """A thread found its CPU taken by others: nobody works on until the next look."""
+        self.pausing = True
+        self._credit_ns = self.threads = 0
 
     def charge(self, used_ns: int) -> None:
         """A background thread used so much CPU time."""
