@@ -48,12 +48,12 @@ def info() -> dict[str, object]:
         ValueError: ``AIOKTASK_MAX_THREADS`` is no number of threads.
     """
     pool = current_pool()
-    pool.refresh()
-    cap, topology = pool.cap, pool.topology
+    pool.around.refresh()
+    cap, topology = pool.around.cap, pool.around.topology
     return {
         "cap": {"threads": cap.threads, "reason": cap.reason},
-        "tunables": pool.tunables.data(),
-        "slots": _slots(pool.tunables.share, len(topology.cpus)),
+        "tunables": pool.around.tunables.data(),
+        "slots": _slots(pool.around.tunables.share, len(topology.cpus)),
         "nice": _nice(),
         "cpus": sorted(topology.cpus),
         "online": sorted(topology.online),

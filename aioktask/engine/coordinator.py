@@ -277,7 +277,7 @@ class Coordinator:
             else:
                 self._tunables.pop(name, None)
         pool, group = self.scope()
-        pool.set_group(group, self._cap)
+        pool.around.set_group(group, self._cap)
 
     def submit(self, job: Job[T]) -> Handle[T]:
         """Run a job, whether or not anyone waits for it.

@@ -24,17 +24,14 @@ from aioktask.engine.helpers import (
     Helper,
     Keeper,
     ThreadWaiter,
-    be_like_the_process,
-    bind_thread,
     name_this_thread,
     start_blocked,
 )
-from aioktask.engine.limits import Cap, process_cap
-from aioktask.engine.lookout import Lookout, Sight
-from aioktask.engine.priority import process_nice, set_thread_nice
+from aioktask.engine.priority import process_nice
 from aioktask.engine.run import Phase, Run, Waiter
 from aioktask.engine.state import Outbox, RunGroup, State
-from aioktask.engine.topology import Topology, read_topology
+from aioktask.engine.surroundings import Surroundings, cap_of
+from aioktask.engine.topology import Topology
 from aioktask.engine.tunables import Tunables
 from aioktask.job import Report
 
@@ -58,24 +55,17 @@ class Pool:
     """All runs and helpers of a process. One exists in a process; a fork's child makes its own."""
 
     def __init__(self, topology: Topology, tunables: Tunables) -> None:
-        self.topology = topology
-        self.tunables = tunables
-        self.cap = _cap(topology, tunables)
-        self.share: int | None = None  # the most helpers, by what other processes want
         self.lock = threading.Lock()  # guards `state`, and all runs, frames and groups
-        self.state = State(self.cap.threads)
-        self.state.base_nice = process_nice()
-        self._set_nodes()
+        self.state = State(cap_of(topology, tunables).threads)
         self.signals = self.state.signals
         self.keeper = Keeper()
-        self.lookout = Lookout(topology)  # the keeper's own
-        self.watching = False  # whether the keeper looks around
         self.dead = False  # whether this is a fork's child, which owns none of it
+        self.around = Surroundings(self, topology, tunables)
 
     def __repr__(self) -> str:
         return f"<Pool {self.state}>"
 
-    def _send(self, outbox: Outbox) -> None:
+    def send(self, outbox: Outbox) -> None:
         outbox.dropped.clear()
         # Before anybody is woken, who might tell of what comes after.
         if outbox.events:
@@ -83,11 +73,11 @@ class Pool:
                 context.run(events.emit, event)
             outbox.events.clear()
         if outbox.renices:
-            self._set_nices(outbox)
+            self.around.set_nices(outbox)
         for parking in outbox.parkings:
             parking.open()
-        if outbox.starts and not self.watching:
-            self._watch()
+        if outbox.starts and not self.around.watching:
+            self.around.watch()
         for _ in range(outbox.starts):
             try:
                 self.keeper.soon(self._start_helper)
@@ -117,16 +107,16 @@ class Pool:
             if waiter is not None:
                 run.waiters.append(waiter)
             self.state.submit(run, caller, nested=nested, outbox=outbox)
-        self._send(outbox)
-        if not self.watching and not run.over:
-            self._watch()
+        self.send(outbox)
+        if not self.around.watching and not run.over:
+            self.around.watch()
 
     def cancel(self, run: Run) -> bool:
         """End a run; whether that came in time, also when it was cancelled before."""
         outbox = Outbox()
         with self.lock:
             in_time = self.state.cancel(run, outbox)
-        self._send(outbox)
+        self.send(outbox)
         return in_time
 
     def cancel_soon(self, run: Run) -> None:
@@ -142,7 +132,7 @@ class Pool:
         outbox = Outbox()
         with self.lock:
             over = self.state.commit(run, outbox)
-        self._send(outbox)
+        self.send(outbox)
         return over
 
     def result(self, run: Run) -> Report[Any]:
@@ -164,27 +154,27 @@ class Pool:
                 run.watchers.append(waiter)
             else:
                 self.state.add_waiter(run, waiter, outbox)
-        self._send(outbox)
+        self.send(outbox)
         return True
 
     def remove_waiter(self, run: Run, waiter: Waiter) -> None:
         outbox = Outbox()
         with self.lock:
             self.state.remove_waiter(run, waiter, outbox)
-        self._send(outbox)
+        self.send(outbox)
 
     def begin_wait(self, waiting: Run, awaited: Run, *, detect: bool) -> None:
         """A chunk of `waiting` is about to wait for `awaited`; see `State.begin_wait`."""
         outbox = Outbox()
         with self.lock:
             self.state.begin_wait(waiting, awaited, detect=detect, outbox=outbox)
-        self._send(outbox)
+        self.send(outbox)
 
     def end_wait(self, waiting: Run, awaited: Run, *, detect: bool) -> None:
         outbox = Outbox()
         with self.lock:
             self.state.end_wait(waiting, awaited, detect=detect, outbox=outbox)
-        self._send(outbox)
+        self.send(outbox)
 
     def renice(self, run: Run, nice: int) -> None:
         """Another nice for a run, whatever it does now; see `State.renice`."""
@@ -193,14 +183,10 @@ class Pool:
             if not run.over:
                 group = run.entry.group
                 assert isinstance(group, RunGroup)
-                gives_way = self.gives_way(nice, group)
+                gives_way = self.around.gives_way(nice, group)
                 self.state.renice(run, nice, gives_way=gives_way, outbox=outbox)
             run.entry.nice = nice
-        self._send(outbox)
-
-    def gives_way(self, nice: int, group: RunGroup) -> bool:
-        """Whether a job of this nice leaves the CPUs to other processes."""
-        return nice > 0 and bool(group.tunables.get("give_way", self.tunables.give_way))
+        self.send(outbox)
 
     def set_run_limit(self, run: Run, limit: int) -> None:
         with self.lock:
@@ -208,151 +194,12 @@ class Pool:
             self.state.scheduler.set_limit(run.entry, min(limit, run.threads_learned))
         self._limit_moved()
 
-    def set_group(self, group: RunGroup, cap: int | None) -> None:
-        """A coordinator was told other tunables."""
-        outbox = Outbox()
-        with self.lock:
-            self.state.scheduler.set_group_cap(group, cap)
-            self._reconsider_runs(outbox)
-        self._send(outbox)
-
-    def configure(self, tunables: Tunables) -> None:
-        """Other tunables of the process, also while jobs run."""
-        outbox = Outbox()
-        with self.lock:
-            self.tunables = tunables
-            self._reconsider_runs(outbox)
-        self._send(outbox)
-
-    def _reconsider_runs(self, outbox: Outbox) -> None:
-        for run in self.state.runs:
-            group = run.entry.group
-            assert isinstance(group, RunGroup)
-            if run.entry.gives_way or run.entry.nice > 0:
-                gives_way = self.gives_way(run.entry.nice, group)
-                self.state.scheduler.set_gives_way(run.entry, gives_way)
-        self._apply_caps(outbox)
-
-    def refresh(self) -> None:
-        """Look at the machine again, if the keeper does not."""
-        if self.watching:
-            return
-        topology = read_topology()
-        outbox = Outbox()
-        with self.lock:
-            self.topology = topology
-            self._apply_caps(outbox)
-        self._send(outbox)
-
-    def _set_nodes(self) -> None:
-        nodes = {node.id: node.cpus & self.topology.cpus for node in self.topology.nodes}
-        self.state.node_cpus = {node: cpus for node, cpus in nodes.items() if cpus}
-        self.state.node_limit = self.tunables.max_threads_per_node
-
-    def _apply_caps(self, outbox: Outbox) -> None:
-        """Bring the caps in line with what they follow from."""
-        self._set_nodes()
-        self.cap = _cap(self.topology, self.tunables)
-        cap = self.cap.threads
-        for run in self.state.runs:
-            group_cap = run.entry.group.cap
-            run.cap_moved(cap if group_cap is None else min(cap, group_cap))
-            limit = min(run.limit, run.threads_learned)
-            if limit != run.entry.limit:
-                self.state.scheduler.set_limit(run.entry, limit)
-        self.state.scheduler.cap = cap if self.share is None else max(min(cap, self.share), 1)
-        self.signals.generation += 1
-        self.state.summon(perf_counter_ns(), outbox)
-
     def _limit_moved(self) -> None:
         outbox = Outbox()
         with self.lock:
             self.signals.generation += 1
             self.state.summon(perf_counter_ns(), outbox)
-        self._send(outbox)
-
-    # What goes on around the process, looked at by the keeper.
-
-    def _watch(self) -> None:
-        with self.lock:
-            if self.watching or self.dead:
-                return
-            self.watching = True
-        try:
-            self.keeper.watch(self._look_around)
-        except RuntimeError:  # the system has no more threads for us
-            self.watching = False
-
-    def _look_around(self) -> bool:
-        """Follow what changed; False when there is nobody whom it would concern."""
-        state = self.state
-        with self.lock:
-            if self.dead or not (state.runs or state.helpers or state.starting):
-                self.watching = False
-                self.lookout.release()
-                return False
-            wish = state.scheduler.wish(self.cap.threads)
-            share = self.tunables.share
-            helpers = {each.native: each.in_background for each in state.helpers}
-            for each in state.helpers:
-                each.in_background = state.serves_background(each)
-        self._follow(self.lookout.look(wish, share, helpers))
-        return True
-
-    def _follow(self, sight: Sight) -> None:
-        outbox = Outbox()
-        state = self.state
-        if sight.topology is not None:
-            be_like_the_process()  # here, on the keeper, whose affinity new helpers get
-        with self.lock:
-            if sight.nice != state.base_nice:
-                state.base_nice = sight.nice
-                outbox.renices += state.helpers
-                self.signals.generation += 1
-            if not sight.may_lower:
-                state.may_lower_again = True
-            state.may_lower = sight.may_lower and state.may_lower_again
-            if sight.topology is not None:
-                self.topology = sight.topology
-                self._set_nodes()
-                for helper in state.helpers:
-                    self._bind(helper)
-            if sight.topology is not None or sight.share != self.share:
-                self.share = sight.share
-                self._apply_caps(outbox)
-            state.looked(sight.looked, len(self.topology.cpus), outbox)
-        self._send(outbox)
-
-    def _set_nices(self, outbox: Outbox) -> None:
-        with self.lock:
-            for helper in outbox.renices:
-                if helper in self.state.helpers:
-                    self._set_nice(helper)  # if refused, it is exchanged where it stands next
-        outbox.renices.clear()
-
-    def _fit(self, helper: Helper) -> bool:
-        """Give the thread the nice and the CPUs for what it is to do; False as for `_set_nice`."""
-        if not self._set_nice(helper):
-            return False
-        if self.state.node_of(helper) != helper.node:
-            self._bind(helper)
-        return True
-
-    def _bind(self, helper: Helper) -> None:
-        """Bind the thread to its node, else to what the process may use."""
-        helper.node = self.state.node_of(helper)
-        cpus = self.topology.cpus if helper.node is None else self.state.node_cpus[helper.node]
-        bind_thread(helper.native, cpus)
-
-    def _set_nice(self, helper: Helper) -> bool:
-        """Give the helper's thread the nice that it should have; False where that is refused."""
-        nice = self.state.nice_of(helper)
-        if nice == helper.nice or not helper.native:
-            return True
-        if not set_thread_nice(helper.native, nice):
-            return False
-        helper.nice = nice
-        return True
+        self.send(outbox)
 
     def shut(self, group: RunGroup, *, cancel: bool) -> list[Run]:
         """Close a group, cancel its runs if asked to, and name those that are not over."""
@@ -363,7 +210,7 @@ class Pool:
                 for run in list(group.runs):
                     self.state.cancel(run, outbox)
             left = list(group.runs)
-        self._send(outbox)
+        self.send(outbox)
         return left
 
     # A coroutine undo, from the loop it runs on.
@@ -383,7 +230,7 @@ class Pool:
         with self.lock:
             run.async_undo = False
             self.state.update(run, outbox)
-        self._send(outbox)
+        self.send(outbox)
 
     # The turn of a thread that serves a run.
 
@@ -423,7 +270,7 @@ class Pool:
                 return frame
             outbox = Outbox()
             following = self._reconsider(frame, now, outbox)
-        self._send(outbox)
+        self.send(outbox)
         return following
 
     def _reconsider(self, frame: Frame, now: int, outbox: Outbox) -> Frame | None:
@@ -433,7 +280,7 @@ class Pool:
         """
         following = self.state.reconsider(frame, now, outbox)
         helper = frame.thread
-        if following is frame and isinstance(helper, Helper) and not self._fit(helper):
+        if following is frame and isinstance(helper, Helper) and not self.around.fit(helper):
             self.state.refused(helper, outbox)
             return None
         return following
@@ -451,7 +298,7 @@ class Pool:
             self.state.raised(frame, error, now)
             del error
             following = self._reconsider(frame, now, outbox)
-        self._send(outbox)
+        self.send(outbox)
         return following
 
     def _merge(self, frame: Frame) -> None:
@@ -482,7 +329,7 @@ class Pool:
                 run.caller = None
                 if caller.frame is not None:  # it left before it served what it had claimed
                     self.state.abandon(caller, perf_counter_ns(), outbox)
-            self._send(outbox)
+            self.send(outbox)
 
     def _take_part(self, run: Run, caller: Caller, given_up: Callable[[], bool]) -> None:
         pause = HUNGRY_SECONDS
@@ -538,7 +385,7 @@ class Pool:
         outbox = Outbox()
         with self.lock:
             self.state.not_started(error, outbox)
-        self._send(outbox)
+        self.send(outbox)
 
     def _help(self, helper: Helper) -> None:
         state = self.state
@@ -549,11 +396,11 @@ class Pool:
             if state.closing and not state.runs:
                 return
             state.helpers[helper] = None
-            self._bind(helper)  # the keeper may have been bound elsewhere a moment ago
+            self.around.bind(helper)  # the keeper may have been bound elsewhere a moment ago
             now = perf_counter_ns()
             state.find_work(helper, now, outbox)
             state.summon(now, outbox)
-        self._send(outbox)
+        self.send(outbox)
         while True:
             while (frame := self._begin(helper)) is not None:
                 name_this_thread(frame.run.name)
@@ -565,17 +412,17 @@ class Pool:
                 outbox = Outbox()
                 with self.lock:
                     state.summon(perf_counter_ns(), outbox)
-                self._send(outbox)
+                self.send(outbox)
 
     def _begin(self, helper: Helper) -> Frame | None:
         """What the helper serves from this moment on, so that it cannot be recalled any more."""
         outbox = Outbox()
         with self.lock:
             helper.called = False
-            if self._fit(helper):
+            if self.around.fit(helper):
                 return helper.frame
             self.state.refused(helper, outbox)
-        self._send(outbox)
+        self.send(outbox)
         return None
 
     def _stay(self, helper: Helper) -> bool:
@@ -608,7 +455,7 @@ class Pool:
             for run in list(state.runs):
                 state.cancel(run, outbox)
             left = list(state.runs)
-        self._send(outbox)
+        self.send(outbox)
         for run in left:
             if run.undo_task is not None:
                 run.undo_task.rescue()
@@ -618,7 +465,7 @@ class Pool:
             print(f"aioktask: exit waits for the jobs {names}", file=sys.stderr, flush=True)
             ended.parking.wait()
         self.keeper.stop()
-        self.lookout.close()
+        self.around.lookout.close()
         with self.lock:
             helpers = list(state.helpers)
             while state.idle:
@@ -629,11 +476,6 @@ class Pool:
         for helper in helpers:
             if helper.thread is not None:
                 helper.thread.join()
-
-
-def _cap(topology: Topology, tunables: Tunables) -> Cap:
-    source = tunables.sources.get("max_threads", "")
-    return process_cap(topology, tunables.max_threads, source)
 
 
 def _end_child(frame: Frame) -> NoReturn:

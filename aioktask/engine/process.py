@@ -49,8 +49,8 @@ def max_threads() -> int:
     replaces it. Threads that call `run_multithreaded_sync` always take part and may come on top.
     """
     pool = current_pool()
-    pool.refresh()
-    return pool.cap.threads
+    pool.around.refresh()
+    return pool.around.cap.threads
 
 
 def set_max_threads(threads: int | None) -> None:
@@ -86,7 +86,7 @@ def configure(**values: Any) -> None:
 
 def tunables() -> dict[str, object]:
     """The process's tunables as they are now, by name."""
-    return current_pool().tunables.data()
+    return current_pool().around.tunables.data()
 
 
 def _set(source: str, **values: Any) -> None:
@@ -98,7 +98,7 @@ def _set(source: str, **values: Any) -> None:
             said = source if source != "configure()" else f"configure({name}={value!r})"
             _calls[name] = said, value
     made: Tunables = process_tunables(os.environ, _calls)
-    current_pool().configure(made)
+    current_pool().around.configure(made)
 
 
 def _at_exit() -> None:
@@ -123,7 +123,7 @@ def _after_fork_in_child() -> None:
     if _pool is not None:
         # A chunk that forked finds out by these two when it returns: see Pool._end_child.
         _pool.dead = True
-        _pool.lookout.forget()
+        _pool.around.lookout.forget()
         _pool.signals.generation += 1
         # The forking thread may be in a chunk: what it runs here is not nested in that.
         local.frame = None

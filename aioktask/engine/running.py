@@ -177,11 +177,11 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
     4
     """
     pool = current_pool()
-    pool.refresh()
-    caps = [(pool.cap.threads, f"the process: {pool.cap.reason}")]
-    share = pool.share
-    if share is not None and share < pool.cap.threads:
-        name = pool.tunables.share
+    pool.around.refresh()
+    caps = [(pool.around.cap.threads, f"the process: {pool.around.cap.reason}")]
+    share = pool.around.share
+    if share is not None and share < pool.around.cap.threads:
+        name = pool.around.tunables.share
         caps.append((max(share, 1), f"what other busy processes leave of the slots {name!r}"))
     if coordinator is not None and coordinator.max_threads is not None:
         cap = coordinator.max_threads

@@ -40,7 +40,7 @@ def new_run(
             "that is running at submit, and none is: pass an ordinary function"
         )
     nice = submitted_nice(_own_nice(job, group, pool))
-    cap = pool.cap.threads if group.cap is None else min(pool.cap.threads, group.cap)
+    cap = pool.around.cap.threads if group.cap is None else min(pool.around.cap.threads, group.cap)
     cut = split(job, cap)
     wanted = learns(job, group, pool)
     key = lesson = sizes = scaling = None
@@ -72,13 +72,13 @@ def new_run(
         key=key,
         lessons=pool.state.lessons,
     )
-    run.entry.gives_way = pool.gives_way(nice, group)
+    run.entry.gives_way = pool.around.gives_way(nice, group)
     return run
 
 
 def _own_nice(job: Job[Any], group: RunGroup, pool: Pool) -> int:
     """The job's nice, where its coordinator or the process does not set another one."""
-    for said in (group.tunables.get("nice"), pool.tunables.nice):
+    for said in (group.tunables.get("nice"), pool.around.tunables.nice):
         if said is not None:
             return int(said)
     return job.nice
@@ -90,13 +90,13 @@ def learns(job: Job[Any], group: RunGroup, pool: Pool) -> str:
         return job.learn
     if job.chunk is not None:
         return "nothing"
-    return str(group.tunables.get("learn", pool.tunables.learn))
+    return str(group.tunables.get("learn", pool.around.tunables.learn))
 
 
 def remembers(job: Job[Any], group: RunGroup, pool: Pool) -> bool:
     if job.remember is not None:
         return job.remember
-    return bool(group.tunables.get("remember", pool.tunables.remember))
+    return bool(group.tunables.get("remember", pool.around.tunables.remember))
 
 
 def remembered(

@@ -277,8 +277,8 @@ def test_a_set_that_cannot_be_shared_is_told_and_does_no_harm(tmp_path: Path) ->
         main = """
             run_multithreaded_sync(Job(fn, 100_000, chunk=1000))
             from aioktask.engine.process import current_pool
-            until(lambda: current_pool().lookout.slots_refused)
-            note("refused", current_pool().lookout.slots_refused.errno)
+            until(lambda: current_pool().around.lookout.slots_refused)
+            note("refused", current_pool().around.lookout.slots_refused.errno)
         """
         environ = {"AIOKTASK_SHARE": f"test-{os.getpid()}-bad"}
         with Child(ENDLESS, main, environ=environ) as child:
