@@ -59,7 +59,7 @@ async def test_a_helper_that_is_slow_to_park_holds_no_memory(
 ) -> None:
     """It is kept where it has just woken the waiter, and its frame is still on its stack."""
     parks = threading.Event()
-    deliver = Pool._send
+    deliver = Pool.send
 
     def deliver_and_wait(pool: Pool, outbox: Outbox) -> None:
         deliver(pool, outbox)
@@ -69,7 +69,7 @@ async def test_a_helper_that_is_slow_to_park_holds_no_memory(
     with mmap.mmap(-1, 1 << 16) as buffer:
         job = job_over(buffer, max_threads=1)
         await run_multithreaded(Job(lambda a, b: None, 1))  # so that there is a helper
-        monkeypatch.setattr(Pool, "_send", deliver_and_wait)
+        monkeypatch.setattr(Pool, "send", deliver_and_wait)
         try:
             await run_multithreaded(job)
             del job

@@ -237,6 +237,26 @@ async def test_a_request_has_the_nice_of_its_waiter() -> None:
     assert doors.nices == [10, -5, 10, 10, 10, 10]
 
 
+@pytest.mark.anyio
+async def test_who_ensures_a_section_that_runs_lends_its_priority_to_it() -> None:
+    doors = Doors(0)
+    async with OnDemand(Job(doors, 4, nice=19, max_threads=1), section=1) as d:
+        await doors.at(0)
+        run = d._work.running[0]._run
+        assert run.entry.loan is None
+
+        async def ensure() -> None:
+            with priority(0):
+                await d.ensure(0, 1)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ensure)
+            await eventually(lambda: run.entry.loan == 0)
+            assert run.lent != "no"
+            assert d._work._background.entry.loan is None, "the sections after it stay as they are"
+            doors.open()
+
+
 @pytest.mark.usefixtures("two_threads")
 def test_it_waits_for_no_other_section_though_that_is_in_the_way() -> None:
     doors = Doors(0, 1)

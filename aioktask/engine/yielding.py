@@ -70,9 +70,11 @@ class Yielding:
         self._cpus = cpus
         ran = seen.used_ns + seen.delay_ns
         # Who waits as long as it runs shares its CPU with others: nothing of that was free. Nor is
-        # what a thread used after a pause, which the kernel lets go first, whoever it displaces.
-        waited = min(2 * seen.delay_ns / ran, 1.0) if ran else 0.0
-        contended = 1.0 if self.pausing else waited
+        # what a thread used after a pause where little was idle: the kernel lets it go first then,
+        # whoever it displaces.
+        contended = min(2 * seen.delay_ns / ran, 1.0) if ran else 0.0
+        if self.pausing and seen.idle_ns < seen.used_ns:
+            contended = 1.0
         free = (seen.idle_ns + seen.used_ns * (1.0 - contended)) / max(seen.elapsed_ns, 1)
         free = min(free, float(cpus))
         kept = weight(nice) / (NICE_0_WEIGHT + weight(nice))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job
+from aioktask.engine import state as state_module
 from aioktask.engine.helpers import Caller, Helper, ThreadWaiter
 from aioktask.engine.plan import split
 from aioktask.engine.priority import thread_nice
@@ -279,6 +280,39 @@ def test_what_was_seen_bounds_background_threads_and_calls_them_back() -> None:
     state.renice(run, 0, gives_way=False, outbox=Outbox())
     state.looked(None, 4, Outbox())
     assert not state.yielding.pausing
+
+
+@pytest.mark.parametrize(("kept_from_cpu", "gives_way"), [(0.9, True), (0.2, False)])
+def test_a_neighbour_that_comes_between_two_looks_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, kept_from_cpu: float, gives_way: bool
+) -> None:
+    """By two stretches, one after the other, that were kept from their CPU; not by what waits for
+    something else."""
+    clock = {"cpu": 0, "delay": 0}
+    monkeypatch.setattr(state_module, "thread_time_ns", lambda: clock["cpu"])
+    monkeypatch.setattr(state_module, "kernel_and_delay_ns", lambda: (0, clock["delay"]))
+    state = State(cap=1)
+    helper = idle_helper(state, 5)
+    state.may_lower = True
+    run = a_run(state, 19, 1 << 40)
+    run.entry.gives_way = True
+    state.submit(run, None, nested=False, outbox=Outbox())
+    frame = helper.frame
+    assert frame is not None
+    assert frame.seat is Seat.BACKGROUND
+    now = frame.entered_at
+    stretch = 4_000_000
+    frame.slice_end = now + 100 * stretch
+    for number in range(5):
+        now += stretch
+        clock["cpu"] += stretch // 4
+        clock["delay"] += round(kept_from_cpu * stretch)
+        going_on = state.walked(frame, frame.stop, now)
+        if gives_way and number == 1:
+            break
+        assert going_on
+    assert state.yielding.pausing is gives_way
+    assert state.scheduler.background_cap == (0 if gives_way else 1)
 
 
 def test_a_job_inside_a_helper_s_chunk_lends_to_that_helper() -> None:

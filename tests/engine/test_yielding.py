@@ -100,3 +100,16 @@ def test_any_figures_give_a_number_of_threads(
         assert 0 <= yielding.threads <= cpus
         yielding.charge(MOST_CREDIT_NS)
         assert not yielding.pausing or yielding.threads == 0
+
+
+@given(cpus=st.integers(1, 64))
+def test_after_a_stop_nobody_works_until_the_next_look(cpus: int) -> None:
+    yielding = Yielding(cpus)
+    run(Machine(cpus, 0), yielding, 3, 19)
+    assert yielding.threads == cpus
+    yielding.stop()
+    assert yielding.threads == 0
+    yielding.charge(1_000_000)
+    assert yielding.threads == 0
+    run(Machine(cpus, 0), yielding, 1, 19)
+    assert yielding.threads == cpus

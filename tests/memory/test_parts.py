@@ -220,7 +220,9 @@ def test_of_very_large_memory_a_page_of_each_grain_is_asked() -> None:
 
 
 def test_a_limit_on_the_number_makes_the_grain_coarser() -> None:
-    memory = addresses(64 * GRAIN)
+    whole = addresses(80 * GRAIN)
+    first = -address_of(whole) % (16 * GRAIN)  # so that no coarser grain is cut by an end
+    memory = whole[first : first + 64 * GRAIN]
     start, stop = address_of(memory), address_of(memory) + 64 * GRAIN
     # Node 0, with every eighth grain on node 1: eight grains together are on node 0 for the most.
     with pages_on(lambda pages: (pages - start) // GRAIN % 8 == 7):
