@@ -130,14 +130,19 @@ def parts(
 def _to_ask(
     address: int, nbytes: int, grain: int, most: int = MOST_ASKED
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The addresses that stretches begin at, and that of the page to ask in each of them."""
-    first = address // PAGE
-    count = -(-(address + nbytes) // PAGE) - first
-    step = min(grain // PAGE, -(-count // most))
-    offsets = np.arange(0, count, step, dtype=np.int64)
-    turns = np.arange(len(offsets)) * _GOLDEN % 1
-    inside = (turns * np.minimum(step, count - offsets)).astype(np.int64)
-    return np.maximum((first + offsets) * PAGE, address), (first + offsets + inside) * PAGE
+    """The addresses that stretches begin at, and that of the page to ask in each of them.
+
+    Stretches divide the grain, and begin at absolute multiples of themselves: none is in two grains.
+    """
+    first, stop = address // PAGE, -(-(address + nbytes) // PAGE)
+    whole = grain // PAGE
+    wanted = -(-(stop - first) // most)
+    step = next((each for each in range(wanted, whole) if whole % each == 0), whole)
+    starts = np.arange(first - first % step, stop, step, dtype=np.int64)
+    begins = np.maximum(starts, first)
+    turns = np.arange(len(starts)) * _GOLDEN % 1
+    inside = (turns * (np.minimum(starts + step, stop) - begins)).astype(np.int64)
+    return np.maximum(begins * PAGE, address), (begins + inside) * PAGE
 
 
 def _nodes_of(pages: NDArray[np.int64]) -> NDArray[np.int32]:

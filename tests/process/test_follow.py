@@ -9,11 +9,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from aioktask.engine.slots import Slots, slots_path
 from tests.process.child import Child, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and /sys")
@@ -263,14 +265,39 @@ def test_processes_share_slots_and_get_them_back_from_one_that_was_killed() -> N
             first.hear("again")
             assert first.end() == 0, first.stderr()
     finally:
-        from aioktask.engine.slots import slots_path
-
         slots_path(name).unlink(missing_ok=True)
 
 
-def test_a_set_that_cannot_be_shared_is_told_and_does_no_harm(tmp_path: Path) -> None:
-    from aioktask.engine.slots import slots_path
+def test_a_forked_child_keeps_none_of_the_slots_of_a_parent_that_is_killed() -> None:
+    main = """
+        from aioktask.engine.process import current_pool
+        with Coordinator() as coordinator:
+            handle = start(coordinator)
+            lookout = current_pool().around.lookout
+            until(lambda: lookout.slots is not None and lookout.slots.held)
+            if os.fork() == 0:
+                say("forked")
+                signal.pause()
+            gate()
+    """
+    name = f"test-{os.getpid()}-fork"
+    path = slots_path(name)
+    try:
+        with Child(ENDLESS, main, environ={**NATURAL, "AIOKTASK_SHARE": name}) as child:
+            child.hear("forked")
+            slots = Slots(path)
+            cpus = frozenset(CPUS)
+            assert slots.busy() == 1
+            child.signal(signal.SIGKILL)
+            child.process.wait()
+            assert slots.busy() == 0
+            assert slots.look(cpus, len(cpus), time.monotonic_ns()) == slots.held == len(cpus)
+            slots.close()
+    finally:
+        path.unlink(missing_ok=True)
 
+
+def test_a_set_that_cannot_be_shared_is_told_and_does_no_harm(tmp_path: Path) -> None:
     path = slots_path(f"test-{os.getpid()}-bad")
     path.symlink_to(tmp_path)
     try:
