@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from aioktask import run_multithreaded, run_multithreaded_sync
 from aioktask.files import Evicted, Tally, _evict, evict
 from aioktask.memory import _libc
+from tests.open_files import open_files
 from tests.pieces import run_in_pieces
 
 PAGE = mmap.PAGESIZE
@@ -39,7 +40,7 @@ def cached(path: Path) -> int:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_files())
 
 
 @pytest.fixture

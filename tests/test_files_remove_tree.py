@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from aioktask import Coordinator, JobCancelled, plan, run_multithreaded, run_multithreaded_sync
 from aioktask.files import Removed, Tally, _remove_tree, remove_tree
 from tests.gates import PATIENCE
+from tests.open_files import open_files
 
 CALLS = ("open", "scandir", "fstat", "unlink", "rmdir")
 
@@ -60,7 +61,7 @@ def left_in(where: Path) -> Removed:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_files())
 
 
 @pytest.fixture

@@ -48,9 +48,6 @@ LATER, LONGER, SHARE = 1.0, 20.0, 1 / 5
 # A peer that does so much of our work in the same time is as fast, as far as one can tell.
 AS_FAST = 0.98
 
-# What an asyncio program would use without thinking of the size of its pieces.
-USUAL = ("asyncio.to_thread, gather, 2^14", "anyio, CapacityLimiter, 2^14")
-
 Progress = Callable[[str], object]
 
 
@@ -238,10 +235,6 @@ def _against_rival(
     speed = interval(_by_round(found, LEARNED, rival, _speed))
     text = f"{loop}, {LEARNED}: worst stall, of that of {rival}"
     result.promises.append(Promise(text, SHARE, False, worst))
-    for peer in (each for each in USUAL if each in sweep):
-        ratio = interval(_by_round(sweep, SMALL_CHUNKS, peer, lambda a, b: a.worst / b.worst))
-        text = f"{loop}, {SMALL_CHUNKS}: worst stall, of that of {peer}"
-        result.promises.append(Promise(text, SHARE, False, ratio))
     text = f"{loop}, {LEARNED}: elements a second, of those of {rival}"
     result.promises.append(Promise(text, 1.0, True, speed))
 

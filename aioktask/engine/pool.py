@@ -375,9 +375,9 @@ class Pool:
 
     def _start_helper(self) -> None:
         """On the keeper."""
-        helper = Helper(process_nice())
+        helper, topology = Helper(process_nice()), self.around.topology
         try:
-            helper.thread = start_blocked(lambda: self._help(helper), NAME)
+            helper.thread = start_blocked(lambda: self._help(helper, topology), NAME)
         except RuntimeError as error:  # the system has no more threads for us
             self._not_started(error)
 
@@ -387,7 +387,7 @@ class Pool:
             self.state.not_started(error, outbox)
         self.send(outbox)
 
-    def _help(self, helper: Helper) -> None:
+    def _help(self, helper: Helper, topology: Topology) -> None:
         state = self.state
         helper.native = threading.get_native_id()
         outbox = Outbox()
@@ -396,7 +396,8 @@ class Pool:
             if state.closing and not state.runs:
                 return
             state.helpers[helper] = None
-            self.around.bind(helper)  # the keeper may have been bound elsewhere a moment ago
+            if self.around.topology is not topology:  # it changed since the keeper began
+                self.around.bind(helper)
             now = perf_counter_ns()
             state.find_work(helper, now, outbox)
             state.summon(now, outbox)

@@ -132,7 +132,7 @@ def _to_ask(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The addresses that stretches begin at, and that of the page to ask in each of them.
 
-    Stretches divide the grain, and begin at absolute multiples of themselves: none is in two grains.
+    Stretches divide the grain and begin at absolute multiples of themselves: none is in two grains.
     """
     first, stop = address // PAGE, -(-(address + nbytes) // PAGE)
     whole = grain // PAGE

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from aioktask.engine import slots as module
 from aioktask.engine.sharing import EPOCH_NS, Member, divide, neighbours
 from aioktask.engine.slots import Slots, slots_path
+from tests.open_files import open_files
 
 # Rounds of looks until all have their shares: all are seen, what is too much is given, it is taken.
 ROUNDS = 3
@@ -512,12 +513,12 @@ def test_file_is_the_users_alone_empty_and_not_inherited(path: Path) -> None:
 
 
 def refused(path: Path, number: int, text: str) -> None:
-    before = os.listdir("/proc/self/fd")
+    before = open_files()
     with pytest.raises(OSError, match=text) as caught:
         Slots(path)
     assert caught.value.errno == number
     assert str(path) in str(caught.value)
-    assert os.listdir("/proc/self/fd") == before
+    assert open_files() == before
 
 
 def test_symlink_is_refused_and_not_followed(path: Path, tmp_path: Path) -> None:

@@ -124,6 +124,8 @@ class Machine:
             "loglevel=4",
             # A panic ends the machine instead of leaving it there.
             "panic=-1",
+            # The kernel's tests of its ciphers take seconds here, and were seen to lock up.
+            "cryptomgr.notests",
             "intel_iommu=on",
             "hugepagesz=1G",
             "hugepages=" + on_each_node([node.huge_1g for node in self.nodes]),

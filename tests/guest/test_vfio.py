@@ -35,6 +35,7 @@ from tests.guest.edu import ADDRESSES, TRANSFER, Edu, bound_to_vfio
 from tests.guest.facts import HUGE_1G, HUGE_2M
 from tests.memory.lock_state import address_of, in_a_child, resident_pages
 from tests.memory.sweep import cancelled_at, fails, shim
+from tests.open_files import open_files
 
 MIB = 1 << 20
 IOVA = 64 * MIB
@@ -832,7 +833,7 @@ async def test_it_is_cancelled_at_each_call(iommu: Iommu) -> None:
 
 
 def test_opening_fails_at_each_call(iommu: Iommu) -> None:
-    files = len(os.listdir("/proc/self/fd"))
+    files = len(open_files())
     container = Container(ADDRESSES[0], iommu=iommu)
     count = calls_of(container.open)
     container.close()
@@ -840,14 +841,14 @@ def test_opening_fails_at_each_call(iommu: Iommu) -> None:
     for at in range(1, count + 1):
         with shim(fails(at)), pytest.raises(OSError, match="injected at call"):
             Container(ADDRESSES[0], iommu=iommu).open()
-        assert len(os.listdir("/proc/self/fd")) == files
+        assert len(open_files()) == files
     with Container(ADDRESSES[0], iommu=iommu):
         pass
 
 
 @pytest.mark.anyio
 async def test_opening_is_cancelled_at_each_call(iommu: Iommu) -> None:
-    files = len(os.listdir("/proc/self/fd"))
+    files = len(open_files())
 
     async def run() -> None:
         async with Container(ADDRESSES[0], iommu=iommu):
@@ -855,7 +856,7 @@ async def test_opening_is_cancelled_at_each_call(iommu: Iommu) -> None:
 
     at = 1
     while await cancelled_at(at, run):
-        assert len(os.listdir("/proc/self/fd")) == files
+        assert len(open_files()) == files
         at += 1
     assert at > 5
 

@@ -30,6 +30,7 @@ from aioktask.memory._fallocate import fallocate
 from tests.memory.filesystems import TMPFS, block_of, has_extents, mounted, storage
 from tests.memory.hugepages import HUGE, POOL
 from tests.memory.sweep import cancelled_at, fails, shim
+from tests.open_files import open_files
 from tests.pieces import run_in_pieces
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fallocate(2) of Linux")
@@ -640,14 +641,14 @@ def test_a_file_that_is_closed_meanwhile_is_kept_open(shm: Path, at: int) -> Non
                 closing = -1
             fails(at)(call, name)
 
-        descriptors = len(os.listdir("/proc/self/fd")) - 1
+        descriptors = len(open_files()) - 1
         with shim(close), contextlib.suppress(OSError):
             run_multithreaded_sync(job)
         if at == 1000:
             check_allocated(file, before, OFFSET, NBYTES)
         else:
             assert state(file) == before
-        assert len(os.listdir("/proc/self/fd")) == descriptors
+        assert len(open_files()) == descriptors
 
 
 def test_a_file_system_without_fallocate_is_told_of(

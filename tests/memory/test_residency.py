@@ -35,6 +35,7 @@ from aioktask.memory._page_tables import Mapping, mappings_between
 from aioktask.memory._residency import Residency, residency
 from tests.memory.hugepages import HUGE
 from tests.memory.sweep import cancelled_at, fails, shim
+from tests.open_files import open_files
 from tests.pieces import run_in_pieces
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="page tables of Linux")
@@ -525,7 +526,7 @@ async def test_it_is_awaited_on_every_loop(way: str) -> None:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(open_files())
 
 
 @pytest.fixture

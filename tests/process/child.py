@@ -146,7 +146,9 @@ class Child:
                     **os.environ,
                     "AIOKTASK_MAX_THREADS": "4",
                     "OPENBLAS_NUM_THREADS": "1",
-                    "PYTHONPATH": str(Path(aioktask.__file__).parents[1]),
+                    "PYTHONPATH": os.pathsep.join(
+                        [str(Path(aioktask.__file__).parents[1]), *sys.path]
+                    ),
                     "TEST_LOG": str(self.log),
                     **(environ or {}),
                 },
