@@ -395,6 +395,7 @@ class Pool:
             state.starting -= 1
             if state.closing and not state.runs:
                 return
+            state.no_more_threads = False
             state.helpers[helper] = None
             if self.around.topology is not topology:  # it changed since the keeper began
                 self.around.bind(helper)

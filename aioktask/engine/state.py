@@ -121,6 +121,7 @@ class State:
         self.starting = 0  # helpers that are being started
         self.closing = False  # whether the interpreter exits
         self.crowded_until = 0  # for how long a job expects another one beside it
+        self.no_more_threads = False  # whether the system refused the last one
         self.all_over: Waiter | None = None  # who waits until no run is left
         self._numbers = 0
 
@@ -204,9 +205,8 @@ class State:
                 return
             self.signals.generation += 1  # an undo goes before chunks
             # And at the higher of the job's and the waiters' priority.
-            most_urgent = min((waiter.nice for waiter in run.waiters), default=run.entry.nice)
-            if most_urgent < run.entry.nice:
-                self.scheduler.set_nice(run.entry, most_urgent)
+            if run.urgency < run.entry.nice:
+                self.scheduler.set_nice(run.entry, run.urgency)
             if run.async_undo:
                 outbox.undos.append(run)
                 return
@@ -269,7 +269,6 @@ class State:
         run.waiters.append(waiter)
         if waiter.nice < run.urgency:
             self._lend(self.lending.reckon(run), outbox)
-            self.summon(perf_counter_ns(), outbox)
 
     def remove_waiter(self, run: Run, waiter: Waiter, outbox: Outbox) -> None:
         if waiter in run.waiters:
@@ -280,13 +279,13 @@ class State:
 
     def _lend(self, runs: list[Run], outbox: Outbox) -> None:
         """The loans of these runs changed."""
+        now = perf_counter_ns()
         for run in runs:
             outbox.renices += self._helpers_of(run)
             self.signals.generation += 1
             entry = run.entry
             if not entry.loan_offered or run.over:
                 continue
-            now = perf_counter_ns()
             for frame in list(run.frames.values()):
                 if frame.live and isinstance(frame.thread, Helper) and frame.thread.called:
                     self._recall(frame.thread, now, outbox)
@@ -301,6 +300,8 @@ class State:
             else:
                 if entry.threads:
                     _lent(run, "at a chunk boundary")
+        if runs:
+            self.summon(now, outbox)
 
     def _recall(self, helper: Helper, now: int, outbox: Outbox) -> None:
         """Take back the work of a helper that was called and has not begun: others are sooner."""
@@ -326,7 +327,9 @@ class State:
         return thread_nice(nice, self.base_nice, gil=self.gil)
 
     def _may_be(self, helper: Helper, nice: int) -> bool:
-        """Whether the helper's thread can have what a job of this nice wants."""
+        """Whether the helper's thread can have what a job of this nice wants, or must do."""
+        if self.no_more_threads:
+            return True
         return self.may_lower or helper.nice <= thread_nice(nice, self.base_nice, gil=self.gil)
 
     def refused(self, helper: Helper, outbox: Outbox) -> None:
@@ -552,6 +555,9 @@ class State:
     def not_started(self, error: RuntimeError, outbox: Outbox) -> None:
         """A helper could not be started. Without any, nothing would ever run: end what waits."""
         self.starting -= 1
+        if self.idle:  # one of too high a nice is better than none
+            self.no_more_threads = True
+            self.summon(perf_counter_ns(), outbox)
         if self.helpers or self.starting:
             return
         for run in list(self.runs):

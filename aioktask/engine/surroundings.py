@@ -183,7 +183,7 @@ class Surroundings:
 
     def fit(self, helper: Helper) -> bool:
         """Give the thread the nice and the CPUs for what it is to do; False as for `_set_nice`."""
-        if not self._set_nice(helper):
+        if not self._set_nice(helper) and not self._host.state.no_more_threads:
             return False
         if self._host.state.node_of(helper) != helper.node:
             self.bind(helper)

@@ -226,6 +226,22 @@ def test_what_has_not_begun_is_not_run_in_vain_when_a_higher_waiter_comes() -> N
     assert run.lent == "at once", "nobody served it before"
 
 
+def test_a_helper_that_is_called_off_is_called_again_also_when_a_waiter_goes() -> None:
+    """Or it would be idle beside work, and nobody would notice."""
+    state = State(cap=2)
+    state.may_lower = True
+    helper = idle_helper(state, 5)
+    run = submitted(state, 19)
+    assert helper.called
+    urgent, other = ThreadWaiter(-3), ThreadWaiter(0)
+    run.waiters += [urgent, other]
+    state.scheduler.set_loan(run.entry, -3)  # and nobody serves it on that yet
+    state.remove_waiter(run, urgent, Outbox())
+    assert run.entry.loan == 0
+    assert helper.frame is not None
+    assert helper.frame.seat is Seat.LENT
+
+
 @pytest.mark.parametrize("may_lower", [True, False])
 def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lower: bool) -> None:
     state = State(cap=2)
@@ -254,6 +270,20 @@ def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lo
         assert following is None
         assert helper.idle
         assert outbox.starts
+
+
+def test_without_more_threads_one_of_too_high_a_nice_serves() -> None:
+    state = State(cap=2)
+    state.may_lower = False
+    helper = idle_helper(state, 5)
+    outbox = Outbox()
+    run = a_run(state, 0)
+    state.submit(run, None, nested=False, outbox=outbox)
+    assert helper.frame is None
+    assert outbox.starts == state.starting == 2
+    state.not_started(RuntimeError("no more"), outbox)
+    assert helper.frame is not None
+    assert helper.frame.run is run
 
 
 def test_what_was_seen_bounds_background_threads_and_calls_them_back() -> None:
@@ -337,3 +367,31 @@ def test_a_job_inside_a_helper_s_chunk_lends_to_that_helper() -> None:
     state.abandon(caller, 5, outbox)
     assert helper.boost is None
     assert state.nice_of(helper) == thread_nice(19, 0, gil=state.gil)
+
+
+def test_an_undo_runs_at_the_nice_of_the_most_urgent_who_waits_inside_chunks_too() -> None:
+    state, outbox = State(cap=1), Outbox()
+    outer = submitted(state, -2)
+    job = Job(lambda start, stop: None, 100, nice=19, undo=lambda start, stop: None)
+    inner = Run(
+        job,
+        split(job, 1),
+        group=RunGroup(),
+        nice=19,
+        context=Context(),
+        loop=None,
+        parent=None,
+        hold=False,
+    )
+    state.begin_wait(outer, inner, detect=True, outbox=outbox)
+    state.cancel(outer, outbox)  # so that the helper below serves the inner one
+    state.submit(inner, None, nested=True, outbox=outbox)
+    helper = idle_helper(state, 0)
+    frame = helper.frame
+    assert frame is not None
+    assert frame.run is inner
+    state.walked(frame, frame.stop, 1)
+    state.cancel(inner, outbox)
+    state.reconsider(frame, 2, outbox)
+    assert inner.undoing
+    assert inner.entry.nice == -2
