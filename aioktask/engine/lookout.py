@@ -88,10 +88,6 @@ class Lookout:
             share=self._slots(wish, share),
         )
 
-    def look_sooner(self) -> None:
-        """Look at the topology next time."""
-        self._topology_at = 0
-
     def release(self) -> None:
         """Nothing is to be done for the time being: others may have the slots."""
         self._idle_at = 0

@@ -16,7 +16,7 @@ from typing import Any
 from aioktask.engine.frame import local
 from aioktask.engine.pool import Pool
 from aioktask.engine.topology import read_topology
-from aioktask.engine.tunables import Tunables, checked, process_tunables
+from aioktask.engine.tunables import checked, process_tunables
 
 _making = threading.Lock()  # guards the making of _pool
 _pool: Pool | None = None
@@ -90,15 +90,20 @@ def tunables() -> dict[str, object]:
 
 
 def _set(source: str, **values: Any) -> None:
-    found = checked(source, values)
-    for name, value in found.items():
+    global _calls
+    before, calls = _calls, dict(_calls)
+    for name, value in checked(source, values).items():
         if name == "max_threads" and value is None:
-            _calls.pop(name, None)
+            calls.pop(name, None)
         else:
             said = source if source != "configure()" else f"configure({name}={value!r})"
-            _calls[name] = said, value
-    made: Tunables = process_tunables(os.environ, _calls)
-    current_pool().around.configure(made)
+            calls[name] = said, value
+    _calls = calls
+    try:
+        current_pool().around.configure(process_tunables(os.environ, calls))
+    except ValueError:  # of a variable: then nothing is changed
+        _calls = before
+        raise
 
 
 def _at_exit() -> None:

@@ -294,7 +294,7 @@ class Scheduler:
         chunk, or one that it is nested in, is of the same coordinator.
         """
         self._count(entry, 1, counted, counted_in_group)
-        if entry.loan is not None and not entry.loan_taken:
+        if entry.loan_offered:
             return self.take_loan(entry, Seat.OWN)
         if entry.gives_way and entry.key[0] and not counted:
             self.background += 1

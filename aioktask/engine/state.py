@@ -107,7 +107,7 @@ class State:
         self.serving: dict[Frame, None] = {}
         self.waits: Waits[Run] = Waits()
         self.lending = Lending(self.scheduler)
-        self.yielding = Yielding(cap)
+        self.yielding = Yielding()
         self.scheduler.background_cap = self.yielding.threads
         self.node_cpus: dict[int, frozenset[int]] = {}  # by node, those the process may use
         self.node_limit: int | None = None  # helpers that may be bound to one node
@@ -349,7 +349,7 @@ class State:
         nices = [run.entry.nice for run in self.runs if run.entry.gives_way]
         yielding, scheduler = self.yielding, self.scheduler
         if seen is None:
-            self.yielding = yielding = Yielding(cpus)
+            self.yielding = yielding = Yielding()
         else:
             yielding.look(seen, cpus, min(nices, default=MOST_NICE))
         cap = scheduler.cap if yielding.threads >= cpus else yielding.threads

@@ -49,12 +49,10 @@ class Yielding:
         pausing: Whether it is one thread that pauses between chunks.
     """
 
-    __slots__ = ("_cpus", "_credit_ns", "_share", "pausing", "threads")
+    __slots__ = ("_credit_ns", "pausing", "threads")
 
-    def __init__(self, cpus: int) -> None:
-        self._cpus = cpus
+    def __init__(self) -> None:
         # Until the first look nobody knows: one thread takes nobody's place for long.
-        self._share = 1.0
         self._credit_ns = 0
         self.pausing = False
         self.threads = 1
@@ -67,7 +65,6 @@ class Yielding:
             cpus: How many this process may use.
             nice: Of the most urgent background job.
         """
-        self._cpus = cpus
         ran = seen.used_ns + seen.delay_ns
         # Who waits as long as it runs shares its CPU with others: nothing of that was free. Nor is
         # what a thread used after a pause where little was idle: the kernel lets it go first then,
@@ -78,13 +75,13 @@ class Yielding:
         free = (seen.idle_ns + seen.used_ns * (1.0 - contended)) / max(seen.elapsed_ns, 1)
         free = min(free, float(cpus))
         kept = weight(nice) / (NICE_0_WEIGHT + weight(nice))
-        self._share = free + kept * (cpus - free)
-        self.threads = min(int(self._share + SLACK), cpus)
+        share = free + kept * (cpus - free)
+        self.threads = min(int(share + SLACK), cpus)
         self.pausing = not self.threads
         if not self.pausing:
             self._credit_ns = 0
             return
-        self._credit_ns += round(self._share * seen.elapsed_ns)
+        self._credit_ns += round(share * seen.elapsed_ns)
         self._credit_ns = min(self._credit_ns, MOST_CREDIT_NS)
         self.threads = int(self._credit_ns > 0)
 

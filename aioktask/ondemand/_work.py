@@ -113,7 +113,7 @@ class Work:
     def nice_of_caller(self) -> int:
         """The nice at which the caller waits."""
         outer = enclosing_run()
-        return waiter_nice(None if outer is None else outer.entry.nice, self._background.entry.nice)
+        return waiter_nice(None if outer is None else outer.urgency, self._background.entry.nice)
 
     def _run_of_chunks(self, fn: ChunkFunction[object], count: int) -> Run:
         """A run that calls `fn` so many times."""

@@ -96,6 +96,18 @@ def test_what_is_no_tunable_is_refused_with_those_there_are() -> None:
                 coordinator.configure(**{wrong: None})
 
 
+def test_a_call_that_meets_a_wrong_variable_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = tunables()
+    monkeypatch.setenv("AIOKTASK_LEARN", "everything")
+    with pytest.raises(ValueError, match=r"^AIOKTASK_LEARN must be"):
+        configure(nice=3)
+    monkeypatch.delenv("AIOKTASK_LEARN")
+    configure(learn="both")
+    assert tunables() == before
+
+
 def submit(coordinator: Coordinator, nice: int = 3) -> Handle[None]:
     return coordinator.submit(Job(lambda start, stop: None, 4, chunk=1, nice=nice))
 

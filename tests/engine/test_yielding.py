@@ -55,7 +55,7 @@ def run(machine: Machine, yielding: Yielding, periods: int, nice: int) -> None:
 @given(cpus=st.integers(1, 256), nice=st.integers(1, 19), before=st.integers(0, 300))
 def test_an_idle_machine_is_used_whole_within_two_looks(cpus: int, nice: int, before: int) -> None:
     """Whatever was there before."""
-    yielding = Yielding(cpus)
+    yielding = Yielding()
     run(Machine(cpus, before), yielding, 5, nice)
     run(Machine(cpus, 0), yielding, 3, nice)
     assert yielding.threads == cpus
@@ -67,7 +67,7 @@ def test_neighbours_on_every_cpu_lose_no_more_than_to_a_thread_of_that_nice(
     cpus: int, nice: int, extra: int
 ) -> None:
     machine = Machine(cpus, cpus + extra)
-    yielding = Yielding(cpus)
+    yielding = Yielding()
     run(machine, yielding, 5, nice)
     machine.taken_ns = 0.0
     periods = 400
@@ -82,7 +82,7 @@ def test_neighbours_on_every_cpu_lose_no_more_than_to_a_thread_of_that_nice(
 def test_idle_cpus_are_used_beside_neighbours_on_the_others(cpus: int, data: st.DataObject) -> None:
     neighbours = data.draw(st.integers(1, cpus - 1))
     machine = Machine(cpus, neighbours)
-    yielding = Yielding(cpus)
+    yielding = Yielding()
     run(machine, yielding, 5, 19)
     assert yielding.threads >= cpus - neighbours
     machine.taken_ns = 0.0
@@ -94,7 +94,7 @@ def test_idle_cpus_are_used_beside_neighbours_on_the_others(cpus: int, data: st.
 def test_any_figures_give_a_number_of_threads(
     figures: list[tuple[int, int, int, int]], cpus: int
 ) -> None:
-    yielding = Yielding(cpus)
+    yielding = Yielding()
     for each in figures:
         yielding.look(Looked(*each), cpus, 19)
         assert 0 <= yielding.threads <= cpus
@@ -104,7 +104,7 @@ def test_any_figures_give_a_number_of_threads(
 
 @given(cpus=st.integers(1, 64))
 def test_after_a_stop_nobody_works_until_the_next_look(cpus: int) -> None:
-    yielding = Yielding(cpus)
+    yielding = Yielding()
     run(Machine(cpus, 0), yielding, 3, 19)
     assert yielding.threads == cpus
     yielding.stop()
