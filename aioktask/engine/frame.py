@@ -16,7 +16,7 @@ from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from aioktask.engine.reduction import push
-from aioktask.engine.schedule import Seat
+from aioktask.engine.scheduling.queue import Seat
 from aioktask.engine.scores import Pace
 from aioktask.errors import ChunkCancelled
 from aioktask.job import Chunk

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from aioktask.engine.run import Run
-from aioktask.engine.schedule import Scheduler
+from aioktask.engine.scheduling.queue import Scheduler
 
 Counts = dict[Run, dict[Run, int]]
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from time import monotonic_ns, perf_counter_ns
 
 from aioktask.engine.priority import may_lower, process_nice
+from aioktask.engine.scheduling.background import Looked
 from aioktask.engine.slots import Slots, slots_path
 from aioktask.engine.topology import Topology, Watched, read_topology
 from aioktask.engine.tunables import NO_SHARE
 from aioktask.engine.usage import idle_ns, pressure_us, thread_times_ns
-from aioktask.engine.yielding import Looked
 
 __all__ = ["Lookout", "Sight"]
 

@@ -37,7 +37,7 @@ from aioktask.engine.plan import (
 )
 from aioktask.engine.reduction import Tree
 from aioktask.engine.scaling import Scaling
-from aioktask.engine.schedule import Entry, Group
+from aioktask.engine.scheduling.queue import Entry, Group
 from aioktask.engine.sizing import Sizes
 from aioktask.engine.tuning import next_stretch
 from aioktask.engine.undo import Failed, outcome

@@ -27,9 +27,9 @@ from aioktask.engine.lending import Lending
 from aioktask.engine.lessons import Lessons
 from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
 from aioktask.engine.run import Phase, Run, Waiter
-from aioktask.engine.schedule import SLICE_NS, Entry, Group, Scheduler, Seat
-from aioktask.engine.waits import Waits
-from aioktask.engine.yielding import Looked, Yielding
+from aioktask.engine.scheduling.background import Looked, Yielding
+from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat
+from aioktask.engine.scheduling.waits import Waits
 from aioktask.errors import DeadlockError
 
 # How many helpers are woken at once; each that wakes wakes as many again.

@@ -14,9 +14,9 @@ from time import perf_counter_ns
 from typing import Protocol
 
 from aioktask.engine.helpers import Helper, Keeper, be_like_the_process, bind_thread
-from aioktask.engine.limits import Cap, process_cap
 from aioktask.engine.lookout import Lookout, Sight
 from aioktask.engine.priority import process_nice, set_thread_nice
+from aioktask.engine.scheduling.caps import Cap, process_cap
 from aioktask.engine.state import Outbox, RunGroup, State
 from aioktask.engine.topology import Topology, read_topology
 from aioktask.engine.tunables import Tunables

@@ -15,9 +15,9 @@ from aioktask.engine.helpers import Caller, Helper, ThreadWaiter
 from aioktask.engine.plan import split
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.run import Run
-from aioktask.engine.schedule import SLICE_NS, Entry, Group, Scheduler, Seat
+from aioktask.engine.scheduling.background import Looked
+from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat
 from aioktask.engine.state import Outbox, RunGroup, State
-from aioktask.engine.yielding import Looked
 
 
 def entry(scheduler: Scheduler, nice: int, limit: int = 8) -> Entry:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.limits import Cap, process_cap
+from aioktask.engine.scheduling.caps import Cap, process_cap
 from aioktask.engine.topology import Node, Quota, Topology
 
 QUOTA_FILE = Path("/sys/fs/cgroup/app.slice/cpu.max")

@@ -6,8 +6,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.schedule import NICE_0_WEIGHT, weight
-from aioktask.engine.yielding import MOST_CREDIT_NS, Looked, Yielding
+from aioktask.engine.scheduling.background import MOST_CREDIT_NS, Looked, Yielding
+from aioktask.engine.scheduling.queue import NICE_0_WEIGHT, weight
 
 PERIOD_NS = 100_000_000
 CHUNK_NS = 2_000_000

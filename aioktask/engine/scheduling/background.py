@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aioktask.engine.schedule import NICE_0_WEIGHT, weight
+from aioktask.engine.scheduling.queue import NICE_0_WEIGHT, weight
 
 __all__ = ["Looked", "Yielding"]
 

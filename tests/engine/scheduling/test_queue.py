@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aioktask.engine.schedule import SLICE_NS, Entry, Group, Scheduler, weight
+from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, weight
 
 NICE = st.integers(-20, 19)
 CAPS = st.integers(1, 6)
