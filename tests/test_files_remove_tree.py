@@ -579,6 +579,27 @@ def test_nonsense_is_refused_when_the_job_is_made(
     assert left_in(tmp_path / "tree") == Removed(1, 1)
 
 
+@pytest.mark.parametrize("ignores", [{"ignore_errors": True}, {"onexc": lambda f, p, e: None}])
+def test_the_empty_path_is_no_directory_and_nothing_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ignores: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "precious", {"a": {"b": None}})
+    with pytest.raises(FileNotFoundError) as info:
+        remove_tree("")
+    assert (info.value.errno, info.value.filename) == (errno.ENOENT, "")
+    assert run_multithreaded_sync(remove_tree("", **ignores)).value == Removed(0, 0)
+    within = os.open(tmp_path, os.O_RDONLY)
+    try:
+        with pytest.raises(FileNotFoundError):
+            remove_tree("", dir_fd=within)
+        job = remove_tree("", dir_fd=within, **ignores)
+        assert run_multithreaded_sync(job).value == Removed(0, 0)
+    finally:
+        os.close(within)
+    assert left_in(tmp_path) == Removed(1, 3)
+
+
 def test_ignored_errors_may_be_that_nothing_is_there(tmp_path: Path) -> None:
     job = remove_tree(tmp_path / "nowhere", ignore_errors=True)
     assert run_multithreaded_sync(job).value == Removed(0, 0)

@@ -102,9 +102,10 @@ def remove_tree(
         A job whose value is the `Removed`.
 
     Raises:
-        OSError: `path` is no directory (ENOTDIR), a symlink (ELOOP), or not there (ENOENT). Out of
-            the job that runs, without `ignore_errors` and `onexc`: the first error, with the whole
-            path as its `filename`; and ESTALE, with them too, if a directory was moved meanwhile.
+        OSError: `path` is no directory (ENOTDIR), a symlink (ELOOP), or not there (ENOENT), as
+            the empty path never is. Out of the job that runs, without `ignore_errors` and `onexc`:
+            the first error, with the whole path as its `filename`; and ESTALE, with them too, if a
+            directory was moved meanwhile.
         TypeError: An argument of the wrong kind.
         ValueError: An argument that `Job` refuses.
 
@@ -151,14 +152,19 @@ def remove_tree(
 
 
 def _split(path: str) -> tuple[str, str]:
-    """The directory that it is in, and its name there: no slash after it, which would follow it."""
+    """The directory that it is in, and its name there: no slash after it, which would follow it.
+
+    The name of nothing is nothing, which no call finds, and never the current directory.
+    """
     above, name = os.path.split(path.rstrip("/"))
-    return above or ("/" if path.startswith("/") else "."), name or "."
+    if path.startswith("/"):
+        return above or "/", name or "."
+    return above or ".", name
 
 
 def _check_directory(path: str, within: int | None) -> None:
     try:
-        mode = os.lstat(os.path.join(*_split(path)), dir_fd=within).st_mode
+        mode = os.lstat(os.path.join(*_split(path)) if path else "", dir_fd=within).st_mode
     except OSError as error:
         error.filename = path
         raise
