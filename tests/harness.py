@@ -31,7 +31,7 @@ from aioktask import (
     failure,
     run_multithreaded_sync,
 )
-from aioktask.engine.process import current_pool
+from aioktask.engine.api.process import current_pool
 
 MOST_THREADS = 6  # four helpers, a calling thread, a helper owed to a nested job
 

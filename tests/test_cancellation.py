@@ -22,7 +22,7 @@ from aioktask import (
     failure,
     run_multithreaded,
 )
-from aioktask.engine import wakeup
+from aioktask.engine.loops import loop as wakeup
 from tests.gates import Gate, eventually, turns_pass, units
 
 anywhere = pytest.mark.anyio

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from aioktask import Coordinator, Job, memory, run_multithreaded, run_multithreaded_sync
-from aioktask.engine.pool import Pool
-from aioktask.engine.state import Outbox
+from aioktask.engine.state.dispatch import Outbox
+from aioktask.engine.threads.pool import Pool
 
 ROUNDS = 100
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aioktask import Job, run_multithreaded
-from aioktask.engine import wakeup
+from aioktask.engine.loops import loop as wakeup
 
 
 @pytest.mark.asyncio

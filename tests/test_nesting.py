@@ -21,7 +21,7 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
-from aioktask.engine.process import current_pool
+from aioktask.engine.api.process import current_pool
 
 everywhere = pytest.mark.anyio
 

@@ -232,8 +232,8 @@ def test_a_machine_without_threads_ends_the_job_and_recovers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In a fresh pool, since helpers that are there already would serve."""
-    from aioktask.engine import pool as pool_module
-    from aioktask.engine import process
+    from aioktask.engine.api import process
+    from aioktask.engine.threads import pool as pool_module
     from aioktask.engine.topology import read_topology
     from aioktask.engine.tunables import Tunables
 

@@ -38,7 +38,7 @@ from aioktask import (
 )
 from aioktask.engine import events
 from aioktask.engine.events import EventKind
-from aioktask.engine.frame import enclosing_run, local
+from aioktask.engine.state.stint import enclosing_run, local
 from aioktask.ondemand._sections import Request, Sections
 from tests.gates import PATIENCE, eventually, turns_pass, units
 

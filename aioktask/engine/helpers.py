@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from aioktask.engine.frame import Frame
+    from aioktask.engine.state.stint import Frame
 
 NAME = "aioktask"
 WATCH_SECONDS = 0.1

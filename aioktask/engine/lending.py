@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-from aioktask.engine.run import Run
 from aioktask.engine.scheduling.queue import Scheduler
+from aioktask.engine.state.run import Run
 
 Counts = dict[Run, dict[Run, int]]
 

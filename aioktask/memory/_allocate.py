@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, get_args
 import numpy as np
 
 from aioktask.checks import check_name, integer
-from aioktask.engine.coordinator import Coordinator
+from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
 from aioktask.memory import _hugepages, _libc
 from aioktask.memory._buffer import ALIGN_TO_HUGE_PAGES_FROM

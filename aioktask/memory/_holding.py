@@ -23,8 +23,8 @@ from typing import Any, Self
 
 import anyio
 
-from aioktask.engine.coordinator import Coordinator
-from aioktask.engine.running import run_multithreaded, run_multithreaded_sync
+from aioktask.engine.api.coordinator import Coordinator
+from aioktask.engine.api.run_job import run_multithreaded, run_multithreaded_sync
 from aioktask.errors import JobCancelled, UndoFailed
 from aioktask.job import Job
 

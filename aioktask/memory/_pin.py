@@ -26,7 +26,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
-from aioktask.engine.coordinator import Coordinator
+from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
 from aioktask.memory._buffer import Buffer, job_over
 from aioktask.memory._faulting import fault_in

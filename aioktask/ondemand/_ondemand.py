@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import SupportsIndex
 
 from aioktask.checks import integer
-from aioktask.engine.coordinator import Coordinator
-from aioktask.engine.frame import local
-from aioktask.engine.wakeup import refuse_running_loop
+from aioktask.engine.api.coordinator import Coordinator
+from aioktask.engine.loops.loop import refuse_running_loop
+from aioktask.engine.state.stint import local
 from aioktask.job import ChunkFunction, Job, Progress
 from aioktask.ondemand._sections import Request, Sections
 from aioktask.ondemand._work import Work

@@ -25,13 +25,13 @@ import time
 from types import TracebackType
 from typing import NoReturn
 
-from aioktask.engine.coordinator import Coordinator, Handle
-from aioktask.engine.frame import enclosing_run, local
+from aioktask.engine.api.coordinator import Coordinator, Handle
+from aioktask.engine.api.submission import Nested, new_run, wait_in_thread
 from aioktask.engine.helpers import Caller
 from aioktask.engine.plan import split
 from aioktask.engine.priority import waiter_nice
-from aioktask.engine.run import Run
-from aioktask.engine.submission import Nested, new_run, wait_in_thread
+from aioktask.engine.state.run import Run
+from aioktask.engine.state.stint import enclosing_run, local
 from aioktask.errors import JobCancelled
 from aioktask.job import ChunkFunction, Failure, Job, Progress, set_failure, told_of
 from aioktask.ondemand._sections import Request, Sections

@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job
-from aioktask.engine import state as state_module
 from aioktask.engine.helpers import Caller, Helper, ThreadWaiter
 from aioktask.engine.plan import split
 from aioktask.engine.priority import thread_nice
-from aioktask.engine.run import Run
 from aioktask.engine.scheduling.background import Looked
 from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat
-from aioktask.engine.state import Outbox, RunGroup, State
+from aioktask.engine.state import dispatch as state_module
+from aioktask.engine.state.dispatch import Outbox, RunGroup, State
+from aioktask.engine.state.run import Run
 
 
 def entry(scheduler: Scheduler, nice: int, limit: int = 8) -> Entry:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from aioktask import Job, Part
 from aioktask.engine.helpers import Helper
 from aioktask.engine.plan import node_of, spans, split
-from aioktask.engine.run import Run
-from aioktask.engine.state import Outbox, RunGroup, State
+from aioktask.engine.state.dispatch import Outbox, RunGroup, State
+from aioktask.engine.state.run import Run
 
 CHUNK = 8
 

@@ -8,9 +8,9 @@ from contextvars import copy_context
 from aioktask import Job
 from aioktask.engine.helpers import Caller, Helper
 from aioktask.engine.plan import split
-from aioktask.engine.run import Run
 from aioktask.engine.sizing import Sizes
-from aioktask.engine.state import CROWDED_NS, Outbox, State
+from aioktask.engine.state.dispatch import CROWDED_NS, Outbox, State
+from aioktask.engine.state.run import Run
 
 
 def a_run(state: State, job: Job[None], sizes: Sizes | None = None) -> Run:

@@ -74,9 +74,9 @@ def test_ends_that_the_interpreter_does_not_see_run_nothing(ending: str, status:
 
 def test_exit_names_the_jobs_that_it_waits_for() -> None:
     program = """
-        import aioktask.engine.pool
+        import aioktask.engine.threads.pool
 
-        aioktask.engine.pool.EXIT_NOTICE_SECONDS = 0.1
+        aioktask.engine.threads.pool.EXIT_NOTICE_SECONDS = 0.1
         job = Job(fill_at_gate, 64, chunk=1, max_threads=3, undo=clear, name="numbers")
     """
     with Child(program, SUBMIT) as child:

@@ -201,7 +201,7 @@ def busy_cpus() -> Iterator[list[subprocess.Popen[bytes]]]:
 
 def test_a_background_job_gives_way_and_still_goes_on() -> None:
     main = """
-        from aioktask.engine.process import current_pool
+        from aioktask.engine.api.process import current_pool
         aioktask.configure(give_way=True)
         with Coordinator() as coordinator:
             handle = start(coordinator, nice=19)
@@ -270,7 +270,7 @@ def test_processes_share_slots_and_get_them_back_from_one_that_was_killed() -> N
 
 def test_a_forked_child_keeps_none_of_the_slots_of_a_parent_that_is_killed() -> None:
     main = """
-        from aioktask.engine.process import current_pool
+        from aioktask.engine.api.process import current_pool
         with Coordinator() as coordinator:
             handle = start(coordinator)
             lookout = current_pool().around.lookout
@@ -303,7 +303,7 @@ def test_a_set_that_cannot_be_shared_is_told_and_does_no_harm(tmp_path: Path) ->
     try:
         main = """
             run_multithreaded_sync(Job(fn, 100_000, chunk=1000))
-            from aioktask.engine.process import current_pool
+            from aioktask.engine.api.process import current_pool
             until(lambda: current_pool().around.lookout.slots_refused)
             note("refused", current_pool().around.lookout.slots_refused.errno)
         """

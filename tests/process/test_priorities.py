@@ -178,7 +178,8 @@ def test_a_waiter_lends_its_nice_to_one_helper_and_the_others_stay_low(who: str)
 def test_where_going_back_is_refused_although_it_seemed_allowed_another_thread_does_it() -> None:
     """As in a container whose root has the capability in its own namespace only."""
     main = """
-        from aioktask.engine import lookout, surroundings
+        from aioktask.engine import lookout
+        from aioktask.engine.threads import adapt as surroundings
 
         def refuse(thread, wanted):
             if wanted < os.getpriority(os.PRIO_PROCESS, thread):

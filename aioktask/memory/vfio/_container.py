@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsIndex
 
 from aioktask.checks import check_name, integer, nice_value
-from aioktask.engine.coordinator import Coordinator
+from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
 from aioktask.memory._buffer import Buffer
 from aioktask.memory._holding import Holding, Steps

@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from aioktask.engine.coordinator import Coordinator
+from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
 from aioktask.memory._holding import Holding, Steps
 

@@ -19,7 +19,7 @@ import functools
 import os
 from typing import TYPE_CHECKING, Any
 
-from aioktask.engine.coordinator import Coordinator
+from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
 from aioktask.memory._buffer import Buffer, job_over
 from aioktask.memory._holding import Holding, Steps

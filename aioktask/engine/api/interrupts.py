@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import CodeType, FrameType
 
-from aioktask.engine.frame import Frame
 from aioktask.engine.helpers import Caller
-from aioktask.engine.pool import Pool
-from aioktask.engine.run import Run
+from aioktask.engine.state.run import Run
+from aioktask.engine.state.stint import Frame
+from aioktask.engine.threads.pool import Pool
 
 # Engine code in which no lock is held and nothing is half done: here a second Ctrl-C may raise; and
 # engine code that, while it calls the user's, holds none.

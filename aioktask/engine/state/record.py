@@ -17,7 +17,7 @@ from aioktask.errors import UndoFailed
 from aioktask.job import Failure, Learned, Progress, Report, Speed, set_failure, told_within
 
 if TYPE_CHECKING:
-    from aioktask.engine.run import Run
+    from aioktask.engine.state.run import Run
 
 
 def report(run: Run) -> Report[Any]:

@@ -19,8 +19,8 @@ import anyio
 import anyio.lowlevel
 
 from aioktask.engine.helpers import start_blocked
-from aioktask.engine.pool import Pool
-from aioktask.engine.run import Run
+from aioktask.engine.state.run import Run
+from aioktask.engine.threads.pool import Pool
 
 if TYPE_CHECKING:
     import trio

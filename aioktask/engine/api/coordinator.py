@@ -11,27 +11,27 @@ from types import TracebackType
 from typing import Any, Generic, SupportsIndex, TypeVar, cast
 
 from aioktask.checks import integer, nice_value
-from aioktask.engine import accounts
-from aioktask.engine.frame import enclosing_run, local
-from aioktask.engine.pool import Pool
-from aioktask.engine.process import current_pool
-from aioktask.engine.run import Run
-from aioktask.engine.state import RunGroup
-from aioktask.engine.submission import (
+from aioktask.engine.api.process import current_pool
+from aioktask.engine.api.submission import (
     OnBehalf,
     needed_loop,
     new_run,
     nice_of_waiter,
     wait_in_thread,
 )
-from aioktask.engine.tunables import TUNABLES, checked
-from aioktask.engine.wakeup import (
+from aioktask.engine.loops.loop import (
     Loop,
     refuse_running_loop,
     running_loop,
     wait_over,
     wait_over_shielded,
 )
+from aioktask.engine.state import record as accounts
+from aioktask.engine.state.dispatch import RunGroup
+from aioktask.engine.state.run import Run
+from aioktask.engine.state.stint import enclosing_run, local
+from aioktask.engine.threads.pool import Pool
+from aioktask.engine.tunables import TUNABLES, checked
 from aioktask.errors import UndoFailed
 from aioktask.job import Job, Learn, Progress, Report
 

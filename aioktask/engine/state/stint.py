@@ -22,7 +22,7 @@ from aioktask.errors import ChunkCancelled
 from aioktask.job import Chunk
 
 if TYPE_CHECKING:
-    from aioktask.engine.run import Run
+    from aioktask.engine.state.run import Run
 
 
 class Signals:

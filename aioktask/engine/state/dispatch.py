@@ -21,15 +21,15 @@ from typing import Any, Literal
 
 from aioktask.engine import events
 from aioktask.engine.claims import PartedClaims
-from aioktask.engine.frame import Frame, Signals
 from aioktask.engine.helpers import Caller, Helper, Parking, kernel_and_delay_ns
 from aioktask.engine.lending import Lending
 from aioktask.engine.lessons import Lessons
 from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
-from aioktask.engine.run import Phase, Run, Waiter
 from aioktask.engine.scheduling.background import Looked, Yielding
 from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat
 from aioktask.engine.scheduling.waits import Waits
+from aioktask.engine.state.run import Phase, Run, Waiter
+from aioktask.engine.state.stint import Frame, Signals
 from aioktask.errors import DeadlockError
 
 # How many helpers are woken at once; each that wakes wakes as many again.

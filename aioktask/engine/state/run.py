@@ -21,10 +21,9 @@ from time import perf_counter_ns, thread_time_ns
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, Protocol
 
-from aioktask.engine import accounts, events
+from aioktask.engine import events
 from aioktask.engine.claims import Claims, PartedClaims
 from aioktask.engine.events import Event, EventKind
-from aioktask.engine.frame import Frame, enclosing
 from aioktask.engine.helpers import Caller, kernel_and_delay_ns
 from aioktask.engine.lessons import Key, Lesson, Lessons
 from aioktask.engine.plan import (
@@ -39,6 +38,8 @@ from aioktask.engine.reduction import Tree
 from aioktask.engine.scaling import Scaling
 from aioktask.engine.scheduling.queue import Entry, Group
 from aioktask.engine.sizing import Sizes
+from aioktask.engine.state import record as accounts
+from aioktask.engine.state.stint import Frame, enclosing
 from aioktask.engine.tuning import next_stretch
 from aioktask.engine.undo import Failed, outcome
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed

@@ -17,7 +17,6 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from aioktask.engine import events
-from aioktask.engine.frame import Frame, local
 from aioktask.engine.helpers import (
     NAME,
     Caller,
@@ -28,9 +27,10 @@ from aioktask.engine.helpers import (
     start_blocked,
 )
 from aioktask.engine.priority import process_nice
-from aioktask.engine.run import Phase, Run, Waiter
-from aioktask.engine.state import Outbox, RunGroup, State
-from aioktask.engine.surroundings import Surroundings, cap_of
+from aioktask.engine.state.dispatch import Outbox, RunGroup, State
+from aioktask.engine.state.run import Phase, Run, Waiter
+from aioktask.engine.state.stint import Frame, local
+from aioktask.engine.threads.adapt import Surroundings, cap_of
 from aioktask.engine.topology import Topology
 from aioktask.engine.tunables import Tunables
 from aioktask.job import Report

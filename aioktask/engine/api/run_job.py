@@ -7,17 +7,10 @@ from __future__ import annotations
 import contextlib
 from typing import Any, TypeVar, cast
 
-from aioktask.engine import accounts
-from aioktask.engine.coordinator import Coordinator
-from aioktask.engine.frame import enclosing_run, local
-from aioktask.engine.helpers import Caller
-from aioktask.engine.interrupt import Interrupts, interrupts_cancel
-from aioktask.engine.plan import Plan, make_plan, with_learned
-from aioktask.engine.pool import Pool
-from aioktask.engine.process import current_pool
-from aioktask.engine.run import Run
-from aioktask.engine.state import RunGroup
-from aioktask.engine.submission import (
+from aioktask.engine.api.coordinator import Coordinator
+from aioktask.engine.api.interrupts import Interrupts, interrupts_cancel
+from aioktask.engine.api.process import current_pool
+from aioktask.engine.api.submission import (
     Nested,
     OnBehalf,
     checked_job,
@@ -26,7 +19,14 @@ from aioktask.engine.submission import (
     nice_of_waiter,
     remembered,
 )
-from aioktask.engine.wakeup import refuse_running_loop, wait_over, wait_over_shielded
+from aioktask.engine.helpers import Caller
+from aioktask.engine.loops.loop import refuse_running_loop, wait_over, wait_over_shielded
+from aioktask.engine.plan import Plan, make_plan, with_learned
+from aioktask.engine.state import record as accounts
+from aioktask.engine.state.dispatch import RunGroup
+from aioktask.engine.state.run import Run
+from aioktask.engine.state.stint import enclosing_run, local
+from aioktask.engine.threads.pool import Pool
 from aioktask.job import Job, Report, set_failure, told_of
 
 T = TypeVar("T")

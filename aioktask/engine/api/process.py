@@ -13,8 +13,8 @@ import os
 import threading
 from typing import Any
 
-from aioktask.engine.frame import local
-from aioktask.engine.pool import Pool
+from aioktask.engine.state.stint import local
+from aioktask.engine.threads.pool import Pool
 from aioktask.engine.topology import read_topology
 from aioktask.engine.tunables import checked, process_tunables
 

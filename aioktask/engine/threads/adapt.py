@@ -17,7 +17,7 @@ from aioktask.engine.helpers import Helper, Keeper, be_like_the_process, bind_th
 from aioktask.engine.lookout import Lookout, Sight
 from aioktask.engine.priority import process_nice, set_thread_nice
 from aioktask.engine.scheduling.caps import Cap, process_cap
-from aioktask.engine.state import Outbox, RunGroup, State
+from aioktask.engine.state.dispatch import Outbox, RunGroup, State
 from aioktask.engine.topology import Topology, read_topology
 from aioktask.engine.tunables import Tunables
 

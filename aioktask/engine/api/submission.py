@@ -11,17 +11,17 @@ from functools import partial
 from threading import TIMEOUT_MAX
 from typing import Any
 
-from aioktask.engine.frame import enclosing_run, local
 from aioktask.engine.helpers import ThreadWaiter
 from aioktask.engine.lessons import key_of
+from aioktask.engine.loops.loop import Loop, running_loop
 from aioktask.engine.plan import CHUNKS_PER_THREAD, split, undo_grain
-from aioktask.engine.pool import Pool
 from aioktask.engine.priority import submitted_nice, waiter_nice
-from aioktask.engine.run import Run
 from aioktask.engine.scaling import Scaling
 from aioktask.engine.sizing import Sizes
-from aioktask.engine.state import RunGroup
-from aioktask.engine.wakeup import Loop, running_loop
+from aioktask.engine.state.dispatch import RunGroup
+from aioktask.engine.state.run import Run
+from aioktask.engine.state.stint import enclosing_run, local
+from aioktask.engine.threads.pool import Pool
 from aioktask.job import Job
 
 
