@@ -2,12 +2,13 @@
 """Multithreaded jobs for asyncio, after the Linux kernel's ktask and padata."""
 
 from aioktask import arrays, files, memory
-from aioktask.engine.api.coordinator import Coordinator, Handle
+from aioktask.engine.api.coordinator import Coordinator
+from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.process import configure, max_threads, set_max_threads, tunables
 from aioktask.engine.api.run_job import plan, run_multithreaded, run_multithreaded_sync
 from aioktask.engine.plan import Plan
 from aioktask.engine.priority import priority
-from aioktask.engine.state.stint import current_chunk
+from aioktask.engine.state.current import current_chunk
 from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
 from aioktask.job import Chunk, Failure, Job, Learned, Part, Progress, Report, Speed, failure
 from aioktask.observe import events as _events

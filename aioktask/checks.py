@@ -7,8 +7,11 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+from collections.abc import Iterable
 from types import FunctionType
-from typing import SupportsIndex, cast
+from typing import SupportsIndex, TypeVar, cast
+
+T = TypeVar("T")
 
 NICE_RANGE = range(-20, 20)
 
@@ -55,6 +58,28 @@ def check_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def optional(name: str, value: object, kind: type[T]) -> T | None:
+    """`value` as an object of this class, or None.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__} or None, got {value!r}")
+    return value
+
+
+def listed(name: str, values: Iterable[T]) -> list[T]:
+    """What `values`, an iterable, yields.
+
+    Raises:
+        TypeError: It cannot be iterated over.
+    """
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name} must be an iterable, got {values!r}")
+    return list(values)
 
 
 def check_undo(name: str, function: object) -> None:

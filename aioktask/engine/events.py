@@ -21,6 +21,7 @@ class EventKind(Enum):
     CANCELLED = "job_cancelled"
     UNDONE = "job_undone"
     UNDO_FAILED = "job_undo_failed"
+    ENGINE_FAILED = "engine_failed"
 
 
 class Event(NamedTuple):

@@ -13,6 +13,7 @@ import functools
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
+from types import FunctionType, MethodType
 from typing import Any
 
 from aioktask.engine.plan import undo_grain
@@ -61,17 +62,19 @@ def key_of(job: Job[Any], threads: int) -> Key:
 
 
 def _code_of(function: Callable[..., object]) -> Hashable:
-    """Something that is the same for a function and for its like, and refers to no data."""
+    """Something that is the same for a function and for its like, and refers to no data.
+
+    Looks at nothing that a class of the program's could answer for: this is asked in turns.
+    """
     parts: list[Hashable] = []
     target: object = function
-    while isinstance(target, functools.partial):
+    while type(target) is functools.partial:
         target = target.func
         parts.append("partial")
-    target = getattr(target, "__func__", target)
-    code = getattr(target, "__code__", None)
-    if code is None:
-        code = getattr(vars(type(target)).get("__call__"), "__code__", None)
-    return (*parts, type(target) if code is None else code)
+    if type(target) is MethodType:
+        target = target.__func__
+    call = target if type(target) is FunctionType else vars(type(target)).get("__call__")
+    return (*parts, call.__code__ if type(call) is FunctionType else type(target))
 
 
 class Lessons:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from time import monotonic_ns, perf_counter_ns
 
 from aioktask.engine.priority import may_lower, process_nice
-from aioktask.engine.scheduling.background import Looked
+from aioktask.engine.scheduling.background import CpuLoad
 from aioktask.engine.slots import Slots, slots_path
 from aioktask.engine.topology import Topology, Watched, read_topology
 from aioktask.engine.tunables import NO_SHARE
@@ -45,7 +45,7 @@ class Sight:
     topology: Topology | None
     nice: int
     may_lower: bool
-    looked: Looked | None
+    looked: CpuLoad | None
     share: int | None
 
 
@@ -107,11 +107,11 @@ class Lookout:
             self.slots.close()
             self.slots = None
 
-    def _usage(self, now: int, helpers: Mapping[int, bool]) -> Looked | None:
+    def _usage(self, now: int, helpers: Mapping[int, bool]) -> CpuLoad | None:
         """What happened since the last look, if there was one lately."""
         idle, pressure = idle_ns(self._cpus), pressure_us()
         if idle is None:  # what is not known counts as free
-            return Looked(1, len(self._cpus), 0, 0)
+            return CpuLoad(1, len(self._cpus), 0, 0)
         before, self._idle_at = self._idle_at, now
         idle_before, self._idle_ns = self._idle_ns, idle
         pressure_before, self._pressure = self._pressure, pressure
@@ -128,7 +128,7 @@ class Lookout:
             ran, waited = (each * sum(helpers.values()) // len(told) for each in (ran, waited))
         if pressure is not None and pressure == pressure_before:
             waited = 0  # nobody waited anywhere
-        return Looked(now - before, max(idle - idle_before, 0), ran, waited)
+        return CpuLoad(now - before, max(idle - idle_before, 0), ran, waited)
 
     def _slots(self, wish: int, share: str) -> int | None:
         """Take part in the set of slots; None where nobody else is there, or nothing is shared."""

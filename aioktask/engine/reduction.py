@@ -14,7 +14,10 @@ Node = tuple[int, int, Any]  # level, index, value
 
 
 class Tree:
-    """The values that wait for their sibling. At most one for each level and gap between them."""
+    """The values that wait for their sibling, by the place of their parent.
+
+    At most one for each level and gap between them.
+    """
 
     __slots__ = ("leaves", "top", "waiting")
 
@@ -33,19 +36,25 @@ class Tree:
     def offer(self, level: int, index: int, value: Any) -> tuple[int, int, Any, Any] | None:
         """Bring a value in. Its parent's place and both operands, if the sibling waits already.
 
-        The caller combines the operands (outside any lock) and offers the result in turn.
+        The caller combines the operands and offers the result in turn. May be called by several
+        threads at a time: of two siblings the first waits, and the second finds it, by one step.
         """
         level, index = self.climb(level, index)
-        if level < self.top and (level, index ^ 1) in self.waiting:
-            other = self.waiting.pop((level, index ^ 1))
-            left, right = (other, value) if index & 1 else (value, other)
-            return level + 1, index >> 1, left, right
-        self.waiting[level, index] = value
-        return None
+        if level == self.top:
+            self.waiting[level, index] = index, value
+            return None
+        parent = level + 1, index >> 1
+        mine = index, value
+        first = self.waiting.setdefault(parent, mine)
+        if first is mine:
+            return None
+        del self.waiting[parent]
+        left, right = (first[1], value) if index & 1 else (value, first[1])
+        return *parent, left, right
 
     def value(self) -> Any:
         """The value of the whole range, when every leaf has been offered."""
-        return self.waiting[self.top, 0]
+        return self.waiting[self.top, 0][1]
 
 
 def push(stack: list[Node], level: int, index: int, value: Any) -> tuple[int, Any, Any] | None:

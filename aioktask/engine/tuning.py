@@ -14,8 +14,10 @@ TARGET_NS = 100_000
 MOST_CHUNKS = 256
 
 
-def next_stretch(chunks: int, wall_ns: int) -> int:
+def next_stretch(chunks: int, wall_ns: int, factor: int = 1) -> int:
     """How many chunks to take next, when `chunks` of them took `wall_ns`.
+
+    A stretch is to last `factor` times as long as usual, where its owner gets the next one later.
 
     At most twice as many, so that one quick chunk proves nothing; as few as needed at once, since a
     stretch that is too long keeps others waiting.
@@ -23,6 +25,7 @@ def next_stretch(chunks: int, wall_ns: int) -> int:
     >>> next_stretch(8, 1_000), next_stretch(64, 500_000), next_stretch(1, 5_000_000)
     (16, 12, 1)
     """
-    if wall_ns * 2 <= TARGET_NS:
-        return min(chunks * 2, MOST_CHUNKS)
-    return max(min(chunks * TARGET_NS // wall_ns, MOST_CHUNKS), 1)
+    target, most = TARGET_NS * factor, MOST_CHUNKS * factor
+    if wall_ns * 2 <= target:
+        return min(chunks * 2, most)
+    return max(min(chunks * target // wall_ns, most), 1)

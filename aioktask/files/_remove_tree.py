@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from typing import SupportsIndex
 
 from aioktask.checks import check_function, integer
-from aioktask.engine.state.stint import current_chunk
+from aioktask.engine.state.current import current_chunk
 from aioktask.files._tally import Tally
 from aioktask.job import Bound, Job, job_that_makes
 

@@ -12,7 +12,7 @@ from typing import SupportsIndex
 from aioktask.checks import integer
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.loops.loop import refuse_running_loop
-from aioktask.engine.state.stint import local
+from aioktask.engine.state.current import local
 from aioktask.job import ChunkFunction, Job, Progress
 from aioktask.ondemand._sections import Request, Sections
 from aioktask.ondemand._work import Work
@@ -157,7 +157,7 @@ class OnDemand:
             return
         request = self._request(start, stop)
         try:
-            urgent = self._work.ask(request, takes_part=local.frame is not None)
+            urgent = self._work.ask(request, takes_part=local.stint is not None)
             if urgent is not None:
                 urgent.until_over_in_thread()
             for index in request.sections:

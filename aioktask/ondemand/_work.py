@@ -25,13 +25,13 @@ import time
 from types import TracebackType
 from typing import NoReturn
 
-from aioktask.engine.api.coordinator import Coordinator, Handle
-from aioktask.engine.api.submission import Nested, new_run, wait_in_thread
-from aioktask.engine.helpers import Caller
-from aioktask.engine.plan import split
+from aioktask.engine.api.coordinator import Coordinator
+from aioktask.engine.api.handle import Handle
+from aioktask.engine.api.submission import is_main_thread, new_run, run_here, wait_in_thread
 from aioktask.engine.priority import waiter_nice
+from aioktask.engine.state.current import enclosing_run, enclosing_stint, local
 from aioktask.engine.state.run import Run
-from aioktask.engine.state.stint import enclosing_run, local
+from aioktask.engine.state.workers import Caller
 from aioktask.errors import JobCancelled
 from aioktask.job import ChunkFunction, Failure, Job, Progress, set_failure, told_of
 from aioktask.ondemand._sections import Request, Sections
@@ -75,7 +75,7 @@ class Work:
     # The three ways to a section.
 
     def _background_chunk(self, start: int, stop: int) -> None:
-        self._do_next(None, self._background.entry.nice)
+        self._do_next(None, self._background.nice)
 
     def _urgent_chunk(self, request: Request, start: int, stop: int) -> None:
         self._do_next(request, request.nice)
@@ -95,7 +95,7 @@ class Work:
         if waiting > takes_part:
             chunk = functools.partial(self._urgent_chunk, request)
             run = self._run_of_chunks(chunk, waiting - takes_part)
-            run.entry.nice = request.nice
+            run.nice = request.nice
             try:
                 self._submit(run)
             except RuntimeError as error:  # the coordinator was left, or the interpreter exits
@@ -113,7 +113,7 @@ class Work:
     def nice_of_caller(self) -> int:
         """The nice at which the caller waits."""
         outer = enclosing_run()
-        return waiter_nice(None if outer is None else outer.urgency, self._background.entry.nice)
+        return waiter_nice(None if outer is None else outer.urgency, self._background.nice)
 
     def _run_of_chunks(self, fn: ChunkFunction[object], count: int) -> Run:
         """A run that calls `fn` so many times."""
@@ -125,23 +125,29 @@ class Work:
             nice=self._job.nice,
             name=self._job.name,
         )
-        return new_run(self._pool, self._group, job, None, parent=None, hold=False)
+        return new_run(self._pool, self._group, job, None, parent=None, owned=False)
 
-    def _submit(self, run: Run, caller: Caller | None = None) -> None:
-        # Who closes the coordinator waits for the chunks in it, and for what they submit.
-        nested = local.frame is not None and local.frame.run.entry.group is self._group
-        self._pool.submit(run, waiter=caller, caller=caller, nested=nested)
+    def _submit(self, run: Run) -> None:
+        self._pool.submit(run, nested=self._is_nested())
+
+    def _is_nested(self) -> bool:
+        """Whether a chunk of the coordinator is at work here.
+
+        Who closes the coordinator waits for the chunks in it, and for what they submit.
+        """
+        stint = local.stint
+        return stint is not None and stint.run.group is self._group
 
     def _may_begin(self) -> bool:
         """Whether sections may begin: nobody ended it, nor the coordinator."""
-        return not (self.closed or self._background.cancelled)
+        return not (self.closed or self._background.cancel_asked)
 
     def _do_next(self, request: Request | None, nice: int) -> bool:
         """Take the next section, of the request if there is one, and do it; whether one was left.
 
         The section's exception is kept, not raised.
         """
-        caller = Caller(nice, local.frame)
+        caller = Caller(nice, local.stint, main=is_main_thread())
         with self.lock:
             if not self._may_begin():
                 return False
@@ -151,22 +157,19 @@ class Work:
             run = self._run_of(index, nice)
             self.running[index] = Handle(self._pool, run)
         try:
-            if len(caller.chunks) > DEEPEST:
+            if len(caller.stints) > DEEPEST:
                 self._submit(run)
                 wait_in_thread(self._pool, run, None)
             else:
-                self._submit(run, caller)
-                with Nested(self._pool, enclosing_run(), run):
-                    self._pool.take_part(run, caller, given_up=_never)
+                run.parent_stint = enclosing_stint()
+                run_here(self._pool, run, caller, nested=self._is_nested())
         except RuntimeError as error:
-            if run.number:
+            if not run.refused:
                 raise
             # The coordinator was left, or the interpreter exits: whoever waits for the run is told.
-            self._pool.cancel(run)
-            self._pool.submit(run, nested=True)
             raise self.cancelled() from error
         finally:
-            if run.over and run.cancelled:  # before it began
+            if run.refused or (run.over and run.cancelled):  # before it began
                 with self.lock:
                     self.running.pop(index, None)
         return True
@@ -182,16 +185,8 @@ class Work:
             nice=nice,
             name=self._job.name,
         )
-        return Run(
-            job,
-            split(job, 1),
-            group=self._group,
-            nice=nice,
-            context=self._background.context,  # that of who entered, whoever does the section
-            loop=None,
-            parent=None,
-            hold=False,
-        )
+        # In the context of who entered, whoever does the section.
+        return Run(job, self._group, nice=nice, context=self._background.context)
 
     def _chunk(self, index: int, start: int, stop: int) -> None:
         """A section, in its run."""
@@ -239,7 +234,7 @@ class Work:
         return self.under_way()
 
     def stop_soon(self) -> None:
-        """`stop` from a finalizer."""
+        """`stop` from a finalizer, which may interrupt who holds the lock."""
 
         def stop() -> None:
             self.stop()
@@ -328,7 +323,3 @@ class _Raised:
             traceback = None if error.__traceback__ is None else error.__traceback__.tb_next
             return error, traceback, tuple(getattr(error, "__notes__", ())), told_of(error)
         raise AssertionError("a section failed whose run did not")
-
-
-def _never() -> bool:
-    return False

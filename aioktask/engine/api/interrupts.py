@@ -1,91 +1,96 @@
 # SPDX-License-Identifier: MIT
 # Ctrl-C while the main thread takes part in a job.
 #
-# A handler runs in the main thread between any two instructions, so perhaps while it holds the
-# pool's lock, or right after a chunk returned, where a KeyboardInterrupt would look as if the chunk
-# had raised it. So for the time of `run_multithreaded_sync` Python's own handler is replaced, as
-# asyncio.Runner does, by one that has the keeper cancel the job. A second Ctrl-C raises, but only
-# where no lock is held.
+# A handler runs in the main thread between any two instructions, so perhaps right after a chunk
+# returned, where a KeyboardInterrupt would look as if the chunk had raised it. So for the time of
+# `run_multithreaded_sync` Python's own handler is replaced, as asyncio.Runner does, by one that
+# cancels the job. A second Ctrl-C raises, wherever it strikes.
 """SIGINT during a synchronous run."""
 
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from types import CodeType, FrameType
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING
 
-from aioktask.engine.helpers import Caller
+from aioktask.engine.state import record
 from aioktask.engine.state.run import Run
-from aioktask.engine.state.stint import Frame
-from aioktask.engine.threads.pool import Pool
+from aioktask.engine.state.workers import Caller
+from aioktask.job import set_failure, told_of
 
-# Engine code in which no lock is held and nothing is half done: here a second Ctrl-C may raise; and
-# engine code that, while it calls the user's, holds none.
-_SAFE: frozenset[CodeType] = frozenset(
-    function.__code__ for function in (Frame.walk, Frame.walk_reduce, Pool.wait_parked)
-)
-_CALLS_OUT = _SAFE | {Frame._combine.__code__, Pool._merge.__code__}
+if TYPE_CHECKING:
+    from aioktask.engine.threads.pool import Pool
 
 
 class Interrupts:
-    """What Ctrl-C asked for: `cancelled` after the first, `given_up` after the second.
+    """In the main thread under Python's default handler, has SIGINT cancel the run.
 
-    `raised` once that became a KeyboardInterrupt.
+    Attributes:
+        cancelled: Whether it was asked for once.
+        given_up: Whether it was asked for twice.
     """
 
-    def __init__(self) -> None:
-        self.cancelled = False
-        self.given_up = False
-        self.raised = False
+    __slots__ = ("_caller", "_pool", "_raised", "_run", "_stands_in", "cancelled", "given_up")
 
+    def __init__(self, pool: Pool, run: Run, caller: Caller) -> None:
+        self._pool = pool
+        self._run = run
+        self._caller = caller
+        self.cancelled = self.given_up = self._raised = False
+        self._stands_in = False
 
-@contextmanager
-def interrupts_cancel(pool: Pool, run: Run, caller: Caller) -> Iterator[Interrupts]:
-    """In the main thread under Python's default handler, have SIGINT cancel the run."""
-    asked = Interrupts()
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield asked
-        return
+    def __enter__(self) -> Interrupts:
+        if self._caller.main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._stands_in = True
+            signal.signal(signal.SIGINT, self._handle)
+        return self
 
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if not asked.cancelled:
-            asked.cancelled = True
-            pool.keeper.soon(_cancel(pool, run))
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._stands_in:
             return
-        asked.given_up = caller.quits = True
-        pool.keeper.soon(caller.wake)
-        if frame is None or _may_raise(frame):
-            raise KeyboardInterrupt
+        self._step_back()
+        if self.cancelled and not self._raised and not isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt  # it came too late, or the job was refused
 
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield asked
-    finally:
-        if signal.getsignal(signal.SIGINT) is handle:
+    def _step_back(self) -> None:
+        if signal.getsignal(signal.SIGINT) == self._handle:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        if asked.cancelled and not asked.raised:  # it came too late, or the job was refused
-            raise KeyboardInterrupt
 
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        attended = self._run.attended
+        if attended is not None and not attended.locked():
+            # The call went away without a word, since exceptions struck faster than it could act.
+            self._step_back()
+            signal.default_int_handler(number, frame)
+        if not self.cancelled:
+            self.cancelled = True
+            self._pool.cancel(self._run)
+            return
+        self.given_up = self._caller.quits = True
+        self._caller.wake()
+        raise KeyboardInterrupt
 
-def _cancel(pool: Pool, run: Run) -> Callable[[], None]:
-    def cancel() -> None:
-        pool.cancel(run)
+    def conclude(self) -> None:
+        """Raise the KeyboardInterrupt that was asked for, if one was.
 
-    return cancel
-
-
-def _may_raise(frame: FrameType) -> bool:
-    """Whether the interrupted code holds no lock: the user's, or some of the engine's."""
-    safe = _SAFE
-    step: FrameType | None = frame
-    while step is not None:
-        if step.f_globals.get("__name__", "").startswith("aioktask.engine"):
-            return step.f_code in safe
-        safe = _CALLS_OUT
-        step = step.f_back
-    return True
+        Raises:
+            UndoFailed: In its place, where the undo failed.
+        """
+        run = self._run
+        if self.given_up and not run.over:
+            self._raised = True
+            raise KeyboardInterrupt(record.what_is_left(run))
+        if not self.cancelled:
+            return
+        interrupt = KeyboardInterrupt()
+        told = told_of(run.cancellation())
+        if told is not None:
+            set_failure(interrupt, told)
+        self._raised = True
+        run.raise_failed_undo(interrupt)
+        raise interrupt

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: MIT
 # The pool of this process: made at its first use, ended at exit, forgotten in a fork's child.
 #
-# A fork copies only the thread that forks. So the pool's lock is held across the fork, which makes
-# the copied state whole, and the child then starts with no pool at all: it has no helpers, and the
-# parent's jobs are none of its business. Nothing is undone there, since the memory may be shared.
+# No lock guards it: of several threads that make one at the same time, or of a signal handler that
+# does while its thread is at it, the first to put it into place is taken by all, and a pool that
+# nobody uses has no thread yet.
+#
+# A fork copies only the thread that forks, at whatever line the others were. So the child takes no
+# lock of the parent's, and starts with no pool at all: it has no helpers, and the parent's jobs are
+# none of its business. Nothing is undone there, since the memory may be shared.
 """The one pool of a process."""
 
 from __future__ import annotations
 
 import atexit
 import os
-import threading
 from typing import Any
 
-from aioktask.engine.state.stint import local
+from aioktask.engine.state.current import local
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.topology import read_topology
 from aioktask.engine.tunables import checked, process_tunables
 
-_making = threading.Lock()  # guards the making of _pool
-_pool: Pool | None = None
+_pools: dict[str, Pool] = {}  # the one there is
 _calls: dict[str, tuple[str, Any]] = {}  # what calls have set: by whom, and to what
 
 
@@ -30,14 +32,10 @@ def current_pool() -> Pool:
         ValueError: It is made now, and one of the ``AIOKTASK_`` variables is set to something else
             than it may be.
     """
-    global _pool
-    pool = _pool
+    pool = _pools.get("pool")
     if pool is None:
-        with _making:
-            pool = _pool
-            if pool is None:
-                tunables = process_tunables(os.environ, _calls)
-                pool = _pool = Pool(read_topology(), tunables)
+        tunables = process_tunables(os.environ, dict(_calls))
+        pool = _pools.setdefault("pool", Pool(read_topology(), tunables))
     return pool
 
 
@@ -49,8 +47,8 @@ def max_threads() -> int:
     replaces it. Threads that call `run_multithreaded_sync` always take part and may come on top.
     """
     pool = current_pool()
-    pool.around.refresh()
-    return pool.around.cap.threads
+    pool.adapter.refresh()
+    return pool.adapter.cap.threads
 
 
 def set_max_threads(threads: int | None) -> None:
@@ -86,63 +84,42 @@ def configure(**values: Any) -> None:
 
 def tunables() -> dict[str, object]:
     """The process's tunables as they are now, by name."""
-    return current_pool().around.tunables.data()
+    return current_pool().adapter.tunables.data()
 
 
 def _set(source: str, **values: Any) -> None:
-    global _calls
-    before, calls = _calls, dict(_calls)
-    for name, value in checked(source, values).items():
+    found = checked(source, values)
+    process_tunables(os.environ, dict(_calls))  # of a variable: then nothing is changed
+    for name, value in found.items():
         if name == "max_threads" and value is None:
-            calls.pop(name, None)
+            _calls.pop(name, None)
         else:
             said = source if source != "configure()" else f"configure({name}={value!r})"
-            calls[name] = said, value
-    _calls = calls
-    try:
-        current_pool().around.configure(process_tunables(os.environ, calls))
-    except ValueError:  # of a variable: then nothing is changed
-        _calls = before
-        raise
+            _calls[name] = said, value
+    current_pool().adapter.configure(process_tunables(os.environ, dict(_calls)))
 
 
 def _at_exit() -> None:
-    if _pool is not None:
-        _pool.close()
-
-
-def _before_fork() -> None:
-    _making.acquire()
-    if _pool is not None:
-        _pool.lock.acquire()
-
-
-def _after_fork_in_parent() -> None:
-    if _pool is not None:
-        _pool.lock.release()
-    _making.release()
+    pool = _pools.get("pool")
+    if pool is not None:
+        pool.close()
 
 
 def _after_fork_in_child() -> None:
-    global _pool
-    if _pool is not None:
-        # A chunk that forked finds out by these two when it returns: see Pool._end_child.
-        _pool.dead = True
-        _pool.around.lookout.forget()
-        _pool.signals.generation += 1
-        # The forking thread may be in a chunk: what it runs here is not nested in that.
-        local.frame = None
-        for frame in _pool.state.serving:
-            frame.live = False
-        _pool.lock.release()
-        _pool = None
-    _making.release()
+    pool = _pools.pop("pool", None)
+    if pool is None:
+        return
+    # A chunk that forked finds out by these two when it returns: see `end_child`.
+    pool.dead = True
+    pool.signals.generation += 1
+    pool.adapter.monitor.forget()
+    # The forking thread may be in a chunk: what it runs here is not nested in that.
+    local.stint = None
+    local.inside = False
+    for stint in list(pool.state.serving):
+        stint.live = False
 
 
 atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_before_fork,
-        after_in_parent=_after_fork_in_parent,
-        after_in_child=_after_fork_in_child,
-    )
+    os.register_at_fork(after_in_child=_after_fork_in_child)

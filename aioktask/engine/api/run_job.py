@@ -1,38 +1,42 @@
 # SPDX-License-Identifier: MIT
 # The calls that run one job: awaited, in a thread, and dry.
+#
+# Both calls hold `Run.attended` as long as they are there. An exception may strike in any line of
+# theirs, from a signal handler or for want of stack or memory; what they do then is to cancel the
+# run and to see it to its end. Where a further exception strikes before they could, the keeper
+# finds out that nobody attends to the run any more, and cancels it.
 """Running a job and waiting until all of it is done, or all of it is undone."""
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, TypeVar, cast
 
+from aioktask.checks import optional
 from aioktask.engine.api.coordinator import Coordinator
-from aioktask.engine.api.interrupts import Interrupts, interrupts_cancel
+from aioktask.engine.api.interrupts import Interrupts
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.api.submission import (
-    Nested,
-    OnBehalf,
     checked_job,
+    is_main_thread,
     needed_loop,
     new_run,
     nice_of_waiter,
-    remembered,
+    see_to_its_end,
 )
-from aioktask.engine.helpers import Caller
-from aioktask.engine.loops.loop import refuse_running_loop, wait_over, wait_over_shielded
+from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop
+from aioktask.engine.loops.waiting import wait_until_shielded
 from aioktask.engine.plan import Plan, make_plan, with_learned
-from aioktask.engine.state import record as accounts
-from aioktask.engine.state.dispatch import RunGroup
+from aioktask.engine.state.admission import remembered
+from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
-from aioktask.engine.state.stint import enclosing_run, local
+from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.workers import Caller
 from aioktask.engine.threads.pool import Pool
-from aioktask.job import Job, Report, set_failure, told_of
+from aioktask.job import Job, Report
 
 T = TypeVar("T")
-
-# Nobody is waited on behalf of: made once, since this is on the path of every short job.
-_NOBODY = contextlib.nullcontext()
 
 
 async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
@@ -54,13 +58,17 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
             is an `undo`.
         UndoFailed: An undo raised: part of the work is still there.
         JobCancelled: The coordinator ended the job.
-        TypeError: `job` is no Job.
+        TypeError: `job` is no Job, or `coordinator` no Coordinator; a function of the job returned
+            an awaitable or a generator, so its work was not done.
         RuntimeError: No event loop runs here, or the coordinator takes no more jobs.
 
     **Cancellation.** This is always a checkpoint: in a scope that is cancelled already nothing
     starts. Cancelled while it waits: no new chunk begins, running chunks finish, what was done is
     undone, and then the cancellation goes on; further cancels change nothing. `UndoFailed` takes
     the place of a cancellation, so a timeout does not swallow it.
+
+    **Interruption.** An exception that a signal handler raises in here, in whatever line, ends the
+    call as a cancellation does.
 
     >>> import asyncio
     >>> from aioktask import Job
@@ -69,28 +77,43 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     499500
     """
     pool = current_pool()
-    loop = needed_loop(pool, "run_multithreaded()")
+    loop = needed_loop("run_multithreaded()")
     await loop.checkpoint_if_cancelled()
-    outer = enclosing_run()
-    group = _group(coordinator, outer)
-    run = new_run(pool, group, job, loop, parent=outer, hold=True)
-    nice = run.entry.nice if outer is None else nice_of_waiter(outer, run)
-    waiter = loop.waiter(nice, lost=None if not run.hold else _Abandoned(pool, run))
-    with _NOBODY if outer is None else OnBehalf(pool, outer, run):
-        pool.submit(run, waiter=waiter, nested=outer is not None and outer.entry.group is group)
-        try:
+    outer = enclosing_stint()
+    group = _group(pool, coordinator, outer)
+    run = new_run(pool, group, job, loop, parent=outer, owned=True)
+    nested = outer is not None and outer.run.group is group
+    waiter = loop.waiter(
+        nice_of_waiter(outer, run), lost=None if not run.hold else _Abandoned(pool, run)
+    )
+    attended = run.attended
+    assert attended is not None
+    try:
+        with attended:
+            pool.submit(run, waiter=waiter, nested=nested)
             await waiter.wait()
-            while not (pool.commit(run) if run.hold else run.over):
-                await wait_over(pool, loop, run, nice)
-        except GeneratorExit:
-            pool.cancel_soon(run)
-            raise
-        except BaseException as cancellation:
-            pool.cancel(run)
-            await wait_over_shielded(pool, loop, run, nice)
-            _raise_failed_undo_of(pool, run, cancellation)
-            raise
-    return cast("Report[T]", pool.result(run))
+            while not pool.commit(run):
+                waiter.renew()
+                if not (run.over or run.settled):
+                    await waiter.wait()
+            return cast("Report[T]", run.result())
+    except GeneratorExit:
+        pool.cancel(run)
+        raise
+    except BaseException as cancellation:
+        if not (run.ended or run.refused):
+            await _end(pool, loop, run, waiter)
+            run.raise_failed_undo(cancellation)
+        run.name_outcome(cancellation, job)
+        raise
+
+
+async def _end(pool: Pool, loop: Loop, run: Run, waiter: AsyncWaiter) -> None:
+    """Cancel a run, and see it to its end across any number of cancellations."""
+    pool.cancel(run)
+    if not run.over and waiter not in run.waiters:  # it was struck before it was submitted
+        pool.post(State.add_waiter, run, waiter, None, False)
+    await wait_until_shielded(loop, waiter, lambda: run.ended)
 
 
 def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
@@ -111,55 +134,71 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
         JobCancelled: The coordinator ended the job.
         KeyboardInterrupt: Ctrl-C in the main thread, after the undo. A second one gives up: it
             names what is left, and helpers end the undo in the background.
-        RuntimeError: This thread runs an event loop, or the coordinator takes no more jobs.
-        TypeError: `job` is no Job, or its undo is a coroutine function.
+        RuntimeError: This thread runs an event loop, or the coordinator takes no more jobs; or a
+            finalizer or callback calls this inside the engine, where nothing may wait.
+        TypeError: `job` is no Job, `coordinator` no Coordinator, or the undo a coroutine function.
+
+    **Interruption.** Called by a signal handler it runs like any other; what a handler raises in
+    here, in whatever line, cancels the job, undoes it, and goes on.
 
     >>> from aioktask import Job
     >>> run_multithreaded_sync(Job(max, 10, reduce=max, chunk=2)).value
     10
     """
     refuse_running_loop("run_multithreaded_sync()", "await run_multithreaded(job) instead")
+    refuse_waiting("run_multithreaded_sync()")
     pool = current_pool()
-    frame = local.frame
-    parent = None if frame is None else frame.run
-    group = _group(coordinator, parent)
-    run = new_run(pool, group, job, None, parent=parent, hold=True)
-    caller = Caller(nice_of_waiter(parent, run), frame)
-    with interrupts_cancel(pool, run, caller) as asked:
-        nested = parent is not None and parent.entry.group is group
-        pool.submit(run, waiter=caller, caller=caller, nested=nested)
-        try:
-            with Nested(pool, parent, run):
-                pool.take_part(run, caller, given_up=lambda: asked.given_up)
-                while not (asked.given_up or asked.cancelled) and not pool.commit(run):
-                    pool.take_part(run, caller, given_up=lambda: asked.given_up)
-                if asked.cancelled:
-                    pool.cancel(run)
-                    pool.take_part(run, caller, given_up=lambda: asked.given_up)
-        except BaseException as error:
-            # A signal handler raised here: the second Ctrl-C, or one of the application's own.
-            pool.cancel(run)
-            if not asked.given_up:
-                _wait_out(pool, run, caller, asked)
-                _raise_failed_undo_of(pool, run, error)
-                raise
-        if asked.given_up and not run.over:
-            asked.raised = True
-            raise KeyboardInterrupt(_what_is_left(pool, run))
-        if asked.cancelled:
-            interrupt = KeyboardInterrupt()
-            told = told_of(run.cancellation())
-            if told is not None:
-                set_failure(interrupt, told)
-            asked.raised = True
-            _raise_failed_undo_of(pool, run, interrupt)
-            raise interrupt
-    if parent is not None and run.cancelled and parent.unwanted():
-        # A chunk of this run noticed that the enclosing job wants no more work: go on with that.
-        assert frame is not None
-        _raise_failed_undo_of(pool, run, run.cancellation())
-        frame.check_cancelled()
-    return cast("Report[T]", pool.result(run))
+    stint = local.stint
+    group = _group(pool, coordinator, stint)
+    run = new_run(pool, group, job, None, parent=stint, owned=True)
+    caller = Caller(nice_of_waiter(stint, run), stint, main=is_main_thread())
+    nested = stint is not None and stint.run.group is group
+    try:
+        with Interrupts(pool, run, caller) as asked:
+            return _run_here(pool, run, caller, asked, nested=nested)
+    except BaseException as error:
+        run.name_outcome(error, job)
+        raise
+    finally:
+        del stint, caller
+
+
+def _run_here(
+    pool: Pool, run: Run, caller: Caller, asked: Interrupts, *, nested: bool
+) -> Report[Any]:
+    """Run it, the calling thread taking part, and see it to its end whatever strikes."""
+    attended = run.attended
+    assert attended is not None
+    try:
+        with attended, caller.present:
+            pool.submit(run, waiter=caller, caller=caller, nested=nested, detects=True)
+            pool.take_part(run, caller)
+            while not (asked.given_up or asked.cancelled) and not pool.commit(run):
+                pool.take_part(run, caller)
+            if asked.cancelled:
+                pool.cancel(run)
+                pool.take_part(run, caller)
+            if not asked.cancelled:
+                if caller.stints and run.cancelled:
+                    _pass_on_cancel(run, caller.stints[0])
+                return run.result()
+    except BaseException as error:
+        # A signal handler raised here: the second Ctrl-C, or one of the application's own.
+        if run.ended or run.refused:
+            raise
+        see_to_its_end(pool, run, caller, error, given_up=lambda: asked.given_up)
+        if not asked.given_up:
+            run.raise_failed_undo(error)
+            raise
+    asked.conclude()
+    raise AssertionError("an interrupt was asked for, and is not raised")
+
+
+def _pass_on_cancel(run: Run, stint: Stint) -> None:
+    """Raise where the enclosing job wants no more work, which a chunk of this run noticed."""
+    if stint.run.unwanted():
+        run.raise_failed_undo(run.cancellation())
+        stint.check_cancelled()
 
 
 def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
@@ -172,23 +211,27 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
         job: The job.
         coordinator: Whose cap applies.
 
+    Raises:
+        TypeError: `job` is no Job, or `coordinator` no Coordinator.
+
     >>> from aioktask import Job
     >>> plan(Job(print, 100, chunk=30, max_threads=1)).chunks
     4
     """
     pool = current_pool()
-    pool.around.refresh()
-    caps = [(pool.around.cap.threads, f"the process: {pool.around.cap.reason}")]
-    share = pool.around.share
-    if share is not None and share < pool.around.cap.threads:
-        name = pool.around.tunables.share
-        caps.append((max(share, 1), f"what other busy processes leave of the slots {name!r}"))
+    group = _group(pool, coordinator, None)
+    adapter = pool.adapter
+    adapter.refresh()
+    cap, share, tunables = adapter.cap, adapter.share, adapter.tunables
+    caps = [(cap.threads, f"the process: {cap.reason}")]
+    if share is not None and share < cap.threads:
+        reason = f"what other busy processes leave of the slots {tunables.share!r}"
+        caps.append((max(share, 1), reason))
     if coordinator is not None and coordinator.max_threads is not None:
-        cap = coordinator.max_threads
-        caps.append((cap, f"the coordinator's max_threads={cap}"))
+        most = coordinator.max_threads
+        caps.append((most, f"the coordinator's max_threads={most}"))
     made = make_plan(checked_job(job), caps)
-    group = _group(coordinator, None) if coordinator is not None else pool.state.root
-    lesson = remembered(job, made.threads, group, pool)
+    lesson = remembered(job, made.threads, group, tunables, pool.state.lessons)
     return made if lesson is None else with_learned(made, job, *lesson)
 
 
@@ -202,38 +245,11 @@ class _Abandoned:
         self._run = run
 
     def __call__(self) -> None:
-        self._pool.cancel_soon(self._run)
+        self._pool.cancel(self._run)
 
 
-def _group(coordinator: Coordinator | None, outer: Run | None) -> RunGroup:
-    if coordinator is not None:
-        return coordinator.scope()[1]
-    if outer is not None:
-        group = outer.entry.group
-        assert isinstance(group, RunGroup)
-        return group
-    return current_pool().state.root
-
-
-def _raise_failed_undo_of(pool: Pool, run: Run, cause: BaseException) -> None:
-    with pool.lock:
-        failed = run.undo_failed
-        run.told = run.told or failed
-    if failed:
-        assert run.verdict is not None
-        run.verdict.__cause__ = cause
-        raise run.verdict
-
-
-def _wait_out(pool: Pool, run: Run, caller: Caller, asked: Interrupts) -> None:
-    """See a cancelled run to its end, whatever signal handlers raise meanwhile."""
-    while not (run.over or asked.given_up):
-        with contextlib.suppress(BaseException):
-            pool.take_part(run, caller, given_up=lambda: asked.given_up)
-
-
-def _what_is_left(pool: Pool, run: Run) -> str:
-    with pool.lock:
-        left = accounts.left(run)
-    ranges = ", ".join(f"{each.start} to {each.stop}" for each in left) or "nothing"
-    return f"gave up waiting for the job {run.job.name!r}; may be done and not undone yet: {ranges}"
+def _group(pool: Pool, coordinator: Coordinator | None, outer: Stint | None) -> RunGroup:
+    given = optional("coordinator", coordinator, Coordinator)
+    if given is not None:
+        return given.scope()[1]
+    return pool.state.root if outer is None else outer.run.group

@@ -6,21 +6,23 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
+from collections.abc import Callable
 from contextvars import Context, copy_context
-from functools import partial
 from threading import TIMEOUT_MAX
 from typing import Any
 
-from aioktask.engine.helpers import ThreadWaiter
-from aioktask.engine.lessons import key_of
+from aioktask.engine.loops.coroutine_undo import UndoLoop
 from aioktask.engine.loops.loop import Loop, running_loop
-from aioktask.engine.plan import CHUNKS_PER_THREAD, split, undo_grain
 from aioktask.engine.priority import submitted_nice, waiter_nice
-from aioktask.engine.scaling import Scaling
-from aioktask.engine.sizing import Sizes
-from aioktask.engine.state.dispatch import RunGroup
+from aioktask.engine.state.admission import own_nice
+from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
-from aioktask.engine.state.stint import enclosing_run, local
+from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.workers import Caller, ThreadWaiter
 from aioktask.engine.threads.pool import Pool
 from aioktask.job import Job
 
@@ -31,93 +33,39 @@ def new_run(
     job: Job[Any],
     loop: Loop | None,
     *,
-    parent: Run | None,
-    hold: bool,
+    parent: Stint | None,
+    owned: bool,
 ) -> Run:
-    if checked_job(job).undo_is_async and loop is None:
-        raise TypeError(
-            f"the undo of the job {job.name!r} is a coroutine function, which runs on the loop "
-            "that is running at submit, and none is: pass an ordinary function"
-        )
-    nice = submitted_nice(_own_nice(job, group, pool))
-    cap = pool.around.cap.threads if group.cap is None else min(pool.around.cap.threads, group.cap)
-    cut = split(job, cap)
-    wanted = learns(job, group, pool)
-    key = lesson = sizes = scaling = None
-    if wanted != "nothing" and job.size > CHUNKS_PER_THREAD * undo_grain(job):
-        if remembers(job, group, pool):
-            key = key_of(job, cut.threads)
-            lesson = pool.state.lessons.get(key)
-        if wanted != "threads" and job.reduce is None:  # the leaves of a reduce are given
-            known = None if lesson is None else lesson.sizes
-            sizes = Sizes(job.size, undo_grain(job), cut.threads, known)
-        if wanted != "chunk":
-            known_scaling = None if lesson is None else lesson.scaling
-            scaling = (
-                Scaling(cut.threads)
-                if known_scaling is None
-                else known_scaling.for_next_run(cut.threads)
+    """A run of the job, for a turn to take in.
+
+    Raises:
+        TypeError: `job` is no Job, or its coroutine undo has no loop to run on.
+    """
+    undo_loop = None
+    if checked_job(job).undo_is_async:
+        if loop is None:
+            raise TypeError(
+                f"the undo of the job {job.name!r} is a coroutine function, which runs on the loop "
+                "that is running at submit, and none is: pass an ordinary function"
             )
-    run = Run(
+        undo_loop = UndoLoop(pool, loop)
+    return Run(
         job,
-        cut,
-        group=group,
-        nice=nice,
+        group,
+        nice=submitted_nice(own_nice(job, group, pool.adapter.tunables)),
         context=_context_for_threads(),
-        loop=loop,
+        loop=undo_loop,
         parent=parent,
-        hold=hold,
-        sizes=sizes,
-        scaling=scaling,
-        key=key,
-        lessons=pool.state.lessons,
+        owned=owned,
     )
-    run.entry.gives_way = pool.around.gives_way(nice, group)
-    return run
-
-
-def _own_nice(job: Job[Any], group: RunGroup, pool: Pool) -> int:
-    """The job's nice, where its coordinator or the process does not set another one."""
-    for said in (group.tunables.get("nice"), pool.around.tunables.nice):
-        if said is not None:
-            return int(said)
-    return job.nice
-
-
-def learns(job: Job[Any], group: RunGroup, pool: Pool) -> str:
-    """What the job finds out while it runs: what it says, its coordinator, or the process."""
-    if job.learn is not None:
-        return job.learn
-    if job.chunk is not None:
-        return "nothing"
-    return str(group.tunables.get("learn", pool.around.tunables.learn))
-
-
-def remembers(job: Job[Any], group: RunGroup, pool: Pool) -> bool:
-    if job.remember is not None:
-        return job.remember
-    return bool(group.tunables.get("remember", pool.around.tunables.remember))
-
-
-def remembered(
-    job: Job[Any], threads: int, group: RunGroup, pool: Pool
-) -> tuple[int | None, int | None] | None:
-    """The chunk size and the number of threads that a run would begin with, where it is known."""
-    wanted = learns(job, group, pool)
-    if wanted == "nothing" or not remembers(job, group, pool):
-        return None
-    lesson = pool.state.lessons.get(key_of(job, threads))
-    if lesson is None:
-        return None
-    chunk = level = None
-    if lesson.sizes is not None and wanted != "threads" and job.reduce is None:
-        chunk = Sizes(job.size, undo_grain(job), threads, lesson.sizes).chunk
-    if lesson.scaling is not None and wanted != "chunk":
-        level = lesson.scaling.for_next_run(threads).level
-    return chunk, level
 
 
 def checked_job(job: object) -> Job[Any]:
+    """`job`, if it is one.
+
+    Raises:
+        TypeError: It is none.
+    """
     if not isinstance(job, Job):
         raise TypeError(f"a Job is needed, got {job!r}")
     return job
@@ -132,61 +80,110 @@ def _context_for_threads() -> Context:
     return context
 
 
-def nice_of_waiter(outer: Run | None, run: Run) -> int:
+def nice_of_waiter(outer: Stint | None, run: Run) -> int:
     """What the waiter itself lends: nothing inside a chunk, since that chunk's job lends."""
-    return run.entry.nice if outer is not None else waiter_nice(None, run.entry.nice)
+    return run.nice if outer is not None else waiter_nice(None, run.nice)
 
 
-def needed_loop(pool: Pool, what: str) -> Loop:
-    loop = running_loop(pool)
+def needed_loop(what: str) -> Loop:
+    """The loop that runs on this thread.
+
+    Raises:
+        RuntimeError: None does.
+    """
+    loop = running_loop()
     if loop is None:
         raise RuntimeError(f"{what} needs a running event loop: asyncio, uvloop or trio")
     return loop
 
 
-class OnBehalf:
-    """While a task waits for a run on behalf of a chunk, the run may have one helper more."""
-
-    __slots__ = ("_awaited", "_pool", "_waiting")
-    detect = False
-
-    def __init__(self, pool: Pool, waiting: Run | None, awaited: Run) -> None:
-        self._pool = pool
-        self._waiting = waiting
-        self._awaited = awaited
-
-    def __enter__(self) -> None:
-        if self._waiting is not None:
-            self._pool.begin_wait(self._waiting, self._awaited, detect=self.detect)
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._waiting is None:
-            return
-        end = partial(self._pool.end_wait, self._waiting, self._awaited, detect=self.detect)
-        if kind is GeneratorExit:  # the collector may be at work here, in a thread with the lock
-            self._pool.keeper.soon(end)
-        else:
-            end()
+def is_main_thread() -> bool:
+    """Whether signal handlers run on the calling thread."""
+    return threading.get_ident() == threading.main_thread().ident
 
 
-class Nested(OnBehalf):
-    """While a chunk itself waits for a run: the same, and cycles of such waits are found."""
+def park_until(
+    pool: Pool, waiter: ThreadWaiter, done: Callable[[], bool], timeout: float | None
+) -> bool:
+    """Wait in this thread until it is done; False when so many seconds passed instead.
 
-    __slots__ = ()
-    detect = True
+    Raises:
+        DeadlockError: The wait would never end.
+    """
+    patience = None if timeout is None else min(max(timeout, 0), TIMEOUT_MAX)
+    until = None if patience is None else time.monotonic() + patience
+    may_turn = not is_main_thread()
+    while not done():
+        if waiter.refused is not None:
+            raise waiter.refused
+        if may_turn:
+            pool.turn_on_caller()
+            if done() or waiter.refused is not None:
+                continue
+        left = -1.0 if until is None else max(until - time.monotonic(), 0)
+        if not pool.wait_parked(waiter, left) and not done():
+            return False
+    return True
 
 
-def wait_in_thread(pool: Pool, run: Run, timeout: float | None, *, watches: bool = False) -> None:
-    outer = enclosing_run()
+def wait_in_thread(pool: Pool, run: Run, timeout: float | None) -> None:
+    """Wait in this thread until the run is over.
+
+    Raises:
+        TimeoutError: So many seconds passed instead.
+        DeadlockError: It would never be over: it waits for the calling chunk's job.
+        RuntimeError: The calling code runs inside the engine, where nothing may wait.
+    """
+    if run.over:
+        return
+    refuse_waiting("waiting for a job")
+    outer = enclosing_stint()
     waiter = ThreadWaiter(nice_of_waiter(outer, run))
     # A thread that the chunk started, with a copy of its context, waits on behalf of it, but not
     # surely in its place.
-    kind = OnBehalf if local.frame is None else Nested
-    patience = -1 if timeout is None else min(max(timeout, 0), TIMEOUT_MAX)
-    with kind(pool, outer, run):
+    detects = local.stint is not None
+    try:
+        pool.post(State.add_waiter, run, waiter, outer, detects)
+        if not park_until(pool, waiter, lambda: run.over, timeout):
+            raise TimeoutError(f"the job {run.name!r} is not over after {timeout} s")
+    finally:
+        if not run.over:
+            pool.post(State.remove_waiter, run, waiter)
+
+
+def run_here(pool: Pool, run: Run, caller: Caller, *, nested: bool) -> None:
+    """Submit a run that nobody owns, and serve it in this thread until it is over.
+
+    Raises:
+        RuntimeError: It was refused; see `Pool.submit`.
+        BaseException: What struck this thread from outside; the run was cancelled, and is over.
+    """
+    try:
+        with caller.present:
+            pool.submit(run, waiter=caller, caller=caller, nested=nested, detects=True)
+            pool.take_part(run, caller)
+    except BaseException as error:
+        if not (run.over or run.refused):
+            see_to_its_end(pool, run, caller, error, given_up=lambda: False)
+        raise
+
+
+def see_to_its_end(
+    pool: Pool, run: Run, caller: Caller, error: BaseException, *, given_up: Callable[[], bool]
+) -> None:
+    """Take no further part, cancel the run, and wait for its end, whatever strikes meanwhile."""
+    waiter = ThreadWaiter(caller.nice)
+    left = False
+    while not run.ended:
         try:
-            while pool.add_waiter(run, waiter, watches=watches):
-                if not pool.wait_parked(waiter, patience):
-                    raise TimeoutError(f"the job {run.job.name!r} is not over after {timeout} s")
-        finally:
-            pool.remove_waiter(run, waiter)
+            if not left:
+                caller.quits = True
+                pool.post(State.caller_left, run, caller, error)
+                pool.cancel(run)
+                pool.post(State.add_waiter, run, waiter, None, False)
+                left = True
+            if given_up():
+                return
+            park_until(pool, waiter, lambda: run.ended or given_up(), None)
+        except BaseException:  # the first one is what is told
+            continue

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from aioktask.engine.scheduling.queue import NICE_0_WEIGHT, weight
 
-__all__ = ["Looked", "Yielding"]
+__all__ = ["BackgroundShare", "CpuLoad"]
 
 # So much of a CPU is always taken by something: a machine that is idle but for that is all free.
 SLACK = 0.2
@@ -25,7 +25,7 @@ MOST_CREDIT_NS = 20_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class CpuLoad:
     """What was seen since the last look.
 
     Attributes:
@@ -41,7 +41,7 @@ class Looked:
     delay_ns: int
 
 
-class Yielding:
+class BackgroundShare:
     """The threads that all background jobs together may have.
 
     Attributes:
@@ -57,7 +57,7 @@ class Yielding:
         self.pausing = False
         self.threads = 1
 
-    def look(self, seen: Looked, cpus: int, nice: int) -> None:
+    def look(self, seen: CpuLoad, cpus: int, nice: int) -> None:
         """Decide anew.
 
         Args:

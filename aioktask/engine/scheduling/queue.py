@@ -8,16 +8,23 @@
 # process's, the coordinator's (a Group) and the job's (an Entry); a fourth those of all jobs that
 # give way to other processes. An undo goes before all chunks.
 #
-# A job that somebody of higher priority waits for has a loan: one thread at a time serves it at the
+# A job that a more urgent waiter waits for has a loan: one thread at a time serves it at the
 # waiter's nice, on an account of its own that starts level with the others. While that thread is
 # wanted the job is queued by the loan, whatever it used up itself, and else by its own account.
+#
+# Guarantees: every call costs the same beside 10 and beside 20,000 jobs and coordinators, but for
+# the logarithm of a bisection; `set_group_cap` and `rebuild` pass over the jobs they are about.
+# What makes that so: a job stands in a queue only while one thread more may serve it. The queues of
+# a coordinator with a cap are its own, and only the first of each stands in the process's queues
+# too, as the delegate of the others, and only while the coordinator is below its cap. So whatever
+# is first in the process's queues may be served, and nothing is ever skipped.
 """The choice of a job, under caps and shares."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections.abc import Iterable
 from enum import Enum
-from itertools import chain
 from typing import Any
 
 # A thread serves one job for this long before the choice is made again.
@@ -25,10 +32,11 @@ SLICE_NS = 10_000_000
 
 NICE_0_WEIGHT = 1024.0
 
-# How many waiting jobs of a coordinator are looked through for one that was served before.
-LOOK_AHEAD = 64
+# How many of those that wait are named in the representation of a scheduler.
+NAMED = 10
 
-Key = tuple[bool, float, int, int]  # an undo or not, runtime, nice, sequence
+# Chunks and not an undo, runtime, nice, sequence, and whose key it is. No two have one sequence.
+Key = tuple[bool, float, int, int, "Entry"]
 
 
 def weight(nice: int) -> float:
@@ -47,24 +55,49 @@ class Seat(Enum):
     BACKGROUND = "background"  # its own, and it gives way to other processes
 
 
+class Queues:
+    """Jobs that one thread more may serve, in the order of the choice.
+
+    Attributes:
+        foreground: Keys of jobs: undoing ones first, then by runtime, then by nice.
+        background: Keys of jobs that give way to other processes, in the same order.
+        served: The runtimes in the keys of those, in both queues, that were served before.
+    """
+
+    __slots__ = ("background", "foreground", "served")
+
+    def __init__(self) -> None:
+        self.foreground: list[Key] = []
+        self.background: list[Key] = []
+        self.served: list[float] = []
+
+
+# What a coordinator has in the process's queues: its first job in the foreground and in the
+# background, and the least runtime of those that were served.
+Delegates = tuple[Key | None, Key | None, float | None]
+NO_DELEGATES: Delegates = (None, None, None)
+
+
 class Group:
     """What the jobs of one coordinator share: a cap.
 
     Attributes:
         cap: The most threads for all its jobs together, None for no limit of its own.
         threads: Threads that serve its jobs now.
-        ready: Its entries with something to claim, by key: undoing ones first, then by runtime,
-            then by nice.
-        background: Likewise, those that give way to other processes.
+        ready: Its entries with something to claim.
+        queues: Those that one thread more may serve but for this cap; empty without a cap, since
+            then they stand in the process's queues.
+        delegates: What stands for them in the process's queues.
     """
 
-    __slots__ = ("background", "cap", "ready", "threads")
+    __slots__ = ("cap", "delegates", "queues", "ready", "threads")
 
     def __init__(self, cap: int | None = None) -> None:
         self.cap = cap
         self.threads = 0
-        self.ready: list[tuple[Key, Entry]] = []
-        self.background: list[tuple[Key, Entry]] = []
+        self.ready: dict[Entry, None] = {}
+        self.queues = Queues()
+        self.delegates = NO_DELEGATES
 
 
 class Entry:
@@ -72,13 +105,19 @@ class Entry:
 
     Attributes:
         run: Whom it stands for; the scheduler does not look inside.
-        limit: The most threads for this job.
+        limit: The most threads for this job, at least 1.
         threads: Threads that serve it now.
-        owed: Chunks that wait for this job. While nobody serves it, it may have one thread beyond
-            every cap but its own, since those chunks hold threads.
+        owed: Chunks that wait for this job. While no thread serves it, it may have one beyond every
+            cap but its own, since those chunks hold threads.
+        ready: Whether it has something to claim.
+        undoing: Whether that is an undo.
+        served: Whether a thread has served it.
         loan: The nice of a waiter that is more urgent than the job, None where there is none.
         loan_taken: Whether a thread serves it at that nice now.
         gives_way: Whether it leaves the CPUs to other processes that want them.
+        key: Its key while it is queued.
+        queue: The queue that it is in while it is queued.
+        owed_key: Its key while it is queued and owed a thread.
     """
 
     __slots__ = (
@@ -91,12 +130,15 @@ class Entry:
         "loan_taken",
         "nice",
         "owed",
+        "owed_key",
         "queue",
         "ready",
         "run",
         "runtime",
+        "sequence",
         "served",
         "threads",
+        "undoing",
     )
 
     def __init__(self, run: Any, group: Group, nice: int, limit: int) -> None:
@@ -107,19 +149,38 @@ class Entry:
         self.threads = 0
         self.owed = 0
         self.runtime = 0.0
-        self.served = False
+        self.sequence = 0
         self.ready = False
-        self.queue = group.ready  # that it is in while it is ready
-        self.key: Key = (True, 0.0, 0, 0)
+        self.undoing = False
+        self.served = False
         self.loan: int | None = None
         self.loan_runtime = 0.0
         self.loan_taken = False
         self.gives_way = False
+        self.key: Key | None = None
+        self.queue: list[Key] = group.queues.foreground
+        self.owed_key: Key | None = None
+
+    @property
+    def urgency(self) -> int:
+        """The nice at which whoever waits inside a chunk of the job waits."""
+        return self.nice if self.loan is None else self.loan
 
     @property
     def loan_offered(self) -> bool:
         """Whether the next thread would serve it at its waiter's nice."""
         return self.loan is not None and not self.loan_taken
+
+    @property
+    def in_background(self) -> bool:
+        """Whether the next thread would give way to other processes."""
+        return self.gives_way and not self.undoing and not self.loan_offered
+
+    def new_key(self) -> Key:
+        """Where the next thread to serve it would find it."""
+        if self.loan is not None and not self.loan_taken:
+            return (not self.undoing, self.loan_runtime, self.loan, self.sequence, self)
+        return (not self.undoing, self.runtime, self.nice, self.sequence, self)
 
     def cost(self, wall_ns: int) -> float:
         """What the wall time of one thread counts as virtual runtime."""
@@ -142,161 +203,149 @@ class Scheduler:
         self.running = 0
         self.background_cap = cap
         self.background = 0
-        self._groups: dict[Group, None] = {}  # those with ready entries
-        self._owed: dict[Entry, None] = {}  # ready entries that a chunk waits for
+        self._queues = Queues()  # of jobs without a coordinator's cap, and of delegates
+        self._owed: list[Key] = []  # of queued entries that chunks wait for and no thread serves
         self._floor = 0.0  # where a new job starts
         self._sequence = 0
 
     def __repr__(self) -> str:
-        queues = ", ".join(
+        keys = sorted(self._queues.foreground[:NAMED] + self._queues.background[:NAMED])
+        first = [
             f"{entry.run}: nice {entry.nice}, {entry.threads}/{entry.limit} threads"
-            for group in self._groups
-            for _, entry in chain(group.ready, group.background)
-        )
-        return f"<Scheduler {self.running}/{self.cap} running; ready: {queues or 'none'}>"
+            for *_, entry in keys[:NAMED]
+        ]
+        return f"<Scheduler {self.running}/{self.cap} running; first: {', '.join(first) or 'none'}>"
+
+    # What the entries and groups are.
 
     def add(self, entry: Entry) -> None:
-        """A new job: it starts level with the job that is furthest behind among those served."""
+        """Let a new job start level with the one that is furthest behind among those served."""
         entry.runtime = entry.loan_runtime = self._floor
         self._sequence += 1
-        entry.key = (True, 0.0, 0, self._sequence)
+        entry.sequence = self._sequence
 
     def set_ready(self, entry: Entry, *, undoing: bool = False) -> None:
-        """The entry has something to claim."""
+        """Take in that the entry has something to claim."""
         if entry.ready:
             return
         entry.ready = True
-        group = entry.group
-        if entry.loan is not None and not entry.loan_taken:
-            entry.key = (not undoing, entry.loan_runtime, entry.loan, entry.key[-1])
-            entry.queue = group.ready
-        else:
-            entry.key = (not undoing, entry.runtime, entry.nice, entry.key[-1])
-            entry.queue = group.background if entry.gives_way and not undoing else group.ready
-        insort(entry.queue, (entry.key, entry))
-        self._groups[group] = None
-        if entry.owed:
-            self._owed[entry] = None
+        entry.undoing = undoing
+        entry.group.ready[entry] = None
+        self._place(entry)
 
     def set_idle(self, entry: Entry) -> None:
-        """The entry has nothing to claim at present."""
+        """Take in that the entry has nothing to claim at present."""
         if not entry.ready:
             return
         entry.ready = False
-        group = entry.group
-        del entry.queue[bisect_left(entry.queue, (entry.key,))]
-        if not group.ready and not group.background:
-            del self._groups[group]
-        self._owed.pop(entry, None)
+        del entry.group.ready[entry]
+        self._place(entry)
 
     def set_nice(self, entry: Entry, nice: int) -> None:
-        """Changes the weight of what comes; what was used stays counted as it was."""
+        """Change the weight of what comes; what was used stays counted as it was."""
         entry.nice = nice
-        self._requeue(entry)
+        self._place(entry)
 
     def set_limit(self, entry: Entry, limit: int) -> None:
         """Move the job's own limit. What it could not use below the old one is not owed to it."""
         entry.limit = limit
         entry.runtime = max(entry.runtime, self._floor)
-        self._requeue(entry)
+        self._place(entry)
 
     def set_group_cap(self, group: Group, cap: int | None) -> None:
-        """Move a coordinator's cap, likewise; the shares among its jobs stay as they are."""
+        """Move a coordinator's cap.
+
+        What its jobs could not use below the old one is not owed to them; the shares among them
+        stay as they are. This passes over all of its jobs that have something to claim.
+        """
+        # From the last to the first and back again: little has to move in a sorted list then.
+        waiting = sorted(group.ready, key=Entry.new_key)
+        for entry in reversed(waiting):
+            self._take_out(entry)
+        self._send_delegates(group)
         group.cap = cap
-        waiting = [entry for _, entry in chain(group.ready, group.background)]
-        if waiting:
-            lag = self._floor - min(entry.runtime for entry in waiting)
-            for entry in waiting if lag > 0 else ():
-                entry.runtime += lag
-                self._requeue(entry)
+        lag = self._floor - min((entry.runtime for entry in waiting), default=self._floor)
+        for entry in waiting:
+            if entry.threads < entry.limit:
+                self._put_in(entry)
+        self._send_delegates(group)
 
     def set_gives_way(self, entry: Entry, gives_way: bool) -> None:
-        """Threads that serve it already stay counted as they are."""
+        """Have the next threads give way; those that serve it already stay counted as they are."""
         entry.gives_way = gives_way
-        self._requeue(entry)
+        self._place(entry)
 
     def set_loan(self, entry: Entry, nice: int | None) -> None:
         """Have one thread at a time serve it at this nice; None to end that."""
         if entry.loan is None:
             entry.loan_runtime = min(self._floor, entry.runtime)
         entry.loan = nice
-        self._requeue(entry)
+        self._place(entry)
 
     def take_loan(self, entry: Entry, seat: Seat) -> Seat:
-        """A thread that serves the entry in another seat goes over to the waiter's nice."""
+        """Move a thread that serves the entry in another seat to the waiter's nice."""
         if seat is Seat.BACKGROUND:
             self.background -= 1
         entry.loan_taken = True
-        self._requeue(entry)
+        self._place(entry)
         return Seat.LENT
 
     def owe(self, entry: Entry, count: int) -> None:
-        """`count` more (or fewer) chunks wait for this job."""
+        """Take in that `count` more (or fewer) chunks wait for this job."""
         entry.owed += count
-        if entry.owed and entry.ready:
-            self._owed[entry] = None
-        elif not entry.owed:
-            self._owed.pop(entry, None)
+        self._place(entry)
+
+    # The choice.
 
     def choose(self) -> Entry | None:
         """The job that a helper with nothing to do should serve, or None."""
-        best = self._best() if self.running < self.cap else None
-        if best is not None:
-            return best
-        for entry in self._owed:
-            if not entry.threads:
-                return entry
-        return None
+        return self._choose(self.cap)
 
-    def _best(self) -> Entry | None:
-        """The first of those that their own and their coordinator's cap admit."""
-        best: tuple[Key, Entry] | None = None
-        background = self.background < self.background_cap
-        for group in self._groups:
-            if group.cap is not None and group.threads >= group.cap:
-                continue
-            for queue in (group.ready, group.background) if background else (group.ready,):
-                for candidate in queue:
-                    if best is not None and candidate[0] > best[0]:
-                        break
-                    if candidate[1].threads < candidate[1].limit:
-                        best = candidate
-                        break
-        return None if best is None else best[1]
+    def _choose(self, cap: int) -> Entry | None:
+        if self.running < cap:
+            foreground, background = self._queues.foreground, self._queues.background
+            admitted = background and self.background < self.background_cap
+            if admitted and (not foreground or background[0] < foreground[0]):
+                return background[0][-1]
+            if foreground:
+                return foreground[0][-1]
+        return self._owed[0][-1] if self._owed else None
 
     def may_enter(self, entry: Entry) -> bool:
         """Whether a calling thread may serve it: always, unless it gives way to other processes."""
-        background = entry.gives_way and entry.key[0] and not entry.loan_offered
-        return not background or self.background < self.background_cap
+        return not entry.in_background or self.background < self.background_cap
 
     def wanted(self, most: int) -> int:
         """How many more helpers would find something to do, counted up to `most`."""
-        taken: list[tuple[Entry, Seat]] = []
-        while len(taken) < most and (entry := self.choose()) is not None:
-            taken.append((entry, self.enter(entry)))
-        for entry, seat in reversed(taken):
-            self._vacate(entry, seat)
-            self._count(entry, -1)
-        return len(taken)
+        return self._wanted(most, self.cap)
 
     def wish(self, cap: int) -> int:
         """How many threads would serve jobs now if the process's cap were this one."""
-        cap, self.cap = self.cap, cap
-        try:
-            return self.running + self.wanted(max(self.cap - self.running, 0))
-        finally:
-            self.cap = cap
+        return self.running + self._wanted(max(cap - self.running, 0), cap)
+
+    def _wanted(self, most: int, cap: int) -> int:
+        taken: list[tuple[Entry, Seat]] = []
+        while len(taken) < most and (entry := self._choose(cap)) is not None:
+            taken.append((entry, self.enter(entry)))
+        for entry, seat in reversed(taken):
+            self._count(entry, -1)
+            self._vacate(entry, seat)
+            self._follow_threads(entry)
+        return len(taken)
+
+    # Threads.
 
     def enter(self, entry: Entry, *, counted: bool = False, counted_in_group: bool = False) -> Seat:
-        """A thread begins to serve the entry: what it is to give back when it ends to.
+        """Count a thread that begins to serve the entry; the seat is for it to give back.
 
         A thread inside a chunk is `counted` as running already, and `counted_in_group` if that
         chunk, or one that it is nested in, is of the same coordinator.
         """
         self._count(entry, 1, counted, counted_in_group)
-        if entry.loan_offered:
+        if entry.loan is not None and not entry.loan_taken:
             return self.take_loan(entry, Seat.OWN)
-        if entry.gives_way and entry.key[0] and not counted:
+        self._follow_threads(entry)
+        if entry.gives_way and not entry.undoing and not counted:
             self.background += 1
             return Seat.BACKGROUND
         return Seat.OWN
@@ -310,51 +359,68 @@ class Scheduler:
         counted: bool = False,
         counted_in_group: bool = False,
     ) -> None:
-        """It ends to, after `wall_ns`."""
+        """Count a thread that ends to serve the entry, which it did for `wall_ns`."""
         self._count(entry, -1, counted, counted_in_group)
         self.charge(entry, wall_ns, seat)
         self._vacate(entry, seat)
 
-    def _vacate(self, entry: Entry, seat: Seat) -> None:
-        if seat is Seat.BACKGROUND:
-            self.background -= 1
-        elif seat is Seat.LENT:
-            entry.loan_taken = False
-            self._requeue(entry)
-
     def charge(self, entry: Entry, wall_ns: int, seat: Seat = Seat.OWN) -> None:
         """Count the wall time of one thread against the entry's share, or against its loan."""
+        if not entry.served:
+            entry.served = True
+            if entry.key is not None:
+                insort(self._queues_of(entry.group).served, entry.key[1])
         if seat is Seat.LENT and entry.loan is not None:
             entry.loan_runtime += wall_ns * NICE_0_WEIGHT / weight(entry.loan)
             used = entry.loan_runtime
         else:
             entry.runtime += entry.cost(wall_ns)
             used = entry.runtime
-        self._requeue(entry)
-        entry.served = True
-        behind = self._furthest_behind()
-        self._floor = max(self._floor, used if behind is None else min(behind, used))
+        self._place(entry)
+        # New jobs start with the least runtime among those that were served and might be served
+        # now. It moves with what is used up, and jobs that have not been served are left out: or a
+        # stream of short jobs, each starting there, would always come before a long one.
+        served = self._queues.served
+        self._floor = max(self._floor, min(served[0], used) if served else used)
 
-    def _furthest_behind(self) -> float | None:
-        """The least runtime among those that were served before and might be served now.
+    def rebuild(
+        self, entries: Iterable[Entry], serving: Iterable[tuple[Entry, Seat, bool, bool]]
+    ) -> None:
+        """Make every count and queue anew, after an exception struck in the middle of a call.
 
-        New jobs start there. It moves with what is used up, and jobs that have not been served are
-        left out: or a stream of short jobs, each starting there, would always come before a long
-        one. Behind a long queue of new jobs it looks no further, and the floor may move too far,
-        which favours the jobs that wait.
+        Believed are the caps, the runtimes, and what an entry says of itself (`ready`, `undoing`,
+        `nice`, `limit`, `owed`, `loan`, `gives_way`); what an interrupted call was to change in
+        these, the caller sets again afterwards.
+
+        Args:
+            entries: All those of jobs that are not over.
+            serving: For each thread that serves a job: the entry, the seat, and whether it was
+                `counted` and `counted_in_group` when it entered.
         """
-        least: float | None = None
-        for group in self._groups:
-            if group.cap is not None and group.threads >= group.cap:
-                continue
-            for queue in (group.ready, group.background):
-                for key, entry in queue[:LOOK_AHEAD]:
-                    if least is not None and key[1] >= least:
-                        break
-                    if entry.served and entry.threads < entry.limit:
-                        least = key[1]
-                        break
-        return least
+        serving = list(serving)
+        everybody = dict.fromkeys([*entries, *(entry for entry, *_ in serving)])
+        self._queues = Queues()
+        self._owed = []
+        self.running = self.background = 0
+        for group in {entry.group for entry in everybody}:
+            group.threads = 0
+            group.ready = {}
+            group.queues = Queues()
+            group.delegates = NO_DELEGATES
+        for entry in everybody:
+            entry.threads = 0
+            entry.loan_taken = False
+            entry.key = entry.owed_key = None
+        for entry, seat, counted, counted_in_group in serving:
+            self._count(entry, 1, counted, counted_in_group)
+            if seat is Seat.LENT:
+                entry.loan_taken = True
+            elif seat is Seat.BACKGROUND:
+                self.background += 1
+        for entry in sorted(everybody, key=Entry.new_key):
+            if entry.ready:
+                entry.group.ready[entry] = None
+                self._place(entry)
 
     def _count(
         self, entry: Entry, threads: int, counted: bool = False, counted_in_group: bool = False
@@ -365,8 +431,82 @@ class Scheduler:
         if not counted:
             self.running += threads
 
-    def _requeue(self, entry: Entry) -> None:
-        if entry.ready:
-            undoing = not entry.key[0]
-            self.set_idle(entry)
-            self.set_ready(entry, undoing=undoing)
+    def _vacate(self, entry: Entry, seat: Seat) -> None:
+        if seat is Seat.BACKGROUND:
+            self.background -= 1
+        elif seat is Seat.LENT:
+            entry.loan_taken = False
+            self._place(entry)
+
+    # The queues, which follow from all that.
+
+    def _place(self, entry: Entry) -> None:
+        """Queue the entry by what it is now, and not at all where no thread more may serve it."""
+        self._take_out(entry)
+        if entry.ready and entry.threads < entry.limit:
+            self._put_in(entry)
+        if entry.group.cap is not None:
+            self._send_delegates(entry.group)
+
+    def _follow_threads(self, entry: Entry) -> None:
+        """Place the entry after a change of its threads alone, which seldom moves it."""
+        may_be_queued = entry.threads < entry.limit
+        if entry.owed or may_be_queued != (entry.key is not None):
+            self._place(entry)
+        elif entry.group.cap is not None:
+            self._send_delegates(entry.group)
+
+    def _take_out(self, entry: Entry) -> None:
+        key = entry.key
+        if key is None:
+            return
+        entry.key = None
+        queue = entry.queue
+        del queue[bisect_left(queue, key)]
+        if entry.served:
+            served = self._queues_of(entry.group).served
+            del served[bisect_left(served, key[1])]
+        if entry.owed_key is not None:
+            entry.owed_key = None
+            del self._owed[bisect_left(self._owed, key)]
+
+    def _put_in(self, entry: Entry) -> None:
+        queues = self._queues_of(entry.group)
+        key = entry.key = entry.new_key()
+        entry.queue = queues.background if entry.in_background else queues.foreground
+        insort(entry.queue, key)
+        if entry.served:
+            insort(queues.served, key[1])
+        if entry.owed and not entry.threads:
+            entry.owed_key = key
+            insort(self._owed, key)
+
+    def _queues_of(self, group: Group) -> Queues:
+        return self._queues if group.cap is None else group.queues
+
+    def _send_delegates(self, group: Group) -> None:
+        """Have the first of a group's queues, while it is below its cap, stand in the process's."""
+        foreground = background = served = None
+        if group.cap is not None and group.threads < group.cap:
+            own = group.queues
+            if own.foreground:
+                foreground = own.foreground[0]
+            if own.background:
+                background = own.background[0]
+            if own.served:
+                served = own.served[0]
+        before = group.delegates
+        if foreground is not before[0]:
+            _replace(self._queues.foreground, before[0], foreground)
+        if background is not before[1]:
+            _replace(self._queues.background, before[1], background)
+        if served != before[2]:
+            _replace(self._queues.served, before[2], served)
+        group.delegates = (foreground, background, served)
+
+
+def _replace(queue: list[Any], before: Any, after: Any) -> None:
+    if before is not None:
+        del queue[bisect_left(queue, before)]
+    if after is not None:
+        insort(queue, after)

@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: MIT
-# All state of the engine: the runs, the helpers, and what each of them does. Under one lock, the
-# pool's, which every caller here holds.
+# All state of the engine, and the only place that changes it: the runs, the helpers, and what each
+# of them does.
 #
-# State in, decisions out: nothing here blocks, runs anybody's code, starts or wakes a thread. What
-# a change has to say (events, wake-ups, threads to start) is put into an Outbox, which the pool
-# sends when the lock is free again.
+# Everything here is called in a turn, so by one thread at a time, under the pool's lock, on a helper
+# or the keeper. State in, decisions out: nothing here blocks, runs anybody's code, starts or wakes a
+# thread. What a change has to say (events, wake-ups, threads to start) is put into the outbox, which
+# the pool sends when the lock is free again.
+#
+# What calls from outside ask for are commands: the methods `admit` to `follow` below, with the run
+# that they are about as the first argument. They come in the order in which each thread posted them,
+# and one that comes twice, or to a run that is over, does no harm.
 #
 # Guarantees: a helper that would find work is never left idle. Every change that makes work ends in
 # `summon`, which gives it to idle helpers or has some started.
@@ -12,24 +17,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Mapping
-from contextvars import Context
-from time import perf_counter_ns, thread_time_ns
-from types import MappingProxyType
+from collections.abc import Callable, Iterable
+from time import perf_counter_ns
 from typing import Any, Literal
 
-from aioktask.engine import events
 from aioktask.engine.claims import PartedClaims
-from aioktask.engine.helpers import Caller, Helper, Parking, kernel_and_delay_ns
-from aioktask.engine.lending import Lending
 from aioktask.engine.lessons import Lessons
 from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
-from aioktask.engine.scheduling.background import Looked, Yielding
-from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat
+from aioktask.engine.scheduling.background import BackgroundShare, CpuLoad
+from aioktask.engine.scheduling.loans import Loans
+from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Scheduler, Seat
 from aioktask.engine.scheduling.waits import Waits
-from aioktask.engine.state.run import Phase, Run, Waiter
-from aioktask.engine.state.stint import Frame, Signals
+from aioktask.engine.state.admission import begin_run, gives_way
+from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.outbox import Outbox
+from aioktask.engine.state.run import Decision, Entrance, Phase, Run, Wait
+from aioktask.engine.state.stint import Signals, Stint
+from aioktask.engine.state.workers import Caller, Helper, Waiter
+from aioktask.engine.tunables import Tunables
 from aioktask.errors import DeadlockError
 
 # How many helpers are woken at once; each that wakes wakes as many again.
@@ -43,87 +50,57 @@ CONTENDED_NS = 1_000_000
 # Where a job was seen beside another, the next one is expected within this time.
 CROWDED_NS = 1_000_000_000
 
-
-NO_TUNABLES: Mapping[str, Any] = MappingProxyType({})
-
-
-class RunGroup(Group):
-    """The runs of one coordinator.
-
-    Attributes:
-        runs: Those that are not over.
-        closed: Whether nothing more may be submitted.
-        undo_failed: Runs whose undo failed, of which perhaps nobody was told.
-        tunables: What it sets that is otherwise the process's, by name; its cap apart.
-    """
-
-    __slots__ = ("closed", "runs", "tunables", "undo_failed")
-
-    def __init__(self, cap: int | None = None, tunables: Mapping[str, Any] = NO_TUNABLES) -> None:
-        super().__init__(cap)
-        self.tunables = tunables
-        self.runs: dict[Run, None] = {}
-        self.closed = False
-        self.undo_failed: list[Run] = []
-
-
-class Outbox:
-    """What a change has to say, once the lock is free."""
-
-    __slots__ = ("dropped", "events", "parkings", "renices", "starts", "undos", "waiters")
-
-    def __init__(self) -> None:
-        self.renices: list[Helper] = []  # whose threads should perhaps be of another nice
-        self.events: list[tuple[Context, events.Event]] = []
-        self.waiters: list[Waiter] = []  # of runs that are over
-        self.undos: list[Run] = []  # whose coroutine undo should begin
-        self.parkings: list[Parking] = []  # of threads that have work now
-        self.starts = 0  # helpers that should be started
-        self.dropped: list[object] = []  # what may be finalized now, by code that is anybody's
-
-    def tell(self, run: Run) -> None:
-        """Take what the run has to tell, in the context of who submitted it."""
-        if run.news:
-            context = run.context.copy()
-            self.events += ((context, event) for event in run.news)
-            run.news.clear()
-
-    def wake(self, run: Run) -> None:
-        """Take everybody who waits for the run."""
-        self.waiters += run.waiters
-        self.waiters += run.watchers
-        run.waiters.clear()
-        run.watchers.clear()
+# How many runs one look asks whether their owner is still there.
+ATTENDANCE_LOOKS = 256
 
 
 class State:
-    """The runs that are not over, and the threads."""
+    """The runs that are not over, and the threads.
 
-    def __init__(self, cap: int) -> None:
+    Attributes:
+        cap: What the machine and the user give the process, before shares with other processes.
+        tunables: The process's.
+        turner: The helper that takes this turn, which is the first to get work if it is idle.
+        starting: How many helpers are being started.
+        closing: Whether the interpreter exits.
+        ended: Whether it has, as far as the engine goes: nothing is taken in any more.
+        no_more_threads: Whether the system refused the last thread.
+        crowded_until: For how long a job expects another one beside it.
+        all_over: Who waits until no run is left.
+    """
+
+    def __init__(self, cap: int, tunables: Tunables) -> None:
         self.signals = Signals()
         self.scheduler = Scheduler(cap)
+        self.cap = cap
+        self.tunables = tunables
+        self.out = Outbox()
         self.root = RunGroup()  # of jobs without a coordinator
         self.runs: dict[Run, None] = {}
-        self.serving: dict[Frame, None] = {}
+        self.serving: dict[Stint, None] = {}
         self.waits: Waits[Run] = Waits()
-        self.lending = Lending(self.scheduler)
-        self.yielding = Yielding()
-        self.scheduler.background_cap = self.yielding.threads
+        self.waiting: dict[Stint, int] = {}  # chunks that wait for runs: for how many
+        self.loans = Loans(self.scheduler)
+        self.background = BackgroundShare()
+        self.scheduler.background_cap = self.background.threads
         self.node_cpus: dict[int, frozenset[int]] = {}  # by node, those the process may use
         self.node_limit: int | None = None  # helpers that may be bound to one node
         self.gil = gil_is_on()
         self.base_nice = 0  # of the loop's thread
         self.may_lower = False  # whether a helper may go back to a lower nice
         self.may_lower_again = True  # False once that was refused although it seemed allowed
+        self.may_set_nice = True  # False once no nice at all could be set
         self.lessons = Lessons()
         self.helpers: dict[Helper, None] = {}
         self.idle: deque[Helper] = deque()
-        self.starting = 0  # helpers that are being started
-        self.closing = False  # whether the interpreter exits
-        self.crowded_until = 0  # for how long a job expects another one beside it
-        self.no_more_threads = False  # whether the system refused the last one
-        self.all_over: Waiter | None = None  # who waits until no run is left
+        self.turner: Helper | None = None
+        self.starting = 0
+        self.closing = self.ended = False
+        self.crowded_until = 0
+        self.no_more_threads = False
+        self.all_over: Waiter | None = None
         self._numbers = 0
+        self._looked: Iterable[Run] = iter(())  # where the looks after owners stand
 
     def __repr__(self) -> str:
         return (
@@ -131,64 +108,490 @@ class State:
             f"{self.scheduler}; {list(self.runs)}"
         )
 
-    # Runs.
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything that the keeper should look after."""
+        return bool(self.runs or self.helpers or self.starting)
 
-    def submit(self, run: Run, caller: Caller | None, *, nested: bool, outbox: Outbox) -> None:
-        """Take a run in. A `caller` begins to serve it at once, if there is anything to claim.
+    # Commands: runs come, end, and are waited for.
 
-        Raises:
-            RuntimeError: The coordinator, or the process, takes no more jobs; never for a `nested`
-                run, whose chunk would otherwise fail while its coordinator waits for it.
+    def admit(
+        self, run: Run, waiter: Waiter | None, caller: Caller | None, nested: bool, detects: bool
+    ) -> None:
+        """Take a run in, unless it was refused or cancelled before it came to it.
+
+        Args:
+            run: It may have been cancelled already.
+            waiter: Who waits for it from the beginning.
+            caller: Who begins to serve it at once, if there is anything to claim.
+            nested: Whether a chunk of the same coordinator submits it: such a run is never refused,
+                since its chunk would fail while its coordinator waits for it.
+            detects: Whether the chunk that the run is for waits itself.
         """
-        group = run.entry.group
-        assert isinstance(group, RunGroup)
-        if self.closing and not nested:
-            raise RuntimeError("the interpreter is exiting: no job can be submitted")
-        if group.closed and not nested:
-            raise RuntimeError("the coordinator was left or shut down: it takes no more jobs")
+        if run.number or run.over:
+            return
+        group = run.group
+        refuses = (group.shut or self.closing) and not nested
+        if self.ended or refuses:
+            run.decide_entry(Entrance.REFUSED)
+        elif run.decide_entry(Entrance.ADMITTED) is not Entrance.ADMITTED:
+            refuses = True
+        if waiter is not None:
+            run.waiters.setdefault(waiter, Wait(run.parent_stint, detects=detects))
+        if self.ended or refuses:
+            self._do_not_begin(run)
+            return
+        if run.decided is Decision.CANCEL:
+            self._do_not_begin(run)
+            self.out.tell(run)
+            return
         self._numbers += 1
-        run.submitted(self._numbers)
+        try:
+            begin_run(run, self._numbers, self.cap, self.tunables, self.lessons)
+        except BaseException as error:
+            self._do_not_begin(run, error)
+            self.out.tell(run)
+            return
         if self.runs:
             self.crowded_until = run.submitted_at + CROWDED_NS
         self.runs[run] = None
         group.runs[run] = None
         self.scheduler.add(run.entry)
-        if run.waiters and run.waiters[0].nice < run.entry.nice:
-            self.lending.reckon(run)
+        for each, wait in run.waiters.items():
+            self._begin_waiting(run, each, wait)
+        for leaver in group.leavers:
+            self._begin_leaving(run, leaver)
         if run.claimable:
             self.scheduler.set_ready(run.entry)
             self.signals.generation += 1
             now = perf_counter_ns()
-            if caller is not None:
-                self.enter_caller(run, caller, now)
-            self.summon(now, outbox)
+            if caller is not None and not self.enter_caller(run, caller, now):
+                run.caller = caller
+            self.summon(now)
         else:
-            self.update(run, outbox)
-        outbox.tell(run)
+            self.update(run)
+        self.out.tell(run)
 
-    def cancel(self, run: Run, outbox: Outbox) -> bool:
-        """End a run; whether that came in time, also when it was cancelled before."""
-        if run.cancelled:
-            return True
-        if not run.number:  # a signal came before `submit`, which will find out
+    def _do_not_begin(self, run: Run, error: BaseException | None = None) -> None:
+        """End a run that did not begin: by an error, or else as one that was cancelled."""
+        if run.decide(Decision.CANCEL if error is None else Decision.FAILURE) is Decision.CANCEL:
             run.cancelled = True
-            return True
-        if run.error is not None or run.phase not in (Phase.WORK, Phase.SETTLED):
-            return False
+        run.do_not_begin(error)
+        self.out.waiters += run.waiters
+        run.waiters = {}
+        self.out.dropped += (run, run.dropped)
+        run.dropped = ()
+
+    def cancel(self, run: Run) -> None:
+        """A cancel that came in time takes effect."""
+        if run.over or run.cancelled or run.error is not None:
+            return
+        if run.decided is not Decision.CANCEL:
+            return
+        if not run.number:  # it was posted before the run, which is not going to come
+            self._do_not_begin(run)
+            return
         run.cancelled = True
         self.signals.generation += 1
-        self.update(run, outbox)
-        self.summon(perf_counter_ns(), outbox)
+        self.update(run)
+        self.summon(perf_counter_ns())
+
+    def committed(self, run: Run) -> None:
+        """The owner of a run took its result."""
+        if run.phase is Phase.SETTLED and run.decided is Decision.SUCCESS:
+            run.committed()
+            self._end(run)
+
+    def add_waiter(self, run: Run, waiter: Waiter, stint: Stint | None, detects: bool) -> None:
+        """Have `waiter` woken when the run is over; or at once, when it would wait for ever.
+
+        Args:
+            run: What it waits for.
+            waiter: Who waits.
+            stint: The chunk that it waits in, or on behalf of; that may have a helper more.
+            detects: Whether the chunk itself waits, so that a cycle is a deadlock: then the waiter
+                is refused.
+        """
+        if run.over:
+            self.out.waiters.append(waiter)
+            return
+        if waiter in run.waiters:
+            return
+        if stint is not None and not stint.live:
+            stint = None
+        if detects and stint is not None:
+            error = self._deadlock(stint.run, run)
+            if error is not None:
+                waiter.refused = error
+                self.out.waiters.append(waiter)
+                return
+        wait = run.waiters[waiter] = Wait(stint, detects=detects)
+        if run.number:  # else when it begins
+            self._begin_waiting(run, waiter, wait)
+            self.summon(perf_counter_ns())
+
+    def _deadlock(self, waiting: Run, awaited: Run) -> DeadlockError | None:
+        cycle = self.waits.chain(awaited, waiting)
+        if not cycle:
+            return None
+        return DeadlockError([waiting.name, *(run.name for run in cycle[:-1])])
+
+    def remove_waiter(self, run: Run, waiter: Waiter) -> None:
+        """It waits no more."""
+        wait = run.waiters.pop(waiter, None)
+        if wait is not None and run.number and not run.over:
+            self._lend(self.loans.remove_waiter(run.entry, waiter.nice))
+            self._end_wait(run, wait)
+
+    def _begin_waiting(self, run: Run, waiter: Waiter, wait: Wait) -> None:
+        self._lend(self.loans.add_waiter(run.entry, waiter.nice))
+        self._begin_wait(run, wait)
+
+    def _begin_wait(self, run: Run, wait: Wait) -> None:
+        stint, waiting = wait.stint, wait.run
+        if stint is None or waiting is None or waiting.over:
+            wait.stint = None
+            return
+        if wait.detects:
+            self.waits.add(waiting, run)
+        self.waiting[stint] = self.waiting.get(stint, 0) + 1
+        self.scheduler.owe(run.entry, 1)
+        self._lend(self.loans.begin(waiting.entry, run.entry))
+        if self.no_more_threads:
+            self._end_unservable()
+
+    def _end_wait(self, run: Run, wait: Wait) -> None:
+        stint, wait.stint, waiting = wait.stint, None, wait.run
+        if stint is None or waiting is None:
+            return
+        if wait.detects:
+            self.waits.remove(waiting, run)
+        left = self.waiting.pop(stint, 1) - 1
+        if left:
+            self.waiting[stint] = left
+        self.scheduler.owe(run.entry, -1)
+        self._lend(self.loans.end(waiting.entry, run.entry))
+
+    def leave_group(self, run: None, group: RunGroup, leaver: Leaver, cancels: bool) -> None:
+        """Close a group, cancel its runs if asked to, and have the leaver woken when none is left.
+
+        Where a cycle of waits would be the end of it, the leaver's waiter is refused.
+        """
+        group.closed = group.shut = True
+        if cancels:
+            self.cancel_group(None, group)
+        if leaver.detects and leaver.stint is not None and leaver.stint.live:
+            for each in group.runs:
+                error = self._deadlock(leaver.stint.run, each)
+                if error is not None or each is leaver.stint.run:
+                    waiting = leaver.stint.run.name
+                    leaver.waiter.refused = error or DeadlockError([waiting])
+                    self.out.waiters.append(leaver.waiter)
+                    return
+        if leaver in group.leavers:
+            return
+        group.leavers.append(leaver)
+        for each in list(group.runs):
+            self._begin_leaving(each, leaver)
+        self._let_leave(group)
+        self.summon(perf_counter_ns())
+
+    def cancel_group(self, run: None, group: RunGroup) -> None:
+        """Close a group and cancel its runs."""
+        group.closed = group.shut = True
+        for each in list(group.runs):
+            each.decide(Decision.CANCEL)
+            self.cancel(each)
+
+    def stay_in_group(self, run: None, group: RunGroup, leaver: Leaver) -> None:
+        """The leaver waits no more."""
+        if leaver in group.leavers:
+            group.leavers.remove(leaver)
+            for each in group.runs:
+                self._end_leaving(each, leaver)
+
+    def _begin_leaving(self, run: Run, leaver: Leaver) -> None:
+        wait = Wait(leaver.stint, detects=leaver.detects)
+        run.left_by[leaver] = wait
+        self._begin_wait(run, wait)
+
+    def _end_leaving(self, run: Run, leaver: Leaver) -> None:
+        wait = run.left_by.pop(leaver, None)
+        if wait is not None:
+            self._end_wait(run, wait)
+
+    def _let_leave(self, group: RunGroup) -> None:
+        """Wake who waits to leave the group, when nothing keeps them."""
+        if group.runs or not group.leavers:
+            return
+        for leaver in group.leavers:
+            leaver.undo_failed, group.undo_failed = group.undo_failed, []
+            leaver.gone = True
+            self.out.waiters.append(leaver.waiter)
+        group.leavers = []
+
+    def close(self, run: None, waiter: Waiter) -> None:
+        """The interpreter exits: cancel all runs, and have `waiter` woken when none is left."""
+        self.closing = True
+        self.all_over = waiter
+        for each in list(self.runs):
+            each.decide(Decision.CANCEL)
+            self.cancel(each)
+        if not self.runs:
+            self.out.waiters.append(waiter)
+
+    # Commands: what may change while runs run.
+
+    def renice(self, run: Run) -> None:
+        """Another nice, which the run has published: for shares at once.
+
+        Threads follow at once or at their next chunk.
+        """
+        if run.over or not run.number or run.nice == run.entry.nice:
+            return
+        self.scheduler.set_nice(run.entry, run.nice)
+        yields = gives_way(run.nice, run.group, self.tunables)
+        self.scheduler.set_gives_way(run.entry, yields)
+        self._lend(self.loans.reckon(run.entry))
+        self.out.renices += self._helpers_of(run)
+        self.signals.generation += 1
+        self.summon(perf_counter_ns())
+
+    def set_run_limit(self, run: Run) -> None:
+        """Another limit of threads, which the run has published."""
+        if run.over or not run.number:
+            return
+        self._move_limit(run)
+        self.signals.generation += 1
+        self.summon(perf_counter_ns())
+
+    def _move_limit(self, run: Run) -> None:
+        """Bring the run's limit in line with what it follows from: the one place that does."""
+        group_cap = run.group.cap
+        run.caps_moved(self.cap if group_cap is None else min(self.cap, group_cap))
+        if run.entry.limit != run.thread_limit:
+            self.scheduler.set_limit(run.entry, run.thread_limit)
+            self._ask_caller(run)
+
+    def set_group(self, run: None, group: RunGroup, cap: int | None) -> None:
+        """A coordinator was told other tunables, which its group has published already."""
+        self.scheduler.set_group_cap(group, cap)
+        self._reconsider_runs(group.runs)
+
+    def configure(self, run: None, tunables: Tunables, cap: int, share: int | None) -> None:
+        """The process was told other tunables; its cap follows from them."""
+        self.tunables = tunables
+        self.node_limit = tunables.max_threads_per_node
+        self.set_caps(cap, share)
+        self._reconsider_runs(self.runs)
+
+    def _reconsider_runs(self, runs: Iterable[Run]) -> None:
+        for run in list(runs):
+            if run.entry.gives_way or run.entry.nice > 0:
+                yields = gives_way(run.entry.nice, run.group, self.tunables)
+                self.scheduler.set_gives_way(run.entry, yields)
+            self._move_limit(run)
+        self.signals.generation += 1
+        self.summon(perf_counter_ns())
+
+    def follow(
+        self, run: None, node_cpus: dict[int, frozenset[int]], cap: int, share: int | None
+    ) -> None:
+        """The machine, or what other processes leave of it, is another than it was."""
+        self.node_cpus = node_cpus
+        self.set_caps(cap, share)
+
+    def set_caps(self, cap: int, share: int | None) -> None:
+        """The caps moved.
+
+        Args:
+            cap: What the machine and the user give.
+            share: What other processes leave of it; None for all.
+        """
+        self.cap = cap
+        self.scheduler.cap = cap if share is None else max(min(cap, share), 1)
+        for run in list(self.runs):
+            self._move_limit(run)
+        self.signals.generation += 1
+        self.summon(perf_counter_ns())
+
+    def follow_nice(self, run: None, base: int, may_lower: bool) -> None:
+        """The process's own nice is another, or what it may do about those of its threads."""
+        if base != self.base_nice:
+            self.base_nice = base
+            self.out.renices += self.helpers
+            self.signals.generation += 1
+        if not may_lower:
+            self.may_lower_again = True
+        self.may_lower = may_lower and self.may_lower_again
+
+    def sampled(self, run: None, load: CpuLoad | None, cpus: int) -> None:
+        """What was seen of the CPUs since the last sample, if that is known."""
+        nices = [run.entry.nice for run in self.runs if run.entry.gives_way]
+        background, scheduler = self.background, self.scheduler
+        if load is None:
+            self.background = background = BackgroundShare()
+        else:
+            background.look(load, cpus, min(nices, default=MOST_NICE))
+        cap = scheduler.cap if background.threads >= cpus else background.threads
+        if cap == scheduler.background_cap:
+            return
+        scheduler.background_cap = cap
+        self.signals.generation += 1
+        for each in list(self.runs):
+            self._ask_caller(each)
+        self.summon(perf_counter_ns())
+
+    def _ask_caller(self, run: Run) -> None:
+        """Have a calling thread that waits for more chunks take some, if it may now."""
+        if run.caller is not None:
+            self.enter_caller(run, run.caller, perf_counter_ns())
+
+    def find_unattended(self, run: None) -> None:
+        """End what nobody attends to any more.
+
+        That is: a run whose owner went away without a word, since exceptions struck faster than it
+        could say so; and a stretch of such a thread. A run may have found this out already.
+        """
+        looked = list(itertools.islice(self._looked, ATTENDANCE_LOOKS))
+        if len(looked) < ATTENDANCE_LOOKS:
+            self._looked = iter(list(self.runs))
+        for each in looked:
+            if each.over or each.attended is None or each.attended.locked():
+                continue
+            if each.decide(Decision.CANCEL) is Decision.CANCEL:
+                self.cancel(each)
+            elif each.phase is Phase.SETTLED:
+                self.committed(each)
+        for stint in list(self.serving):
+            caller = stint.thread
+            if isinstance(caller, Caller) and not caller.present.locked():
+                self.caller_left(stint.run, caller, None)
+
+    # Commands: a calling thread walked, or goes.
+
+    def caller_walked(self, run: Run, stint: Stint, position: int, now: int) -> None:
+        """The calling thread walked its stretch up to `position`, and wants the next one."""
+        if stint not in self.serving:
+            return
+        if self.walked(stint, position, now):
+            self._hand_over(stint)
+        else:
+            self.reconsider(stint, now)
+
+    def caller_raised(self, run: Run, stint: Stint, error: BaseException, now: int) -> None:
+        """What the calling thread called raised."""
+        if stint not in self.serving:
+            return
+        self.raised(stint, error, now)
+        self.reconsider(stint, now)
+
+    def caller_waits(self, run: Run, caller: Caller) -> None:
+        """The calling thread would take more chunks, if there are any."""
+        if run.over or not run.number or caller.quits or caller.serving is not None:
+            self.out.parkings.append(caller.parking)
+        elif not self.enter_caller(run, caller, perf_counter_ns()):
+            run.caller = caller
+
+    def caller_left(self, run: Run, caller: Caller, error: BaseException | None) -> None:
+        """The calling thread takes no further part.
+
+        Args:
+            run: What it took part in.
+            caller: The thread. A stretch that it had begun ends where it stands: the chunk there is
+                one that failed.
+            error: Why it left, in the middle of a chunk.
+        """
+        caller.quits = True
+        if run.caller is caller:
+            run.caller = None
+        stint = caller.serving
+        if stint is None or stint not in self.serving:
+            return
+        now = perf_counter_ns()
+        begun = caller.stint is None and stint.chunk_start < stint.stretch_stop
+        if begun:
+            self.raised(stint, error or RuntimeError("the calling thread left in a chunk"), now)
+        else:
+            stint.run.walked(stint, stint.chunk_start, now)
+        caller.stint = None
+        self._leave(stint, now, began=begun)
+        self.summon(now)
+
+    # A coroutine undo, and threads.
+
+    def undo_ended(self, run: Run, errors: tuple[tuple[range, BaseException], ...]) -> None:
+        """The coroutine undo of the run is through."""
+        if run.over or not run.async_undo:
+            return
+        run.undo_ended(errors)
+        self.update(run)
+
+    def helper_came(self, helper: Helper) -> bool:
+        """A helper was started; whether it is wanted."""
+        self.starting -= 1
+        if self.closing and not self.runs:
+            return False
+        self.no_more_threads = False
+        self.helpers[helper] = None
+        now = perf_counter_ns()
+        self.find_work(helper, now)
+        self.summon(now)
         return True
 
-    def commit(self, run: Run, outbox: Outbox) -> bool:
-        """Take the result of a run that is held for it; whether the run is over."""
-        if run.phase is Phase.SETTLED:
-            run.commit()
-            self._end(run, outbox)
-        return run.over
+    def helper_goes(self, helper: Helper) -> bool:
+        """A helper had nothing to do for long; whether it may end."""
+        if not helper.idle:  # it gets work at this very moment
+            return False
+        helper.idle = False
+        self.idle.remove(helper)
+        del self.helpers[helper]
+        return True
 
-    def update(self, run: Run, outbox: Outbox) -> None:
+    def helper_failed(self, run: None, helper: Helper, error: BaseException) -> None:
+        """An exception struck in the helper outside of the job's function and of any turn."""
+        stint = helper.stint
+        now = perf_counter_ns()
+        if stint is not None and stint in self.serving and not helper.called:
+            self.raised(stint, error, now)
+            self.reconsider(stint, now)
+        elif stint is None and not helper.idle and helper in self.helpers:
+            self.find_work(helper, now)
+
+    def relay(self, run: None) -> None:
+        """A helper that was woken wakes more, if there is work for them."""
+        self.summon(perf_counter_ns())
+
+    def not_started(self, run: None, error: BaseException) -> None:
+        """A helper could not be started. Without any, nothing would ever run: end what waits."""
+        self.starting -= 1
+        self.no_more_threads = True
+        if self.idle:  # one of too high a nice is better than none
+            self.summon(perf_counter_ns(), starts=False)
+        if not self.starting:
+            self._end_unservable(error)
+
+    def _end_unservable(self, error: BaseException | None = None) -> None:
+        """End the runs that no thread will ever serve, when no further one can be had.
+
+        Where all helpers wait, for runs that have none, none of them will ever come free.
+        """
+        if self.starting or self.idle:
+            return
+        blocked = all(_blocked(helper, self.waiting) for helper in self.helpers)
+        if not blocked:
+            return
+        for run in list(self.runs):
+            if not run.claimable or run.entry.threads or run.caller is not None:
+                continue
+            if self.helpers and not run.entry.owed:
+                continue
+            run.no_helper(error or RuntimeError("can't start new thread"))
+            self.update(run)
+
+    # What follows from all of these.
+
+    def update(self, run: Run) -> None:
         """Bring a run's queueing in line with its state, and its state forward when it may."""
         while not run.claimable:
             self.scheduler.set_idle(run.entry)
@@ -196,303 +599,266 @@ class State:
                 return
             if run.phase is Phase.SETTLED and not run.cancelled:
                 return
-            run.settle()
+            run.advance()
             if run.over:
-                self._end(run, outbox)
+                self._end(run)
                 return
             if run.phase is Phase.SETTLED:
-                outbox.wake(run)
+                self.out.waiters += run.waiters
                 return
             self.signals.generation += 1  # an undo goes before chunks
             # And at the higher of the job's and the waiters' priority.
             if run.urgency < run.entry.nice:
                 self.scheduler.set_nice(run.entry, run.urgency)
             if run.async_undo:
-                outbox.undos.append(run)
+                self.out.undos.append(run)
                 return
         self.scheduler.set_ready(run.entry, undoing=run.undoing)
-        if run.caller is not None:
-            outbox.parkings.append(run.caller.parking)
+        self._ask_caller(run)
 
-    def _end(self, run: Run, outbox: Outbox) -> None:
-        del self.runs[run]
-        group = run.entry.group
-        assert isinstance(group, RunGroup)
-        del group.runs[run]
-        outbox.dropped += (run, run.dropped)
+    def _end(self, run: Run) -> None:
+        self.runs.pop(run, None)
+        group = run.group
+        group.runs.pop(run, None)
+        out = self.out
+        out.dropped += (run, run.dropped)
         run.dropped = ()
         if run.key is not None and not run.stopping:
             self.lessons.put(run.key, run.lesson())
-        run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
         if run.undo_failed and group is not self.root:
             # Whoever waits may be on a loop that is gone: leaving looks again who was told.
             group.undo_failed = [each for each in group.undo_failed if not each.told]
             group.undo_failed.append(run)
-        outbox.tell(run)
-        outbox.wake(run)
+        out.tell(run)
+        for waiter, wait in run.waiters.items():
+            self._end_wait(run, wait)
+            out.waiters.append(waiter)
+        run.waiters = {}
+        for wait in run.left_by.values():
+            self._end_wait(run, wait)
+        run.left_by = {}
+        self._lend(self.loans.forget(run.entry))
+        run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
+        self._let_leave(group)
         if self.all_over is not None and not self.runs:
-            outbox.waiters.append(self.all_over)
+            out.waiters.append(self.all_over)
 
-    def begin_wait(self, waiting: Run, awaited: Run, *, detect: bool, outbox: Outbox) -> None:
-        """A chunk of `waiting` will wait until `awaited` ends, so that may have a helper more.
-
-        Raises:
-            DeadlockError: With `detect`, `awaited` waits for `waiting` already.
-        """
-        if detect:
-            cycle = self.waits.chain(awaited, waiting)
-            if cycle:
-                raise DeadlockError([waiting.name, *(run.name for run in cycle[:-1])])
-            self.waits.add(waiting, awaited)
-        self.scheduler.owe(awaited.entry, 1)
-        self._lend(self.lending.begin(waiting, awaited), outbox)
-        self.summon(perf_counter_ns(), outbox)
-
-    def end_wait(self, waiting: Run, awaited: Run, *, detect: bool, outbox: Outbox) -> None:
-        if detect:
-            self.waits.remove(waiting, awaited)
-        self.scheduler.owe(awaited.entry, -1)
-        self._lend(self.lending.end(waiting, awaited), outbox)
-
-    # Priorities.
-
-    def renice(self, run: Run, nice: int, *, gives_way: bool, outbox: Outbox) -> None:
-        """Another nice: for shares at once; threads follow at once or at their next chunk."""
-        self.scheduler.set_nice(run.entry, nice)
-        self.scheduler.set_gives_way(run.entry, gives_way)
-        self._lend(self.lending.reckon(run), outbox)
-        outbox.renices += self._helpers_of(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns(), outbox)
-
-    def add_waiter(self, run: Run, waiter: Waiter, outbox: Outbox) -> None:
-        run.waiters.append(waiter)
-        if waiter.nice < run.urgency:
-            self._lend(self.lending.reckon(run), outbox)
-
-    def remove_waiter(self, run: Run, waiter: Waiter, outbox: Outbox) -> None:
-        if waiter in run.waiters:
-            run.waiters.remove(waiter)
-            self._lend(self.lending.reckon(run), outbox)
-        if waiter in run.watchers:
-            run.watchers.remove(waiter)
-
-    def _lend(self, runs: list[Run], outbox: Outbox) -> None:
-        """The loans of these runs changed."""
+    def _lend(self, entries: list[Entry]) -> None:
+        """The loans of these entries changed."""
+        if not entries:
+            return
         now = perf_counter_ns()
-        for run in runs:
-            outbox.renices += self._helpers_of(run)
+        for entry in entries:
+            run = entry.run
+            if run is None:
+                continue
+            self.out.renices += self._helpers_of(run)
             self.signals.generation += 1
-            entry = run.entry
             if not entry.loan_offered or run.over:
                 continue
-            for frame in list(run.frames.values()):
-                if frame.live and isinstance(frame.thread, Helper) and frame.thread.called:
-                    self._recall(frame.thread, now, outbox)
-            for frame in run.frames.values():
-                helper = _carrier(frame)
-                if frame.live and helper is not None and self._may_be(helper, run.urgency):
-                    frame.seat = self.scheduler.take_loan(entry, frame.seat)
+            for stint in list(run.stints.values()):
+                if stint.live and isinstance(stint.thread, Helper) and stint.thread.called:
+                    self._recall(stint.thread, now)
+            for stint in run.stints.values():
+                helper = helper_beneath(stint)
+                if stint.live and helper is not None and self._can_serve_at(helper, run.urgency):
+                    stint.seat = self.scheduler.take_loan(entry, stint.seat)
                     _lent(run, "at once")
-                    if frame.thread is not helper:
+                    if stint.thread is not helper:
                         helper.boost = run.urgency
                     break
             else:
                 if entry.threads:
                     _lent(run, "at a chunk boundary")
-        if runs:
-            self.summon(now, outbox)
+        self.summon(now)
 
-    def _recall(self, helper: Helper, now: int, outbox: Outbox) -> None:
+    def _recall(self, helper: Helper, now: int) -> None:
         """Take back the work of a helper that was called and has not begun: others are sooner."""
-        frame = helper.frame
-        assert frame is not None
-        frame.run.walked(frame, frame.start, now)
-        self._leave(frame, now, outbox)
+        stint = helper.stint
+        assert stint is not None
+        stint.run.walked(stint, stint.chunk_start, now)
+        self._leave(stint, now, began=False)
         self._rest(helper)
 
     def _helpers_of(self, run: Run) -> list[Helper]:
-        carriers = (_carrier(frame) for frame in run.frames.values() if frame.live)
-        return [helper for helper in carriers if helper is not None]
+        beneath = (helper_beneath(stint) for stint in run.stints.values() if stint.live)
+        return [helper for helper in beneath if helper is not None]
 
     def nice_of(self, helper: Helper) -> int:
         """The nice that the helper's thread should have now; its present one while it is idle."""
-        frame = helper.frame
-        if frame is None:
+        stint = helper.stint
+        if stint is None or not self.may_set_nice:
             return helper.nice
-        run = frame.run
-        nice = run.urgency if frame.seat is Seat.LENT else run.entry.nice
+        run = stint.run
+        if run.over:
+            return helper.nice
+        nice = run.urgency if stint.seat is Seat.LENT else run.entry.nice
         if helper.boost is not None:
             nice = min(nice, helper.boost)
         return thread_nice(nice, self.base_nice, gil=self.gil)
 
-    def _may_be(self, helper: Helper, nice: int) -> bool:
+    def _can_serve_at(self, helper: Helper, nice: int) -> bool:
         """Whether the helper's thread can have what a job of this nice wants, or must do."""
-        if self.no_more_threads:
+        if self.no_more_threads or self.may_lower or not self.may_set_nice:
             return True
-        return self.may_lower or helper.nice <= thread_nice(nice, self.base_nice, gil=self.gil)
+        return helper.nice <= thread_nice(nice, self.base_nice, gil=self.gil)
 
-    def refused(self, helper: Helper, outbox: Outbox) -> None:
-        """Its thread may not have so low a nice, so another one should do what it was to do."""
+    def refused(self, helper: Helper) -> None:
+        """Its thread may not have so low a nice, so another one should do what it was to do.
+
+        Where a fresh one could not have it either, it does it at the nice that it has.
+        """
         self.may_lower = self.may_lower_again = False
         now = perf_counter_ns()
-        self._recall(helper, now, outbox)
-        self.summon(now, outbox)
+        self._recall(helper, now)
+        self.summon(now)
 
     def serves_background(self, helper: Helper) -> bool:
         """Whether the helper serves a job that gives way to other processes."""
-        frame = helper.frame
-        return frame is not None and frame.seat is Seat.BACKGROUND
-
-    def looked(self, seen: Looked | None, cpus: int, outbox: Outbox) -> None:
-        """What was seen of the CPUs since the last look, if that is known."""
-        nices = [run.entry.nice for run in self.runs if run.entry.gives_way]
-        yielding, scheduler = self.yielding, self.scheduler
-        if seen is None:
-            self.yielding = yielding = Yielding()
-        else:
-            yielding.look(seen, cpus, min(nices, default=MOST_NICE))
-        cap = scheduler.cap if yielding.threads >= cpus else yielding.threads
-        if cap == scheduler.background_cap:
-            return
-        scheduler.background_cap = cap
-        self.signals.generation += 1
-        for run in self.runs:
-            if run.caller is not None and run.claimable:
-                outbox.parkings.append(run.caller.parking)
-        self.summon(perf_counter_ns(), outbox)
+        stint = helper.stint
+        return stint is not None and stint.seat is Seat.BACKGROUND
 
     # Threads that serve runs.
 
-    def walked(self, frame: Frame, position: int, now: int) -> bool:
-        """The frame walked up to `position`; whether it has a new stretch and may go on at once."""
-        run = frame.run
-        run.walked(frame, position, now)
-        limit = min(run.limit, run.threads_learned)
-        if limit != run.entry.limit:
-            self.scheduler.set_limit(run.entry, limit)
+    def walked(self, stint: Stint, position: int, now: int) -> bool:
+        """The stint walked up to `position`; whether it has a new stretch and may go on at once."""
+        run = stint.run
+        run.walked(stint, position, now)
+        if run.thread_limit != run.entry.limit:
+            self.scheduler.set_limit(run.entry, run.thread_limit)
             self.signals.generation += 1
-        if frame.seat is Seat.BACKGROUND and self._gives_way(frame, now):
+        if stint.seat is Seat.BACKGROUND and self._must_pause(stint, now):
             return False
-        if self.signals.generation != frame.generation or now >= frame.slice_end:
+        if self.signals.generation != stint.generation or now >= stint.slice_end:
             return False
-        if frame.node is not None and not frame.helps and self._migrates(frame):
+        if stint.node is not None and not stint.off_node and self._migrates(stint):
             return False
-        return self._claim(frame, now)
+        return self._claim(stint, now)
 
-    def _migrates(self, frame: Frame) -> bool:
-        """Whether the frame's node has nothing left, so that its thread should go where it has."""
-        claims = frame.run.claims
-        return isinstance(claims, PartedClaims) and not claims.left_at(frame.node)
+    def _migrates(self, stint: Stint) -> bool:
+        """Whether the stint's node has nothing left, so that its thread should go where it has."""
+        claims = stint.run.claims
+        return isinstance(claims, PartedClaims) and not claims.left_at(stint.node)
 
-    def _place(self, frame: Frame, helper: Helper) -> None:
+    def _place(self, stint: Stint, helper: Helper) -> None:
         """Choose the node whose parts the helper serves, and whether it is bound there.
 
         The one with the fewest helpers for its CPUs, of those that have room. Without room anywhere
         it helps from where it is.
         """
-        claims = frame.run.claims
-        frame.helps = False
-        frame.node = None
+        claims = stint.run.claims
+        stint.off_node = False
+        stint.node = None
         if not isinstance(claims, PartedClaims):
             return
         there = dict.fromkeys(self.node_cpus, 0)
         for other in self.serving:
-            if other.node in there and not other.helps and isinstance(other.thread, Helper):
+            if other.node in there and not other.off_node and isinstance(other.thread, Helper):
                 there[other.node] += 1
         room = {
             node: (there[node] / len(self.node_cpus[node]), node != helper.node, node)
             for node in claims.nodes
-            if node in there and there[node] < self._node_limit(frame.run, node)
+            if node in there and there[node] < self._node_limit(stint.run, node)
         }
         if room:
-            frame.node = min(room, key=room.__getitem__)
+            stint.node = min(room, key=room.__getitem__)
         else:
-            frame.node, frame.helps = helper.node, True
+            stint.node, stint.off_node = helper.node, True
 
     def _node_limit(self, run: Run, node: int) -> int:
         """The most helpers that may be bound to the node for this run."""
-        group = run.entry.group
-        assert isinstance(group, RunGroup)
-        limit = group.tunables.get("max_threads_per_node") or self.node_limit
+        limit = run.group.tunables.get("max_threads_per_node") or self.node_limit
         return limit or len(self.node_cpus[node])
 
     def node_of(self, helper: Helper) -> int | None:
         """The node that the helper's thread should be bound to now."""
-        frame = helper.frame
-        if frame is None or frame.node not in self.node_cpus:
+        stint = helper.stint
+        if stint is None or stint.node not in self.node_cpus:
             return None
-        return frame.node
+        return stint.node
 
-    def _gives_way(self, frame: Frame, now: int) -> bool:
+    def _must_pause(self, stint: Stint, now: int) -> bool:
         """Pay for the CPU time of a background stretch; whether a pause follows.
 
-        Looks around are a tenth of a second apart. A neighbour that comes between two of them is
-        noticed here, by two stretches one after the other that had to wait for a CPU.
+        Samples are a tenth of a second apart. A neighbour that comes between two of them is noticed
+        here, by two stretches one after the other that had to wait for a CPU.
         """
-        yielding = self.yielding
-        cpu = thread_time_ns()
-        used = cpu - max(frame.cpu_charged, frame.cpu_mark)
-        frame.cpu_charged = cpu
-        if yielding.pausing:
-            yielding.charge(used)
-            self.scheduler.background_cap = yielding.threads
-            return not yielding.threads
-        wall = now - max(frame.claimed_at, frame.entered_at)
+        background = self.background
+        cpu = stint.cpu_now
+        used = cpu - max(stint.cpu_charged, stint.cpu_mark)
+        stint.cpu_charged = cpu
+        if background.pausing:
+            background.charge(used)
+            self.scheduler.background_cap = background.threads
+            return not background.threads
+        wall = now - max(stint.claimed_at, stint.entered_at)
         if wall - used > CONTENDED_NS and wall - used > wall * CONTENDED:
-            (before_at, before), delay = frame.contended, kernel_and_delay_ns()[1]
-            frame.contended = now, delay
+            delay = 0 if stint.kernel_now is None else stint.kernel_now[1]
+            before_at, before = stint.contended
+            stint.contended = now, delay
             if now - before_at < 2 * wall + SLICE_NS and delay - before > wall * CONTENDED:
-                yielding.stop()
+                background.stop()
                 self.scheduler.background_cap = 0
                 self.signals.generation += 1
                 return True
         return False
 
-    def raised(self, frame: Frame, error: BaseException, now: int) -> None:
-        """`fn`, `undo` or `reduce` raised in the frame."""
-        if frame.reducing:
-            frame.run.reduce_raised(frame, error, now)
+    def raised(self, stint: Stint, error: BaseException, now: int) -> None:
+        """`fn`, `undo` or `reduce` raised in the stint."""
+        if stint.reducing:
+            stint.run.reduce_raised(stint, error, now)
         else:
-            frame.run.chunk_raised(frame, error, now)
+            stint.run.chunk_raised(stint, error, now)
         self.signals.generation += 1
 
-    def reconsider(self, frame: Frame, now: int, outbox: Outbox) -> Frame | None:
-        """Choose again what the frame's thread serves: None to be idle, or for a caller to wait."""
-        thread, run = frame.thread, frame.run
-        self._leave(frame, now, outbox)
+    def reconsider(self, stint: Stint, now: int) -> Stint | None:
+        """Choose again what the stint's thread serves: None to be idle, or for a caller to wait."""
+        thread, run = stint.thread, stint.run
+        if stint in self.serving:
+            self._leave(stint, now, began=True)
         if isinstance(thread, Helper):
-            self.find_work(thread, now, outbox)
-        else:
-            assert isinstance(thread, Caller)
-            if not self.enter_caller(run, thread, now):
-                thread.frame = None
-        following = thread.frame
-        self.summon(now, outbox)
-        return following
+            self.find_work(thread, now)
+            self.summon(now)
+            return thread.stint
+        assert isinstance(thread, Caller)
+        if run.over or not self.enter_caller(run, thread, now):
+            if run.over or run.phase is Phase.SETTLED:
+                self.out.parkings.append(thread.parking)
+            else:
+                run.caller = thread
+        self.summon(now)
+        return None
 
-    def find_work(self, helper: Helper, now: int, outbox: Outbox) -> None:
-        """Give the helper its next frame, or count it among the idle ones."""
+    def find_work(self, helper: Helper, now: int) -> None:
+        """Give the helper its next stint, or count it among the idle ones."""
         entry = self.scheduler.choose()
-        if entry is None or not self._may_be(helper, _urgency_offered(entry)):
+        if entry is None or not self._can_serve_at(helper, _urgency_offered(entry)):
             self._rest(helper)
             return
-        self._assign(helper, entry.run, now, outbox)
+        self._assign(helper, entry.run, now)
 
     def _rest(self, helper: Helper) -> None:
-        helper.frame = None
+        helper.stint = None
         helper.called = False
-        helper.idle = True
-        self.idle.append(helper)
+        if not helper.idle:
+            helper.idle = True
+            self.idle.append(helper)
 
     def _take_idle(self, nice: int) -> Helper | None:
         """An idle helper whose thread can have what a job of this nice wants.
 
-        Of those that may not go back to a lower nice the nearest, which others want least.
+        The one whose turn this is goes first, then who is idle for longest. Of those that may not
+        go back to a lower nice the nearest, which others want least.
         """
-        if self.may_lower and self.idle:
+        if not self.idle:
+            return None
+        turner = self.turner
+        if turner is not None and turner.idle and self._can_serve_at(turner, nice):
+            self.idle.remove(turner)
+            return turner
+        if self.may_lower:
             return self.idle.popleft()
-        fitting = [helper for helper in self.idle if self._may_be(helper, nice)]
+        fitting = [helper for helper in self.idle if self._can_serve_at(helper, nice)]
         if not fitting:
             return None
         helper = max(fitting, key=lambda each: each.nice)
@@ -503,27 +869,30 @@ class State:
         """Let the calling thread take part: always, but for the job's own limit."""
         if caller.quits or not run.claimable or run.entry.threads >= run.entry.limit:
             return False
-        if not caller.chunks and not self.scheduler.may_enter(run.entry):
+        if not caller.stints and not self.scheduler.may_enter(run.entry):
             return False
-        frame = caller.frame = run.frame_of(caller)
-        frame.counted = bool(caller.chunks)
-        group = run.entry.group
-        frame.counted_in_group = any(chunk.run.entry.group is group for chunk in caller.chunks)
-        return self._enter(frame, now)
+        stint = run.stint_of(caller)
+        stint.counted = bool(caller.stints)
+        group = run.group
+        stint.counted_in_group = any(chunk.run.group is group for chunk in caller.stints)
+        if not self._enter(stint, now):
+            return False
+        run.caller = None
+        self._hand_over(stint)
+        return True
 
-    def abandon(self, caller: Caller, now: int, outbox: Outbox) -> None:
-        """The calling thread goes away with a stretch that it has not begun."""
-        frame, caller.frame = caller.frame, None
-        if frame is not None and frame.live:
-            frame.run.walked(frame, frame.start, now)
-            self._leave(frame, now, outbox)
-            self.summon(now, outbox)
+    def _hand_over(self, stint: Stint) -> None:
+        """Give a calling thread the stretch that was claimed for it."""
+        caller = stint.thread
+        assert isinstance(caller, Caller)
+        caller.serving = caller.stint = stint
+        self.out.parkings.append(caller.parking)
 
-    def summon(self, now: int, outbox: Outbox) -> None:
+    def summon(self, now: int, *, starts: bool = True) -> None:
         """Give idle helpers work, or have helpers started, while there is work for them.
 
         An idle helper finds its first stretch claimed when it wakes. Only a few are woken here:
-        waking costs the waker time, perhaps on an event loop; each that wakes wakes as many more.
+        waking costs the waker time; each that wakes wakes as many more.
         """
         woken: list[Helper] = []
         while (entry := self.scheduler.choose()) is not None:
@@ -534,94 +903,146 @@ class State:
             idle = self._take_idle(_urgency_offered(entry))
             if idle is None:
                 wanted = self.scheduler.wanted(SUMMON_AHEAD) - self.starting
-                if wanted > 0:
+                if wanted > 0 and starts:
                     self.starting += wanted
-                    outbox.starts += wanted
+                    self.out.starts += wanted
                 return
             idle.idle = False
             idle.called = True
-            self._assign(idle, entry.run, now, outbox)
+            self._assign(idle, entry.run, now)
             woken.append(idle)
-            outbox.parkings.append(idle.parking)
+            if idle is not self.turner:
+                self.out.parkings.append(idle.parking)
 
     def several_chunks_wait(self) -> bool:
         """Whether some thread holds chunks that it has not begun, of a run that may have more."""
         return any(
-            frame.stop - frame.start > frame.chunk
-            and frame.run.entry.threads < frame.run.entry.limit
-            for frame in self.serving
+            stint.stretch_stop - stint.chunk_start > stint.chunk
+            and stint.run.entry.threads < stint.run.entry.limit
+            for stint in list(self.serving)
+            if not stint.run.over
         )
 
-    def not_started(self, error: RuntimeError, outbox: Outbox) -> None:
-        """A helper could not be started. Without any, nothing would ever run: end what waits."""
-        self.starting -= 1
-        if self.idle:  # one of too high a nice is better than none
-            self.no_more_threads = True
-            self.summon(perf_counter_ns(), outbox)
-        if self.helpers or self.starting:
-            return
-        for run in list(self.runs):
-            if run.claimable and not run.entry.threads and run.caller is None:
-                run.no_helper(error)
-                self.update(run, outbox)
+    def _assign(self, helper: Helper, run: Run, now: int) -> None:
+        helper.stint = run.stint_of(helper)
+        self._place(helper.stint, helper)
+        self._enter(helper.stint, now)
+        self.out.tell(run)
 
-    def _assign(self, helper: Helper, run: Run, now: int, outbox: Outbox) -> None:
-        helper.frame = run.frame_of(helper)
-        self._place(helper.frame, helper)
-        self._enter(helper.frame, now)
-        outbox.tell(run)
-
-    def _enter(self, frame: Frame, now: int) -> bool:
-        run = frame.run
-        frame.seat = self.scheduler.enter(
-            run.entry, counted=frame.counted, counted_in_group=frame.counted_in_group
+    def _enter(self, stint: Stint, now: int) -> bool:
+        run = stint.run
+        stint.seat = self.scheduler.enter(
+            run.entry, counted=stint.counted, counted_in_group=stint.counted_in_group
         )
-        if frame.seat is Seat.LENT:
+        self.serving[stint] = None
+        if stint.seat is Seat.LENT:
             _lent(run, "at once")
-        elif frame.seat is Seat.BACKGROUND and isinstance(frame.thread, Helper):
-            frame.thread.in_background = True
-        run.enter(frame, now)
-        frame.slice_end = now + SLICE_NS
-        self.serving[frame] = None
-        return self._claim(frame, now)
+        elif stint.seat is Seat.BACKGROUND and isinstance(stint.thread, Helper):
+            stint.thread.in_background = True
+        run.enter(stint, now)
+        stint.slice_end = now + SLICE_NS
+        return self._claim(stint, now)
 
-    def _claim(self, frame: Frame, now: int) -> bool:
-        run = frame.run
+    def _claim(self, stint: Stint, now: int) -> bool:
+        run = stint.run
         if len(self.runs) > 1:
             self.crowded_until = now + CROWDED_NS
         if run.sizes is not None:
-            pauses = frame.seat is Seat.BACKGROUND and self.yielding.pausing
+            pauses = stint.seat is Seat.BACKGROUND and self.background.pausing
             run.sizes.be_alone(now >= self.crowded_until and not pauses)
-        claimed = run.claim(frame, now, self.signals.generation)
+        claimed = run.claim(stint, now, self.signals.generation)
         if not run.claims.left:
             self.scheduler.set_idle(run.entry)
         return claimed
 
-    def _leave(self, frame: Frame, now: int, outbox: Outbox) -> None:
-        del self.serving[frame]
+    def _leave(self, stint: Stint, now: int, *, began: bool) -> None:
+        del self.serving[stint]
+        run = stint.run
         self.scheduler.leave(
-            frame.run.entry,
-            now - frame.entered_at,
-            frame.seat,
-            counted=frame.counted,
-            counted_in_group=frame.counted_in_group,
+            run.entry,
+            now - stint.entered_at,
+            stint.seat,
+            counted=stint.counted,
+            counted_in_group=stint.counted_in_group,
         )
-        if frame.seat is Seat.LENT:
-            helper = _carrier(frame)
-            if helper is not None and helper is not frame.thread:
+        if stint.seat is Seat.LENT:
+            helper = helper_beneath(stint)
+            if helper is not None and helper is not stint.thread:
                 helper.boost = None
-                outbox.renices.append(helper)
-        frame.run.leave(frame, now)
-        frame.stack.clear()
-        self.update(frame.run, outbox)
+                self.out.renices.append(helper)
+        if isinstance(stint.thread, Caller):
+            stint.thread.serving = None
+        run.leave(stint, now, began=began)
+        stint.stack.clear()
+        self.update(run)
+
+    # After an exception in a turn.
+
+    def recover(self, run: Run | None, error: BaseException) -> None:
+        """An exception struck in the middle of a change that is about this run.
+
+        What is counted elsewhere is counted anew, from what stands with runs and stints. The run
+        ends by the exception: how much of it is done is not known any more.
+        """
+        if run is not None and run.number and not run.over:
+            for stint in [each for each in self.serving if each.run is run]:
+                stint.live = False
+                del self.serving[stint]
+                if isinstance(stint.thread, Caller):
+                    stint.thread.serving = stint.thread.stint = None
+                    self.out.parkings.append(stint.thread.parking)
+            run.break_down(error)
+        elif run is not None and not run.number and not run.over:
+            self._do_not_begin(run, error)
+        for stint in [each for each in self.serving if each.run.over or not each.live]:
+            stint.live = False
+            del self.serving[stint]
+        self.rebuild()
+        if run is not None and run in self.runs:
+            self._end(run)
+
+    def rebuild(self) -> None:
+        """Count anew what is counted outside of runs and stints."""
+        for helper in self.helpers:
+            stint = helper.stint
+            if stint is not None and stint not in self.serving and not helper.idle:
+                if helper.called:
+                    self._rest(helper)
+        self.scheduler.rebuild(
+            [run.entry for run in self.runs if not run.over],
+            [
+                (stint.run.entry, stint.seat, stint.counted, stint.counted_in_group)
+                for stint in self.serving
+            ],
+        )
+        for run in list(self.runs):
+            if run.over:
+                self._end(run)
+            elif run.claimable:
+                self.scheduler.set_ready(run.entry, undoing=run.undoing)
+            else:
+                self.update(run)
+        self.signals.generation += 1
+        self.summon(perf_counter_ns())
 
 
-def _carrier(frame: Frame) -> Helper | None:
-    """The helper on whose thread the frame's chunks run; None for a thread of the program's own."""
-    thread = frame.thread
-    if isinstance(thread, Caller) and thread.chunks:
-        thread = thread.chunks[-1].thread
+Command = tuple[Callable[..., None], Any]
+
+
+def helper_beneath(stint: Stint) -> Helper | None:
+    """The helper on whose thread the stint's chunks run; None for a thread of the program's own."""
+    thread = stint.thread
+    if isinstance(thread, Caller) and thread.stints:
+        thread = thread.stints[-1].thread
     return thread if isinstance(thread, Helper) else None
+
+
+def _blocked(helper: Helper, waiting: dict[Stint, int]) -> bool:
+    """Whether the helper's chunk, or one that runs inside it on its thread, waits for a run."""
+    stint = helper.stint
+    if stint is None:
+        return False
+    return any(helper_beneath(each) is helper for each in waiting)
 
 
 def _urgency_offered(entry: Entry) -> int:

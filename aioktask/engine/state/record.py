@@ -2,7 +2,7 @@
 # What is told of a run: figures while it goes and when it succeeded, and what is left when it did
 # not.
 #
-# Reads a Run and changes nothing. The caller holds the pool's lock, or the run is over.
+# Reads a Run and changes nothing: in a turn, or where a comment says so without the lock.
 """Reports, progress and failures of runs."""
 
 from __future__ import annotations
@@ -53,33 +53,58 @@ def learned(run: Run) -> Learned:
     )
 
 
+# How often `progress` reads again where a turn changes what it reads; then it takes what it has.
+READS = 32
+
+
 def progress(run: Run) -> Progress:
-    """Where a run stands, the chunks that were walked of a stretch included."""
-    walking = [frame for frame in run.frames.values() if frame.live and not run.undoing]
-    done = run.done_units + sum(max(frame.start - frame.first, 0) for frame in walking)
-    chunks = run.chunks_done + sum(frame.chunks_up_to(frame.start) for frame in walking)
+    """Where a run stands, the chunks that were walked of a stretch included.
+
+    May be called on any thread, without the lock: `Run.version` is odd while a turn changes what is
+    read here, and another number afterwards.
+    """
+    for _ in range(READS):
+        version = run.version
+        done, chunks, threads = _read_progress(run)
+        if run.version == version and not version & 1:
+            break
     elapsed = _elapsed(run)
     return Progress(
         done=done,
-        size=run.job.size,
-        threads=run.entry.threads,
+        size=run.size,
+        threads=threads,
         chunks=chunks,
         elapsed=elapsed,
         rate=done / elapsed if elapsed > 0 else 0.0,
     )
 
 
+def _read_progress(run: Run) -> tuple[int, int, int]:
+    done, chunks = run.done_units, run.chunks_done
+    threads = 0
+    undoing = run.undoing
+    for stint in list(run.stints.values()):
+        if not stint.live:
+            continue
+        threads += 1
+        position = stint.chunk_start
+        if not undoing and position > stint.stretch_start:
+            done += position - stint.stretch_start
+            chunks += stint.chunks_up_to(position)
+    return done, chunks, threads
+
+
 def _elapsed(run: Run) -> float:
     """Seconds from the first claim to the last chunk; until now where chunks are left."""
     if not run.first_claim:
         return 0.0
-    end = perf_counter_ns() if run.working else run.last_chunk
+    end = perf_counter_ns() if run.working and run.unfinished else run.last_chunk
     return max(end - run.first_claim, 0) / 1e9
 
 
 def failure(run: Run) -> Failure:
     """What a run tells that failed or was cancelled, after its undo."""
-    undone = run.job.undo is not None
+    undone = run.job.undo is not None and not run.broken
     kept = merge(piece for piece, _ in run.undo_errors)
     return Failure(
         job=run.job,
@@ -106,12 +131,18 @@ def undo_failed(run: Run, told: Failure, cause: BaseException) -> UndoFailed:
 
 def left(run: Run) -> tuple[range, ...]:
     """What may be done and is not undone yet: for somebody who gives up waiting."""
-    free = [range(*each) for each in run.claims.free]
+    free = [range(*each) for each in list(run.claims.free)]
     if not run.undoing:
         return subtract(range(run.job.start, run.job.stop), free)
     kept = [piece for piece, _ in run.undo_errors]
-    walking = [range(frame.first, frame.stop) for frame in run.frames.values()]
+    walking = [range(each.stretch_start, each.stretch_stop) for each in list(run.stints.values())]
     return merge([*kept, *walking, *free])
+
+
+def what_is_left(run: Run) -> str:
+    """What somebody is told who gives up waiting for the run."""
+    ranges = ", ".join(f"{each.start} to {each.stop}" for each in left(run)) or "nothing"
+    return f"gave up waiting for the job {run.name!r}; may be done and not undone yet: {ranges}"
 
 
 def raisable(error: BaseException) -> BaseException:

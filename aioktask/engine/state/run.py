@@ -1,30 +1,34 @@
 # SPDX-License-Identifier: MIT
 # One run of a job, from submit to its end.
 #
-# The state changes only in the methods here, and only while the caller holds the engine's lock.
-# Nothing here blocks, starts a thread or calls the user's code.
+# Turns change it, and nobody else, but for what is said here. Nothing here blocks, starts a thread
+# or calls the user's code, `combine` apart, which helpers call outside the lock.
 #
 #   WORK -> SETTLED -> DONE      all is done; SETTLED only where a cancel may still undo it (`hold`)
 #   WORK -> UNDO -> DONE         an error or a cancel, and something to undo
 #   WORK -> DONE                 an error or a cancel, and nothing to undo
 #   SETTLED -> UNDO -> DONE      cancelled just after the last chunk
+#
+# Success, the first failure and a cancel compete for one decision, which any thread makes in one
+# step (`decide`), so that `cancel()` can say at once whether it came in time; turns respect it. In
+# the same way a run is either admitted by a turn or refused by who submits it (`decide_entry`).
 """The life of a job that was submitted."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import threading
 import weakref
 from contextvars import Context
 from enum import Enum
-from time import perf_counter_ns, thread_time_ns
+from time import perf_counter_ns
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, Protocol
 
 from aioktask.engine import events
 from aioktask.engine.claims import Claims, PartedClaims
 from aioktask.engine.events import Event, EventKind
-from aioktask.engine.helpers import Caller, kernel_and_delay_ns
 from aioktask.engine.lessons import Key, Lesson, Lessons
 from aioktask.engine.plan import (
     Split,
@@ -36,14 +40,17 @@ from aioktask.engine.plan import (
 )
 from aioktask.engine.reduction import Tree
 from aioktask.engine.scaling import Scaling
-from aioktask.engine.scheduling.queue import Entry, Group
+from aioktask.engine.scheduling.queue import Entry
 from aioktask.engine.sizing import Sizes
-from aioktask.engine.state import record as accounts
-from aioktask.engine.state.stint import Frame, enclosing
+from aioktask.engine.state import record
+from aioktask.engine.state.current import enclosing
+from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.stint import Stint, check_done
+from aioktask.engine.state.workers import Caller, Waiter
 from aioktask.engine.tuning import next_stretch
-from aioktask.engine.undo import Failed, outcome
+from aioktask.engine.undo import Failed, merge, outcome, subtract
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
-from aioktask.job import Bound, Failure, Job, Report, set_failure
+from aioktask.job import Bound, Failure, Job, Report, set_failure, told_of
 
 # Where so few stretches are left for each thread, the next one depends on where the others stand.
 FEW_STRETCHES = 4
@@ -51,6 +58,10 @@ FEW_STRETCHES = 4
 # How often a thread is asked what it waited for, of the time it serves: at first, and at most.
 LOOK_NS = 5_000_000
 MOST_LOOK_NS = 160_000_000
+
+# The main thread gets its stretches from turns that other threads take: they last longer there, for
+# what handing them over costs.
+MAIN_THREAD_FACTOR = 10
 
 GIL_ADVICE = (
     "more threads get no more done, since they wait for each other: the function holds the GIL (or "
@@ -60,49 +71,90 @@ GIL_ADVICE = (
 
 
 class Phase(Enum):
+    """Where a run stands."""
+
     WORK = "work"
     SETTLED = "settled"
     UNDO = "undo"
     DONE = "done"
 
 
-class Waiter(Protocol):
-    """Who waits for a run to end. `wake` is called once, on any thread, outside the lock."""
+class Decision(Enum):
+    """How a run ends: decided once."""
 
-    nice: int
+    SUCCESS = "success"
+    FAILURE = "failure"
+    CANCEL = "cancel"
 
-    def wake(self) -> None: ...
+
+class Entrance(Enum):
+    """Whether a run is taken in: decided once."""
+
+    ADMITTED = "admitted"
+    REFUSED = "refused"
 
 
 class UndoLoop(Protocol):
     """The loop that a coroutine undo runs on."""
 
-    def start_undo(self, run: Run) -> None: ...
+    def start_undo(self, run: Run) -> None:
+        """Begin to undo `Run.undo_pieces` there."""
 
 
 class UndoOnLoop(Protocol):
     """A coroutine undo on its way."""
 
-    def rescue(self) -> None: ...
+    def rescue(self) -> None:
+        """Go on in a fresh loop if its own runs no more."""
+
+
+class Wait:
+    """One waiter's wait for a run.
+
+    Attributes:
+        stint: The chunk that waits, or on behalf of which something waits; None for neither.
+        run: The run of that chunk.
+        detects: Whether the chunk itself waits, so that a cycle of waits would never end.
+    """
+
+    __slots__ = ("detects", "run", "stint")
+
+    def __init__(self, stint: Stint | None, *, detects: bool) -> None:
+        self.stint = stint
+        self.run = None if stint is None else stint.run
+        self.detects = detects
 
 
 class Run:
-    """One run of a job. `State` calls the methods, under the pool's lock."""
+    """One run of a job.
+
+    What is set here is all that the submitting thread knows; a turn adds the rest, by `begin`.
+    """
 
     # What most runs never change stands on the class: a run is made for every request of a server.
     phase = Phase.WORK
-    number = 0  # of this run in the process; the pool's to give
+    number = 0  # of this run in the process; given when a turn takes it in
     caller: Caller | None = None  # a calling thread that would take more chunks
     tree: Tree | None = None  # of a reduce
     initial: object | EllipsisType = ...
+    entry: Entry
+    claims: Claims = Claims((), 1)
+    split = Split(threads=0, chunk=1, spans=())
+    sizes: Sizes | None = None  # where the chunk size is learned
+    scaling: Scaling | None = None  # where the number of threads is learned
+    key: Key | None = None  # under which that is remembered, if it is
+    lessons: Lessons | None = None  # where, and what was told already
+    threads_planned = 0
     # What was done.
     done_units = chunks_done = peak_threads = 0
     first_claim = last_chunk = 0
+    version = 0  # odd while a turn changes what `progress` reads
     # When a helper took the priority of a waiter, as the report says it.
     lent: Literal["no", "at once", "at a chunk boundary"] = "no"
     scaled_at = 0  # the number of the chunk size when the number of threads was last found
     # What went wrong.
     cancelled = False
+    broken = False  # whether the engine itself failed in a turn for it
     error: BaseException | None = None
     error_chunk: range | None = None
     errors: tuple[BaseException, ...] = ()
@@ -111,73 +163,137 @@ class Run:
     undoing = False
     async_undo = False  # a coroutine undo is on its way
     undo_task: UndoOnLoop | None = None
+    undo_pieces: tuple[range, ...] = ()  # for a coroutine undo
     undo_errors: tuple[tuple[range, BaseException], ...] = ()
     to_undo: tuple[range, ...] = ()
     unknown: tuple[range, ...] = ()
     # What is told in the end.
     value: Any = None
+    report: Report[Any] | None = None
     verdict: BaseException | None = None
     dropped: tuple[object, ...] = ()  # what the end of the run lets go of, for the outbox
     told = False  # whether somebody got it
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
     _failure: Failure | None = None
+    _plain_value: type | None = None  # of what `reduce` returned last
 
     def __init__(
         self,
         job: Job[Any],
-        split: Split,
+        group: RunGroup,
         *,
-        group: Group,
         nice: int,
         context: Context,
-        loop: UndoLoop | None,
-        parent: Run | None,
-        hold: bool,
-        sizes: Sizes | None = None,
-        scaling: Scaling | None = None,
-        key: Key | None = None,
-        lessons: Lessons | None = None,
+        loop: UndoLoop | None = None,
+        parent: Stint | None = None,
+        owned: bool = False,
     ) -> None:
+        """
+        Args:
+            job: What to run.
+            group: Of its coordinator.
+            nice: The wanted one; setters publish it here before a turn follows.
+            context: For the job's functions.
+            loop: Where a coroutine undo runs.
+            parent: The chunk that somebody waits in, or on behalf of, for this run.
+            owned: Whether one call waits for it and will take the result.
+        """
         self.job = job
         self.name = job.name
+        self.size = job.size
         self._bound = job.bind()
         self.fn = self._bound.fn
-        self.split = split
-        self.sizes = sizes  # where the chunk size is learned
-        self.key = key  # under which that is remembered, if it is
-        self.lessons = lessons  # where, and what was told already
-        grain = split.chunk if sizes is None else sizes.grain
-        if job.parts and any(part.node is not None for part in job.parts):
-            pieces = [(each, node_of(job, each.start)) for each in split.spans]
-            self.claims: Claims = PartedClaims(pieces, grain)
-        else:
-            self.claims = Claims(split.spans, grain)
-        self.threads_planned = split.threads
-        self.scaling = scaling  # where the number of threads is learned
-        if sizes is not None:
-            self.scaled_at = sizes.best
-        self.limit = most_threads(job)
-        self.entry = Entry(self, group, nice, min(self.limit, self.threads_learned))
-        self.context = context
-        self.loop = loop  # where a coroutine undo runs
-        self.parent_number = 0 if parent is None else parent.number
-        self.parent = parent  # the run in whose chunk somebody waits for this one, if so
-        self.owned = hold  # by a call that waits for it and will take the result
-        self.hold = hold and job.undo is not None  # a cancel may come until `commit`
-        self.waiters: list[Waiter] = []  # who will get the result
-        self.watchers: list[Waiter] = []  # who waits for the end only: a coordinator's exit
-        self.news: list[Event] = []  # to be told outside the lock
-        self.frames: dict[object, Frame] = {}
         self.reduces = job.reduce is not None
-        if self.reduces:
-            self.tree = Tree(count_chunks(job.start, job.stop, split.chunk))
-            self.initial = ... if job.initial is ... else copy.deepcopy(job.initial)
-        self._heard = events.routine_is_heard()
+        if self.reduces and job.initial is not ...:
+            self.initial = copy.deepcopy(job.initial)
+        self.group = group
+        self.nice = nice
+        self.limit = most_threads(job)
+        self.context = context
+        self.loop = loop
+        self.parent = None if parent is None else parent.run
+        self.parent_stint = parent  # the chunk that waits for it from the beginning
+        self.parent_number = 0 if parent is None else parent.run.number
+        self.owned = owned
+        self.hold = owned and job.undo is not None  # a cancel may come until `commit`
+        # Held by the call that owns it while that is there: whichever way the call goes, the
+        # interpreter lets go of it.
+        self.attended = threading.Lock() if owned else None
+        self.waiters: dict[Waiter, Wait] = {}  # who waits for it
+        self.left_by: dict[Leaver, Wait] = {}  # who waits to leave its coordinator
+        self.news: list[Event] = []  # to be told outside the lock
+        self.stints: dict[object, Stint] = {}
+        self._decision: dict[str, Decision] = {}
+        self._entrance: dict[str, Entrance] = {}
+        self.heard = events.routine_is_heard()
         self.submitted_at = perf_counter_ns()
 
     def __repr__(self) -> str:
         return f"<Run {self.number} of {self.name!r}: {self.phase.value}>"
+
+    # Decided in one step, on any thread.
+
+    def decide(self, how: Decision) -> Decision:
+        """Have the run end in this way unless that is decided already; what was decided."""
+        return self._decision.setdefault("end", how)
+
+    @property
+    def decided(self) -> Decision | None:
+        """How the run ends, if that is decided."""
+        return self._decision.get("end")
+
+    def decide_entry(self, what: Entrance) -> Entrance:
+        """Have the run be admitted, or refused, unless that is decided already."""
+        return self._entrance.setdefault("entry", what)
+
+    def commit(self) -> bool:
+        """Take the result of a run that is held for it, if no cancel came before.
+
+        Called by the owner, on its own thread: from now on nothing can undo the run, and turns have
+        no more to do with what it held, which goes.
+        """
+        if self.phase is not Phase.SETTLED or self.decide(Decision.SUCCESS) is not Decision.SUCCESS:
+            return False
+        self.let_go()
+        return True
+
+    # What a turn adds.
+
+    def begin(
+        self,
+        number: int,
+        cut: Split,
+        *,
+        sizes: Sizes | None,
+        scaling: Scaling | None,
+        key: Key | None,
+        lessons: Lessons | None,
+    ) -> None:
+        """A turn takes the run in, as this number of its process."""
+        job = self.job
+        self.split = cut
+        self.sizes, self.scaling, self.key, self.lessons = sizes, scaling, key, lessons
+        grain = cut.chunk if sizes is None else sizes.grain
+        if job.parts and any(part.node is not None for part in job.parts):
+            pieces = [(each, node_of(job, each.start)) for each in cut.spans]
+            self.claims = PartedClaims(pieces, grain)
+        else:
+            self.claims = Claims(cut.spans, grain)
+        self.threads_planned = cut.threads
+        if sizes is not None:
+            self.scaled_at = sizes.best
+        self.entry = Entry(self, self.group, self.nice, min(self.limit, self.threads_learned))
+        if self.reduces:
+            self.tree = Tree(count_chunks(job.start, job.stop, cut.chunk))
+        self.number = number
+        if self.heard:
+            self.tell(
+                EventKind.SUBMITTED,
+                size=job.size,
+                chunk=cut.chunk if sizes is None else sizes.chunk,
+                threads=self.threads_planned,
+            )
 
     @property
     def urgency(self) -> int:
@@ -189,22 +305,16 @@ class Run:
         """How many threads the run deserves, by what is known."""
         return self.limit if self.scaling is None else self.scaling.level
 
-    def cap_moved(self, cap: int) -> None:
-        """At most so many threads may serve this run, as far as others decide."""
+    @property
+    def thread_limit(self) -> int:
+        """The most threads that may serve it, as far as the job itself decides."""
+        return min(self.limit, self.threads_learned)
+
+    def caps_moved(self, cap: int) -> None:
+        """At most so many threads may serve this run as far as others decide, or `limit` moved."""
         self.threads_planned = max(min(self.limit, cap), 1)
         if self.scaling is not None:
             self.scaling.widen(self.threads_planned)
-
-    def submitted(self, number: int) -> None:
-        """The pool took the run in, as this number of its process."""
-        self.number = number
-        if self._heard:
-            self.tell(
-                EventKind.SUBMITTED,
-                size=self.job.size,
-                chunk=self.split.chunk if self.sizes is None else self.sizes.chunk,
-                threads=self.threads_planned,
-            )
 
     # What may happen now.
 
@@ -213,9 +323,34 @@ class Run:
         return self.phase is Phase.DONE
 
     @property
+    def ended(self) -> bool:
+        """Whether its owner has nothing to wait for: it is over, or its result was taken."""
+        return self.over or (self.settled and self.decided is Decision.SUCCESS)
+
+    @property
+    def cancel_asked(self) -> bool:
+        """Whether a cancel came in time, whether it took effect yet or not."""
+        return self.decided is Decision.CANCEL
+
+    @property
+    def refused(self) -> bool:
+        """Whether it was not taken in, and will not be."""
+        return self._entrance.get("entry") is Entrance.REFUSED
+
+    @property
+    def settled(self) -> bool:
+        """Whether all is done, and a cancel may still undo it."""
+        return self.phase is Phase.SETTLED
+
+    @property
     def working(self) -> bool:
         """Whether there are chunks that have not ended, or not begun."""
         return self.phase is Phase.WORK
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether some unit is neither done nor given up."""
+        return bool(self.claims.left) or any(stint.live for stint in list(self.stints.values()))
 
     @property
     def stopping(self) -> bool:
@@ -237,156 +372,183 @@ class Run:
         while run is not None:
             if run.undoing:
                 return False  # an undo is wanted whatever was cancelled around it
-            if run.working and run.stopping:
+            if run.working and (run.stopping or run.cancel_asked):
                 return True
             run = run.parent
         return False
 
     # A thread comes, walks and goes.
 
-    def frame_of(self, thread: object) -> Frame:
-        """The thread's frame: one for each thread and run, with a context of its own."""
-        frame = self.frames.get(thread)
-        if frame is None:
-            frame = Frame(self, thread, self.context.copy())
-            frame.look_at = LOOK_NS
-            frame.context.run(enclosing.set, weakref.ref(frame))
-            self.frames[thread] = frame
-        return frame
+    def stint_of(self, thread: object) -> Stint:
+        """The thread's stint: one for each thread and run, with a context of its own."""
+        stint = self.stints.get(thread)
+        if stint is None:
+            stint = Stint(self, thread, self.context.copy())
+            stint.look_at = LOOK_NS
+            stint.context.run(enclosing.set, weakref.ref(stint))
+            self.stints[thread] = stint
+        return stint
 
-    def enter(self, frame: Frame, now: int) -> None:
-        """The frame's thread serves this run from now on."""
-        frame.live = True
-        frame.entered_at = now
+    def enter(self, stint: Stint, now: int) -> None:
+        """The stint's thread serves this run from now on."""
+        stint.live = True
+        stint.entered_at = now
         if self.entry.threads > self.peak_threads:
             self.peak_threads = self.entry.threads
         if not self.first_claim:
             self.first_claim = now
-            if self._heard:
+            if self.heard:
                 self.tell(EventKind.STARTED, queued=(now - self.submitted_at) / 1e9)
 
-    def leave(self, frame: Frame, now: int) -> None:
-        """It does not any more."""
-        frame.live = False
-        frame.busy += now - frame.entered_at
-        mark = thread_time_ns()
-        frame.cpu += mark - frame.cpu_mark
-        frame.cpu_mark = mark
-        if self.scaling is not None and frame.busy >= frame.look_at:
-            self._look(frame, self.scaling)
+    def leave(self, stint: Stint, now: int, *, began: bool) -> None:
+        """The stint's thread serves this run no more.
 
-    def _look(self, frame: Frame, scaling: Scaling) -> None:
-        """Ask what the frame's thread waited for since the last look: seldom, it costs 50 us."""
-        system, delay = kernel_and_delay_ns()
-        if frame.looked_at:
-            wall, cpu = frame.busy - frame.looked_at, frame.cpu - frame.looked_cpu
+        Args:
+            stint: Its clocks were read by the thread itself, where it `began` its stretch.
+            now: The time.
+            began: Whether it served at all; else its work was taken back before it came to it.
+        """
+        stint.live = False
+        stint.busy += now - stint.entered_at
+        if not began:
+            return
+        stint.cpu += stint.cpu_now - stint.cpu_mark
+        stint.cpu_mark = stint.cpu_now
+        if self.scaling is not None and stint.kernel_now is not None:
+            if stint.busy >= stint.look_at:
+                self._compare_clocks(stint, self.scaling, *stint.kernel_now)
+            stint.kernel_now = None
+
+    def _compare_clocks(self, stint: Stint, scaling: Scaling, system: int, delay: int) -> None:
+        """Tell what the stint's thread waited for since this was asked last."""
+        if stint.looked_at:
+            wall, cpu = stint.busy - stint.looked_at, stint.cpu - stint.looked_cpu
             # What it waited for a CPU in other jobs between counts too, so it is seldom too much.
-            waited = wall - cpu - (delay - frame.delay)
-            scaling.served(self.entry.threads + 1, wall, waited, cpu, system - frame.system)
-        frame.system, frame.delay = system, delay
-        frame.looked_at, frame.looked_cpu = frame.busy, frame.cpu
-        frame.look_at = min(2 * frame.busy, frame.busy + MOST_LOOK_NS)
+            waited = wall - cpu - (delay - stint.delay)
+            scaling.served(self.entry.threads + 1, wall, waited, cpu, system - stint.system)
+        stint.system, stint.delay = system, delay
+        stint.looked_at, stint.looked_cpu = stint.busy, stint.cpu
+        stint.look_at = min(2 * stint.busy, stint.busy + MOST_LOOK_NS)
 
-    def claim(self, frame: Frame, now: int, generation: int) -> bool:
-        """Give the frame a stretch to walk; False when there is none."""
+    def claim(self, stint: Stint, now: int, generation: int) -> bool:
+        """Give the stint a stretch to walk; False when there is none."""
         if not self.claimable:
             return False
+        self.version += 1
         if self.sizes is None or self.undoing:
-            stretch = self.claims.at(frame.node).claim(frame.chunks, self.entry.threads)
+            stretch = self.claims.at(stint.node).claim(stint.chunks, self.entry.threads)
             assert stretch is not None
             self.claims.took()
-            frame.start, frame.stop = stretch
-            chunk = frame.chunk = self.claims.chunk
-            frame.end = min(frame.start - frame.start % chunk + chunk, frame.stop)
+            stint.chunk_start, stint.stretch_stop = stretch
+            chunk = stint.chunk = self.claims.chunk
+            stint.first_chunk_stop = min(
+                stint.chunk_start - stint.chunk_start % chunk + chunk, stint.stretch_stop
+            )
         else:
-            self._claim_learned(frame, self.sizes, now)
-        frame.first = frame.start
-        frame.threads = self.entry.threads
-        frame.claimed_at = now
-        frame.generation = generation
+            self._claim_learned(stint, self.sizes, now)
+        stint.stretch_start = stint.chunk_start
+        stint.threads = self.entry.threads
+        stint.claimed_at = now
+        stint.generation = generation
+        self.version += 1
         return True
 
-    def _claim_learned(self, frame: Frame, sizes: Sizes, now: int) -> None:
-        if frame.pace is None:
-            frame.pace = sizes.new_pace()
+    def _claim_learned(self, stint: Stint, sizes: Sizes, now: int) -> None:
+        if stint.pace is None:
+            stint.pace = sizes.new_pace()
         left = self.claims.left
         sharers = max(self.entry.threads, min(self.threads_planned, self.threads_learned))
         ahead = 0
-        if left < FEW_STRETCHES * sharers * max(sizes.chunk, frame.stop - frame.first):
-            ahead = sum(self._ahead(each, now) for each in self.frames.values())
-        chunk, count, frame.number = sizes.pick(frame.pace, left, sharers, ahead)
+        if left < FEW_STRETCHES * sharers * max(
+            sizes.chunk, stint.stretch_stop - stint.stretch_start
+        ):
+            ahead = sum(self._ahead(each, now) for each in self.stints.values())
+        chunk, count, stint.measured_size = sizes.pick(stint.pace, left, sharers, ahead)
         # A larger size is tried at its full length, wherever the last stretch ended.
-        piece = frame.number < 0 or frame.number > sizes.best
-        taken = self.claims.at(frame.node).take(chunk, count, piece=piece)
+        piece = stint.measured_size < 0 or stint.measured_size > sizes.best
+        taken = self.claims.at(stint.node).take(chunk, count, piece=piece)
         assert taken is not None
         self.claims.took()
-        frame.start, frame.end, frame.stop = taken
-        frame.chunk = chunk
+        stint.chunk_start, stint.first_chunk_stop, stint.stretch_stop = taken
+        stint.chunk = chunk
 
-    def _ahead(self, frame: Frame, now: int) -> int:
-        """Units of the frame's stretch that are probably not done yet."""
-        if not frame.live or frame.pace is None or frame.stop <= frame.first:
+    def _ahead(self, stint: Stint, now: int) -> int:
+        """Units of the stint's stretch that are probably not done yet."""
+        if not stint.live or stint.pace is None or stint.stretch_stop <= stint.stretch_start:
             return 0
-        return max(frame.stop - frame.first - int(frame.pace.rate * (now - frame.claimed_at)), 0)
+        return max(
+            stint.stretch_stop
+            - stint.stretch_start
+            - int(stint.pace.rate * (now - stint.claimed_at)),
+            0,
+        )
 
-    def walked(self, frame: Frame, position: int, now: int) -> None:
-        """The frame walked its stretch up to `position`; the rest comes back."""
-        self._close_stretch(frame, position, position, now)
+    def walked(self, stint: Stint, position: int, now: int) -> None:
+        """The stint walked its stretch up to `position`; the rest comes back."""
+        self._close_stretch(stint, position, position, now)
 
-    def chunk_raised(self, frame: Frame, error: BaseException, now: int) -> None:
-        """The chunk at ``frame.start`` raised `error`."""
-        chunk = range(frame.start, frame.chunk_stop())
-        upto = frame.advanced_to if frame.advanced_from == chunk.start else chunk.start
-        self._close_stretch(frame, chunk.start, chunk.stop, now)
+    def chunk_raised(self, stint: Stint, error: BaseException, now: int) -> None:
+        """The chunk at ``stint.chunk_start`` raised `error`."""
+        chunk = range(stint.chunk_start, stint.chunk_stop())
+        upto = stint.advanced_to if stint.advanced_from == chunk.start else chunk.start
+        self._close_stretch(stint, chunk.start, chunk.stop, now)
         if self.undoing:
             self.undo_errors += ((chunk, error),)
             return
-        self.failed += (Failed(chunk.start, upto, chunk.stop),)
+        if chunk:
+            self.failed += (Failed(chunk.start, upto, chunk.stop),)
         self.done_units += upto - chunk.start
         if isinstance(error, ChunkCancelled) and self.unwanted():
-            self.cancelled = self.cancelled or self.error is None
-        else:
+            if self.error is None:
+                self.stop_by_cancel()
+        elif chunk:
             self._add_error(error, f"in the chunk {chunk.start} to {chunk.stop}", chunk)
+        else:
+            self._add_error(error, "between two chunks")
 
-    def reduce_raised(self, frame: Frame, error: BaseException, now: int) -> None:
-        """`reduce` raised: the chunks up to ``frame.start`` are done, but the job has no value."""
-        frame.reducing = False
-        self._close_stretch(frame, frame.start, frame.start, now)
+    def reduce_raised(self, stint: Stint, error: BaseException, now: int) -> None:
+        """`reduce` raised: the chunks up to ``stint.chunk_start`` are done, but the job has no value."""
+        stint.reducing = False
+        self._close_stretch(stint, stint.chunk_start, stint.chunk_start, now)
         self._add_error(error, "in reduce")
 
-    def _close_stretch(self, frame: Frame, done: int, free: int, now: int) -> None:
-        """What the frame claimed is done up to `done`, and free again from `free` on."""
-        chunks = frame.chunks_up_to(done)
-        if chunks and (frame.pace is None or self.undoing):
-            frame.chunks = next_stretch(chunks, now - frame.claimed_at)
+    def _close_stretch(self, stint: Stint, done: int, free: int, now: int) -> None:
+        """What the stint claimed is done up to `done`, and free again from `free` on."""
+        chunks = stint.chunks_up_to(done)
+        if chunks and (stint.pace is None or self.undoing):
+            thread = stint.thread
+            factor = MAIN_THREAD_FACTOR if isinstance(thread, Caller) and thread.main else 1
+            stint.chunks = next_stretch(chunks, now - stint.claimed_at, factor)
         if chunks and not self.undoing:
-            self._learn(frame, done - frame.first, now)
-        self.claims.give_back(free, frame.stop)
+            self._learn(stint, done - stint.stretch_start, now)
+        self.version += 1
+        self.claims.give_back(free, stint.stretch_stop)
         if not self.undoing:
-            self.done_units += done - frame.first
+            self.done_units += done - stint.stretch_start
             self.chunks_done += chunks
             self.last_chunk = now
-        frame.first = frame.start = frame.stop = free
+        stint.stretch_start = stint.chunk_start = stint.stretch_stop = free
+        self.version += 1
 
-    def _learn(self, frame: Frame, units: int, now: int) -> None:
-        """So many units of the frame's stretch are done."""
-        steady = frame.threads == self.entry.threads
-        if self.sizes is not None and frame.pace is not None:
-            wall = now - frame.walked_at
-            self.sizes.measured(frame.pace, frame.number if steady else -1, units, wall)
+    def _learn(self, stint: Stint, units: int, now: int) -> None:
+        """So many units of the stint's stretch are done."""
+        steady = stint.threads == self.entry.threads
+        if self.sizes is not None and stint.pace is not None:
+            wall = now - stint.walked_at
+            self.sizes.measured(stint.pace, stint.measured_size if steady else -1, units, wall)
         if self.scaling is not None and steady:
-            self._scale(frame, self.scaling, units, now - frame.claimed_at)
+            self._scale(stint, self.scaling, units, now - stint.claimed_at)
 
-    def _scale(self, frame: Frame, scaling: Scaling, units: int, wall: int) -> None:
+    def _scale(self, stint: Stint, scaling: Scaling, units: int, wall: int) -> None:
         """Likewise, for the number of threads: once the chunk size is known, or at once if they
         stand in each other's way, since then sizes cannot be compared."""
         sizes = self.sizes
         if sizes is not None:
             sizes.paused = scaling.urgent
-            if frame.number != sizes.best or not (sizes.settled or sizes.paused):
+            if stint.measured_size != sizes.best or not (sizes.settled or sizes.paused):
                 return
         known = scaling.holds_gil
-        moved = scaling.measured(frame.threads, units, wall, self.claims.left)
+        moved = scaling.measured(stint.threads, units, wall, self.claims.left)
         if scaling.holds_gil and not known:
             if sizes is not None:
                 sizes.forget()
@@ -406,35 +568,74 @@ class Run:
             if error is not self.error:
                 self.errors += (error,)
             return
-        self.error = accounts.raisable(error)
+        if self.decide(Decision.FAILURE) is Decision.CANCEL:  # it came in time, and was told so
+            self.cancelled = True
+            self.errors += (error,)
+            return
+        self.error = record.raisable(error)
         self.error_chunk = chunk
         note = f"raised {where} of the job {self.name!r}"
         with contextlib.suppress(Exception):  # the user's class may refuse
             if note not in getattr(self.error, "__notes__", ()):
                 BaseException.add_note(self.error, note)
 
+    def stop_by_cancel(self) -> None:
+        """A cancel takes effect, if it came in time."""
+        if self.decide(Decision.CANCEL) is Decision.CANCEL:
+            self.cancelled = True
+
     # The run as a whole.
 
-    def settle(self) -> None:
+    def advance(self) -> None:
         """Nobody is inside and nothing is claimable: go on to what comes next."""
         if self.phase is Phase.WORK and not self.stopping:
             if self.hold:
-                self.phase = Phase.SETTLED
-            else:
-                self._succeed()
-        elif self.phase is Phase.UNDO:
+                if self.decided is not Decision.CANCEL:
+                    self._make_report()
+                    self.phase = Phase.SETTLED
+                    return
+            elif self.decide(Decision.SUCCESS) is Decision.SUCCESS:
+                self._make_report()
+                self._end_well()
+                return
+            self.cancelled = True  # it came in time, and its command is on the way
+        if self.phase is Phase.UNDO:
             self._finish()
         elif not self.over:
             self._stop()
 
-    def commit(self) -> None:
-        """The waiter took the result: from now on nothing can undo it."""
-        if self.phase is Phase.SETTLED:
-            self._succeed()
+    def committed(self) -> None:
+        """The owner took the result of a run that was held: see `commit`."""
+        self._end_well()
 
-    def async_undo_raised(self, piece: range, error: BaseException) -> None:
-        """The coroutine undo of `piece` raised, or was killed with its loop."""
-        self.undo_errors += ((piece, error),)
+    def undo_ended(self, errors: tuple[tuple[range, BaseException], ...]) -> None:
+        """The coroutine undo is through; which pieces raised, or were killed with their loop."""
+        self.async_undo = False
+        self.undo_errors += errors
+
+    def do_not_begin(self, error: BaseException | None) -> None:
+        """End a run of which nothing was done: by this error, or by the cancel that came first."""
+        if not self.cancelled:
+            self.error = error
+        self._finish()
+
+    def break_down(self, error: BaseException) -> None:
+        """End it where a turn failed half-way, so that what was done is not known any more."""
+        self.broken = True
+        if self.over:
+            return
+        self.decide(Decision.FAILURE)
+        if self.error is None:
+            self.error = error
+        else:
+            self.errors += (error,)
+        untouched = [range(*each) for each in self.claims.free] if not self.undoing else []
+        self.to_undo = ()
+        whole = range(self.job.start, self.job.stop)
+        self.unknown = subtract(whole, untouched) if self.number else ()
+        self.undo_errors = ()
+        self.undoing = False
+        self._finish()
 
     def lesson(self) -> Lesson:
         """What the next run of the function should begin with."""
@@ -472,19 +673,28 @@ class Run:
         grain = undo_grain(self.job)
         units = sum(each.stop - each.start for each in self.to_undo)
         chunk = chunk_size(units, self.threads_planned, min_chunk=grain, align=grain)
-        self.claims = Claims(self.to_undo, chunk)
-        for frame in self.frames.values():
-            frame.chunks = 1
+        claims = self.claims = Claims(self.to_undo, chunk)
+        for stint in self.stints.values():
+            stint.chunks = 1
+        if self.async_undo:
+            pieces = []
+            while (piece := claims.claim(1, 1)) is not None:
+                pieces.append(range(*piece))
+            self.undo_pieces = tuple(pieces)
 
-    def _succeed(self) -> None:
-        self.phase = Phase.DONE
+    def _make_report(self) -> None:
         if self._bound.value is not None:
             self.value = self._bound.value()
         elif self.tree is not None:
             self.value = self.tree.value() if self.job.size else self.initial
-        self._forget()
-        if self._heard:
-            report = accounts.report(self)
+        self.used = tuple([(stint.busy, stint.cpu) for stint in self.stints.values()])
+        self.report = record.report(self)
+
+    def _end_well(self) -> None:
+        report = self.report
+        assert report is not None
+        self.let_go()
+        if self.heard:
             learned = report.learned
             if learned.rate:
                 self.tell(
@@ -502,15 +712,15 @@ class Run:
                 chunks=report.chunks,
                 threads=report.peak_threads,
             )
+        self.phase = Phase.DONE
 
     def _finish(self) -> None:
-        self.phase = Phase.DONE
-        self._failure = accounts.failure(self)
+        self._failure = record.failure(self)
         cause = self.error if self.error is not None else self.cancellation()
         set_failure(cause, self._failure, self.parent_number)
         self.verdict = self.error
         if self.undo_errors:
-            self.verdict = accounts.undo_failed(self, self._failure, cause)
+            self.verdict = record.undo_failed(self, self._failure, cause)
             self.tell(EventKind.UNDO_FAILED, ranges=self._failure.done, error=self.verdict)
         elif self.undoing:
             self.tell(EventKind.UNDONE, ranges=self._failure.undone)
@@ -520,38 +730,59 @@ class Run:
             self.tell(EventKind.CANCELLED, done=self._failure.done, undone=self._failure.undone)
         if self.verdict is not None:
             self._trace = self.verdict.__traceback__
-        self._forget()
+        self.errors, self.failed, self.undo_errors = (), (), ()
+        self.undo_task = None
+        self.let_go()
+        self.phase = Phase.DONE
 
-    def _forget(self) -> None:
-        """Let go of what only a running job needs: when the lock is free, since it may be the last
-        reference, and finalizers are anybody's code."""
+    def let_go(self) -> None:
+        """Let go of what only a running job needs.
+
+        In a turn what goes is kept in `dropped` until the lock is free, since it may be the last
+        reference, and finalizers are anybody's code.
+        """
         self.dropped = (
+            *self.dropped,
             self.fn,
             self._bound,
-            tuple(self.frames.values()),
+            tuple(self.stints.values()),
             self.loop,
             self.parent,
             self.tree,
             self.initial,
-            self.errors,
-            self.undo_errors,
-            self.undo_task,
         )
-        self.used = tuple((frame.busy, frame.cpu) for frame in self.frames.values())
-        for frame in self.frames.values():
-            # Its thread looks at the frame once more after the waiter was woken, who may by then
+        self.used = tuple([(stint.busy, stint.cpu) for stint in self.stints.values()]) or self.used
+        for stint in self.stints.values():
+            # Its thread looks at the stint once more after the waiter was woken, who may by then
             # want to close the memory that the job's function holds.
-            frame.run = OVER
-        self.frames.clear()
+            stint.run = OVER
+        self.stints = {}
         self.claims.clear()
         self.fn = _nothing
         self._bound = _NOTHING
-        self.loop = self.parent = self.caller = None
-        if self.job.reduce is not None:
+        self.loop = self.parent = self.parent_stint = self.caller = None
+        if self.reduces or self.tree is not None:
             self.tree, self.initial = None, ...
-        if self.stopping:
-            self.errors, self.failed, self.undo_errors = (), (), ()
-            self.undo_task = None
+        if self.owned:
+            self.dropped = (*self.dropped, self.job)
+            self.job = OVER.job
+
+    def check_done(self, result: object) -> type:
+        """The type of what the job's function returned, unless that says that nothing was done.
+
+        Raises:
+            TypeError: It is an awaitable or a generator; see `stint.check_done`.
+        """
+        return check_done(result, "undo" if self.undoing else "fn", self.name)
+
+    def combine(self, left: Any, right: Any) -> Any:
+        """What the job's `reduce` makes of two values. Called outside the lock."""
+        reduce = self.job.reduce
+        assert reduce is not None
+        value = reduce(left, right)
+        if value is not None and type(value) is not self._plain_value:
+            self._plain_value = check_done(value, "reduce", self.name)
+        return value
 
     def cancellation(self) -> JobCancelled:
         """A new exception that tells a waiter of the cancel."""
@@ -561,14 +792,50 @@ class Run:
         return error
 
     def result(self) -> Report[Any]:
-        """The report of a run that is over, or what it raises."""
+        """The report of a run that is over or committed, or what it raises."""
         self.told = True
-        if not self.stopping:
-            return accounts.report(self)
-        if self.verdict is not None:
+        if self.report is not None and self.decided is Decision.SUCCESS:
+            return self.report
+        verdict = self.verdict
+        if verdict is None:
+            raise self.cancellation()
+        trace = self._trace
+        if self.owned:  # nobody else will ask, and the traceback will lead back to here
+            self.verdict = self.error = self._trace = None
+        try:
             # Each raise would add to the traceback of the one exception that all waiters get.
-            raise self.verdict.with_traceback(self._trace)
-        raise self.cancellation()
+            raise verdict.with_traceback(trace)
+        finally:
+            del verdict, trace, self
+
+    def raise_failed_undo(self, cause: BaseException) -> None:
+        """Raise the failure of its undo, if it failed, with this cause; for its owner.
+
+        Raises:
+            UndoFailed: It did.
+        """
+        if not (self.over and self.undo_failed):
+            return
+        self.told = True
+        verdict, self.verdict, self.error = self.verdict, None, None
+        assert verdict is not None
+        verdict.__cause__ = cause
+        try:
+            raise verdict
+        finally:
+            del verdict, cause, self
+
+    def name_outcome(self, error: BaseException, job: Job[Any]) -> None:
+        """Have `failure` tell of this run for an exception that ends its owner's call.
+
+        That is an exception which is not the job's: a cancellation, or one that struck from outside.
+        """
+        if not self.ended or told_of(error) is not None:
+            return
+        found = self._failure
+        if found is None:
+            found = Failure(job, None, (), merge([range(job.start, job.stop)]), (), ())
+        set_failure(error, found, self.parent_number)
 
     def tell(self, kind: EventKind, **details: object) -> None:
         self.news.append(
@@ -583,15 +850,6 @@ def _nothing(start: int, stop: int) -> None:
 _NOTHING: Bound[Any] = Bound(_nothing)
 
 
-# What frames of a run that is over refer to.
-OVER = Run(
-    Job(_nothing, 0, name="over"),
-    Split(threads=0, chunk=1, spans=()),
-    group=Group(),
-    nice=0,
-    context=Context(),
-    loop=None,
-    parent=None,
-    hold=False,
-)
+# What stints of a run that is over refer to.
+OVER = Run(Job(_nothing, 0, name="over"), RunGroup(), nice=0, context=Context())
 OVER.phase = Phase.DONE

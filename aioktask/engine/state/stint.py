@@ -9,24 +9,23 @@
 
 from __future__ import annotations
 
-import threading
-import weakref
-from contextvars import Context, ContextVar
-from time import perf_counter_ns
+import types
+from contextvars import Context
+from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any
 
+from aioktask.engine.helpers import kernel_and_delay_ns
 from aioktask.engine.reduction import push
 from aioktask.engine.scheduling.queue import Seat
 from aioktask.engine.scores import Pace
 from aioktask.errors import ChunkCancelled
-from aioktask.job import Chunk
 
 if TYPE_CHECKING:
     from aioktask.engine.state.run import Run
 
 
 class Signals:
-    """What every walk looks at before a chunk. Changed under the engine's lock only."""
+    """What every walk looks at before a chunk. Changed by turns only."""
 
     __slots__ = ("generation",)
 
@@ -34,11 +33,32 @@ class Signals:
         self.generation = 0
 
 
-class Frame:
+# What a function returns whose work was not done: calling it only made this.
+_NOT_DONE = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
+
+
+class Stint:
     """One thread's part in one run.
 
-    Its own thread writes `start`, and when it begins to walk `walked_at`, without the lock; others
-    read `start` as a hint of where the thread stands. All else changes under the lock.
+    Its own thread writes `chunk_start`, `walked_at`, `cpu_now` and `kernel_now` outside the lock;
+    others read `chunk_start` as a hint of where the thread stands. Turns change all else.
+
+    Attributes:
+        thread: The Helper or Caller.
+        outer: The stint whose chunk the thread is in meanwhile.
+        counted: Whether the thread counts as running without this stint.
+        counted_in_group: Whether it does in this run's group.
+        live: Whether the thread serves the run now.
+        chunk_start: Where the chunk that runs begins; where the walk stands when it returned.
+        stretch_start, stretch_stop: The stretch that is claimed.
+        first_chunk_stop: Where the first chunk of the stretch ends.
+        chunk: The size of the others.
+        generation: That of the signals when the stretch was claimed.
+        chunks: How many chunks the next stretch should have, where all are of one size.
+        pace: What chunks cost this thread, where the size is being learned.
+        measured_size: The number of the size that the stretch measures, -1 for none.
+        threads: How many served the run when the stretch was claimed.
+        off_node: Whether it takes parts of other nodes, which have no CPU for it.
     """
 
     __slots__ = (
@@ -47,6 +67,7 @@ class Frame:
         "advanced_to",
         "busy",
         "chunk",
+        "chunk_start",
         "chunks",
         "claimed_at",
         "contended",
@@ -56,18 +77,19 @@ class Frame:
         "cpu",
         "cpu_charged",
         "cpu_mark",
+        "cpu_now",
         "delay",
-        "end",
         "entered_at",
-        "first",
+        "first_chunk_stop",
         "generation",
-        "helps",
+        "kernel_now",
         "live",
         "look_at",
         "looked_at",
         "looked_cpu",
+        "measured_size",
         "node",
-        "number",
+        "off_node",
         "outer",
         "pace",
         "reducing",
@@ -75,8 +97,8 @@ class Frame:
         "seat",
         "slice_end",
         "stack",
-        "start",
-        "stop",
+        "stretch_start",
+        "stretch_stop",
         "system",
         "thread",
         "threads",
@@ -85,31 +107,32 @@ class Frame:
 
     def __init__(self, run: Run, thread: object, context: Context) -> None:
         self.run = run
-        self.thread = thread  # the Helper or Caller
+        self.thread = thread
         self.context = context
-        self.outer: Frame | None = None  # whose chunk the thread is in meanwhile
-        self.counted = False  # whether the thread counts as running without this frame
-        self.counted_in_group = False  # whether it does in this run's group
-        self.live = False  # whether the thread serves the run now
-        self.start = self.first = self.stop = 0  # the chunk that runs; the stretch
-        self.end = 0  # of the first chunk of the stretch
-        self.chunk = 1  # the size of the others
-        self.generation = 0  # of the signals, when the stretch was claimed
-        self.chunks = 1  # how many chunks the next stretch should have, where all are of one size
-        self.pace: Pace | None = None  # where the size is being learned
-        self.number = -1  # of the size that the stretch measures, -1 for none
-        self.threads = 0  # that served the run when the stretch was claimed
+        self.outer: Stint | None = None
+        self.counted = self.counted_in_group = False
+        self.live = False
+        self.chunk_start = self.stretch_start = self.stretch_stop = 0
+        self.first_chunk_stop = 0
+        self.chunk = 1
+        self.generation = 0
+        self.chunks = 1
+        self.pace: Pace | None = None
+        self.measured_size = -1
+        self.threads = 0
         self.claimed_at = self.entered_at = self.slice_end = 0
         self.walked_at = 0  # when the stretch was begun, where the size is being learned
         self.advanced_from: int | None = None  # the chunk that `advanced_to` is about
         self.advanced_to = 0
         self.busy = self.cpu = self.cpu_mark = 0
+        self.cpu_now = 0  # the thread's CPU time when it last read it, for the turn that follows
+        self.kernel_now: tuple[int, int] | None = None  # likewise time in the kernel and delay
         self.cpu_charged = 0  # the thread's CPU time up to which a background job has paid
         # When a background thread was kept from its CPU last, and how long in all until then.
         self.contended: tuple[int, int] = (0, 0)
         self.seat = Seat.OWN
         self.node: int | None = None  # whose parts of the job it takes first
-        self.helps = False  # whether it takes those of other nodes, which have no CPU for it
+        self.off_node = False
         self.look_at = 0  # how long busy, when it is asked again what it waited for
         self.looked_at = self.looked_cpu = 0  # busy and CPU time when it was asked last,
         self.system = self.delay = 0  # and what it said
@@ -124,32 +147,42 @@ class Frame:
         generation = self.generation
         if self.pace is not None:  # what chunks cost, without what it took to get them
             self.walked_at = perf_counter_ns()
-        position, stop = self.start, self.stop
-        end = self.end
+        position, stop = self.chunk_start, self.stretch_stop
+        end = self.first_chunk_stop
+        plain: type | None = None  # what a result was that says nothing
         while end < stop:
-            self.start = position
-            fn(position, end)
+            self.chunk_start = position
+            result = fn(position, end)
+            if result is not None and type(result) is not plain:
+                plain = run.check_done(result)
             position = end
             if signals.generation != generation:
+                self.chunk_start = position
                 return position
             end += chunk
-        self.start = position
-        fn(position, stop)
+        self.chunk_start = position
+        result = fn(position, stop)
+        if result is not None and type(result) is not plain:
+            run.check_done(result)
+        self.chunk_start = stop
         return stop
 
     def walk_reduce(self, signals: Signals) -> int:
-        """The same, keeping the values: siblings are combined at once, the rest lies on `stack`."""
+        """Walk as `walk` does, keeping the values: siblings combine, the rest lies on `stack`."""
         run = self.run
         fn = run.fn
         chunk = run.claims.chunk
         generation = self.generation
-        position, stop = self.start, self.stop
+        position, stop = self.chunk_start, self.stretch_stop
         leaf = position // chunk - run.job.start // chunk
+        plain: type | None = None
         while True:
-            self.start = position
+            self.chunk_start = position
             end = min(position - position % chunk + chunk, stop)
             value = fn(position, end)
-            self.start = position = end
+            if type(value) is not plain:
+                plain = run.check_done(value)
+            self.chunk_start = position = end
             self.reducing = True
             self._combine(leaf, value)
             self.reducing = False
@@ -158,35 +191,56 @@ class Frame:
             leaf += 1
 
     def _combine(self, leaf: int, value: object) -> None:
-        reduce = self.run.job.reduce
-        assert reduce is not None
-        if leaf == 0 and self.run.initial is not ...:
-            value = reduce(self.run.initial, value)
+        run = self.run
+        if leaf == 0 and run.initial is not ...:
+            value = run.combine(run.initial, value)
         level, index = 0, leaf
         while (pair := push(self.stack, level, index, value)) is not None:
             level, left, right = pair
-            value = reduce(left, right)
+            value = run.combine(left, right)
             index >>= 1
+
+    def start_clock(self) -> None:
+        """Note the thread's CPU time where it begins to serve."""
+        self.cpu_mark = self.cpu_now = thread_time_ns()
+
+    def read_clocks(self, signals: Signals, now: int) -> None:
+        """Read what the turn that follows will want to know of this thread, if it may leave.
+
+        Called by the thread itself, outside the lock: the system calls may take a while.
+        """
+        background = self.seat is Seat.BACKGROUND
+        run = self.run
+        stays = now < self.slice_end and signals.generation == self.generation
+        if stays and run.claims.left and not background:
+            return
+        self.cpu_now = thread_time_ns()
+        look = run.scaling is not None and self.busy + now - self.entered_at >= self.look_at
+        self.kernel_now = kernel_and_delay_ns() if look or background else None
 
     def chunk_stop(self) -> int:
         """Where the chunk that runs ends."""
-        return self.end if self.start == self.first else min(self.start + self.chunk, self.stop)
+        if self.chunk_start == self.stretch_start:
+            return self.first_chunk_stop
+        return min(self.chunk_start + self.chunk, self.stretch_stop)
 
     def chunks_up_to(self, position: int) -> int:
         """How many chunks of the stretch end at `position` or before; it is where one ends."""
-        if position <= self.first:
+        if position <= self.stretch_start:
             return 0
-        return 1 if position <= self.end else 1 - (self.end - position) // self.chunk
+        if position <= self.first_chunk_stop:
+            return 1
+        return 1 - (self.first_chunk_stop - position) // self.chunk
 
     # ChunkOwner: what `current_chunk()` asks for.
 
     def advance(self, start: int, stop: int, upto: int) -> None:
-        if not self.live or self.reducing or self.start != start:
+        if not self.live or self.reducing or self.chunk_start != start:
             raise RuntimeError(f"the chunk {start} to {stop} is over: advance came too late")
         last = self.advanced_to if self.advanced_from == start else start
-        if not (start < upto <= stop and last <= upto):
+        if not last <= upto <= stop:
             raise ValueError(
-                f"advance takes a position above {start}, up to {stop} and not below the last one "
+                f"advance takes a position from {start} to {stop} and not below the last one "
                 f"({last}), got {upto}"
             )
         self.advanced_to = upto
@@ -197,43 +251,25 @@ class Frame:
             raise ChunkCancelled(f"the job {self.run.job.name!r} wants no more work")
 
 
-class _Local(threading.local):
-    frame: Frame | None = None
-
-
-# The frame whose chunk the thread works on.
-local = _Local()
-
-# The same for code that runs on behalf of a chunk elsewhere, with a copy of its context: a task
-# that the chunk started on some loop and waits for. Weak, since contexts live long.
-enclosing: ContextVar[weakref.ref[Frame] | None] = ContextVar("aioktask_enclosing", default=None)
-
-
-def enclosing_run() -> Run | None:
-    """The run in whose chunk this code runs, or on behalf of, if that chunk may still be there."""
-    if local.frame is not None:
-        return local.frame.run
-    reference = enclosing.get()
-    frame = None if reference is None else reference()
-    if frame is None or not frame.live:
-        return None
-    run = frame.run  # read once: another thread may be ending it
-    return None if run.over else run
-
-
-def current_chunk() -> Chunk:
-    """The chunk that the calling thread works on.
+def check_done(result: object, what: str, job: str) -> type:
+    """Refuse what `what` returned if its call did nothing but make that; else its type.
 
     Raises:
-        RuntimeError: The thread works on none: outside of a job, in an undo or in `reduce`.
-
-    >>> from aioktask import Job, run_multithreaded_sync
-    >>> def show(start, stop):
-    ...     print(current_chunk())
-    >>> _ = run_multithreaded_sync(Job(show, 8, chunk=8))
-    Chunk(0, 8)
+        TypeError: It is an awaitable or a generator: the work would still have to be done. It is
+            closed, so that Python does not warn of it too.
     """
-    frame = local.frame
-    if frame is None or frame.run.undoing or frame.reducing:
-        raise RuntimeError("there is no current chunk: this thread does not run a job's fn now")
-    return Chunk(frame.start, frame.chunk_stop(), frame)
+    kind = type(result)
+    if kind not in _NOT_DONE and not hasattr(kind, "__await__"):
+        return kind
+    for name in ("close", "cancel"):  # a coroutine or generator; a task or future
+        close = getattr(result, name, None)
+        if callable(close):
+            try:
+                close()
+            except Exception:  # it refuses, and is refused anyway
+                pass
+            break
+    raise TypeError(
+        f"{what} of the job {job!r} returned a {kind.__name__}, so its work was not done: nobody awaits it "
+        "here. Pass an ordinary function that does the work before it returns"
+    )

@@ -1,211 +1,175 @@
 # SPDX-License-Identifier: MIT
 # What goes on around the process, and what follows for its threads: caps, nice and CPUs.
 #
-# The keeper looks around every 0.1 s while there are jobs or helpers (`Lookout`), and what it finds
-# is brought into the state here, under the pool's lock; helpers follow at their next chunk
-# boundary. A thread's nice and affinity are changed under the lock too, so that none of them can
-# have ended, and its number gone to another: these are quick calls.
+# The keeper samples the machine every 0.1 s while there are jobs or helpers (`Lookout`), and what it
+# finds is posted to the state; helpers follow at their next chunk boundary. A thread's nice and
+# affinity are changed under the lock, so that none of them can have ended, and its number gone to
+# another: these are quick calls.
 """Caps that follow the machine, and threads that fit what they do."""
 
 from __future__ import annotations
 
-import threading
-from time import perf_counter_ns
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-from aioktask.engine.helpers import Helper, Keeper, be_like_the_process, bind_thread
+from aioktask.engine.helpers import be_like_the_process, bind_thread
 from aioktask.engine.lookout import Lookout, Sight
 from aioktask.engine.priority import process_nice, set_thread_nice
 from aioktask.engine.scheduling.caps import Cap, process_cap
-from aioktask.engine.state.dispatch import Outbox, RunGroup, State
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.group import RunGroup
+from aioktask.engine.state.workers import Helper
 from aioktask.engine.topology import Topology, read_topology
 from aioktask.engine.tunables import Tunables
 
-
-class Host(Protocol):
-    """The pool."""
-
-    dead: bool
-
-    @property
-    def lock(self) -> threading.Lock: ...
-
-    @property
-    def state(self) -> State: ...
-
-    @property
-    def keeper(self) -> Keeper: ...
-
-    def send(self, outbox: Outbox) -> None: ...
+if TYPE_CHECKING:
+    from aioktask.engine.threads.pool import Pool
 
 
-class Surroundings:
+class Adapter:
     """What is known of the machine and of what the user set.
+
+    What is read here by other threads is replaced as a whole, never changed.
 
     Attributes:
         tunables: The process's.
         topology: The machine as it was seen last.
-        cap: The most helpers, and why.
         share: The most helpers by what other processes want; None where they want nothing.
-        lookout: The keeper's own.
-        watching: Whether the keeper looks around.
+        monitor: The keeper's own.
     """
 
-    def __init__(self, host: Host, topology: Topology, tunables: Tunables) -> None:
-        self._host = host
+    def __init__(self, pool: Pool, topology: Topology, tunables: Tunables) -> None:
+        self._pool = pool
         self.topology = topology
         self.tunables = tunables
-        self.cap = cap_of(topology, tunables)
         self.share: int | None = None
-        self.lookout = Lookout(topology)
-        self.watching = False
-        host.state.base_nice = process_nice()
-        self._set_nodes()
+        self.monitor = Lookout(topology)
+        self._rests = True
+        state = pool.state
+        state.base_nice = process_nice()
+        state.node_cpus = _cpus_by_node(topology)
+        state.node_limit = tunables.max_threads_per_node
 
-    def gives_way(self, nice: int, group: RunGroup) -> bool:
-        """Whether a job of this nice leaves the CPUs to other processes."""
-        return nice > 0 and bool(group.tunables.get("give_way", self.tunables.give_way))
+    @property
+    def cap(self) -> Cap:
+        """The most helpers, and why; what other processes want apart."""
+        return cap_of(self.topology, self.tunables)
 
     def configure(self, tunables: Tunables) -> None:
-        """Other tunables of the process, also while jobs run."""
-        outbox = Outbox()
-        with self._host.lock:
-            self.tunables = tunables
-            self._reconsider_runs(outbox)
-        self._host.send(outbox)
+        """Have the process follow other tunables, also while jobs run."""
+        self.tunables = tunables
+        self._pool.post(State.configure, None, tunables, self.cap.threads, self.share)
 
-    def _reconsider_runs(self, outbox: Outbox) -> None:
-        for run in self._host.state.runs:
-            group = run.entry.group
-            assert isinstance(group, RunGroup)
-            if run.entry.gives_way or run.entry.nice > 0:
-                gives_way = self.gives_way(run.entry.nice, group)
-                self._host.state.scheduler.set_gives_way(run.entry, gives_way)
-        self._apply_caps(outbox)
+    def set_group(self, group: RunGroup, cap: int | None) -> None:
+        """Have a coordinator's jobs follow other tunables, which its group has already."""
+        self._pool.post(State.set_group, None, group, cap)
 
     def refresh(self) -> None:
         """Look at the machine again, if the keeper does not."""
-        if self.watching:
+        if not self._rests:
             return
         topology = read_topology()
-        outbox = Outbox()
-        with self._host.lock:
-            self.topology = topology
-            self._apply_caps(outbox)
-        self._host.send(outbox)
+        if topology != self.topology:
+            self._follow_topology(topology)
 
-    def _set_nodes(self) -> None:
-        nodes = {node.id: node.cpus & self.topology.cpus for node in self.topology.nodes}
-        self._host.state.node_cpus = {node: cpus for node, cpus in nodes.items() if cpus}
-        self._host.state.node_limit = self.tunables.max_threads_per_node
-
-    def _apply_caps(self, outbox: Outbox) -> None:
-        """Bring the caps in line with what they follow from."""
-        self._set_nodes()
-        self.cap = cap_of(self.topology, self.tunables)
-        cap = self.cap.threads
-        for run in self._host.state.runs:
-            group_cap = run.entry.group.cap
-            run.cap_moved(cap if group_cap is None else min(cap, group_cap))
-            limit = min(run.limit, run.threads_learned)
-            if limit != run.entry.limit:
-                self._host.state.scheduler.set_limit(run.entry, limit)
-        self._host.state.scheduler.cap = cap if self.share is None else max(min(cap, self.share), 1)
-        self._host.state.signals.generation += 1
-        self._host.state.summon(perf_counter_ns(), outbox)
-
-    def set_group(self, group: RunGroup, cap: int | None) -> None:
-        """A coordinator was told other tunables."""
-        outbox = Outbox()
-        with self._host.lock:
-            self._host.state.scheduler.set_group_cap(group, cap)
-            self._reconsider_runs(outbox)
-        self._host.send(outbox)
+    def _follow_topology(self, topology: Topology) -> None:
+        self.topology = topology
+        self._pool.post(State.follow, None, _cpus_by_node(topology), self.cap.threads, self.share)
 
     # The look around, by the keeper.
 
-    def watch(self) -> None:
-        with self._host.lock:
-            if self.watching or self._host.dead:
-                return
-            self.watching = True
-        try:
-            self._host.keeper.watch(self._look_around)
-        except RuntimeError:  # the system has no more threads for us
-            self.watching = False
-
-    def _look_around(self) -> bool:
-        """Follow what changed; False when there is nobody whom it would concern."""
-        state = self._host.state
-        with self._host.lock:
-            if self._host.dead or not (state.runs or state.helpers or state.starting):
-                self.watching = False
-                self.lookout.release()
-                return False
+    def look_around(self) -> None:
+        """Sample the machine, and post what follows from what changed."""
+        self._rests = False
+        pool = self._pool
+        state = pool.state
+        helpers = list(state.helpers)
+        with pool.lock:
             wish = state.scheduler.wish(self.cap.threads)
-            share = self.tunables.share
-            helpers = {each.native: each.in_background for each in state.helpers}
-            for each in state.helpers:
-                each.in_background = state.serves_background(each)
-        self._follow(self.lookout.look(wish, share, helpers))
-        return True
+        asked = {each.native: each.in_background for each in helpers}
+        for each in helpers:
+            each.in_background = state.serves_background(each)
+        self._follow(self.monitor.look(wish, self.tunables.share, asked))
 
-    def _follow(self, sight: Sight) -> None:
-        outbox = Outbox()
-        state = self._host.state
-        if sight.topology is not None:
+    def rest(self) -> None:
+        """There is nothing to look after for the time being: others may have the slots."""
+        if not self._rests:
+            self._rests = True
+            self.monitor.release()
+
+    def close(self) -> None:
+        """Give back what the monitor holds."""
+        self.monitor.close()
+
+    def _follow(self, seen: Sight) -> None:
+        pool, state = self._pool, self._pool.state
+        if seen.nice != state.base_nice or seen.may_lower != state.may_lower:
+            pool.inbox.append((State.follow_nice, None, seen.nice, seen.may_lower))
+        moved = seen.share != self.share
+        self.share = seen.share
+        if seen.topology is not None:
             be_like_the_process()  # here, on the keeper, whose affinity new helpers get
-        with self._host.lock:
-            if sight.nice != state.base_nice:
-                state.base_nice = sight.nice
-                outbox.renices += state.helpers
-                self._host.state.signals.generation += 1
-            if not sight.may_lower:
-                state.may_lower_again = True
-            state.may_lower = sight.may_lower and state.may_lower_again
-            if sight.topology is not None:
-                self.topology = sight.topology
-                self._set_nodes()
+            self._follow_topology(seen.topology)
+            with pool.lock:
                 for helper in state.helpers:
                     self.bind(helper)
-            if sight.topology is not None or sight.share != self.share:
-                self.share = sight.share
-                self._apply_caps(outbox)
-            state.looked(sight.looked, len(self.topology.cpus), outbox)
-        self._host.send(outbox)
+        elif moved:
+            self._follow_topology(self.topology)
+        pool.inbox.append((State.sampled, None, seen.looked, len(self.topology.cpus)))
 
-    def set_nices(self, outbox: Outbox) -> None:
-        with self._host.lock:
-            for helper in outbox.renices:
-                if helper in self._host.state.helpers:
-                    self._set_nice(helper)  # if refused, it is exchanged where it stands next
-        outbox.renices.clear()
+    # Threads that fit what they do: called in turns, or with the lock.
+
+    def set_nices(self, helpers: list[Helper]) -> None:
+        """Give the threads of these helpers the nice that they should have.
+
+        Where that is refused, they are exchanged where they stand next.
+        """
+        with self._pool.lock:
+            for helper in helpers:
+                if helper in self._pool.state.helpers:
+                    self._set_nice(helper)
 
     def fit(self, helper: Helper) -> bool:
-        """Give the thread the nice and the CPUs for what it is to do; False as for `_set_nice`."""
-        if not self._set_nice(helper) and not self._host.state.no_more_threads:
+        """Give the thread the nice and the CPUs for what it is to do.
+
+        False where it may not have so low a nice, and another thread may.
+        """
+        state = self._pool.state
+        if not self._set_nice(helper) and not state.no_more_threads and state.may_set_nice:
             return False
-        if self._host.state.node_of(helper) != helper.node:
+        if state.node_of(helper) != helper.node:
             self.bind(helper)
         return True
 
     def bind(self, helper: Helper) -> None:
         """Bind the thread to its node, else to what the process may use."""
-        helper.node = self._host.state.node_of(helper)
+        helper.node = self._pool.state.node_of(helper)
         cpus = (
-            self.topology.cpus if helper.node is None else self._host.state.node_cpus[helper.node]
+            self.topology.cpus if helper.node is None else self._pool.state.node_cpus[helper.node]
         )
         bind_thread(helper.native, cpus)
 
     def _set_nice(self, helper: Helper) -> bool:
-        """Give the helper's thread the nice that it should have; False where that is refused."""
-        nice = self._host.state.nice_of(helper)
+        """Give the helper's thread the nice that it should have; False where that is refused.
+
+        A nice above the thread's own is never refused to one that may set any: where it is, the
+        system allows none at all, and nothing is asked for again.
+        """
+        state = self._pool.state
+        nice = state.nice_of(helper)
         if nice == helper.nice or not helper.native:
             return True
-        if not set_thread_nice(helper.native, nice):
-            return False
-        helper.nice = nice
-        return True
+        if set_thread_nice(helper.native, nice):
+            helper.nice = nice
+            return True
+        if nice > helper.nice:
+            state.may_set_nice = False
+            return True
+        return False
+
+
+def _cpus_by_node(topology: Topology) -> dict[int, frozenset[int]]:
+    nodes = {node.id: node.cpus & topology.cpus for node in topology.nodes}
+    return {node: cpus for node, cpus in nodes.items() if cpus}
 
 
 def cap_of(topology: Topology, tunables: Tunables) -> Cap:

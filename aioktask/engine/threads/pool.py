@@ -1,95 +1,236 @@
 # SPDX-License-Identifier: MIT
-# The pool: the threads, around one State and its lock.
+# The pool: one State, its lock, and the inbox of commands for it.
 #
-# Each method changes the state under the lock and then, the lock being free, sends what that has to
-# say. A helper that delivers a result has before that declared itself idle, or taken its next work.
-# Relies on locks only, never on the GIL.
-"""The helper threads of a process and the work they share."""
+# The rule. A call from outside (submit, cancel, renice, a waiter that comes or goes, a limit) only
+# posts a command and wakes somebody. The state is changed in turns, by one thread at a time: a
+# helper, the keeper, or a calling thread that is neither the main thread nor a loop's. So whatever
+# interrupts a caller, in whatever line, finds no lock taken by its own thread and nothing half done:
+# signal handlers run in the main thread only, and what a finalizer calls while its thread takes a
+# turn is posted, and found by that very turn.
+#
+# - Who finds the lock taken leaves its command to the holder, who looks into the inbox once more
+#   after it let go. Helpers wait for the lock where they come back from a stretch; nobody else does.
+# - Who waits for an answer waits on its own parking, or on its loop, never on the lock.
+# - What must be answered at once is decided by one step on the run or its coordinator, after the
+#   command was posted; turns respect it (`Run.decide`, `Run.decide_entry`, `RunGroup.closed`).
+# - A helper announces that it is idle, then looks into the inbox, then parks. Who posts puts the
+#   command into the inbox, then looks for an idle helper. So one of them sees the other.
+# - A command is taken out before it is applied. One that fails ends the run that it is about, and
+#   the turn goes on (`State.recover`).
+# - The lock being free, what the turn has to say is sent: no user code runs while it is taken, and
+#   the last reference to anybody's object goes afterwards.
+#
+# Relies on the steps of `deque`, of `dict.setdefault` and of raw locks being atomic, with and
+# without the GIL, and never on the GIL itself.
+"""Turns, and the commands that are posted for them."""
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
-from collections.abc import Callable
-from time import perf_counter_ns, thread_time_ns
-from types import TracebackType
-from typing import Any, NoReturn
+import time
+import traceback
+from collections import deque
+from contextvars import Context
+from typing import Any
 
 from aioktask.engine import events
-from aioktask.engine.helpers import (
-    NAME,
-    Caller,
-    Helper,
-    Keeper,
-    ThreadWaiter,
-    name_this_thread,
-    start_blocked,
-)
-from aioktask.engine.priority import process_nice
-from aioktask.engine.state.dispatch import Outbox, RunGroup, State
-from aioktask.engine.state.run import Phase, Run, Waiter
-from aioktask.engine.state.stint import Frame, local
-from aioktask.engine.threads.adapt import Surroundings, cap_of
+from aioktask.engine.events import EventKind
+from aioktask.engine.priority import gil_is_on
+from aioktask.engine.scheduling.caps import Cap
+from aioktask.engine.state.current import local
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.outbox import Outbox
+from aioktask.engine.state.run import Decision, Entrance, Run
+from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
+from aioktask.engine.threads.adapt import Adapter, cap_of
+from aioktask.engine.threads.helper import _OWN_FILES, HelperThread, beyond_engine, end_child
+from aioktask.engine.threads.keeper import Keeper
 from aioktask.engine.topology import Topology
 from aioktask.engine.tunables import Tunables
-from aioktask.job import Report
-
-# A helper with nothing to do ends after this many seconds.
-IDLE_SECONDS = 10.0
-
-# A stretch lasts about 0.1 ms. Where an idle thread still sees several chunks of one waiting after
-# this time, chunks became slow in the middle of it, and the idle thread asks for a share.
-HUNGRY_SECONDS = 0.001
-HUNGRY_SECONDS_MOST = 0.016
 
 # The main thread looks this often, while it waits, whether a signal came.
 SIGNAL_SECONDS = 1.0
 
 EXIT_NOTICE_SECONDS = 5.0
+# How often exit looks whether it waits for somebody who is gone, and how long for threads to end.
+EXIT_LOOK_SECONDS = 0.1
+EXIT_THREADS_SECONDS = 2.0
 
-EXIT_STATUS_OF_FORK = 70  # EX_SOFTWARE
+# So many commands are applied before those are woken whom they concern.
+COMMANDS_A_TURN = 64
+
+# So many calls deep a turn may go.
+TURN_DEPTH = 60
+
+# How often something is tried again that failed for want of memory.
+TRIES = 3
 
 
 class Pool:
-    """All runs and helpers of a process. One exists in a process; a fork's child makes its own."""
+    """All runs and helpers of a process. One exists in a process; a fork's child makes its own.
+
+    Attributes:
+        lock: Held by who takes a turn. Only tried, but by helpers that come back from a stretch.
+        inbox: The commands that were posted: a method of `State`, and its arguments.
+        dead: Whether this is a fork's child, which owns none of it.
+    """
 
     def __init__(self, topology: Topology, tunables: Tunables) -> None:
-        self.lock = threading.Lock()  # guards `state`, and all runs, frames and groups
-        self.state = State(cap_of(topology, tunables).threads)
+        self.lock = threading.Lock()
+        self.inbox: deque[tuple[Any, ...]] = deque()
+        self.state = State(cap_of(topology, tunables).threads, tunables)
         self.signals = self.state.signals
-        self.keeper = Keeper()
-        self.dead = False  # whether this is a fork's child, which owns none of it
-        self.around = Surroundings(self, topology, tunables)
+        self.keeper = Keeper(self)
+        self.dead = False
+        self.adapter = Adapter(self, topology, tunables)
+        self._may_skip_wake = gil_is_on()
 
     def __repr__(self) -> str:
         return f"<Pool {self.state}>"
 
-    def send(self, outbox: Outbox) -> None:
-        outbox.dropped.clear()
-        # Before anybody is woken, who might tell of what comes after.
-        if outbox.events:
-            for context, event in outbox.events:
-                context.run(events.emit, event)
-            outbox.events.clear()
-        if outbox.renices:
-            self.around.set_nices(outbox)
-        for parking in outbox.parkings:
-            parking.open()
-        if outbox.starts and not self.around.watching:
-            self.around.watch()
-        for _ in range(outbox.starts):
+    # Posting.
+
+    def post(self, *command: Any) -> None:
+        """Have a turn apply this command: a method of `State` and its arguments, a run first.
+
+        May be called from any thread and in any line of it; does not wait.
+        """
+        self.inbox.append(command)
+        self.wake()
+
+    def wake(self) -> None:
+        """See to it that somebody takes a turn soon."""
+        # Who holds the lock looks again after it let go. Without the GIL that look may come before
+        # what is read here was written.
+        if self._may_skip_wake and self.lock.locked():
+            return
+        try:
+            idle = self.state.idle[0]
+        except IndexError:
             try:
-                self.keeper.soon(self._start_helper)
-            except RuntimeError as error:
-                self._not_started(error)
-        for waiter in outbox.waiters:
-            waiter.wake()
-        for run in outbox.undos:
-            assert run.loop is not None
-            run.loop.start_undo(run)
-        outbox.waiters.clear()
-        outbox.undos.clear()
+                self.keeper.wake()
+            except RuntimeError:
+                self._without_threads()
+            return
+        idle.parking.unpark()
+
+    def _without_threads(self) -> None:
+        """The system has no thread for the keeper: where there is no helper either, work here.
+
+        It is the only case in which the main thread, or a loop's, takes a turn.
+        """
+        if not self.state.helpers:
+            self.turn()
+
+    # Turns.
+
+    def turn(self, helper: Helper | None = None) -> None:
+        """Apply what was posted, if no other thread does, and send what follows.
+
+        Called on threads on which the engine may be interrupted by finalizers only.
+        """
+        inbox, lock = self.inbox, self.lock
+        while inbox and lock.acquire(blocking=False):
+            inside, local.inside = local.inside, True
+            try:
+                self.begin_turn(helper)
+                self.drain()
+                out = self.take_outbox()
+            finally:
+                self.end_turn()
+                lock.release()
+                local.inside = inside
+            if self.dead:
+                return
+            if out is not None:
+                self.send(out)
+            if inbox:
+                time.sleep(0)  # a loop may want the GIL
+
+    def turn_of(self, helper: Helper) -> None:
+        """Take a turn on this helper's thread, which may get work by it."""
+        if helper.relays:
+            helper.relays = False
+            self.inbox.append((State.relay, None))
+        self.turn(helper)
+
+    def begin_turn(self, helper: Helper | None) -> None:
+        """A turn begins, on this helper's thread if it is one. The caller holds the lock."""
+        self.state.turner = helper
+
+    def end_turn(self) -> None:
+        """It ends."""
+        self.state.turner = None
+
+    def drain(self) -> None:
+        """Apply commands, in a turn."""
+        inbox, state = self.inbox, self.state
+        for _ in range(COMMANDS_A_TURN):
+            try:
+                command = inbox.popleft()
+            except IndexError:
+                return
+            try:
+                command[0](state, *command[1:])
+            except BaseException as error:
+                self.recover(command[1], error)
+
+    def take_outbox(self) -> Outbox | None:
+        """What the turn has to say, if anything."""
+        state = self.state
+        if not state.out:
+            return None
+        out, state.out = state.out, Outbox()
+        return out
+
+    def recover(self, run: Run | None, error: BaseException) -> None:
+        """An exception struck in a turn: see `State.recover`."""
+        for _ in range(TRIES):
+            try:
+                self.state.recover(run, error)
+            except BaseException as another:
+                error = another
+                run = None
+                continue
+            break
+        try:
+            self.state.out.events.append(_engine_failed(run, error))
+        except BaseException:
+            _show()
+
+    def send(self, out: Outbox) -> None:
+        """Do what a turn left to be done, the lock being free."""
+        # Before anybody is woken, who might tell of what comes after, or close what a job held.
+        out.dropped.clear()
+        for context, event in out.events:
+            try:
+                context.run(events.emit, event)
+            except BaseException:
+                _show()
+        if out.renices:
+            self.adapter.set_nices(out.renices)
+        for parking in out.parkings:
+            parking.unpark()
+        for _ in range(out.starts):
+            self._have_helper_started()
+        waiters, undos = out.waiters, out.undos
+        while waiters:
+            _insistently(waiters.pop().wake)
+        while undos:
+            run = undos.pop()
+            loop = run.loop
+            assert loop is not None
+            _insistently(lambda: loop.start_undo(run))  # noqa: B023 - called at once
+
+    def _have_helper_started(self) -> None:
+        helper = HelperThread(self)
+        try:
+            self.keeper.soon(helper.start)
+        except BaseException as error:
+            self.post(State.not_started, None, error)
 
     # What is asked for, on any thread.
 
@@ -100,257 +241,134 @@ class Pool:
         waiter: Waiter | None = None,
         caller: Caller | None = None,
         nested: bool = False,
+        detects: bool = False,
     ) -> None:
-        """Take a run in; see `State.submit`."""
-        outbox = Outbox()
-        with self.lock:
-            if waiter is not None:
-                run.waiters.append(waiter)
-            self.state.submit(run, caller, nested=nested, outbox=outbox)
-        self.send(outbox)
-        if not self.around.watching and not run.over:
-            self.around.watch()
+        """Have a turn take a run in; see `State.admit`.
+
+        Raises:
+            RuntimeError: The coordinator, or the process, takes no more jobs; never for a `nested`
+                run. The run has not begun then, and will not.
+        """
+        group, state = run.group, self.state
+        self.inbox.append((State.admit, run, waiter, caller, nested, detects))
+        if (group.closed or state.closing) and (state.ended or not nested):
+            if run.decide_entry(Entrance.REFUSED) is Entrance.REFUSED:
+                if state.closing:
+                    raise RuntimeError("the interpreter is exiting: no job can be submitted")
+                raise RuntimeError("the coordinator was left or shut down: it takes no more jobs")
+        self.wake()
 
     def cancel(self, run: Run) -> bool:
         """End a run; whether that came in time, also when it was cancelled before."""
-        outbox = Outbox()
-        with self.lock:
-            in_time = self.state.cancel(run, outbox)
-        self.send(outbox)
-        return in_time
-
-    def cancel_soon(self, run: Run) -> None:
-        """`cancel` from a finalizer or signal handler."""
-
-        def cancel() -> None:
-            self.cancel(run)
-
-        self.keeper.soon(cancel)
-
-    def commit(self, run: Run) -> bool:
-        """Take the result of a run that is held; False when it is not there (yet, or any more)."""
-        outbox = Outbox()
-        with self.lock:
-            over = self.state.commit(run, outbox)
-        self.send(outbox)
-        return over
-
-    def result(self, run: Run) -> Report[Any]:
-        """What a run that is over returns or raises."""
-        with self.lock:
-            pass  # `over` is read without the lock: wait until whoever set it is done with the rest
-        return run.result()
-
-    def add_waiter(self, run: Run, waiter: Waiter, *, watches: bool = False) -> bool:
-        """Have `waiter` woken when the run is over, or perhaps sooner; False when it is over.
-
-        One that only watches will not take the result, so does not count as somebody who is told.
-        """
-        outbox = Outbox()
-        with self.lock:
-            if run.over:
-                return False
-            if watches:
-                run.watchers.append(waiter)
-            else:
-                self.state.add_waiter(run, waiter, outbox)
-        self.send(outbox)
+        if run.decide(Decision.CANCEL) is not Decision.CANCEL:
+            return False
+        self.post(State.cancel, run)
         return True
 
-    def remove_waiter(self, run: Run, waiter: Waiter) -> None:
-        outbox = Outbox()
-        with self.lock:
-            self.state.remove_waiter(run, waiter, outbox)
-        self.send(outbox)
+    def commit(self, run: Run) -> bool:
+        """Take the result of a run that its owner waits for; False when it is not there (yet).
 
-    def begin_wait(self, waiting: Run, awaited: Run, *, detect: bool) -> None:
-        """A chunk of `waiting` is about to wait for `awaited`; see `State.begin_wait`."""
-        outbox = Outbox()
-        with self.lock:
-            self.state.begin_wait(waiting, awaited, detect=detect, outbox=outbox)
-        self.send(outbox)
-
-    def end_wait(self, waiting: Run, awaited: Run, *, detect: bool) -> None:
-        outbox = Outbox()
-        with self.lock:
-            self.state.end_wait(waiting, awaited, detect=detect, outbox=outbox)
-        self.send(outbox)
-
-    def renice(self, run: Run, nice: int) -> None:
-        """Another nice for a run, whatever it does now; see `State.renice`."""
-        outbox = Outbox()
-        with self.lock:
-            if not run.over:
-                group = run.entry.group
-                assert isinstance(group, RunGroup)
-                gives_way = self.around.gives_way(nice, group)
-                self.state.renice(run, nice, gives_way=gives_way, outbox=outbox)
-            run.entry.nice = nice
-        self.send(outbox)
-
-    def set_run_limit(self, run: Run, limit: int) -> None:
-        with self.lock:
-            run.limit = limit
-            self.state.scheduler.set_limit(run.entry, min(limit, run.threads_learned))
-        self._limit_moved()
-
-    def _limit_moved(self) -> None:
-        outbox = Outbox()
-        with self.lock:
-            self.signals.generation += 1
-            self.state.summon(perf_counter_ns(), outbox)
-        self.send(outbox)
-
-    def shut(self, group: RunGroup, *, cancel: bool) -> list[Run]:
-        """Close a group, cancel its runs if asked to, and name those that are not over."""
-        outbox = Outbox()
-        with self.lock:
-            group.closed = True
-            if cancel:
-                for run in list(group.runs):
-                    self.state.cancel(run, outbox)
-            left = list(group.runs)
-        self.send(outbox)
-        return left
-
-    # A coroutine undo, from the loop it runs on.
-
-    def next_undo(self, run: Run) -> range | None:
-        """The next piece for a coroutine undo."""
-        with self.lock:
-            piece = run.claims.claim(1, 1)
-            return None if piece is None else range(*piece)
-
-    def async_undo_raised(self, run: Run, piece: range, error: BaseException) -> None:
-        with self.lock:
-            run.async_undo_raised(piece, error)
-
-    def async_undo_ended(self, run: Run) -> None:
-        outbox = Outbox()
-        with self.lock:
-            run.async_undo = False
-            self.state.update(run, outbox)
-        self.send(outbox)
-
-    # The turn of a thread that serves a run.
-
-    def serve(self, frame: Frame) -> Frame | None:
-        """Walk stretches of the frame's run until its thread should do something else: return that.
-
-        A helper that is idle from now on gets None, although somebody may have given it work since.
+        Called by the owner.
         """
-        outer = frame.outer = local.frame
-        local.frame = frame
-        frame.cpu_mark = thread_time_ns()
-        signals = self.signals
+        if run.over:
+            return True
+        if not run.commit():
+            return False
+        # A turn will only strike it from the list: that can wait for the next one.
+        self.inbox.append((State.committed, run))
+        if run.heard or run.group.closed or self.state.closing:
+            self.wake()
+        return True
+
+    def leave(self, group: RunGroup, leaver: Leaver, *, cancels: bool) -> None:
+        """Close a group, and have the leaver's waiter woken when no run of it is left."""
+        group.closed = True
+        self.post(State.leave_group, None, group, leaver, cancels)
+
+    def cancel_group(self, group: RunGroup) -> None:
+        """Close a group and cancel its runs."""
+        group.closed = True
+        self.post(State.cancel_group, None, group)
+
+    # A thread that waits, or takes part.
+
+    def take_part(self, run: Run, caller: Caller) -> None:
+        """On the calling thread of the sync form: serve the run until it is over or settled."""
+        if not caller.main:
+            self.turn_on_caller()
+        while not caller.quits:
+            stint = caller.stint
+            if stint is not None:
+                self._walk_as_caller(run, caller, stint)
+            elif run.over or run.settled:
+                return
+            else:
+                self.wait_parked(caller, -1)
+
+    def _walk_as_caller(self, run: Run, caller: Caller, stint: Stint) -> None:
+        if stint.claimed_at == stint.entered_at:  # it has just begun to serve
+            stint.start_clock()
+        caller.stint = None
+        raised = stint.context.run(self._walk_one_stretch, stint)
+        now = time.perf_counter_ns()
+        stint.read_clocks(self.signals, now)
+        if raised:
+            self.post(State.caller_raised, run, stint, raised.pop(), now)
+        else:
+            self.post(State.caller_walked, run, stint, stint.chunk_start, now)
+        del stint
+        if not caller.main:
+            self.turn_on_caller()
+
+    def turn_on_caller(self) -> None:
+        """Take a turn on the thread of a caller, so that it need not wait for another thread.
+
+        Not on the main thread, where signal handlers run at any line, nor deep in a recursion.
+        """
+        if self.inbox and _has_room(TURN_DEPTH):
+            self.turn()
+
+    def _walk_one_stretch(self, stint: Stint) -> list[BaseException]:
+        """Walk the stretch; what was raised, in a list, so that no variable refers to it."""
+        outer = stint.outer = local.stint
+        inside = local.inside
+        local.stint = stint
+        local.inside = False
         raised: list[BaseException] = []
         try:
-            while True:
-                try:
-                    if frame.run.reduces:
-                        position = frame.walk_reduce(signals)
-                        self._merge(frame)
-                    else:
-                        position = frame.walk(signals)
-                except BaseException as error:
-                    raised.append(error)
-                following = self._raised(frame, raised) if raised else self._walked(frame, position)
-                if following is not frame:
-                    return following
+            if stint.run.reduces:
+                stint.walk_reduce(self.signals)
+                self.merge(stint)
+            else:
+                stint.walk(self.signals)
+        except BaseException as error:
+            error.with_traceback(beyond_engine(error.__traceback__))
+            raised.append(error)
         finally:
-            local.frame = outer
-            frame.outer = None
+            local.stint = outer
+            local.inside = inside
+            stint.outer = None
+        if self.dead:
+            end_child(stint)
+        return raised
 
-    def _walked(self, frame: Frame, position: int) -> Frame | None:
-        now = perf_counter_ns()
-        with self.lock:
-            if self.dead:
-                _end_child(frame)
-            if self.state.walked(frame, position, now):
-                return frame
-            outbox = Outbox()
-            following = self._reconsider(frame, now, outbox)
-        self.send(outbox)
-        return following
+    def merge(self, stint: Stint) -> None:
+        """Bring the values of the stint's stretch into the tree; `reduce` runs outside the lock.
 
-    def _reconsider(self, frame: Frame, now: int, outbox: Outbox) -> Frame | None:
-        """Choose again, and where it is the same job go on with it in the way that is wanted now.
-
-        In another job the helper begins anew: see `_begin`.
+        The tree has no lock of its own: its steps are those of a dictionary.
         """
-        following = self.state.reconsider(frame, now, outbox)
-        helper = frame.thread
-        if following is frame and isinstance(helper, Helper) and not self.around.fit(helper):
-            self.state.refused(helper, outbox)
-            return None
-        return following
-
-    def _raised(self, frame: Frame, raised: list[BaseException]) -> Frame | None:
-        # Taken out of the list, so that nothing on this thread's stack refers to the exception, and
-        # by its traceback to the caller's memory, when the waiter wakes.
-        error = raised.pop()
-        now = perf_counter_ns()
-        error.with_traceback(_beyond_engine(error.__traceback__))  # an attribute may be refused
-        outbox = Outbox()
-        with self.lock:
-            if self.dead:
-                _end_child(frame)
-            self.state.raised(frame, error, now)
-            del error
-            following = self._reconsider(frame, now, outbox)
-        self.send(outbox)
-        return following
-
-    def _merge(self, frame: Frame) -> None:
-        """Bring the values of the frame's stretch into the tree; `reduce` runs outside the lock."""
-        run = frame.run
-        reduce, tree = run.job.reduce, run.tree
-        assert reduce is not None
-        assert tree is not None
-        frame.reducing = True
-        while frame.stack:
-            level, index, value = frame.stack.pop()
-            while True:
-                with self.lock:
-                    pair = None if run.stopping else tree.offer(level, index, value)
+        run = stint.run
+        tree = run.tree
+        stint.reducing = True
+        while stint.stack:
+            level, index, value = stint.stack.pop()
+            while tree is not None and not run.stopping:
+                pair = tree.offer(level, index, value)
                 if pair is None:
                     break
                 level, index, left, right = pair
-                value = reduce(left, right)
-        frame.reducing = False
-
-    def take_part(self, run: Run, caller: Caller, *, given_up: Callable[[], bool]) -> None:
-        """On the calling thread of the sync form: serve the run until it is over or settled."""
-        try:
-            self._take_part(run, caller, given_up)
-        finally:
-            outbox = Outbox()
-            with self.lock:
-                run.caller = None
-                if caller.frame is not None:  # it left before it served what it had claimed
-                    self.state.abandon(caller, perf_counter_ns(), outbox)
-            self.send(outbox)
-
-    def _take_part(self, run: Run, caller: Caller, given_up: Callable[[], bool]) -> None:
-        pause = HUNGRY_SECONDS
-        while not given_up():
-            frame = caller.frame
-            if frame is not None:
-                frame.context.run(self.serve, frame)
-                pause = HUNGRY_SECONDS
-                continue
-            with self.lock:
-                if run.over or run.phase is Phase.SETTLED:
-                    break
-                if self.state.enter_caller(run, caller, perf_counter_ns()):
-                    continue
-                run.caller = caller
-                if caller not in run.waiters:  # a run that settled has woken, and forgot, them all
-                    run.waiters.append(caller)
-                slow = self.state.several_chunks_wait()
-            if not self.wait_parked(caller, pause if slow else -1):
-                pause = min(pause * 2, HUNGRY_SECONDS_MOST)
-                self._ask_for_share()
+                value = run.combine(left, right)
+        stint.reducing = False
 
     def wait_parked(self, waiter: Caller | ThreadWaiter, timeout: float) -> bool:
         """Wait until woken. No lock is held here, so a signal handler may raise through it."""
@@ -363,138 +381,113 @@ class Pool:
                 timeout = max(timeout - SIGNAL_SECONDS, 0) if timeout >= 0 else timeout
         return waiter.parking.wait(timeout)
 
-    def _ask_for_share(self) -> bool:
-        """Where a stretch outlasted its time, have the rest given back at the next chunk."""
-        with self.lock:
-            slow = self.state.several_chunks_wait()
-            if slow:
-                self.signals.generation += 1
-        return slow
+    # What the keeper does.
 
-    # The life of a helper thread.
+    def look_around(self) -> bool:
+        """On the keeper: follow what changed; False when there is nothing to look after."""
+        if self.dead:
+            return False
+        if self.state.busy:
+            self.adapter.look_around()
+            self.post(State.find_unattended, None)
+            self.turn()
+            return True
+        self.adapter.rest()
+        return bool(self.inbox)
 
-    def _start_helper(self) -> None:
-        """On the keeper."""
-        helper, topology = Helper(process_nice()), self.around.topology
-        try:
-            helper.thread = start_blocked(lambda: self._help(helper, topology), NAME)
-        except RuntimeError as error:  # the system has no more threads for us
-            self._not_started(error)
-
-    def _not_started(self, error: RuntimeError) -> None:
-        outbox = Outbox()
-        with self.lock:
-            self.state.not_started(error, outbox)
-        self.send(outbox)
-
-    def _help(self, helper: Helper, topology: Topology) -> None:
-        state = self.state
-        helper.native = threading.get_native_id()
-        outbox = Outbox()
-        with self.lock:
-            state.starting -= 1
-            if state.closing and not state.runs:
-                return
-            state.no_more_threads = False
-            state.helpers[helper] = None
-            if self.around.topology is not topology:  # it changed since the keeper began
-                self.around.bind(helper)
-            now = perf_counter_ns()
-            state.find_work(helper, now, outbox)
-            state.summon(now, outbox)
-        self.send(outbox)
-        while True:
-            while (frame := self._begin(helper)) is not None:
-                name_this_thread(frame.run.name)
-                frame.context.run(self.serve, frame)
-            if not self._stay(helper):
-                return
-            if helper.relays:
-                helper.relays = False
-                outbox = Outbox()
-                with self.lock:
-                    state.summon(perf_counter_ns(), outbox)
-                self.send(outbox)
-
-    def _begin(self, helper: Helper) -> Frame | None:
-        """What the helper serves from this moment on, so that it cannot be recalled any more."""
-        outbox = Outbox()
-        with self.lock:
-            helper.called = False
-            if self.around.fit(helper):
-                return helper.frame
-            self.state.refused(helper, outbox)
-        self.send(outbox)
-        return None
-
-    def _stay(self, helper: Helper) -> bool:
-        """Wait, idle, until there is work; False when the helper should end."""
-        if helper.parking.wait(HUNGRY_SECONDS):
-            return not helper.ends
-        name_this_thread(NAME)  # late, since the next job is often of the same name
-        pause = HUNGRY_SECONDS
-        while True:
-            hungry = helper.idle and self._ask_for_share()
-            if helper.parking.wait(pause if hungry else IDLE_SECONDS):
-                return not helper.ends
-            pause = min(pause * 2, HUNGRY_SECONDS_MOST)
-            if not hungry:
-                with self.lock:
-                    if helper.idle:  # else it gets work at this very moment, and the parking opens
-                        helper.idle = False
-                        self.state.idle.remove(helper)
-                        del self.state.helpers[helper]
-                        return False
+    # The end.
 
     def close(self) -> None:
         """Stop every job, undo, and end every helper. For the exit of the interpreter."""
         state = self.state
         ended = ThreadWaiter(0)
-        outbox = Outbox()
-        with self.lock:
-            state.closing = True
-            state.all_over = ended
+        state.closing = True
+        if self.keeper.running or state.helpers or self.inbox:
+            self.post(State.close, None, ended)
+            self._wait_for_runs(ended)
+        self.keeper.stop(EXIT_THREADS_SECONDS)
+        self._end_helpers()
+        state.ended = True
+        # What was posted in between is refused here, on the last thread that is left.
+        self.turn()
+        self.adapter.close()
+
+    def _wait_for_runs(self, ended: ThreadWaiter) -> None:
+        """Wait until no run is left, or none that any live thread will ever end."""
+        waited = 0.0
+        rescued: set[int] = set()
+        told = False
+        state = self.state
+        while not ended.parking.wait(EXIT_LOOK_SECONDS):
+            waited += EXIT_LOOK_SECONDS
             for run in list(state.runs):
-                state.cancel(run, outbox)
-            left = list(state.runs)
-        self.send(outbox)
-        for run in left:
-            if run.undo_task is not None:
-                run.undo_task.rescue()
-        if left and not ended.parking.wait(EXIT_NOTICE_SECONDS):
-            with self.lock:
-                names = ", ".join(repr(run.name) for run in state.runs)
-            print(f"aioktask: exit waits for the jobs {names}", file=sys.stderr, flush=True)
-            ended.parking.wait()
-        self.keeper.stop()
-        self.around.lookout.close()
-        with self.lock:
-            helpers = list(state.helpers)
-            while state.idle:
-                helper = state.idle.popleft()
-                helper.idle = False
-                helper.ends = True
-                helper.parking.open()
+                task = run.undo_task
+                if task is not None and run.number not in rescued:
+                    rescued.add(run.number)
+                    task.rescue()
+            if not self.keeper.alive and not any(
+                each.present.locked() for each in list(state.helpers)
+            ):
+                self.turn()
+                if state.runs:
+                    print(f"aioktask: exit leaves the jobs {self._names()}", file=sys.stderr)
+                    return
+            if waited >= EXIT_NOTICE_SECONDS and not told:
+                told = True
+                names = self._names()
+                print(f"aioktask: exit waits for the jobs {names}", file=sys.stderr, flush=True)
+
+    def _names(self) -> str:
+        return ", ".join(repr(run.name) for run in list(self.state.runs))
+
+    def _end_helpers(self) -> None:
+        until = time.monotonic() + EXIT_THREADS_SECONDS
+        helpers = list(self.state.helpers)
         for helper in helpers:
-            if helper.thread is not None:
-                helper.thread.join()
+            helper.ends = True
+            helper.parking.unpark()
+        for helper in helpers:
+            if helper.present.acquire(timeout=max(until - time.monotonic(), 0)):
+                helper.present.release()
+
+    # What others read.
+
+    @property
+    def cap(self) -> Cap:
+        """The most helpers, and why."""
+        return self.adapter.cap
 
 
-def _end_child(frame: Frame) -> NoReturn:
-    """A chunk forked, and returned in the child: that has no part in the parent's job."""
-    os.write(
-        2,
-        f"aioktask: a chunk of the job {frame.run.name!r} forked and returned in the child "
-        f"process {os.getpid()}, which ends here\n".encode(),
-    )
-    os._exit(EXIT_STATUS_OF_FORK)
+_OWN_FILES.add(__file__)
 
 
-def _beyond_engine(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without the engine's own frames, which hold what the job should let go of."""
-    while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
-        trace = trace.tb_next
-    return trace
+def _engine_failed(run: Run | None, error: BaseException) -> tuple[Any, events.Event]:
+    name, number = ("", 0) if run is None else (run.name, run.number)
+    return Context(), events.Event(EventKind.ENGINE_FAILED, name, number, {"error": error}, False)
 
 
-_OWN_FILES = frozenset((__file__, sys.modules[Frame.__module__].__file__))
+def _has_room(calls: int) -> bool:
+    """Whether so many more calls may be made, one inside the other."""
+    try:
+        return calls == 0 or _has_room(calls - 1)
+    except RecursionError:
+        return False
+
+
+def _insistently(action: Any) -> None:
+    """Do what somebody waits for: again, where memory was short."""
+    for _ in range(TRIES):
+        try:
+            action()
+        except MemoryError:
+            continue
+        except BaseException:
+            _show()
+        return
+
+
+def _show() -> None:
+    try:
+        traceback.print_exc()
+    except BaseException:  # no memory for that, or nowhere to write to
+        return

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: MIT
+# The handle of a job that was submitted: one asks and waits here; everything that changes is in the
+# pool.
+"""Jobs in the background."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any, Generic, SupportsIndex, TypeVar, cast
+
+from aioktask.checks import integer, nice_value
+from aioktask.engine.api.submission import needed_loop, nice_of_waiter, wait_in_thread
+from aioktask.engine.loops.loop import refuse_running_loop
+from aioktask.engine.loops.waiting import wait_until, wait_until_shielded
+from aioktask.engine.state import record
+from aioktask.engine.state.current import enclosing_stint
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.run import Run
+from aioktask.engine.threads.pool import Pool
+from aioktask.job import Job, Progress, Report
+
+T = TypeVar("T")
+
+
+class Handle(Generic[T]):
+    """A job that was submitted: await it, or ask about it, from any loop or thread.
+
+    Awaiting a handle is only waiting. **Cancellation**: a cancelled waiter is detached and the job
+    goes on. Any number of waiters get the same report, or the same exception.
+
+    **Interruption.** `cancel`, `renice`, `max_threads`, `done` and `progress` return at once,
+    wherever they are called: in a signal handler, a finalizer, a weak reference callback or a
+    listener of events too. `result` waits, so it is refused where the engine itself is interrupted.
+
+    >>> import asyncio
+    >>> from aioktask import Coordinator, Job
+    >>> async def main():
+    ...     async with Coordinator() as coordinator:
+    ...         handle = coordinator.submit(Job(lambda start, stop: None, 100))
+    ...         await handle
+    ...         return handle.progress().done
+    >>> asyncio.run(main())
+    100
+    """
+
+    def __init__(self, pool: Pool, run: Run) -> None:
+        self._pool = pool
+        self._run = run
+
+    def __repr__(self) -> str:
+        return f"<Handle of {self._run.name!r}: {self._run.phase.value}>"
+
+    @property
+    def job(self) -> Job[T]:
+        """The job."""
+        return self._run.job
+
+    @property
+    def nice(self) -> int:
+        """The job's nice, as it was asked for last."""
+        return self._run.nice
+
+    @property
+    def max_threads(self) -> int:
+        """The most threads for this job. May be set while it runs: those above stop at a chunk."""
+        return self._run.limit
+
+    @max_threads.setter
+    def max_threads(self, threads: SupportsIndex) -> None:
+        limit = integer("max_threads", threads, least=1)
+        pool = self._own_pool()
+        self._run.limit = limit
+        pool.post(State.set_run_limit, self._run)
+
+    def renice(self, nice: SupportsIndex) -> None:
+        """Change the job's nice: before it starts, while it runs or is undone, or after.
+
+        Its share among jobs is another one at once. A helper's thread follows at once where this
+        process may set that, else it is exchanged for another one at its next chunk boundary. A
+        loan from a waiter stays while it is the more urgent. A job that is over only says the new
+        number.
+
+        Raises:
+            TypeError, ValueError: `nice` is no integer, or not from -20 to 19.
+            RuntimeError: The handle belongs to the parent of this forked process.
+        """
+        value = nice_value("nice", nice)
+        pool = self._own_pool()
+        self._run.nice = value
+        pool.post(State.renice, self._run)
+
+    def cancel(self) -> bool:
+        """End the job: no new chunk, running chunks finish, undo runs; does not wait for any of it.
+
+        Whoever waits gets `JobCancelled`. May be called from any thread, any number of times.
+
+        Returns:
+            Whether it came in time: False when the job was over, or failing, before.
+
+        Raises:
+            RuntimeError: The handle belongs to the parent of this forked process.
+        """
+        return self._own_pool().cancel(self._run)
+
+    def done(self) -> bool:
+        """Whether the job is over, undo included.
+
+        Raises:
+            RuntimeError: The handle belongs to the parent of this forked process.
+        """
+        self._own_pool()
+        return self._run.over
+
+    def progress(self) -> Progress:
+        """Where the job stands.
+
+        Raises:
+            RuntimeError: The handle belongs to the parent of this forked process.
+        """
+        self._own_pool()
+        return record.progress(self._run)
+
+    def result(self, timeout: float | None = None) -> Report[T]:
+        """Wait in this thread until the job is over.
+
+        Args:
+            timeout: Seconds, or None for any time.
+
+        Returns:
+            The job's report.
+
+        Raises:
+            TimeoutError: The time passed; the job goes on.
+            DeadlockError: The calling chunk's job is one that this job waits for.
+            RuntimeError: This thread runs an event loop, or the handle is a forked parent's; or a
+                finalizer or callback calls this inside the engine, where nothing may wait.
+            JobCancelled, UndoFailed: How the job ended; or the exception of its first failed chunk.
+        """
+        try:
+            if not self._run.over:
+                refuse_running_loop("Handle.result()", "await the handle instead")
+                self.until_over_in_thread(timeout)
+            self._own_pool()
+            return cast("Report[T]", self._run.result())
+        finally:
+            del self  # which an exception's traceback would lead to
+
+    def __await__(self) -> Generator[Any, None, Report[T]]:
+        return self._wait().__await__()
+
+    async def _wait(self) -> Report[T]:
+        try:
+            await self.until_over()
+            self._own_pool()
+            return cast("Report[T]", self._run.result())
+        finally:
+            del self
+
+    # For the modules that stand on the engine: waiting that raises nothing of the job's.
+
+    async def until_over(self) -> None:
+        """Wait until the job is over, however it ends. A checkpoint."""
+        pool = self._own_pool()
+        loop = needed_loop("awaiting a handle")
+        await loop.checkpoint_if_cancelled()
+        run = self._run
+        if run.over:
+            return
+        outer = enclosing_stint()
+        waiter = loop.waiter(nice_of_waiter(outer, run))
+        try:
+            pool.post(State.add_waiter, run, waiter, outer, False)
+            await wait_until(waiter, lambda: run.over)
+        except BaseException:
+            pool.post(State.remove_waiter, run, waiter)
+            raise
+
+    def until_over_in_thread(self, timeout: float | None = None) -> None:
+        """Wait in this thread until it is over; raises what `result` does, but for the job's."""
+        wait_in_thread(self._own_pool(), self._run, timeout)
+
+    async def until_over_shielded(self) -> asyncio.CancelledError | None:
+        """Wait until it is over, across any number of cancels; the first of asyncio's is returned."""
+        pool = self._own_pool()
+        loop = needed_loop("awaiting a handle")
+        run = self._run
+        waiter = loop.waiter(run.nice)
+        pool.post(State.add_waiter, run, waiter, enclosing_stint(), False)
+        return await wait_until_shielded(loop, waiter, lambda: run.over)
+
+    def _own_pool(self) -> Pool:
+        if self._pool.dead:
+            raise RuntimeError(
+                f"the job {self._run.name!r} belongs to the parent of this forked process, "
+                "which has no part in it"
+            )
+        return self._pool

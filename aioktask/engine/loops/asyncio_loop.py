@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+# asyncio, uvloop included: how a thread wakes a task once a job, and how a coroutine undo runs there.
+"""asyncio and uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.lowlevel
+
+from aioktask.engine.loops.posted import Posted
+from aioktask.errors import DeadlockError
+
+if TYPE_CHECKING:
+    from aioktask.engine.loops.coroutine_undo import CoroutineUndo
+
+# anyio imports this at the first use of one of its functions on asyncio.
+_ANYIO_ON_ASYNCIO = "anyio._backends._asyncio"
+
+# How often a waiter looks for itself where a wake-up can be lost (uvloop issue 720: on
+# free-threaded CPython, uvloop's call_soon_threadsafe has no lock).
+LOOK_SECONDS = 0.05
+
+
+class AsyncioWaiter:
+    """A task of an asyncio loop that waits."""
+
+    __slots__ = ("_future", "_loop", "_lost", "_woken", "nice", "refused")
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, nice: int, lost: Callable[[], None] | None
+    ) -> None:
+        self._loop = loop
+        self._future = loop.create_future()
+        self._lost = lost
+        self._woken = False
+        self.nice = nice
+        self.refused: DeadlockError | None = None
+        if wakeups_can_be_lost(loop):
+            loop.call_later(LOOK_SECONDS, self._look)
+
+    def wake(self) -> None:
+        self._woken = True
+        posted = Posted(self._set, self._lost)
+        self._lost = None  # which refers to the run
+        try:  # noqa: SIM105 - on the path of every short job
+            self._loop.call_soon_threadsafe(posted)
+        except RuntimeError:  # the loop is closed: `posted` tells of the loss
+            pass
+
+    def _look(self) -> None:
+        if self._woken:
+            self._set()
+        if not self._future.done():
+            self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def _set(self) -> None:
+        if not self._future.done():
+            self._future.set_result(None)
+
+    def renew(self) -> None:
+        if self._future.done():
+            self._woken = False
+            self._future = self._loop.create_future()
+            if wakeups_can_be_lost(self._loop):
+                self._loop.call_later(LOOK_SECONDS, self._look)
+
+    def wait(self) -> Awaitable[object]:
+        return self._future
+
+
+class AsyncioLoop:
+    """An asyncio loop, uvloop's included."""
+
+    __slots__ = ("_loop",)
+    # Every wait below a cancelled scope is cancelled again at once: anyio's scopes apart, asyncio
+    # cancels once.
+    shields_at_once = False
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+
+    def waiter(self, nice: int, lost: Callable[[], None] | None = None) -> AsyncioWaiter:
+        return AsyncioWaiter(self._loop, nice, lost)
+
+    async def checkpoint_if_cancelled(self) -> None:
+        # A native cancel that is pending is seen by a real suspension only; suspending always would
+        # cost a turn of the loop. Where a Task does not tell, suspend.
+        if getattr(asyncio.current_task(), "_must_cancel", True):
+            await asyncio.sleep(0)
+        if _ANYIO_ON_ASYNCIO in sys.modules:  # else nobody made a scope
+            await anyio.lowlevel.checkpoint_if_cancelled()
+
+    def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
+        with contextlib.suppress(RuntimeError):  # closed: `Posted` tells of the loss
+            self._loop.call_soon_threadsafe(Posted(callback, lost))
+
+    def spawn(self, undo: CoroutineUndo) -> None:
+        # Not by create_task(context=...), which many task factories do not take.
+        work = undo.work()
+        try:
+            undo.task = undo.context.copy().run(self._loop.create_task, work)
+        except BaseException:
+            work.close()
+            raise
+
+    def is_running(self) -> bool:
+        return self._loop.is_running()
+
+    def is_closed(self) -> bool:
+        return self._loop.is_closed()
+
+    def run_fresh(self, undo: CoroutineUndo) -> None:
+        with asyncio.Runner(loop_factory=type(self._loop)) as runner:
+            runner.run(undo.work(), context=undo.context.copy())
+
+
+def wakeups_can_be_lost(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether ``call_soon_threadsafe`` of this loop may lose a call."""
+    gil = getattr(sys, "_is_gil_enabled", None)
+    return gil is not None and not gil() and type(loop).__module__.startswith("uvloop")

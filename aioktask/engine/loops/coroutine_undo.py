@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: MIT
+# A coroutine undo: a task on the loop that was running at submit, or on a fresh one where that is
+# gone.
+#
+# A turn cuts what is to be undone into pieces; from then on they are this object's, and a command
+# says in the end which of them raised. A piece stays the first one until it is undone or noted as
+# failed, so whatever strikes the task, no piece is forgotten: who goes on begins with that one, and
+# counts it as not undone. `_working` is held while the task is in its work, whichever way it leaves.
+"""Undo by coroutine functions."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import threading
+from collections import deque
+from typing import TYPE_CHECKING
+
+from aioktask.engine.helpers import start_thread
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.run import Run
+from aioktask.engine.threads.pool import Pool
+
+if TYPE_CHECKING:
+    from aioktask.engine.loops.loop import Loop
+
+
+class UndoLoop:
+    """The loop on which a run's coroutine undo is to run: what the run knows of it."""
+
+    __slots__ = ("_loop", "_pool")
+
+    def __init__(self, pool: Pool, loop: Loop) -> None:
+        self._pool = pool
+        self._loop = loop
+
+    def start_undo(self, run: Run) -> None:
+        """Begin to undo the run's pieces."""
+        CoroutineUndo(self._pool, run, self._loop, deque(run.undo_pieces), ()).start()
+
+
+class CoroutineUndo:
+    """A coroutine undo on its way through a loop.
+
+    Attributes:
+        context: That of the run.
+        task: What the loop made of it: asyncio itself keeps tasks by weak references only.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_began",
+        "_errors",
+        "_left",
+        "_loop",
+        "_over",
+        "_pieces",
+        "_pool",
+        "_run",
+        "_undo",
+        "_working",
+        "context",
+        "task",
+    )
+
+    def __init__(
+        self,
+        pool: Pool,
+        run: Run,
+        loop: Loop,
+        pieces: deque[range],
+        errors: tuple[tuple[range, BaseException], ...],
+    ) -> None:
+        self._pool = pool
+        self._run = run
+        self._loop = loop
+        self._pieces = pieces
+        self._errors = list(errors)
+        self._undo = run.job.undo
+        self._working = threading.Lock()
+        self._began = False
+        self._over: dict[str, object] = {}  # who ended it: this task, or who took its place
+        self.context = run.context
+        self.task: object = None
+
+    def start(self) -> None:
+        """Have the loop begin; or a fresh one, at the exit of the interpreter."""
+        self._run.undo_task = self
+        if self._pool.state.closing and not self._loop.is_running():
+            self._elsewhere_soon()
+            return
+        self._loop.post(self._spawn, self._elsewhere_soon)
+        self._pool.keeper.watch(self._on_its_way)
+
+    def rescue(self) -> None:
+        """At exit: do not wait for a loop that runs no more."""
+        if not self._loop.is_running():
+            self._elsewhere_soon()
+
+    def _elsewhere_soon(self) -> None:
+        """Go on elsewhere. May be called from a finalizer."""
+        self._pool.keeper.soon(self._go_on_elsewhere)
+
+    def _on_its_way(self) -> bool:
+        """On the keeper, now and then: a loop that is closed tells nobody of the tasks on it."""
+        if self._over:
+            return False
+        died = self._began and not self._working.locked()
+        if died or self._loop.is_closed():
+            self._go_on_elsewhere()
+        return not self._over
+
+    def _spawn(self) -> None:
+        try:
+            self._loop.spawn(self)
+        except Exception:  # a task factory that takes other arguments, say: a fresh loop has none
+            self._elsewhere_soon()
+
+    async def work(self) -> None:
+        """Undo piece by piece. A cancellation of this task costs one piece, not the rest."""
+        with self._working:
+            self._began = True
+            pieces = self._pieces
+            while pieces and not self._over:
+                piece = pieces[0]
+                try:
+                    await self._undo_piece(piece)
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    if not self._over:
+                        self._errors.append((piece, error))
+                if not self._over:
+                    pieces.popleft()
+            self._end()
+
+    async def _undo_piece(self, piece: range) -> None:
+        undo = self._undo
+        assert undo is not None
+        result = undo(piece.start, piece.stop)
+        if not inspect.isawaitable(result):
+            raise TypeError(
+                f"the coroutine undo of the job {self._run.name!r} returned "
+                f"{type(result).__name__}, which cannot be awaited"
+            )
+        await result
+
+    def _end(self) -> None:
+        if self._over.setdefault("by", self) is self:
+            self._pool.post(State.undo_ended, self._run, tuple(self._errors))
+
+    def _go_on_elsewhere(self) -> None:
+        """On the keeper: what was in hand counts as not undone; a fresh loop does the rest."""
+        successor: object = object()
+        if self._over.setdefault("by", successor) is not successor:
+            return
+        pieces, errors = deque(self._pieces), tuple(self._errors)
+        if self._began and pieces:
+            if not errors or errors[-1][0] is not pieces[0]:
+                error = RuntimeError("the event loop was closed while the undo ran on it")
+                errors = (*errors, (pieces[0], error))
+            pieces.popleft()
+        following = CoroutineUndo(self._pool, self._run, self._loop, pieces, errors)
+        self._run.undo_task = following
+        try:
+            start_thread(following.run_fresh, "aioktask undo")
+        except RuntimeError:  # no thread can be started any more
+            following.run_fresh()
+
+    def run_fresh(self) -> None:
+        """Run in a fresh loop, on the calling thread."""
+        try:
+            self._loop.run_fresh(self)
+        except BaseException as error:
+            # No fresh loop could be had: nothing of the rest is undone.
+            with contextlib.suppress(IndexError):
+                while not self._over:
+                    self._errors.append((self._pieces[0], error))
+                    self._pieces.popleft()
+            self._end()

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: MIT
+# trio: how a thread wakes a task once a job, and how a coroutine undo runs there.
+"""trio."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import anyio.lowlevel
+
+from aioktask.engine.loops.posted import Posted
+from aioktask.errors import DeadlockError
+
+if TYPE_CHECKING:
+    import trio
+
+    from aioktask.engine.loops.coroutine_undo import CoroutineUndo
+
+
+class TrioWaiter:
+    """A task of a trio run that waits."""
+
+    __slots__ = ("_event", "_lost", "_token", "nice", "refused")
+
+    def __init__(
+        self, token: trio.lowlevel.TrioToken, nice: int, lost: Callable[[], None] | None
+    ) -> None:
+        self._token = token
+        self._event = sys.modules["trio"].Event()
+        self._lost = lost
+        self.nice = nice
+        self.refused: DeadlockError | None = None
+
+    def wake(self) -> None:
+        posted = Posted(self._set, self._lost)
+        self._lost = None
+        with contextlib.suppress(sys.modules["trio"].RunFinishedError):
+            self._token.run_sync_soon(posted)
+
+    def _set(self) -> None:
+        self._event.set()
+
+    def renew(self) -> None:
+        if self._event.is_set():
+            self._event = sys.modules["trio"].Event()
+
+    def wait(self) -> Awaitable[object]:
+        waiting: Awaitable[object] = self._event.wait()
+        return waiting
+
+
+class TrioLoop:
+    """A trio run."""
+
+    __slots__ = ("_finished", "_token")
+    # Every wait below a cancelled scope is cancelled again at once.
+    shields_at_once = True
+
+    def __init__(self) -> None:
+        import trio
+
+        self._token = trio.lowlevel.current_trio_token()
+        self._finished = trio.RunFinishedError
+
+    def waiter(self, nice: int, lost: Callable[[], None] | None = None) -> TrioWaiter:
+        return TrioWaiter(self._token, nice, lost)
+
+    async def checkpoint_if_cancelled(self) -> None:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+
+    def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
+        with contextlib.suppress(self._finished):
+            self._token.run_sync_soon(Posted(callback, lost))
+
+    def spawn(self, undo: CoroutineUndo) -> None:
+        import trio
+
+        async def shielded() -> None:
+            # The end of the main task cancels system tasks.
+            with trio.CancelScope(shield=True):
+                await undo.work()
+
+        trio.lowlevel.spawn_system_task(shielded, context=undo.context.copy())
+
+    def is_running(self) -> bool:
+        try:
+            self._token.run_sync_soon(_nothing)
+        except self._finished:
+            return False
+        return True
+
+    def is_closed(self) -> bool:
+        return not self.is_running()
+
+    def run_fresh(self, undo: CoroutineUndo) -> None:
+        import trio
+
+        trio.run(undo.work)
+
+
+def _nothing() -> None:
+    """A callback that does nothing."""

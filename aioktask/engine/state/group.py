@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: MIT
+# What belongs to one coordinator: its runs, what it sets, and who waits to leave it.
+"""The runs of a coordinator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from aioktask.engine.scheduling.queue import Group
+from aioktask.engine.state.workers import Waiter
+
+if TYPE_CHECKING:
+    from aioktask.engine.state.run import Run
+    from aioktask.engine.state.stint import Stint
+
+NO_TUNABLES: Mapping[str, Any] = MappingProxyType({})
+
+
+class RunGroup(Group):
+    """The runs of one coordinator.
+
+    Attributes:
+        runs: Those that are not over.
+        closed: Whether nothing more may be submitted. Set by who closes it, before it posts.
+        shut: Whether a turn has seen that.
+        undo_failed: Runs whose undo failed, of which perhaps nobody was told.
+        leavers: Who waits until no run is left.
+        tunables: What it sets that is otherwise the process's, by name; its cap apart.
+    """
+
+    __slots__ = ("closed", "leavers", "runs", "shut", "tunables", "undo_failed")
+
+    def __init__(self, cap: int | None = None, tunables: Mapping[str, Any] = NO_TUNABLES) -> None:
+        super().__init__(cap)
+        self.tunables = tunables
+        self.runs: dict[Run, None] = {}
+        self.closed = self.shut = False
+        self.undo_failed: list[Run] = []
+        self.leavers: list[Leaver] = []
+
+
+class Leaver:
+    """Who waits until no run of a group is left.
+
+    Attributes:
+        waiter: Whom to wake.
+        stint: The chunk that it waits in or on behalf of.
+        detects: Whether the chunk itself waits, so that a cycle of waits would never end.
+        gone: Whether no run is left; set before the waiter is woken.
+        undo_failed: Then, the runs whose undo failed.
+    """
+
+    __slots__ = ("detects", "gone", "stint", "undo_failed", "waiter")
+
+    def __init__(self, waiter: Waiter, stint: Stint | None, *, detects: bool) -> None:
+        self.waiter = waiter
+        self.stint = stint
+        self.detects = detects
+        self.gone = False
+        self.undo_failed: list[Run] = []

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+# What a turn has to say once the lock is free: whom to wake, what to tell, which threads to start,
+# and which objects nobody needs any more, whose finalizers are anybody's code.
+"""The outbox of turns."""
+
+from __future__ import annotations
+
+from contextvars import Context
+from typing import TYPE_CHECKING
+
+from aioktask.engine import events
+from aioktask.engine.state.workers import Helper, Parking, Waiter
+
+if TYPE_CHECKING:
+    from aioktask.engine.state.run import Run
+
+
+class Outbox:
+    """What is to be done after a turn.
+
+    Attributes:
+        renices: Helpers whose threads should perhaps be of another nice.
+        events: What is to be told, each in the context of who submitted the run.
+        waiters: Who is to be woken.
+        undos: Runs whose coroutine undo should begin.
+        parkings: Those of threads that have work now.
+        starts: How many helpers should be started.
+        dropped: What may be finalized now.
+    """
+
+    __slots__ = ("dropped", "events", "parkings", "renices", "starts", "undos", "waiters")
+
+    def __init__(self) -> None:
+        self.renices: list[Helper] = []
+        self.events: list[tuple[Context, events.Event]] = []
+        self.waiters: list[Waiter] = []
+        self.undos: list[Run] = []
+        self.parkings: list[Parking] = []
+        self.starts = 0
+        self.dropped: list[object] = []
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.parkings
+            or self.waiters
+            or self.dropped
+            or self.starts
+            or self.events
+            or self.renices
+            or self.undos
+        )
+
+    def tell(self, run: Run) -> None:
+        """Take what the run has to tell."""
+        if run.news:
+            context = run.context.copy()
+            self.events += ((context, event) for event in run.news)
+            run.news.clear()

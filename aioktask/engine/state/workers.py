@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: MIT
+# The threads as turns see them: helpers, calling threads, and threads that only wait.
+"""Helpers, callers and waiters."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+from aioktask.errors import DeadlockError
+
+if TYPE_CHECKING:
+    from aioktask.engine.state.stint import Stint
+
+
+class Parking:
+    """A raw lock that one thread waits on until another opens it; opening twice is opening once.
+
+    Opening takes one step and may interrupt any other, in the same thread too.
+    """
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def wait(self, timeout: float = -1) -> bool:
+        """Wait until it is open, and close it. False when `timeout` seconds passed instead."""
+        return self._lock.acquire(timeout=timeout)
+
+    def unpark(self) -> None:
+        """Open it."""
+        try:  # noqa: SIM105 - on the path of every short job
+            self._lock.release()
+        except RuntimeError:  # open already
+            pass
+
+
+class Waiter(Protocol):
+    """Who waits for a run to end.
+
+    Attributes:
+        nice: How urgently.
+        refused: Why the wait may not begin, set before it is woken.
+    """
+
+    nice: int
+    refused: DeadlockError | None
+
+    def wake(self) -> None:
+        """Wake it: called on any thread, outside the lock, once or more often."""
+
+
+class Helper:
+    """One helper thread.
+
+    Attributes:
+        native: The kernel's number of the thread; 0 before it runs.
+        nice: The thread's nice.
+        node: The NUMA node that the thread is bound to, None for what the process may use.
+        boost: The nice of who waits for a job that runs inside this helper's chunk, if that is
+            lower than the job's.
+        in_background: Whether it served a background job since the last sample.
+        called: Whether it was given work while it was idle, and has not begun it yet.
+        stint: What it serves or is about to.
+        idle: Whether it is among the idle ones, so may be given work.
+        ends: Whether it was woken to end.
+        relays: Whether it should wake more helpers before it works.
+        present: Held by the thread as long as it runs.
+    """
+
+    __slots__ = (
+        "boost",
+        "called",
+        "ends",
+        "idle",
+        "in_background",
+        "native",
+        "nice",
+        "node",
+        "parking",
+        "present",
+        "relays",
+        "stint",
+    )
+
+    def __init__(self, nice: int = 0) -> None:
+        self.parking = Parking()
+        self.present = threading.Lock()
+        self.native = 0
+        self.nice = nice
+        self.node: int | None = None
+        self.boost: int | None = None
+        self.in_background = False
+        self.called = False
+        self.stint: Stint | None = None
+        self.idle = False
+        self.ends = False
+        self.relays = False
+
+
+class Caller:
+    """A thread that called `run_multithreaded_sync` and takes part in that run; its own waiter.
+
+    A turn puts a stretch into `stint` and wakes the thread, which takes it out, walks it, and posts
+    how far it came.
+
+    Attributes:
+        stints: Those that the thread is in, the innermost first.
+        stint: The stretch that it should walk next.
+        serving: The stint that turns count as its own, whether it has begun or not.
+        main: Whether it is the main thread, where signal handlers run at any line.
+        quits: Whether it takes no further part: a second Ctrl-C, or it went away.
+        present: Held by the thread as long as it takes part. Whichever way it leaves, the
+            interpreter lets go of it.
+    """
+
+    __slots__ = (
+        "main",
+        "nice",
+        "parking",
+        "present",
+        "quits",
+        "refused",
+        "serving",
+        "stint",
+        "stints",
+    )
+
+    def __init__(self, nice: int, chunk: Stint | None = None, *, main: bool = False) -> None:
+        self.stints: list[Stint] = []
+        self.nice = nice
+        while chunk is not None:
+            self.stints.append(chunk)
+            chunk = chunk.outer
+        self.parking = Parking()
+        self.present = threading.Lock()
+        self.stint: Stint | None = None
+        self.serving: Stint | None = None
+        self.main = main
+        self.quits = False
+        self.refused: DeadlockError | None = None
+
+    def wake(self) -> None:
+        self.parking.unpark()
+
+
+class ThreadWaiter:
+    """A thread that waits for a run and takes no part in it."""
+
+    __slots__ = ("nice", "parking", "refused")
+
+    def __init__(self, nice: int) -> None:
+        self.parking = Parking()
+        self.nice = nice
+        self.refused: DeadlockError | None = None
+
+    def wake(self) -> None:
+        self.parking.unpark()

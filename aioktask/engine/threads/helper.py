@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: MIT
+# The life of a helper: it comes, walks stretches, is idle, and goes.
+#
+# A helper that comes back from a stretch takes a turn, in which it applies what was posted, gives
+# back what it did not walk, and claims what is next. One that delivers a result has before that
+# declared itself idle, or taken its next work. Idle, it waits on its parking, and takes a turn when
+# somebody posted.
+"""Helper threads."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import traceback
+from time import perf_counter_ns
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn
+
+from aioktask.engine.helpers import NAME, name_this_thread, start_thread
+from aioktask.engine.priority import process_nice
+from aioktask.engine.state.current import local
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.workers import Helper
+
+if TYPE_CHECKING:
+    from aioktask.engine.threads.pool import Pool
+
+# A helper with nothing to do ends after this many seconds.
+IDLE_SECONDS = 10.0
+
+# A stretch lasts about 0.1 ms. Where an idle thread still sees several chunks of one waiting after
+# this time, chunks became slow in the middle of it, and the idle thread asks for a share.
+HUNGRY_SECONDS = 0.001
+HUNGRY_SECONDS_MOST = 0.016
+
+EXIT_STATUS_OF_FORK = 70  # EX_SOFTWARE
+
+
+class HelperThread:
+    """One helper thread of a pool, from its start to its end."""
+
+    __slots__ = ("_helper", "_pool", "_state", "_topology")
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._state = pool.state
+        self._topology = pool.adapter.topology
+        self._helper = Helper()
+
+    def start(self) -> None:
+        """On the keeper: start it."""
+        try:
+            self._helper.nice = process_nice()
+            start_thread(self._live, NAME)
+        except BaseException as error:  # the system has no more threads for us
+            self._pool.post(State.not_started, None, error)
+
+    def _live(self) -> None:
+        helper, pool = self._helper, self._pool
+        with helper.present:
+            local.inside = True
+            try:
+                name_this_thread(NAME)
+                helper.native = threading.get_native_id()
+                came = self._come()
+            except BaseException as error:
+                pool.post(State.not_started, None, error)
+                return
+            while came:
+                try:
+                    if not self._serve_and_rest():
+                        return
+                except BaseException as error:
+                    self._failed(error)
+
+    def _come(self) -> bool:
+        """Be one of the helpers; False if none is wanted any more."""
+        pool, helper = self._pool, self._helper
+        with pool.lock:
+            try:
+                pool.begin_turn(helper)
+                came = self._state.helper_came(helper)
+                if came and pool.adapter.topology is not self._topology:  # since the keeper began
+                    pool.adapter.bind(helper)
+                pool.drain()
+                out = pool.take_outbox()
+            finally:
+                pool.end_turn()
+        if out is not None:
+            pool.send(out)
+        return came
+
+    def _failed(self, error: BaseException) -> None:
+        """An exception struck outside of the job's function and of any turn: memory was short."""
+        try:
+            self._pool.post(State.helper_failed, None, self._helper, error)
+            self._pool.turn()
+        except BaseException:
+            _show()
+
+    def _serve_and_rest(self) -> bool:
+        """Serve while there is something to serve, then be idle; False when it should end."""
+        helper, pool = self._helper, self._pool
+        while (stint := self._begin()) is not None:
+            name_this_thread(stint.run.name)
+            stint.context.run(self._serve, stint)
+            del stint
+        if pool.inbox:
+            pool.turn_of(helper)
+            if helper.stint is not None:
+                return True
+        if not self._stay():
+            return False
+        if pool.inbox or helper.relays:
+            pool.turn_of(helper)
+        return True
+
+    def _begin(self) -> Stint | None:
+        """What the helper serves from this moment on, so that it cannot be recalled any more."""
+        pool, helper = self._pool, self._helper
+        if helper.stint is None:
+            return None
+        with pool.lock:
+            try:
+                pool.begin_turn(helper)
+                helper.called = False
+                stint = helper.stint
+                if stint is None or pool.adapter.fit(helper):
+                    return stint
+                helper.called = True
+                self._state.refused(helper)
+                out = pool.take_outbox()
+            finally:
+                pool.end_turn()
+        if out is not None:
+            pool.send(out)
+        return None
+
+    def _serve(self, stint: Stint) -> None:
+        """Walk stretches of the stint's run until the thread should do something else."""
+        pool = self._pool
+        outer = stint.outer = local.stint
+        local.stint = stint
+        stint.start_clock()
+        signals = pool.signals
+        raised: list[BaseException] = []
+        try:
+            while True:
+                run = stint.run
+                try:
+                    local.inside = False
+                    if run.reduces:
+                        position = stint.walk_reduce(signals)
+                        pool.merge(stint)
+                    else:
+                        position = stint.walk(signals)
+                except BaseException as error:
+                    # In a list, so that nothing on this thread's stack refers to it, and by its
+                    # traceback to the caller's memory, when the waiter wakes.
+                    raised.append(error)
+                local.inside = True
+                del run
+                now = perf_counter_ns()
+                stint.read_clocks(signals, now)
+                if raised:
+                    error = raised.pop()
+                    error.with_traceback(beyond_engine(error.__traceback__))
+                    stays = self._come_back(stint, 0, now, error)
+                    del error
+                else:
+                    stays = self._come_back(stint, position, now, None)
+                if not stays:
+                    return
+        finally:
+            local.inside = True
+            local.stint = outer
+            stint.outer = None
+
+    def _come_back(
+        self, stint: Stint, position: int, now: int, error: BaseException | None
+    ) -> bool:
+        """Take a turn after a stretch; whether the thread goes on with the stint."""
+        pool, state, helper = self._pool, self._state, self._helper
+        with pool.lock:
+            try:
+                if pool.dead:
+                    end_child(stint)
+                pool.begin_turn(helper)
+                if pool.inbox:
+                    pool.drain()
+                run = stint.run
+                try:
+                    stays = self._next(stint, position, now, error)
+                except BaseException as failure:
+                    pool.recover(run, failure)
+                    stays = False
+                    if helper.stint is stint and stint not in state.serving:
+                        helper.stint = None
+                        state.find_work(helper, now)
+                del run, error
+                out = pool.take_outbox()
+            finally:
+                pool.end_turn()
+        if out is not None:
+            pool.send(out)
+        if pool.inbox:
+            pool.turn(helper)
+        return stays
+
+    def _next(self, stint: Stint, position: int, now: int, error: BaseException | None) -> bool:
+        pool, state, helper = self._pool, self._state, self._helper
+        if stint not in state.serving:  # its run broke down meanwhile
+            helper.stint = None
+            state.find_work(helper, now)
+            return False
+        if error is None:
+            if state.walked(stint, position, now):
+                return True
+        else:
+            state.raised(stint, error, now)
+        following = state.reconsider(stint, now)
+        if following is not stint:
+            return False
+        if not pool.adapter.fit(helper):
+            state.refused(helper)
+            return False
+        return True
+
+    def _stay(self) -> bool:
+        """Wait, idle, until somebody posted or there is work; False when the helper should end."""
+        helper, pool, state = self._helper, self._pool, self._state
+        if helper.parking.wait(HUNGRY_SECONDS):
+            return not helper.ends
+        name_this_thread(NAME)  # late, since the next job is often of the same name
+        pause = HUNGRY_SECONDS
+        while True:
+            hungry = helper.idle and state.several_chunks_wait()
+            if hungry:
+                pool.signals.generation += 1
+            if helper.parking.wait(pause if hungry else IDLE_SECONDS):
+                return not helper.ends
+            pause = min(pause * 2, HUNGRY_SECONDS_MOST)
+            if hungry:
+                continue
+            with pool.lock:
+                goes = state.helper_goes(helper)
+            # Who posted before that may have counted on this helper.
+            if goes:
+                if pool.inbox:
+                    pool.turn()
+                return False
+
+
+def end_child(stint: Stint) -> NoReturn:
+    """A chunk forked, and returned in the child: that has no part in the parent's job."""
+    os.write(
+        2,
+        f"aioktask: a chunk of the job {stint.run.name!r} forked and returned in the child "
+        f"process {os.getpid()}, which ends here\n".encode(),
+    )
+    os._exit(EXIT_STATUS_OF_FORK)
+
+
+def beyond_engine(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the engine's own frames, which hold what the job should let go of."""
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
+        trace = trace.tb_next
+    return trace
+
+
+_OWN_FILES = {__file__, sys.modules[Stint.__module__].__file__}
+
+
+def _show() -> None:
+    try:
+        traceback.print_exc()
+    except BaseException:  # no memory for that, or nowhere to write to
+        return

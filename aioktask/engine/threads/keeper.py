@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+# The keeper: the thread that starts threads, looks around, and takes turns while helpers are busy.
+#
+# Every helper is started by it, since a thread inherits its creator's nice and affinity, and an
+# unprivileged thread can never lower its nice again. The keeper has the process's own.
+#
+# Guarantees: `wake` takes no lock, so it may interrupt anything. Any thread may start the keeper;
+# where several do, or one is interrupted while it does, the first that runs is the keeper and the
+# others end.
+"""The thread that keeps helpers."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from aioktask.engine.helpers import NAME, be_like_the_process, name_this_thread, start_thread
+from aioktask.engine.state.current import local
+from aioktask.engine.state.workers import Parking
+
+# How often the keeper looks around while there is anything to look after.
+WATCH_SECONDS = 0.1
+
+
+class Kept(Protocol):
+    """What the keeper serves: the pool."""
+
+    def turn(self) -> None:
+        """Apply what was posted."""
+
+    def look_around(self) -> bool:
+        """Follow what changed around the process; False when there is nothing to look after."""
+
+
+class Keeper:
+    """The keeper of one pool.
+
+    Attributes:
+        running: Whether its thread is there.
+    """
+
+    def __init__(self, kept: Kept) -> None:
+        self._kept = weakref.ref(kept)
+        self._parking = Parking()
+        self._errands: deque[Callable[[], None]] = deque()
+        self._watched: list[weakref.WeakMethod[Callable[[], bool]]] = []  # the keeper's own
+        self._seat = threading.Lock()  # held by the one keeper; only tried
+        self.running = False
+        self._stops = False
+        self._ended = threading.Lock()  # held by the thread while it runs
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread is there and has not ended."""
+        return self._ended.locked()
+
+    def wake(self) -> None:
+        """Have the keeper take a turn, and do what it was told.
+
+        Raises:
+            RuntimeError: It is not there yet, and the system has no thread for it.
+        """
+        if not self.running:
+            start_thread(self._keep, NAME)
+        self._parking.unpark()
+
+    def soon(self, errand: Callable[[], None]) -> None:
+        """Have `errand` called on the keeper.
+
+        Raises:
+            RuntimeError: As in `wake`.
+        """
+        self._errands.append(errand)
+        self.wake()
+
+    def watch(self, look: Callable[[], bool]) -> None:
+        """Have `look`, a method, called every 0.1 s until it returns False or its owner is gone."""
+        reference = weakref.WeakMethod(look)
+        self.soon(lambda: self._watched.append(reference))
+
+    def _keep(self) -> None:
+        if not self._seat.acquire(blocking=False):  # somebody was quicker
+            return
+        with self._ended:
+            self.running = True
+            local.inside = True
+            name_this_thread(f"{NAME} keeper")
+            be_like_the_process()
+            next_look = 0.0
+            busy = True
+            while not self._stops:
+                # Without the keeper nothing would ever be started again, so nothing ends it.
+                try:
+                    kept = self._kept()
+                    if kept is None:
+                        return
+                    kept.turn()
+                    while self._errands:
+                        self._run_errand()
+                    now = time.monotonic()
+                    if now >= next_look:
+                        self._watched = [each for each in self._watched if _look(each)]
+                        busy = kept.look_around() or bool(self._watched)
+                        next_look = now + WATCH_SECONDS
+                    kept = None
+                    if self._parking.wait(WATCH_SECONDS if busy else -1):
+                        busy = True
+                except BaseException:
+                    _show()
+
+    def _run_errand(self) -> None:
+        errand = self._errands.popleft()
+        try:
+            errand()
+        except BaseException:
+            _show()
+
+    def stop(self, seconds: float) -> None:
+        """End the thread after what it has been told, and wait for it, not longer than this."""
+        if not self.running:
+            return
+        self._stops = True
+        self._parking.unpark()
+        if self._ended.acquire(timeout=seconds):
+            self._ended.release()
+
+
+def _look(reference: weakref.WeakMethod[Callable[[], bool]]) -> bool:
+    """Call what is watched. A function of its own, so that nothing refers to it afterwards."""
+    look = reference()
+    try:
+        return look is not None and look()
+    except BaseException:
+        _show()
+        return False
+
+
+def _show() -> None:
+    try:
+        traceback.print_exc()
+    except BaseException:  # no memory for that, or nowhere to write to
+        return
