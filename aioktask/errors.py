@@ -44,8 +44,8 @@ class DeadlockError(RuntimeError):
         chain = " waits for ".join([*self.jobs, self.jobs[0]])
         super().__init__(f"this wait would never end: {chain}")
 
-    def __reduce__(self) -> tuple[type[DeadlockError], tuple[tuple[str, ...]]]:
-        return type(self), (self.jobs,)
+    def __reduce__(self) -> tuple[type[DeadlockError], tuple[object, ...], dict[str, object]]:
+        return type(self), (self.jobs,), self.__dict__
 
 
 class UndoFailed(ExceptionGroup[Exception]):
@@ -77,8 +77,8 @@ class UndoFailed(ExceptionGroup[Exception]):
         """A group of some of these errors (as ``except*`` makes) that keeps `ranges`."""
         return UndoFailed(self.message, errors, self.ranges)
 
-    def __reduce__(self) -> tuple[type[UndoFailed], tuple[object, ...]]:
-        return type(self), (self.message, self.exceptions, self.ranges)
+    def __reduce__(self) -> tuple[type[UndoFailed], tuple[object, ...], dict[str, object]]:
+        return type(self), (self.message, self.exceptions, self.ranges), self.__dict__
 
 
 def _as_exception(error: BaseException) -> Exception:

@@ -7,11 +7,22 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
-from types import EllipsisType
-from typing import Any, Generic, Literal, Protocol, SupportsIndex, TypeVar, cast, overload
+from types import EllipsisType, GetSetDescriptorType
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    NoReturn,
+    Protocol,
+    SupportsIndex,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from aioktask.checks import (
     check_flag,
@@ -371,12 +382,48 @@ class Progress:
     rate: float
 
 
+class LeftBehind:
+    """Stands for a function of a job that came from another process, with a pickled `Failure`.
+
+    Raises:
+        RuntimeError: It is called.
+    """
+
+    def __init__(self, what: str, job: str) -> None:
+        self.what = what
+        self.job = job
+
+    def __repr__(self) -> str:
+        return f"<{self.what} of the job {self.job!r}, left behind>"
+
+    def __call__(self, *args: object) -> NoReturn:
+        raise RuntimeError(
+            f"{self.what} of the job {self.job!r} was left behind in the process where the job "
+            "failed: a pickled Failure goes without functions"
+        )
+
+
+def _without_functions(job: Job[Any]) -> Job[Any]:
+    """The numbers and the name of a job, with nothing that only its process has."""
+    bare = copy.copy(job)
+    put = functools.partial(object.__setattr__, bare)
+    for what in ("fn", "undo", "reduce"):
+        if getattr(job, what) is not None:
+            put(what, LeftBehind(what, job.name))
+    put("initial", ...)
+    put("_bind", None)
+    return bare
+
+
 @dataclass(frozen=True, slots=True)
 class Failure:
     """What is known of a job that failed or was cancelled: see `failure`.
 
     `done`, `undone` and `unknown` are ascending, do not overlap, and together are all that any
     chunk touched; what is in none of them was never started.
+
+    A failure can be pickled, whatever the job works on: its job goes without functions and without
+    `initial`, and what stands in their place says so when it is called.
 
     Attributes:
         job: The job.
@@ -398,8 +445,15 @@ class Failure:
     unknown: tuple[range, ...]
     inner: Failure | None = None
 
+    def __reduce__(self) -> tuple[type[Failure], tuple[object, ...]]:
+        told = (self.chunk, self.errors, self.done, self.undone, self.unknown, self.inner)
+        return Failure, (_without_functions(self.job), *told)
 
-_FAILURE = "__aioktask_failure__"
+    def __copy__(self) -> Failure:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Failure:
+        return self
 
 
 def failure(exc: BaseException) -> Failure:
@@ -417,24 +471,53 @@ def failure(exc: BaseException) -> Failure:
     return found
 
 
+class _Attributes(dict[str, Any]):
+    """The ``__dict__`` of an exception that a job raised, which also knows its failure.
+
+    The failure is no item of it, so the exception is pickled, copied and shown as it would be
+    without, and arrives where there is no aioktask.
+
+    Attributes:
+        told: What `failure` tells.
+        parent: The number of the run that the failed job is nested in, or 0.
+    """
+
+    __slots__ = ("parent", "told")
+
+    told: Failure
+    parent: int
+
+    def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
+        return dict, (dict(self),)
+
+
+# The descriptor of every exception's ``__dict__``, whatever its class makes of that name and of the
+# setting of attributes.
+_attributes: GetSetDescriptorType = vars(BaseException)["__dict__"]
+
+
 def told_of(exc: BaseException) -> Failure | None:
     """What `set_failure` attached last, if anything."""
-    found: tuple[Failure, int] | None = exc.__dict__.get(_FAILURE)
-    return None if found is None else found[0]
+    found = _attributes.__get__(exc)
+    return found.told if type(found) is _Attributes else None
 
 
 def told_within(exc: BaseException, run: int) -> Failure | None:
-    """The same, if it is of a job that was nested in the run of this number."""
-    found: tuple[Failure, int] | None = exc.__dict__.get(_FAILURE)
-    return found[0] if found is not None and found[1] == run else None
+    """What `set_failure` attached last, if it is of a job that was nested in this run."""
+    found = _attributes.__get__(exc)
+    return found.told if type(found) is _Attributes and found.parent == run else None
 
 
 def set_failure(exc: BaseException, told: Failure, parent: int = 0) -> None:
     """Attach `told` to `exc`, for `failure`; `parent` is the run that its job is nested in, or 0.
 
-    Past any ``__setattr__`` of the exception's own.
+    The exception's class has no say in it, and whoever pickles or copies it sees nothing of it.
     """
-    BaseException.__setattr__(exc, _FAILURE, (told, parent))
+    found = _attributes.__get__(exc)
+    if type(found) is not _Attributes:
+        found = _Attributes(found)
+        _attributes.__set__(exc, found)
+    found.told, found.parent = told, parent
 
 
 class ChunkOwner(Protocol):
