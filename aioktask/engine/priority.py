@@ -2,7 +2,8 @@
 # Whose nice counts: of what is submitted, and of who waits. And the nice of threads: what a helper
 # should have, and what this process may do about it.
 #
-# The `priority()` block is a context variable, so it follows tasks and the chunks that they cause.
+# The `priority()` blocks are a context variable, so they follow tasks and the chunks that they
+# cause.
 # Linux gives each thread a nice of its own; elsewhere it is the process's, which nobody touches.
 """Nice values of blocks, waiters and threads."""
 
@@ -11,9 +12,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import ContextDecorator
+from contextvars import ContextVar, Token
 from typing import SupportsIndex
 
 from aioktask.checks import nice_value
@@ -29,33 +29,85 @@ MOST_NICE = 19
 _CAP_SYS_NICE = 23
 _NICE_IS_OF_THREADS = sys.platform.startswith("linux")
 
-_block: ContextVar[int | None] = ContextVar("aioktask_priority", default=None)
+
+class _Block:
+    """One passage through a `priority` block."""
+
+    __slots__ = ("nice", "over")
+
+    def __init__(self, nice: int) -> None:
+        self.nice = nice
+        self.over = False  # whether it ended in another context than it began in
 
 
-@contextmanager
-def priority(nice: SupportsIndex) -> Iterator[None]:
+# The blocks that this code is in, the innermost last.
+_blocks: ContextVar[tuple[_Block, ...]] = ContextVar("aioktask_priority", default=())
+
+
+class PriorityBlock(ContextDecorator):
+    """What `priority` returns: a block that any context and thread may leave.
+
+    Where it is left in the context that entered it, it is over there, and goes on in tasks and
+    chunks that inherited it. Where it is left in another one (a framework ends a generator in a
+    task of its own), nobody can change the first context from there, so it is over wherever it is
+    known.
+    """
+
+    def __init__(self, nice: int) -> None:
+        self._nice = nice
+        self._entered: list[tuple[_Block, Token[tuple[_Block, ...]]]] = []
+
+    def _recreate_cm(self) -> PriorityBlock:  # of each call of a decorated function
+        return PriorityBlock(self._nice)
+
+    def __enter__(self) -> None:
+        block = _Block(self._nice)
+        token = _blocks.set((*(each for each in _blocks.get() if not each.over), block))
+        self._entered.append((block, token))
+
+    def __exit__(self, *exc: object) -> None:
+        here = _blocks.get()
+        for entry in reversed(self._entered.copy()):
+            block, token = entry
+            try:
+                _blocks.reset(token)  # only to find out whether this context entered it
+            except ValueError:
+                continue
+            self._entered.remove(entry)
+            rest = tuple(each for each in here if each is not block)
+            if rest != _blocks.get():  # the blocks did not end in the order in which they began
+                _blocks.set(rest)
+            return
+        if self._entered:
+            self._entered.pop()[0].over = True
+
+
+def priority(nice: SupportsIndex) -> PriorityBlock:
     """The nice of what is submitted and awaited in this block.
 
     It takes the place of the jobs' own `nice`. Tasks and chunks that start in the block inherit it;
-    an inner block wins over an outer one.
+    an inner block wins over an outer one. The block may be left in any thread, task or context, and
+    in any order with others; as a decorator it is a block around each call.
 
     Args:
         nice: -20 (most urgent) to 19.
 
     Raises:
         TypeError, ValueError: `nice` is no integer, or out of range.
+
+    >>> with priority(5):
+    ...     submitted_nice(0)
+    5
     """
-    token = _block.set(nice_value("nice", nice))
-    try:
-        yield
-    finally:
-        _block.reset(token)
+    return PriorityBlock(nice_value("nice", nice))
 
 
 def submitted_nice(own: int) -> int:
     """The nice of a job that is submitted here, whose own is `own`."""
-    block = _block.get()
-    return own if block is None else block
+    for block in reversed(_blocks.get()):
+        if not block.over:
+            return block.nice
+    return own
 
 
 def waiter_nice(enclosing: int | None, awaited: int) -> int:

@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import Context, copy_context
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aioktask.engine import priority as priority_module
 from aioktask.engine.priority import priority, submitted_nice, waiter_nice
 
 NICE = st.integers(-20, 19)
@@ -119,6 +123,175 @@ def test_a_copied_context_carries_the_block_to_another_thread() -> None:
         run_in_thread(copy_context())
         run_in_thread(Context())
     assert found == [-4, None]
+
+
+# Blocks that end elsewhere.
+
+
+def in_a_copy(function: Callable[[], object]) -> None:
+    """Run in another context, as `asyncio.to_thread` and frameworks do."""
+    copy_context().run(function)
+
+
+def leave(block: Any) -> None:
+    block.__exit__(None, None, None)
+
+
+def test_a_block_may_begin_and_end_in_copies_of_the_context() -> None:
+    block = priority(3)
+    in_a_copy(block.__enter__)
+    assert nice_here() is None
+    in_a_copy(lambda: leave(block))
+    assert nice_here() is None
+
+
+def test_a_block_may_be_left_in_another_thread() -> None:
+    block = priority(3)
+    block.__enter__()
+    thread = threading.Thread(target=leave, args=(block,))
+    thread.start()
+    thread.join()
+    assert nice_here() is None
+
+
+@pytest.mark.parametrize("elsewhere", [in_a_copy, lambda leaves: Context().run(leaves)])
+def test_a_block_that_is_left_elsewhere_is_over_where_it_began(elsewhere: Any) -> None:
+    with priority(1):
+        block = priority(3)
+        block.__enter__()
+        elsewhere(lambda: leave(block))
+        assert nice_here() == 1
+        with priority(4):
+            assert nice_here() == 4
+        assert nice_here() == 1
+    assert nice_here() is None
+
+
+def test_blocks_that_are_left_elsewhere_do_not_pile_up() -> None:
+    def enter_and_leave_elsewhere() -> None:
+        block = priority(3)
+        block.__enter__()
+        in_a_copy(lambda: leave(block))
+
+    def blocks() -> int:
+        return len(copy_context().get(priority_module._blocks, ()))
+
+    for _ in range(20):
+        enter_and_leave_elsewhere()
+        assert blocks() <= 1
+    with priority(1):
+        assert blocks() == 1
+    assert blocks() == 0
+
+
+@pytest.mark.parametrize("stop", ["break", "raise"])
+def test_an_async_generator_that_is_left_lets_go_of_its_block(stop: str) -> None:
+    async def numbers() -> AsyncIterator[int]:
+        with priority(3):
+            for number in range(3):
+                yield number
+
+    async def consume() -> int | None:
+        with contextlib.suppress(KeyError):
+            async for _ in numbers():
+                assert nice_here() == 3  # a generator runs in the context of who asks it
+                if stop == "raise":
+                    raise KeyError
+                break
+        for _ in range(5):  # the loop closes the generator in a task of its own
+            await asyncio.sleep(0)
+        return nice_here()
+
+    with warnings_of_the_loop_are_errors():
+        assert asyncio.run(consume()) is None
+
+
+@contextlib.contextmanager
+def warnings_of_the_loop_are_errors() -> Iterator[None]:
+    """What a loop cannot raise it logs."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger("asyncio").addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger("asyncio").removeHandler(handler)
+    assert [record.getMessage() for record in records] == []
+
+
+def test_an_exit_stack_may_be_closed_elsewhere() -> None:
+    stack = contextlib.ExitStack()
+    stack.enter_context(priority(3))
+    stack.enter_context(priority(4))
+    in_a_copy(stack.close)
+    assert nice_here() is None
+
+
+@given(order=st.permutations(range(5)))
+def test_blocks_that_end_in_any_order_leave_the_innermost_of_the_rest(order: list[int]) -> None:
+    blocks = [priority(nice) for nice in range(5)]
+    for block in blocks:
+        block.__enter__()
+    still = list(range(5))
+    for each in order:
+        assert nice_here() == still[-1]
+        leave(blocks[each])
+        still.remove(each)
+    assert nice_here() is None
+
+
+@given(steps=st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.booleans()), max_size=30))
+def test_leaving_never_raises_and_nothing_stays(steps: list[tuple[bool, int, bool]]) -> None:
+    blocks = [priority(nice) for nice in range(4)]
+    here: list[int] = []
+    for enters, which, elsewhere in steps:
+        if enters:
+            blocks[which].__enter__()
+            here.append(which)
+        elif elsewhere:
+            in_a_copy(lambda which=which: leave(blocks[which]))  # type: ignore[misc]
+            if which in here:
+                del here[len(here) - 1 - here[::-1].index(which)]
+        else:
+            leave(blocks[which])
+            if which in here:
+                del here[len(here) - 1 - here[::-1].index(which)]
+        assert nice_here() == (here[-1] if here else None)
+    for which in here:
+        leave(blocks[which])
+    assert nice_here() is None
+
+
+def test_a_block_may_be_used_again_within_itself_and_by_several_tasks() -> None:
+    block = priority(3)
+    with block:
+        with block:
+            assert nice_here() == 3
+        assert nice_here() == 3
+    assert nice_here() is None
+
+    async def enter(turns: int) -> None:
+        with block:
+            for _ in range(turns):
+                await asyncio.sleep(0)
+                assert nice_here() == 3
+        assert nice_here() is None
+
+    async def main() -> None:
+        await asyncio.gather(*(enter(turns) for turns in (3, 1, 2)))
+
+    asyncio.run(main())
+
+
+def test_a_decorated_function_is_in_the_block_at_each_call() -> None:
+    @priority(6)
+    def look(depth: int) -> list[int | None]:
+        return [nice_here(), *(look(depth - 1) if depth else [])]
+
+    assert look(2) == [6, 6, 6]
+    assert look(0) == [6]
+    assert nice_here() is None
 
 
 @given(block=st.none() | NICE, own=NICE)
