@@ -1,18 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Multithreaded jobs for asyncio, after the Linux kernel's ktask and padata."""
 
-from aioktask import arrays, files, memory
-from aioktask.engine.api.coordinator import Coordinator
-from aioktask.engine.api.handle import Handle
-from aioktask.engine.api.process import configure, max_threads, set_max_threads, tunables
-from aioktask.engine.api.run_job import plan, run_multithreaded, run_multithreaded_sync
-from aioktask.engine.plan import Plan
-from aioktask.engine.priority import priority
-from aioktask.engine.state.current import current_chunk
-from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
-from aioktask.job import Chunk, Failure, Job, Learned, Part, Progress, Report, Speed, failure
-from aioktask.observe import events as _events
-from aioktask.ondemand import OnDemand
+from typing import TYPE_CHECKING
 
 __all__ = [
     "Chunk",
@@ -46,4 +35,57 @@ __all__ = [
     "tunables",
 ]
 
-_events.start()
+# Where they are, for `aioktask.lazy`.
+_NAMES = {
+    "Chunk": "aioktask.job",
+    "ChunkCancelled": "aioktask.errors",
+    "Coordinator": "aioktask.engine.api.coordinator",
+    "DeadlockError": "aioktask.errors",
+    "Failure": "aioktask.job",
+    "Handle": "aioktask.engine.api.handle",
+    "Job": "aioktask.job",
+    "JobCancelled": "aioktask.errors",
+    "Learned": "aioktask.job",
+    "OnDemand": "aioktask.ondemand",
+    "Part": "aioktask.job",
+    "Plan": "aioktask.engine.plan",
+    "Progress": "aioktask.job",
+    "Report": "aioktask.job",
+    "Speed": "aioktask.job",
+    "UndoFailed": "aioktask.errors",
+    "arrays": "aioktask.arrays",
+    "configure": "aioktask.engine.api.process",
+    "current_chunk": "aioktask.engine.state.current",
+    "failure": "aioktask.job",
+    "files": "aioktask.files",
+    "max_threads": "aioktask.engine.api.process",
+    "memory": "aioktask.memory",
+    "plan": "aioktask.engine.api.run_job",
+    "priority": "aioktask.engine.priority",
+    "run_multithreaded": "aioktask.engine.api.run_job",
+    "run_multithreaded_sync": "aioktask.engine.api.run_job",
+    "set_max_threads": "aioktask.engine.api.process",
+    "tunables": "aioktask.engine.api.process",
+}
+
+if TYPE_CHECKING:
+    from aioktask import arrays, files, memory
+    from aioktask.engine.api.coordinator import Coordinator
+    from aioktask.engine.api.handle import Handle
+    from aioktask.engine.api.process import configure, max_threads, set_max_threads, tunables
+    from aioktask.engine.api.run_job import plan, run_multithreaded, run_multithreaded_sync
+    from aioktask.engine.plan import Plan
+    from aioktask.engine.priority import priority
+    from aioktask.engine.state.current import current_chunk
+    from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
+    from aioktask.job import Chunk, Failure, Job, Learned, Part, Progress, Report, Speed, failure
+    from aioktask.ondemand import OnDemand
+else:
+
+    def __getattr__(name):
+        from aioktask.lazy import load
+
+        return load(__name__, _NAMES, name)
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from aioktask.bench.measure import Result
+if TYPE_CHECKING:
+    from aioktask.bench.measure import Result
 
 __all__ = ["BENCHMARKS", "PICTURES", "run"]
 

@@ -49,6 +49,4 @@ def wants_routine() -> bool:
     return structlog.is_configured() or _logger.isEnabledFor(logging.INFO)
 
 
-def start() -> None:
-    """Listen to the engine."""
-    events.listen(log, wants_routine)
+events.listen(log, wants_routine)
