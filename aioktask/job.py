@@ -549,8 +549,13 @@ class Chunk:
     def advance(self, upto: SupportsIndex) -> None:
         """Say that everything below `upto` is done, so that undo covers it if this chunk fails.
 
+        Args:
+            upto: From the chunk's start, which says that nothing is done yet, to its stop; never
+                below that of an earlier call.
+
         Raises:
-            ValueError: `upto` is not above start, is below that of an earlier call, or beyond stop.
+            TypeError: `upto` is no integer.
+            ValueError: `upto` is outside of the chunk, or below that of an earlier call.
             RuntimeError: The chunk is over.
         """
         self._owner.advance(self.start, self.stop, integer("upto", upto))

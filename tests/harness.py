@@ -156,7 +156,7 @@ class Trial:
         upto = start
         for _ in range(self.rng.randint(0, 2)):
             if upto < stop:
-                reached = self.rng.randint(upto + 1, stop)
+                reached = self.rng.randint(upto, stop)
                 self.ledger.mark(self.ledger.done, upto, reached)
                 upto = reached
                 current_chunk().advance(upto)

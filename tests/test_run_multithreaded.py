@@ -283,16 +283,19 @@ async def test_a_chunk_that_is_over_takes_no_more_advances() -> None:
     chunks[0].check_cancelled()
 
 
-async def test_advance_refuses_what_is_not_ahead() -> None:
+async def test_advance_refuses_what_goes_back_or_out_of_the_chunk() -> None:
     def chunk(start: int, stop: int) -> None:
         now = current_chunk()
-        for wrong in (start, start - 1, stop + 1):
-            with pytest.raises(ValueError, match=f"got {wrong}"):
+        for _ in range(2):
+            now.advance(start)  # nothing yet
+            for wrong in (start - 1, stop + 1):
+                with pytest.raises(ValueError, match=f"got {wrong}"):
+                    now.advance(wrong)
+        now.advance(start + 5)
+        now.advance(start + 5)
+        for wrong in (start, start + 4):
+            with pytest.raises(ValueError, match=rf"not below the last one \({start + 5}\)"):
                 now.advance(wrong)
-        now.advance(start + 5)
-        now.advance(start + 5)
-        with pytest.raises(ValueError, match="not below the last one"):
-            now.advance(start + 4)
         with pytest.raises(TypeError, match=r"2\.5"):
             now.advance(2.5)  # type: ignore[arg-type]
         now.advance(stop)

@@ -48,10 +48,10 @@ class Work:
 
     def chunk(self, start: int, stop: int) -> None:
         if start <= self.fails_at < stop:
-            if self.advance_by:
-                current_chunk().advance(start + self.advance_by)
-                with self.lock:
-                    self.done.append((start, start + self.advance_by))
+            current_chunk().advance(start)  # nothing yet
+            current_chunk().advance(start + self.advance_by)
+            with self.lock:
+                self.done.append((start, start + self.advance_by))
             raise self.error
         with self.lock:
             self.done.append((start, stop))
