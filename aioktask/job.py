@@ -32,6 +32,7 @@ from aioktask.checks import (
     check_undo,
     integer,
     is_async,
+    listed,
     name_of,
     nice_value,
 )
@@ -464,7 +465,10 @@ def failure(exc: BaseException) -> Failure:
 
     Raises:
         LookupError: No job raised it.
+        TypeError: `exc` is no exception.
     """
+    if not isinstance(exc, BaseException):
+        raise TypeError(f"exc must be an exception, got {exc!r}")
     found = told_of(exc)
     if found is None:
         raise LookupError(f"{type(exc).__name__} was not raised by a job of aioktask")
@@ -571,11 +575,12 @@ class Chunk:
 def _check_parts(parts: Iterable[Part] | None, start: int, stop: int) -> tuple[Part, ...]:
     if parts is None:
         return ()
-    ordered = tuple(parts)
-    for part in ordered:
+    given = []
+    for part in listed("parts", parts):
         if not isinstance(part, Part):
             raise TypeError(f"parts must be Part objects, got {part!r}")
-    ordered = tuple(sorted(ordered, key=lambda part: part.start))
+        given.append(part)
+    ordered = tuple(sorted(given, key=lambda part: part.start))
     reached = start
     for part in ordered:
         if part.start != reached:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, get_args
 
 import numpy as np
 
-from aioktask.checks import check_name, integer
+from aioktask.checks import check_flag, check_name, integer, listed
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
 from aioktask.memory import _hugepages, _libc
@@ -94,7 +94,7 @@ def allocate(
         pages,
         _nodes(node, interleave),
         interleave=interleave is not None,
-        populate=populate,
+        populate=check_flag("populate", populate),
         options={"nice": nice, "max_threads": max_threads},
         name="memory.allocate" if name is None else name,
         coordinator=coordinator,
@@ -140,7 +140,7 @@ class Region(Holding):
         self._pages = pages
         self._nodes = nodes
         self._interleave = interleave
-        self._populate = bool(populate) or pages in _RESERVED
+        self._populate = populate or pages in _RESERVED
         if self._populate:
             check_kernel_can_populate("allocate")
         self._options = options
@@ -293,7 +293,8 @@ def _nodes(
         nodes: tuple[int, ...] = (integer("node", node, least=0),)
     else:
         assert interleave is not None
-        nodes = tuple(sorted({integer("interleave node", each, least=0) for each in interleave}))
+        given = listed("interleave", interleave)
+        nodes = tuple(sorted({integer("interleave node", each, least=0) for each in given}))
         if not nodes:
             raise ValueError("interleave needs at least one node, got none")
     there = _hugepages.nodes_with_memory()

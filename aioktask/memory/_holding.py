@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import anyio
 
+from aioktask.checks import optional
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.run_job import run_multithreaded, run_multithreaded_sync
 from aioktask.errors import JobCancelled, UndoFailed
@@ -49,7 +50,7 @@ class Holding(abc.ABC):
     """
 
     def __init__(self, coordinator: Coordinator | None) -> None:
-        self._coordinator = coordinator
+        self._coordinator = optional("coordinator", coordinator, Coordinator)
         self._lock = threading.Lock()  # guards _state
         self._state = "new"
 

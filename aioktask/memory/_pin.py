@@ -26,6 +26,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, SupportsIndex
 
+from aioktask.checks import check_name
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
 from aioktask.memory._buffer import Buffer, job_over
@@ -97,7 +98,7 @@ def pin(
         held,
         nice=nice,
         max_threads=max_threads,
-        name="memory.pin" if name is None else name,
+        name="memory.pin" if name is None else check_name(name),
         coordinator=coordinator,
     )
 

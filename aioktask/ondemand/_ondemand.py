@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import SupportsIndex
 
-from aioktask.checks import integer
+from aioktask.checks import integer, optional
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.loops.loop import refuse_running_loop
 from aioktask.engine.state.current import local
@@ -50,7 +50,7 @@ class OnDemand:
             request apart. By default all of them together are bounded by `max_threads`.
 
     Raises:
-        TypeError: `job` is no Job; an argument is no integer.
+        TypeError: `job` is no Job; another argument is of the wrong kind.
         ValueError: The job has an `undo` (sections may be in use by the time it would run), a
             `reduce` or another result, or parts; `section` or `first` is out of range.
 
@@ -82,7 +82,8 @@ class OnDemand:
             raise ValueError(f"first must be at most the job's size {job.size}, got {self._first}")
         self._job = job
         self._sections = Sections(job.start, job.stop, _section_of(job, section))
-        scope = Coordinator(job.max_threads) if coordinator is None else coordinator
+        given = optional("coordinator", coordinator, Coordinator)
+        scope = Coordinator(job.max_threads) if given is None else given
         self._work = Work(job, fn, self._sections, scope)
         self._entered = False
         # For those who ask for what is there already.

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsIndex
 
-from aioktask.checks import check_name, integer, nice_value
+from aioktask.checks import check_flag, check_name, integer, nice_value
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
 from aioktask.memory._buffer import Buffer
@@ -189,7 +189,7 @@ class Container(Holding):
                 there is no memory; ENOSPC: too many mappings; any errno of the kernel's calls.
         """
         self._check_open()
-        if not read and not write:
+        if not check_flag("read", read) | check_flag("write", write):
             raise ValueError("a mapping needs read or write, or both")
         held = Buffer(buffer, "vfio map", writable=write)
         place = integer("iova", iova, least=0)
