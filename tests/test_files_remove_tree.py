@@ -28,6 +28,7 @@ from tests.gates import PATIENCE
 from tests.open_files import open_files
 
 CALLS = ("open", "scandir", "fstat", "unlink", "rmdir")
+FIRST_AFTER_OPENING = 4  # the directory that the root is in, and the root, are open then
 
 Tree = dict[str, Any]
 trees: st.SearchStrategy[Tree] = st.recursive(
@@ -447,6 +448,38 @@ def test_what_vanishes_meanwhile_is_no_error(tmp_path: Path) -> None:
             job = remove_tree(tmp_path / "tree", onexc=lambda f, p, e: None, max_threads=1)
             run_multithreaded_sync(job)
     assert expected.files > 50
+
+
+@pytest.mark.parametrize("look", [1, 256])
+def test_the_whole_tree_may_vanish_before_any_call(tmp_path: Path, look: int) -> None:
+    """Another program removes it too: then it is gone, which is what was asked for."""
+    where = tmp_path / "tree"
+    calls = {name: getattr(os, name) for name in CALLS}
+    gone = True
+    at = FIRST_AFTER_OPENING
+    before = descriptors()
+    while gone:
+        make(where, {"a": {"b": {"c": None, "d": None}, "e": None}, "f": {"g": None}, "h": None})
+        job = remove_tree(where, max_threads=1)
+        made: list[str] = []
+        gone = False
+
+        def call(name: str, *arguments: Any, at: int = at, **options: Any) -> Any:
+            nonlocal gone
+            made.append(name)  # noqa: B023 - called in this turn of the loop only
+            if len(made) == at:  # noqa: B023
+                shutil.rmtree(where)
+                gone = True
+            return calls[name](*arguments, **options)
+
+        vanishing = {name: functools.partial(call, name) for name in CALLS}
+        with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
+            with mock.patch.multiple(_remove_tree.os, **vanishing):
+                run_multithreaded_sync(job)
+        assert not where.exists()
+        assert descriptors() == before
+        at += 1
+    assert at > 20
 
 
 def before_call(at: int, action: Callable[[], object]) -> Callable[..., None]:

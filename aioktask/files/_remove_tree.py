@@ -159,7 +159,7 @@ def _split(path: str) -> tuple[str, str]:
     above, name = os.path.split(path.rstrip("/"))
     if path.startswith("/"):
         return above or "/", name or "."
-    return above or ".", name
+    return above, name
 
 
 def _check_directory(path: str, within: int | None) -> None:
@@ -177,7 +177,8 @@ class _Directory:
     """A directory that is being removed.
 
     Attributes:
-        parent: The directory it is in, None for the root.
+        parent: The directory it is in. None for the one that the root is in, which is open to the
+            end, and is not removed since nobody leaves it.
         name: In the parent.
         descriptor: Open, or None while it is closed for the sake of others.
         users: Who is calling something with the descriptor.
@@ -214,7 +215,7 @@ class _Directory:
         found = os.fstat(descriptor)
         self.parent = parent
         self.name = name
-        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.depth: int = 0 if parent is None else parent.depth + 1  # the root's is 1
         self.descriptor: int | None = descriptor
         self.users = 0
         self.identity = found.st_dev, found.st_ino
@@ -246,7 +247,6 @@ class _Removal:
     def __init__(self, root: str, within: int | None, report: OnError | None, tally: Tally) -> None:
         self._root = root
         self._within = within
-        self._above: int | None = None  # what the root is in
         self._report = report
         self._tally = tally
         self._changed = threading.Condition()  # its lock guards what follows
@@ -324,14 +324,21 @@ class _Removal:
             return self._branches.pop()
 
     def _first_branch(self) -> list[_Directory]:
-        above, name = _split(self._root)
+        path, name = _split(self._root)
         try:
-            self._above = os.open(above, _ABOVE, dir_fd=self._within)
-            descriptor = os.open(name, _OPEN, dir_fd=self._above)
+            descriptor = os.open(path or ".", _ABOVE, dir_fd=self._within)
+            try:
+                above = _Directory(None, path, descriptor)
+            except BaseException:
+                os.close(descriptor)
+                raise
+            self._open.add(above)
+            descriptor = os.open(name, _OPEN, dir_fd=descriptor)
         except OSError as error:
             self._tell(os.open, self._root, error)
             return []
-        return [self._opened(None, self._root, descriptor)]
+        root = self._enter(above, name, descriptor)
+        return [] if root is None else [root]
 
     def _walk(self, branch: list[_Directory], deadline: float) -> None:
         while branch:
@@ -343,6 +350,8 @@ class _Removal:
                 assert here.descriptor is not None
                 try:
                     here.entries = os.scandir(here.descriptor)
+                except FileNotFoundError:
+                    pass
                 except OSError as error:
                     self._tell(os.scandir, here.path(), error)
             if here.entries is not None:
@@ -367,13 +376,15 @@ class _Removal:
         """Remove some files of the directory, and note its subdirectories."""
         assert here.entries is not None
         assert here.descriptor is not None
-        room = max(1, NAMES // (here.depth + 1))
+        room = max(1, NAMES // here.depth)
         files = 0
         try:
             for _ in range(ENTRIES_A_LOOK):
                 try:
                     entry = next(here.entries, None)
                     is_directory = entry is not None and entry.is_dir(follow_symlinks=False)
+                except FileNotFoundError:  # reading a directory that is gone
+                    entry = None
                 except OSError as error:
                     self._stop_reading(here)
                     self._tell(os.scandir, here.path(), error)
@@ -426,9 +437,11 @@ class _Removal:
                 left = self._empty(descriptor, here, name, kept, room)
                 if left < 0:
                     taken, descriptor = descriptor, None  # closed there if that fails
-                    child = self._entered(here, name, taken)
-                    child.kept = kept
-                    return child
+                    child = self._enter(here, name, taken)
+                    if child is not None:
+                        child.kept = kept
+                        return child
+                    continue
             finally:
                 if descriptor is not None:
                     os.close(descriptor)
@@ -464,6 +477,8 @@ class _Removal:
                         break
                 else:
                     return room
+        except FileNotFoundError:
+            return room
         except OSError as error:
             function, result = os.scandir, room
             failed, where = error, os.path.join(parent.path(), name)
@@ -496,23 +511,20 @@ class _Removal:
             self._tell(os.open, os.path.join(parent.path(), name), error)
             return None
 
-    def _entered(self, parent: _Directory, name: str, descriptor: int) -> _Directory:
-        child = self._opened(parent, name, descriptor)
+    def _enter(self, parent: _Directory, name: str, descriptor: int) -> _Directory | None:
+        """The subdirectory that the descriptor is open for, which is closed if that fails."""
+        try:
+            child = _Directory(parent, name, descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            parent.kept.add(name)
+            self._tell(os.fstat, os.path.join(parent.path(), name), error)
+            return None
         with self._changed:
+            self._open.add(child)
             parent.pending += 1
             parent.entered.add(name)
         return child
-
-    def _opened(self, parent: _Directory | None, name: str, descriptor: int) -> _Directory:
-        try:
-            here = _Directory(parent, name, descriptor)
-        except OSError as error:
-            os.close(descriptor)
-            error.filename = name if parent is None else os.path.join(parent.path(), name)
-            raise
-        with self._changed:
-            self._open.add(here)
-        return here
 
     def _leave(self, here: _Directory, *, goes_on: bool) -> None:
         """The directory has been read: remove it, unless others are in it still, and go up.
@@ -523,12 +535,12 @@ class _Removal:
         """
         borrowed = False
         while True:
+            parent = here.parent
             # In one step, so that a directory that somebody is about to leave stays open.
             with self._changed:
                 here.users -= borrowed
                 here.pending -= 1
                 others_are_in_it = here.pending > 0
-                parent = here.parent
                 if parent is not None and goes_on and not borrowed:
                     parent.needed = True
                     if others_are_in_it:  # to the parent: through this one
@@ -540,23 +552,12 @@ class _Removal:
                     if not here.needed:
                         self._close(here)
                     return
-                if parent is not None:
-                    descriptor = self._borrow(parent, here)
-                    self._close(here)
-            if parent is None:
-                self._remove_root(here)
-                return
+                assert parent is not None
+                descriptor = self._borrow(parent, here)
+                self._close(here)
             self._remove_directory(parent, here.name, descriptor)
             parent.entered.discard(here.name)
             here, borrowed = parent, True
-
-    def _remove_root(self, root: _Directory) -> None:
-        self._close(root)
-        try:
-            os.rmdir(_split(self._root)[1], dir_fd=self._above)
-            self._count(directories=1)
-        except OSError as error:
-            self._tell(os.rmdir, self._root, error)
 
     def _borrow(self, parent: _Directory, child: _Directory) -> int:
         """The parent's descriptor, opened again by the child's ".." if closed. With the lock."""
@@ -596,10 +597,11 @@ class _Removal:
                 name = here.names.pop()
                 descriptor = self._open_within(here, name)
                 if descriptor is not None:
-                    child = self._entered(here, name, descriptor)
-                    with self._changed:
-                        self._branches.append([child])
-                        self._changed.notify()
+                    child = self._enter(here, name, descriptor)
+                    if child is not None:
+                        with self._changed:
+                            self._branches.append([child])
+                            self._changed.notify()
                 return
 
     def _tell(self, function: Callable[..., object], where: str, error: OSError) -> None:
@@ -629,7 +631,3 @@ class _Removal:
                 with contextlib.suppress(OSError):
                     os.close(here.descriptor)
                 here.descriptor = None
-        if self._above is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._above)
-            self._above = None
