@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aioktask import Coordinator, JobCancelled, plan, run_multithreaded, run_multithreaded_sync
-from aioktask.files import Removed, Tally, _remove_tree, remove_tree
+from aioktask.files import Removed, Tally, _branches, _directories, _remove_tree, remove_tree
 from tests.gates import PATIENCE
 from tests.open_files import open_files
 
@@ -71,13 +71,13 @@ def small() -> Iterator[None]:
     bounds = {
         "ENTRIES_A_LOOK": 2,
         "NAMES": 2,
-        "OPEN_LEVELS": 2,
         "SLICE": 1e-6,
         "TURNS": 8,
         "TURNS_OF_A_LENGTH": 2,
     }
     with mock.patch.multiple(_remove_tree, **bounds):
-        yield
+        with mock.patch.object(_directories, "OPEN_LEVELS", 2):
+            yield
 
 
 def wide(where: Path) -> Removed:
@@ -169,9 +169,9 @@ def test_helpers_share_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     first_branch = _remove_tree._Removal._first_branch
 
     def when_another_is_there(removal: Any) -> Any:
-        with removal._changed:
-            while not removal._hungry:
-                removal._changed.wait(0.001)
+        with removal._branches._changed:
+            while not removal._branches._hungry:
+                removal._branches._changed.wait(0.001)
         return first_branch(removal)
 
     def unlink(*arguments: Any, **options: Any) -> None:
@@ -193,13 +193,13 @@ def test_the_last_turn_goes_on_to_the_end_of_all_branches(
 ) -> None:
     """Also of those that were given away and that nobody else comes for."""
     expected = wide(tmp_path / "tree")
-    create = _remove_tree._Removal.__init__
+    create = _branches.Branches.__init__
 
-    def with_two_that_want_work(removal: Any, *arguments: Any) -> None:
-        create(removal, *arguments)
-        removal._hungry = 2
+    def with_two_that_want_work(branches: Any, *arguments: Any) -> None:
+        create(branches, *arguments)
+        branches._hungry = 2
 
-    monkeypatch.setattr(_remove_tree._Removal, "__init__", with_two_that_want_work)
+    monkeypatch.setattr(_branches.Branches, "__init__", with_two_that_want_work)
     job = remove_tree(tmp_path / "tree", max_threads=1)
     assert run_multithreaded_sync(job).value == expected
     assert not (tmp_path / "tree").exists()
@@ -211,22 +211,22 @@ def test_many_short_branches_do_not_use_up_the_turns(
     """A turn lasts as long as it should, however little there is in each branch."""
     make(tmp_path / "tree", {f"d{i}": {"x": {}} for i in range(50)})
     taken, turns = [], []
-    take, work = _remove_tree._Removal._take, _remove_tree._Removal.turns
+    take, work = _branches.Branches.take, _remove_tree._Removal.turns
 
-    def one_more_is_hungry(removal: Any, deadline: float) -> Any:
-        branch = take(removal, deadline)
-        removal._hungry = 1
+    def one_more_is_hungry(branches: Any, deadline: float) -> Any:
+        branch = take(branches, deadline)
+        branches._hungry = 1
         taken.append(branch is not None)
         return branch
 
     def turn(removal: Any, start: int, stop: int) -> None:
-        if not removal._ended:
+        if not removal._branches.ended:
             turns.append(start)
         work(removal, start, stop)
 
     monkeypatch.setattr(_remove_tree, "SLICE", PATIENCE)
     monkeypatch.setattr(_remove_tree, "ENTRIES_A_LOOK", 1)
-    monkeypatch.setattr(_remove_tree._Removal, "_take", one_more_is_hungry)
+    monkeypatch.setattr(_branches.Branches, "take", one_more_is_hungry)
     monkeypatch.setattr(_remove_tree._Removal, "turns", turn)
     job = remove_tree(tmp_path / "tree", max_threads=1)
     assert run_multithreaded_sync(job).value == Removed(0, 101)

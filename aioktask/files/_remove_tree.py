@@ -3,15 +3,13 @@
 #
 # Nothing is reached by a path: a directory is opened by its name in its parent's descriptor and
 # never through a symlink, so whatever is swapped in meanwhile, nothing outside of the tree is
-# touched. A parent whose descriptor was closed (a tree may be deeper than a process may have files
-# open) is reached again through the child's "..", and only if it is the same directory still. The
-# root itself is removed by its name in the directory that it was found in.
+# touched. The root itself is removed by its name in the directory that it was found in.
 #
 # The kernel locks a directory while an entry of it is removed, so helpers share directories, never
-# the entries of one. Each helper walks a branch of its own, depth first, and gives a subdirectory
-# away when another has nothing to do. So what is known of the tree at a time is one path for each
-# helper, with at most NAMES names on all of it: in a directory with more subdirectories the others
-# are read again later.
+# the entries of one. Each helper walks a branch, a path of directories, depth first, and gives a
+# subdirectory away when another has nothing to do. So what is known of the tree at a time is one
+# path for each helper, with at most NAMES names on all of it: in a directory with more
+# subdirectories the others are read again later.
 #
 # The size of the work is not known, so the job's units are turns: a turn lasts SLICE seconds, so
 # that helpers serve other jobs too and a cancel is seen; turns become longer as they get fewer, and
@@ -20,11 +18,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,6 +28,8 @@ from typing import SupportsIndex
 
 from aioktask.checks import check_function, integer
 from aioktask.engine.state.current import current_chunk
+from aioktask.files._branches import Branches
+from aioktask.files._directories import Directory, OpenDirectories, open_directory
 from aioktask.files._tally import Tally
 from aioktask.job import Bound, Job, job_that_makes
 
@@ -45,13 +43,6 @@ TURNS_OF_A_LENGTH = 64
 # Entries between two looks at the clock: about a millisecond.
 ENTRIES_A_LOOK = 256
 NAMES = 1 << 16
-# Levels of a branch whose descriptors stay open.
-OPEN_LEVELS = 32
-
-_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_PARENT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-# What the root is in need not be readable.
-_ABOVE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 OnError = Callable[[Callable[..., object], str, OSError], object]
 
@@ -173,74 +164,6 @@ def _check_directory(path: str, within: int | None) -> None:
         raise OSError(number, os.strerror(number), path)
 
 
-class _Directory:
-    """A directory that is being removed.
-
-    Attributes:
-        parent: The directory it is in. None for the one that the root is in, which is open to the
-            end, and is not removed since nobody leaves it.
-        name: In the parent.
-        descriptor: Open, or None while it is closed for the sake of others.
-        users: Who is calling something with the descriptor.
-        identity: Device and inode.
-        pending: One while it is read, and one for each subdirectory that was entered.
-        entries: Where reading it stands, None before and after.
-        names: Of subdirectories that nobody has entered.
-        more: Whether there were more subdirectories than names may be kept.
-        kept: Subdirectories that could not be removed.
-        entered: Subdirectories that somebody is in.
-        files_done: Whether its files have been removed, so that it is read for directories only.
-        needed: Whether who reads it needs it open: not while far below, nor after going on
-            elsewhere, when who is in it last removes it. Others close it again then.
-    """
-
-    __slots__ = (
-        "depth",
-        "descriptor",
-        "entered",
-        "entries",
-        "files_done",
-        "identity",
-        "kept",
-        "more",
-        "name",
-        "names",
-        "needed",
-        "parent",
-        "pending",
-        "users",
-    )
-
-    def __init__(self, parent: _Directory | None, name: str, descriptor: int) -> None:
-        found = os.fstat(descriptor)
-        self.parent = parent
-        self.name = name
-        self.depth: int = 0 if parent is None else parent.depth + 1  # the root's is 1
-        self.descriptor: int | None = descriptor
-        self.users = 0
-        self.identity = found.st_dev, found.st_ino
-        self.pending = 1
-        self.entries: os._ScandirIterator[str] | None = None
-        self.names: list[str] = []
-        self.more = True
-        self.kept: set[str] = set()
-        self.entered: set[str] = set()
-        self.files_done = False
-        self.needed = True
-
-    def path(self) -> str:
-        parts = []
-        here: _Directory | None = self
-        while here is not None:
-            parts.append(here.name)
-            here = here.parent
-        return os.path.join(*reversed(parts))
-
-
-# Stands for the branch that nobody has begun.
-_FIRST: list[_Directory] = []
-
-
 class _Removal:
     """One run of the job. A branch is a path of directories, the deepest last."""
 
@@ -249,24 +172,20 @@ class _Removal:
         self._within = within
         self._report = report
         self._tally = tally
-        self._changed = threading.Condition()  # its lock guards what follows
-        self._branches: list[list[_Directory]] = []  # that no helper works on
-        self._working = 0
-        self._hungry = 0
-        self._begun = self._ended = False
-        self._open: set[_Directory] = set()
+        self._gone = Tally()  # by this run
+        self._branches: Branches[list[Directory]] = Branches([])  # of the first the root is opened
+        self._open = OpenDirectories()
         self._errors: list[BaseException] = []
-        self._files = self._directories = 0
 
     def __del__(self) -> None:
-        self._close_all()
+        self._open.close_all()
 
     def removed(self) -> Removed:
-        return Removed(self._files, self._directories)
+        return Removed(self._gone.files, self._gone.directories)
 
     def turns(self, start: int, stop: int) -> None:
         """The chunk function: so many turns of one helper. The last goes on until all is done."""
-        if self._ended:
+        if self._branches.ended:
             return
         for turn in range(start, stop):
             length = SLICE * 2 ** (turn // TURNS_OF_A_LENGTH)
@@ -277,72 +196,38 @@ class _Removal:
 
     def _work(self, deadline: float) -> bool:
         """Walk one branch; whether there is something left, and time for it."""
-        branch = self._take(deadline)
+        branch = self._branches.take(deadline)
         if branch is None:
             return False
         try:
-            if branch is _FIRST:
+            if not branch:
                 branch = self._first_branch()
             self._walk(branch, deadline)
         except BaseException as error:
-            with self._changed:
-                self._ended = True
-                self._errors.append(error)
+            self._errors.append(error)
+            self._branches.end()
             raise
         finally:
-            with self._changed:
-                self._working -= 1
-                if branch and branch is not _FIRST:
-                    self._branches.append(branch)
-                if self._working == 0 and (self._ended or not self._branches):
-                    self._ended = True
-                    self._tell_what_is_gone()
-                    self._close_all()
-                self._changed.notify_all()
-        return not self._ended and time.monotonic() < deadline
+            if self._branches.give_back(*[branch] if branch else []):
+                self._tell_what_is_gone()
+                self._open.close_all()
+        return not self._branches.ended and time.monotonic() < deadline
 
-    def _take(self, deadline: float) -> list[_Directory] | None:
-        """A branch to walk; None if there is none until the deadline, or at the end."""
-        with self._changed:
-            if not self._begun:
-                self._begun = True
-                self._working += 1
-                return _FIRST
-            self._hungry += 1
-            try:
-                while not self._branches and not self._ended:
-                    left = min(deadline - time.monotonic(), SLICE)
-                    if left <= 0:
-                        return None
-                    self._changed.wait(left)
-                    current_chunk().check_cancelled()
-            finally:
-                self._hungry -= 1
-            if self._ended:
-                return None
-            self._working += 1
-            return self._branches.pop()
-
-    def _first_branch(self) -> list[_Directory]:
+    def _first_branch(self) -> list[Directory]:
         path, name = _split(self._root)
         try:
-            descriptor = os.open(path or ".", _ABOVE, dir_fd=self._within)
-            try:
-                above = _Directory(None, path, descriptor)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            self._open.add(above)
-            descriptor = os.open(name, _OPEN, dir_fd=descriptor)
+            above = self._open.above(path, self._within)
+            assert above.descriptor is not None
+            descriptor = open_directory(name, above.descriptor)
         except OSError as error:
             self._tell(os.open, self._root, error)
             return []
         root = self._enter(above, name, descriptor)
         return [] if root is None else [root]
 
-    def _walk(self, branch: list[_Directory], deadline: float) -> None:
+    def _walk(self, branch: list[Directory], deadline: float) -> None:
         while branch:
-            if self._ended:
+            if self._branches.ended:
                 return
             here = branch[-1]
             if here.entries is None and not here.names and here.more:
@@ -360,19 +245,17 @@ class _Removal:
                 child = self._remove_small(here)
                 if child is not None:
                     branch.append(child)
-                    if len(branch) > OPEN_LEVELS:
-                        branch[-1 - OPEN_LEVELS].needed = False
-                        self._close(branch[-1 - OPEN_LEVELS])
+                    self._open.close_far_above(branch)
             else:
                 branch.pop()
                 self._leave(here, goes_on=bool(branch))
-            if self._hungry > len(self._branches):
+            if self._branches.wanted:
                 self._give_away(branch)
             current_chunk().check_cancelled()
             if time.monotonic() >= deadline:
                 return
 
-    def _read(self, here: _Directory) -> None:
+    def _read(self, here: Directory) -> None:
         """Remove some files of the directory, and note its subdirectories."""
         assert here.entries is not None
         assert here.descriptor is not None
@@ -408,19 +291,19 @@ class _Removal:
                     except FileNotFoundError:
                         pass
                     except OSError as error:
-                        self._tell(os.unlink, os.path.join(here.path(), entry.name), error)
+                        self._tell(os.unlink, here.path(entry.name), error)
         finally:
             if files:
                 self._count(files=files)
 
     @staticmethod
-    def _stop_reading(here: _Directory) -> None:
+    def _stop_reading(here: Directory) -> None:
         assert here.entries is not None
         here.entries.close()
         here.entries = None
         here.files_done = True
 
-    def _remove_small(self, here: _Directory) -> _Directory | None:
+    def _remove_small(self, here: Directory) -> Directory | None:
         """Remove subdirectories as long as they are small; the first that is not, entered.
 
         Most directories of most trees are: they cost no more here than in a simple loop.
@@ -450,7 +333,7 @@ class _Removal:
         return None
 
     def _empty(
-        self, descriptor: int, parent: _Directory, name: str, kept: set[str], room: int
+        self, descriptor: int, parent: Directory, name: str, kept: set[str], room: int
     ) -> int:
         """Remove the files of a directory that has at most `room` entries and no subdirectory.
 
@@ -473,7 +356,7 @@ class _Removal:
                         pass
                     except OSError as error:
                         kept.add(entry.name)
-                        failed, where = error, os.path.join(parent.path(), name, entry.name)
+                        failed, where = error, parent.path(name, entry.name)
                         break
                 else:
                     return room
@@ -481,7 +364,7 @@ class _Removal:
             return room
         except OSError as error:
             function, result = os.scandir, room
-            failed, where = error, os.path.join(parent.path(), name)
+            failed, where = error, parent.path(name)
         finally:
             if files:
                 self._count(files=files)
@@ -489,7 +372,7 @@ class _Removal:
         self._tell(function, where, failed)
         return result
 
-    def _remove_directory(self, parent: _Directory, name: str, descriptor: int) -> None:
+    def _remove_directory(self, parent: Directory, name: str, descriptor: int) -> None:
         """Remove an empty directory; `descriptor` is its parent's."""
         try:
             os.rmdir(name, dir_fd=descriptor)
@@ -498,99 +381,43 @@ class _Removal:
             pass
         except OSError as error:
             parent.kept.add(name)
-            self._tell(os.rmdir, os.path.join(parent.path(), name), error)
+            self._tell(os.rmdir, parent.path(name), error)
 
-    def _open_within(self, parent: _Directory, name: str) -> int | None:
+    def _open_within(self, parent: Directory, name: str) -> int | None:
         assert parent.descriptor is not None
         try:
-            return os.open(name, _OPEN, dir_fd=parent.descriptor)
+            return open_directory(name, parent.descriptor)
         except FileNotFoundError:
             return None
         except OSError as error:
             parent.kept.add(name)
-            self._tell(os.open, os.path.join(parent.path(), name), error)
+            self._tell(os.open, parent.path(name), error)
             return None
 
-    def _enter(self, parent: _Directory, name: str, descriptor: int) -> _Directory | None:
-        """The subdirectory that the descriptor is open for, which is closed if that fails."""
+    def _enter(self, parent: Directory, name: str, descriptor: int) -> Directory | None:
         try:
-            child = _Directory(parent, name, descriptor)
+            return self._open.enter(parent, name, descriptor)
         except OSError as error:
-            os.close(descriptor)
             parent.kept.add(name)
-            self._tell(os.fstat, os.path.join(parent.path(), name), error)
+            self._tell(os.fstat, parent.path(name), error)
             return None
-        with self._changed:
-            self._open.add(child)
-            parent.pending += 1
-            parent.entered.add(name)
-        return child
 
-    def _leave(self, here: _Directory, *, goes_on: bool) -> None:
+    def _leave(self, here: Directory, *, goes_on: bool) -> None:
         """The directory has been read: remove it, unless others are in it still, and go up.
 
         Args:
             here: The directory.
             goes_on: Whether the parent is on the same branch, and so is the next.
         """
-        borrowed = False
-        while True:
-            parent = here.parent
-            # In one step, so that a directory that somebody is about to leave stays open.
-            with self._changed:
-                here.users -= borrowed
-                here.pending -= 1
-                others_are_in_it = here.pending > 0
-                if parent is not None and goes_on and not borrowed:
-                    parent.needed = True
-                    if others_are_in_it:  # to the parent: through this one
-                        self._borrow(parent, here)
-                        parent.users -= 1
-                if others_are_in_it:
-                    if not borrowed:
-                        here.needed = False
-                    if not here.needed:
-                        self._close(here)
-                    return
-                assert parent is not None
-                descriptor = self._borrow(parent, here)
-                self._close(here)
-            self._remove_directory(parent, here.name, descriptor)
-            parent.entered.discard(here.name)
-            here, borrowed = parent, True
+        descriptor = self._open.leave(here, goes_on=goes_on, borrowed=False)
+        while descriptor is not None:
+            assert here.parent is not None
+            self._remove_directory(here.parent, here.name, descriptor)
+            here.parent.entered.discard(here.name)
+            here = here.parent
+            descriptor = self._open.leave(here, goes_on=goes_on, borrowed=True)
 
-    def _borrow(self, parent: _Directory, child: _Directory) -> int:
-        """The parent's descriptor, opened again by the child's ".." if closed. With the lock."""
-        if parent.descriptor is None:
-            assert child.descriptor is not None
-            try:
-                descriptor = os.open("..", _PARENT, dir_fd=child.descriptor)
-                try:
-                    found = os.fstat(descriptor)
-                except OSError:
-                    os.close(descriptor)
-                    raise
-            except OSError as error:
-                error.filename = parent.path()
-                raise
-            if (found.st_dev, found.st_ino) != parent.identity:
-                os.close(descriptor)
-                text = f"{os.strerror(errno.ESTALE)}: it was moved while it was removed"
-                raise OSError(errno.ESTALE, text, child.path())
-            parent.descriptor = descriptor
-            self._open.add(parent)
-        parent.users += 1
-        return parent.descriptor
-
-    def _close(self, here: _Directory) -> None:
-        """Close the directory, unless somebody uses it now."""
-        with self._changed:  # again, for who has it already
-            if here.descriptor is not None and here.users == 0:
-                descriptor, here.descriptor = here.descriptor, None
-                self._open.discard(here)
-                os.close(descriptor)
-
-    def _give_away(self, branch: list[_Directory]) -> None:
+    def _give_away(self, branch: list[Directory]) -> None:
         """A subdirectory as near to the root as can be, for a helper that has nothing to do."""
         for here in branch:
             if here.names and here.needed:
@@ -599,9 +426,7 @@ class _Removal:
                 if descriptor is not None:
                     child = self._enter(here, name, descriptor)
                     if child is not None:
-                        with self._changed:
-                            self._branches.append([child])
-                            self._changed.notify()
+                        self._branches.add([child])
                 return
 
     def _tell(self, function: Callable[..., object], where: str, error: OSError) -> None:
@@ -611,23 +436,11 @@ class _Removal:
         self._report(function, where, error)
 
     def _count(self, files: int = 0, directories: int = 0) -> None:
-        with self._changed:
-            self._files += files
-            self._directories += directories
+        self._gone.add(files, directories)
         self._tally.add(files, directories)
 
     def _tell_what_is_gone(self) -> None:
         """When no helper works on it any more, so that it is true."""
-        gone = f"{self._files:,} files and {self._directories:,} directories"
+        gone = f"{self._gone.files:,} files and {self._gone.directories:,} directories"
         while self._errors:
             self._errors.pop().add_note(f"remove_tree: {gone} had been removed")
-
-    def _close_all(self) -> None:
-        while self._open:
-            here = self._open.pop()
-            if here.entries is not None:
-                here.entries.close()
-            if here.descriptor is not None:
-                with contextlib.suppress(OSError):
-                    os.close(here.descriptor)
-                here.descriptor = None
