@@ -4,7 +4,10 @@
 # A tree may be deeper than a process may have files open, so of a branch only the last OPEN_LEVELS
 # directories are open, and those that somebody still reads. One whose descriptor was closed is
 # reached again through the ".." of a directory in it, and only if it is the same directory still:
-# who was moved out of the tree meanwhile has another ".." now.
+# one that was moved out of the tree meanwhile has another ".." now.
+#
+# A directory on another mount than the one it is in is a mount point. It is opened only where that
+# was asked for, and the root directory of this process never is, wherever it is mounted.
 #
 # One lock guards what is open and who is in which directory. The names in a directory belong to
 # the helper whose branch it is on.
@@ -16,8 +19,11 @@ import contextlib
 import errno
 import os
 import threading
+from typing import NamedTuple
 
-__all__ = ["Directory", "OpenDirectories", "open_directory"]
+from aioktask.files._mounts import Looked, look
+
+__all__ = ["Directory", "OpenDirectories", "Opened"]
 
 # Levels of a branch whose descriptors stay open.
 OPEN_LEVELS = 32
@@ -28,9 +34,11 @@ _PARENT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ABOVE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def open_directory(name: str, parent: int) -> int:
-    """A descriptor of the directory of this name in an open one; a symlink is not followed."""
-    return os.open(name, _OPEN, dir_fd=parent)
+class Opened(NamedTuple):
+    """A descriptor that nobody owns yet, and what is known of its directory."""
+
+    descriptor: int
+    looked: Looked
 
 
 class Directory:
@@ -42,7 +50,7 @@ class Directory:
         name: In the parent.
         descriptor: Open, or None while it is closed for the sake of others.
         users: Who is calling something with the descriptor.
-        identity: Device and inode.
+        looked: Its identity, and the mount it is on.
         pending: One while it is read, and one for each subdirectory that was entered.
         entries: Where reading it stands, None before and after.
         names: Of subdirectories that nobody has entered.
@@ -60,8 +68,8 @@ class Directory:
         "entered",
         "entries",
         "files_done",
-        "identity",
         "kept",
+        "looked",
         "more",
         "name",
         "names",
@@ -71,14 +79,13 @@ class Directory:
         "users",
     )
 
-    def __init__(self, parent: Directory | None, name: str, descriptor: int) -> None:
-        found = os.fstat(descriptor)
+    def __init__(self, parent: Directory | None, name: str, opened: Opened) -> None:
         self.parent = parent
         self.name = name
         self.depth: int = 0 if parent is None else parent.depth + 1  # the root's is 1
-        self.descriptor: int | None = descriptor
+        self.descriptor: int | None = opened.descriptor
+        self.looked = opened.looked
         self.users = 0
-        self.identity = found.st_dev, found.st_ino
         self.pending = 1
         self.entries: os._ScandirIterator[str] | None = None
         self.names: list[str] = []
@@ -87,6 +94,17 @@ class Directory:
         self.entered: set[str] = set()
         self.files_done = False
         self.needed = True
+
+    def opened(self) -> int:
+        """The descriptor of a directory that is in use.
+
+        Raises:
+            RuntimeError: It is closed, which is a mistake of ours. It must not go unnoticed under
+                ``python -O``: to a system call no descriptor is the working directory.
+        """
+        if self.descriptor is None:
+            raise RuntimeError(f"{self.path()} is used while it is closed")
+        return self.descriptor
 
     def path(self, *names: str) -> str:
         """The path of the directory, or of what has these names below it, for errors to tell."""
@@ -99,31 +117,56 @@ class Directory:
 
 
 class OpenDirectories:
-    """The directories of one tree that are open. `close_all` closes what is left of them."""
+    """The directories of one tree that are open. `close_all` closes what is left of them.
 
-    def __init__(self) -> None:
+    Args:
+        one_file_system: Whether what is mounted inside of the tree is left alone.
+    """
+
+    def __init__(self, *, one_file_system: bool) -> None:
+        self._one_file_system = one_file_system
         self._lock = threading.Lock()
         self._open: set[Directory] = set()
 
     def above(self, path: str, within: int | None) -> Directory:
         """The directory that the root is in."""
-        descriptor = os.open(path or ".", _ABOVE, dir_fd=within)
-        return self._add(None, path, descriptor)
+        return self._add(None, path, _opened(path or ".", _ABOVE, within))
 
-    def enter(self, parent: Directory, name: str, descriptor: int) -> Directory:
-        """The subdirectory that the descriptor is open for, which is closed if this fails."""
-        child = self._add(parent, name, descriptor)
+    def open(self, parent: Directory, name: str) -> Opened:
+        """The subdirectory of this name, for who closes it or enters it.
+
+        Raises:
+            OSError: It cannot be opened: ENOTDIR for a symlink, which is not followed. Or EBUSY: it
+                is a mount point, which is to be left alone.
+        """
+        opened = _opened(name, _OPEN, parent.opened())
+        if opened.looked.mount != parent.looked.mount:
+            try:
+                self._check_mount_point(opened.looked)
+            except BaseException:
+                os.close(opened.descriptor)
+                raise
+        return opened
+
+    def _check_mount_point(self, looked: Looked) -> None:
+        why = ""
+        if self._one_file_system:
+            why = "it is mounted there, and one_file_system=False was not passed"
+        elif looked.identity == _identity_of_the_root_directory():
+            why = "it is the root directory"
+        if why:
+            raise OSError(errno.EBUSY, f"{os.strerror(errno.EBUSY)}: {why}")
+
+    def enter(self, parent: Directory, name: str, opened: Opened) -> Directory:
+        """The subdirectory, which is closed when it is left, or with all others."""
+        child = self._add(parent, name, opened)
         with self._lock:
             parent.pending += 1
             parent.entered.add(name)
         return child
 
-    def _add(self, parent: Directory | None, name: str, descriptor: int) -> Directory:
-        try:
-            here = Directory(parent, name, descriptor)
-        except BaseException:
-            os.close(descriptor)
-            raise
+    def _add(self, parent: Directory | None, name: str, opened: Opened) -> Directory:
+        here = Directory(parent, name, opened)
         with self._lock:
             self._open.add(here)
         return here
@@ -183,22 +226,16 @@ class OpenDirectories:
     def _borrow(self, parent: Directory, child: Directory) -> int:
         """The parent's descriptor, opened again by the child's ".." if closed. With the lock."""
         if parent.descriptor is None:
-            assert child.descriptor is not None
             try:
-                descriptor = os.open("..", _PARENT, dir_fd=child.descriptor)
-                try:
-                    found = os.fstat(descriptor)
-                except OSError:
-                    os.close(descriptor)
-                    raise
+                opened = _opened("..", _PARENT, child.opened())
             except OSError as error:
                 error.filename = parent.path()
                 raise
-            if (found.st_dev, found.st_ino) != parent.identity:
-                os.close(descriptor)
+            if opened.looked.identity != parent.looked.identity:
+                os.close(opened.descriptor)
                 text = f"{os.strerror(errno.ESTALE)}: it was moved while it was removed"
                 raise OSError(errno.ESTALE, text, child.path())
-            parent.descriptor = descriptor
+            parent.descriptor = opened.descriptor
             self._open.add(parent)
         parent.users += 1
         return parent.descriptor
@@ -209,3 +246,17 @@ class OpenDirectories:
             descriptor, here.descriptor = here.descriptor, None
             self._open.discard(here)
             os.close(descriptor)
+
+
+def _opened(name: str, flags: int, within: int | None) -> Opened:
+    descriptor = os.open(name, flags, dir_fd=within)
+    try:
+        return Opened(descriptor, look(descriptor))
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _identity_of_the_root_directory() -> tuple[int, int]:
+    found = os.stat("/")
+    return found.st_dev, found.st_ino

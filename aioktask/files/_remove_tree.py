@@ -26,10 +26,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import SupportsIndex
 
-from aioktask.checks import check_function, integer
+from aioktask.checks import check_flag, check_function, integer
 from aioktask.engine.state.current import current_chunk
 from aioktask.files._branches import Branches
-from aioktask.files._directories import Directory, OpenDirectories, open_directory
+from aioktask.files._directories import Directory, OpenDirectories, Opened
 from aioktask.files._tally import Tally
 from aioktask.job import Bound, Job, job_that_makes
 
@@ -66,6 +66,7 @@ def remove_tree(
     ignore_errors: bool = False,
     onexc: OnError | None = None,
     dir_fd: SupportsIndex | None = None,
+    one_file_system: bool = True,
     tally: Tally | None = None,
     nice: SupportsIndex = 0,
     max_threads: SupportsIndex | None = None,
@@ -84,6 +85,10 @@ def remove_tree(
         onexc: Called as ``onexc(function, path, error)`` for each error, as by `shutil.rmtree`, and
             then it goes on. On helper threads, several at a time; what it raises ends the job.
         dir_fd: An open directory that `path` is relative to; open until the job is over.
+        one_file_system: Whether what is mounted inside of the tree, or on its root, is left alone:
+            each such directory is an EBUSY. False goes in and removes what is mounted, bind mounts
+            too, whose files lie elsewhere as well; the mount points stay and are an EBUSY then. The
+            root directory is never gone into.
         tally: Counts what is removed.
         nice: See `Job`.
         max_threads: See `Job`.
@@ -118,6 +123,7 @@ def remove_tree(
     counts = Tally() if tally is None else tally
     if not isinstance(counts, Tally):
         raise TypeError(f"tally must be a files.Tally, got {tally!r}")
+    check_flag("one_file_system", one_file_system)
     within = None if dir_fd is None else integer("dir_fd", dir_fd, least=0)
     if not ignore_errors and onexc is None:
         _check_directory(root, within)
@@ -128,7 +134,8 @@ def remove_tree(
     report = ignore if ignore_errors else onexc
 
     def bind() -> Bound[Removed]:
-        removal = _Removal(root, within, report, counts)
+        tree = OpenDirectories(one_file_system=one_file_system)
+        removal = _Removal(root, within, tree, report, counts)
         return Bound(removal.turns, removal.removed)
 
     job = Job(
@@ -167,14 +174,21 @@ def _check_directory(path: str, within: int | None) -> None:
 class _Removal:
     """One run of the job. A branch is a path of directories, the deepest last."""
 
-    def __init__(self, root: str, within: int | None, report: OnError | None, tally: Tally) -> None:
+    def __init__(
+        self,
+        root: str,
+        within: int | None,
+        tree: OpenDirectories,
+        report: OnError | None,
+        tally: Tally,
+    ) -> None:
         self._root = root
         self._within = within
         self._report = report
         self._tally = tally
         self._gone = Tally()  # by this run
         self._branches: Branches[list[Directory]] = Branches([])  # of the first the root is opened
-        self._open = OpenDirectories()
+        self._open = tree
         self._errors: list[BaseException] = []
 
     def __del__(self) -> None:
@@ -217,13 +231,11 @@ class _Removal:
         path, name = _split(self._root)
         try:
             above = self._open.above(path, self._within)
-            assert above.descriptor is not None
-            descriptor = open_directory(name, above.descriptor)
+            opened = self._open.open(above, name)
         except OSError as error:
             self._tell(os.open, self._root, error)
             return []
-        root = self._enter(above, name, descriptor)
-        return [] if root is None else [root]
+        return [self._open.enter(above, name, opened)]
 
     def _walk(self, branch: list[Directory], deadline: float) -> None:
         while branch:
@@ -232,9 +244,8 @@ class _Removal:
             here = branch[-1]
             if here.entries is None and not here.names and here.more:
                 here.more = False
-                assert here.descriptor is not None
                 try:
-                    here.entries = os.scandir(here.descriptor)
+                    here.entries = os.scandir(here.opened())
                 except FileNotFoundError:
                     pass
                 except OSError as error:
@@ -258,7 +269,7 @@ class _Removal:
     def _read(self, here: Directory) -> None:
         """Remove some files of the directory, and note its subdirectories."""
         assert here.entries is not None
-        assert here.descriptor is not None
+        descriptor = here.opened()
         room = max(1, NAMES // here.depth)
         files = 0
         try:
@@ -286,7 +297,7 @@ class _Removal:
                         here.more = True
                 elif not here.files_done:
                     try:
-                        os.unlink(entry.name, dir_fd=here.descriptor)
+                        os.unlink(entry.name, dir_fd=descriptor)
                         files += 1
                     except FileNotFoundError:
                         pass
@@ -308,28 +319,26 @@ class _Removal:
 
         Most directories of most trees are: they cost no more here than in a simple loop.
         """
-        assert here.descriptor is not None
         room = ENTRIES_A_LOOK
         while here.names and room > 0:
             name = here.names.pop()
-            descriptor = self._open_within(here, name)
-            if descriptor is None:
+            opened = self._open_within(here, name)
+            if opened is None:
                 continue
+            mine: int | None = opened.descriptor
             kept: set[str] = set()
             try:
-                left = self._empty(descriptor, here, name, kept, room)
+                left = self._empty(opened.descriptor, here, name, kept, room)
                 if left < 0:
-                    taken, descriptor = descriptor, None  # closed there if that fails
-                    child = self._enter(here, name, taken)
-                    if child is not None:
-                        child.kept = kept
-                        return child
-                    continue
+                    child = self._open.enter(here, name, opened)
+                    mine = None
+                    child.kept = kept
+                    return child
             finally:
-                if descriptor is not None:
-                    os.close(descriptor)
+                if mine is not None:
+                    os.close(mine)
             room = left - 1
-            self._remove_directory(here, name, here.descriptor)
+            self._remove_directory(here, name, here.opened())
         return None
 
     def _empty(
@@ -383,23 +392,14 @@ class _Removal:
             parent.kept.add(name)
             self._tell(os.rmdir, parent.path(name), error)
 
-    def _open_within(self, parent: Directory, name: str) -> int | None:
-        assert parent.descriptor is not None
+    def _open_within(self, parent: Directory, name: str) -> Opened | None:
         try:
-            return open_directory(name, parent.descriptor)
+            return self._open.open(parent, name)
         except FileNotFoundError:
             return None
         except OSError as error:
             parent.kept.add(name)
             self._tell(os.open, parent.path(name), error)
-            return None
-
-    def _enter(self, parent: Directory, name: str, descriptor: int) -> Directory | None:
-        try:
-            return self._open.enter(parent, name, descriptor)
-        except OSError as error:
-            parent.kept.add(name)
-            self._tell(os.fstat, parent.path(name), error)
             return None
 
     def _leave(self, here: Directory, *, goes_on: bool) -> None:
@@ -422,11 +422,9 @@ class _Removal:
         for here in branch:
             if here.names and here.needed:
                 name = here.names.pop()
-                descriptor = self._open_within(here, name)
-                if descriptor is not None:
-                    child = self._enter(here, name, descriptor)
-                    if child is not None:
-                        self._branches.add([child])
+                opened = self._open_within(here, name)
+                if opened is not None:
+                    self._branches.add([self._open.enter(here, name, opened)])
                 return
 
     def _tell(self, function: Callable[..., object], where: str, error: OSError) -> None:

@@ -12,7 +12,8 @@ import stat
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,7 +28,13 @@ from aioktask.files import Removed, Tally, _branches, _directories, _remove_tree
 from tests.gates import PATIENCE
 from tests.open_files import open_files
 
-CALLS = ("open", "scandir", "fstat", "unlink", "rmdir")
+CALLS = {
+    "open": os,
+    "scandir": os,
+    "unlink": os,
+    "rmdir": os,
+    "look": _directories,
+}
 FIRST_AFTER_OPENING = 4  # the directory that the root is in, and the root, are open then
 
 Tree = dict[str, Any]
@@ -337,13 +344,14 @@ def test_a_directory_that_was_moved_away_is_not_gone_up_from(tmp_path: Path, sma
 
 
 def failing(
-    at: int, number: int, names: tuple[str, ...] = CALLS
-) -> tuple[dict[str, Any], list[str]]:
-    """The calls of the module, of which the one with this number fails."""
-    lock, made = threading.Lock(), []
+    at: int, number: int, names: Iterable[str] = CALLS
+) -> tuple[Callable[[], AbstractContextManager[None]], list[str]]:
+    """The calls of the module, replaced by ones of which the one with this number fails."""
+    lock = threading.Lock()
+    made: list[str] = []
 
     def wrap(name: str) -> Callable[..., Any]:
-        real = getattr(os, name)
+        real = getattr(CALLS[name], name)
 
         def call(*arguments: Any, **options: Any) -> Any:
             with lock:
@@ -355,7 +363,15 @@ def failing(
 
         return call
 
-    return {name: wrap(name) for name in names}, made
+    return functools.partial(replaced, {name: wrap(name) for name in names}), made
+
+
+@contextlib.contextmanager
+def replaced(calls: dict[str, Callable[..., Any]]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for name, call in calls.items():
+            stack.enter_context(mock.patch.object(CALLS[name], name, call))
+        yield
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EINTR])
@@ -368,7 +384,7 @@ def test_any_call_may_fail_and_the_tally_tells_what_is_gone(
     where = tmp_path / "tree"
     make(where, tree)
     with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
-        with mock.patch.multiple(_remove_tree.os, **calls):
+        with calls():
             run_multithreaded_sync(remove_tree(where, max_threads=2))
         assert len(made) > 12
         before = descriptors()
@@ -377,7 +393,7 @@ def test_any_call_may_fail_and_the_tally_tells_what_is_gone(
             calls, again = failing(at, number)
             tally = Tally()
             error = None
-            with mock.patch.multiple(_remove_tree.os, **calls):
+            with calls():
                 try:
                     run_multithreaded_sync(remove_tree(where, tally=tally, max_threads=2))
                 except OSError as raised:
@@ -434,7 +450,7 @@ def test_what_onexc_raises_ends_it(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     calls, _ = failing(4, errno.EIO)
-    with mock.patch.multiple(_remove_tree.os, **calls), pytest.raises(ZeroDivisionError):
+    with calls(), pytest.raises(ZeroDivisionError):
         run_multithreaded_sync(remove_tree(tmp_path / "tree", onexc=onexc))
 
 
@@ -444,7 +460,7 @@ def test_what_vanishes_meanwhile_is_no_error(tmp_path: Path) -> None:
         if not (tmp_path / "tree").exists():
             wide(tmp_path / "tree")
         calls, _ = failing(at, errno.ENOENT, ("open", "scandir", "unlink", "rmdir"))
-        with mock.patch.multiple(_remove_tree.os, **calls):
+        with calls():
             job = remove_tree(tmp_path / "tree", onexc=lambda f, p, e: None, max_threads=1)
             run_multithreaded_sync(job)
     assert expected.files > 50
@@ -454,7 +470,7 @@ def test_what_vanishes_meanwhile_is_no_error(tmp_path: Path) -> None:
 def test_the_whole_tree_may_vanish_before_any_call(tmp_path: Path, look: int) -> None:
     """Another program removes it too: then it is gone, which is what was asked for."""
     where = tmp_path / "tree"
-    calls = {name: getattr(os, name) for name in CALLS}
+    calls = {name: getattr(module, name) for name, module in CALLS.items()}
     gone = True
     at = FIRST_AFTER_OPENING
     before = descriptors()
@@ -474,7 +490,7 @@ def test_the_whole_tree_may_vanish_before_any_call(tmp_path: Path, look: int) ->
 
         vanishing = {name: functools.partial(call, name) for name in CALLS}
         with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
-            with mock.patch.multiple(_remove_tree.os, **vanishing):
+            with replaced(vanishing):
                 run_multithreaded_sync(job)
         assert not where.exists()
         assert descriptors() == before
