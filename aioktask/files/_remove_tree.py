@@ -18,9 +18,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,6 +28,7 @@ from aioktask.checks import check_flag, check_function, integer
 from aioktask.engine.state.current import current_chunk
 from aioktask.files._branches import Branches
 from aioktask.files._directories import Directory, OpenDirectories, Opened
+from aioktask.files._root import Root
 from aioktask.files._tally import Tally
 from aioktask.job import Bound, Job, job_that_makes
 
@@ -75,15 +74,24 @@ def remove_tree(
     """A job that removes a directory and all that is in it, as `shutil.rmtree` does.
 
     Symlinks are removed and never followed, also when they are put in the place of a directory
-    meanwhile. What vanishes meanwhile is no error. It cannot be undone: after an error or a cancel,
-    `tally` tells how much is gone, and a note on the exception too. The job's units are turns of
-    its helpers, which say nothing about the tree.
+    meanwhile. What vanishes meanwhile is no error, and neither is it when the whole tree does. It
+    cannot be undone: after an error or a cancel, `tally` tells how much is gone, and a note on the
+    exception too. The job's units are turns of its helpers, which say nothing about the tree.
+
+    Which directory is meant is decided when this is called: a relative path begins at the working
+    directory of that moment, and if another directory has come to the path when the job runs, or
+    to the place of the one that it is in, that is an ESTALE and nothing is removed. Once the tree
+    is gone the job may be run again, and means what is there then.
 
     Args:
-        path: The directory. Unlike `shutil.rmtree`, a symlink is refused with a slash after it too.
-        ignore_errors: Whether to go on after errors and tell nobody.
+        path: The directory. As by rm(1), the last part may not be ``.`` or ``..``, and ``/`` is
+            refused; a tree that the working directory lies in is not. Unlike `shutil.rmtree`, a
+            symlink is refused with a slash after it too, and bytes are: pass `os.fsdecode` of them.
+        ignore_errors: Whether to go on after errors and tell nobody. The path may lead nowhere yet
+            when this is called: then what is there when the job runs is meant.
         onexc: Called as ``onexc(function, path, error)`` for each error, as by `shutil.rmtree`, and
-            then it goes on. On helper threads, several at a time; what it raises ends the job.
+            then it goes on, as with `ignore_errors`. On helper threads, several at a time; what it
+            raises ends the job. The path is not relative to the working directory.
         dir_fd: An open directory that `path` is relative to; open until the job is over.
         one_file_system: Whether what is mounted inside of the tree, or on its root, is left alone:
             each such directory is an EBUSY. False goes in and removes what is mounted, bind mounts
@@ -98,12 +106,14 @@ def remove_tree(
         A job whose value is the `Removed`.
 
     Raises:
-        OSError: `path` is no directory (ENOTDIR), a symlink (ELOOP), or not there (ENOENT), as
-            the empty path never is. Out of the job that runs, without `ignore_errors` and `onexc`:
-            the first error, with the whole path as its `filename`; and ESTALE, with them too, if a
-            directory was moved meanwhile.
+        OSError: `path` ends in ``.`` or ``..`` (EINVAL), is ``/`` (EBUSY), or begins at a working
+            directory that is gone (ENOENT). Without `ignore_errors` and `onexc` also: it is no
+            directory (ENOTDIR), a symlink (ELOOP), a mount point (EBUSY, see `one_file_system`),
+            not there (ENOENT, as the empty path never is), or cannot be opened. Out of the job that
+            runs, without them: the first error, with the whole path as its `filename`; and ESTALE,
+            with them too, if a directory in the tree was moved meanwhile.
         TypeError: An argument of the wrong kind.
-        ValueError: An argument that `Job` refuses.
+        ValueError: There is a NUL byte in `path`; or an argument that `Job` refuses.
 
     >>> import pathlib, tempfile
     >>> from aioktask import run_multithreaded_sync
@@ -113,8 +123,8 @@ def remove_tree(
     >>> run_multithreaded_sync(remove_tree(tree)).value
     Removed(files=1, directories=3)
     """
-    root = os.fspath(path)
-    if not isinstance(root, str):
+    given = os.fspath(path)
+    if not isinstance(given, str):
         raise TypeError(f"path must be a string or a path of strings, got {path!r}")
     if onexc is not None:
         check_function("onexc", onexc)
@@ -125,8 +135,16 @@ def remove_tree(
         raise TypeError(f"tally must be a files.Tally, got {tally!r}")
     check_flag("one_file_system", one_file_system)
     within = None if dir_fd is None else integer("dir_fd", dir_fd, least=0)
-    if not ignore_errors and onexc is None:
-        _check_directory(root, within)
+    root = Root(given, within)
+
+    def directories() -> OpenDirectories:
+        return OpenDirectories(one_file_system=one_file_system)
+
+    try:
+        root.remember(directories())
+    except OSError:
+        if not ignore_errors and onexc is None:
+            raise
 
     def ignore(function: Callable[..., object], where: str, error: OSError) -> None:
         pass
@@ -134,8 +152,7 @@ def remove_tree(
     report = ignore if ignore_errors else onexc
 
     def bind() -> Bound[Removed]:
-        tree = OpenDirectories(one_file_system=one_file_system)
-        removal = _Removal(root, within, tree, report, counts)
+        removal = _Removal(root, directories(), report, counts)
         return Bound(removal.turns, removal.removed)
 
     job = Job(
@@ -149,41 +166,14 @@ def remove_tree(
     return job_that_makes(job, bind)
 
 
-def _split(path: str) -> tuple[str, str]:
-    """The directory that it is in, and its name there: no slash after it, which would follow it.
-
-    The name of nothing is nothing, which no call finds, and never the current directory.
-    """
-    above, name = os.path.split(path.rstrip("/"))
-    if path.startswith("/"):
-        return above or "/", name or "."
-    return above, name
-
-
-def _check_directory(path: str, within: int | None) -> None:
-    try:
-        mode = os.lstat(os.path.join(*_split(path)) if path else "", dir_fd=within).st_mode
-    except OSError as error:
-        error.filename = path
-        raise
-    if not stat.S_ISDIR(mode):
-        number = errno.ELOOP if stat.S_ISLNK(mode) else errno.ENOTDIR
-        raise OSError(number, os.strerror(number), path)
-
-
 class _Removal:
     """One run of the job. A branch is a path of directories, the deepest last."""
 
     def __init__(
-        self,
-        root: str,
-        within: int | None,
-        tree: OpenDirectories,
-        report: OnError | None,
-        tally: Tally,
+        self, root: Root, tree: OpenDirectories, report: OnError | None, tally: Tally
     ) -> None:
         self._root = root
-        self._within = within
+        self._above: Directory | None = None  # what the root is in, once that is open
         self._report = report
         self._tally = tally
         self._gone = Tally()  # by this run
@@ -195,6 +185,8 @@ class _Removal:
         self._open.close_all()
 
     def removed(self) -> Removed:
+        if self._above is not None and not self._above.kept:
+            self._root.forget()
         return Removed(self._gone.files, self._gone.directories)
 
     def turns(self, start: int, stop: int) -> None:
@@ -228,14 +220,15 @@ class _Removal:
         return not self._branches.ended and time.monotonic() < deadline
 
     def _first_branch(self) -> list[Directory]:
-        path, name = _split(self._root)
         try:
-            above = self._open.above(path, self._within)
-            opened = self._open.open(above, name)
+            found = self._root.open(self._open)
         except OSError as error:
-            self._tell(os.open, self._root, error)
+            self._tell(os.open, self._root.path, error)
             return []
-        return [self._open.enter(above, name, opened)]
+        if found is None:
+            return []
+        self._above, opened = found
+        return [self._open.enter(self._above, self._root.name, opened)]
 
     def _walk(self, branch: list[Directory], deadline: float) -> None:
         while branch:

@@ -104,6 +104,43 @@ def test_what_is_mounted_is_removed_where_that_is_asked_for(tmp_path: Path, moun
     assert names_in(tree) == {"a", "a/b", "a/b/here"}
 
 
+def test_a_tree_that_is_a_mount_point_is_refused_at_once(tmp_path: Path, mount: Mount) -> None:
+    """Nothing of it is removed then; emptied, it could not be removed either."""
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    late = remove_tree(tree)
+    files = mount(tree)
+    before = names_in(files)
+    with pytest.raises(OSError, match="one_file_system") as info:
+        remove_tree(tree)
+    assert (info.value.errno, info.value.filename) == (errno.EBUSY, str(tree))
+    with pytest.raises(OSError, match="one_file_system") as info:
+        run_multithreaded_sync(late)
+    assert (info.value.errno, info.value.filename) == (errno.EBUSY, str(tree))
+    assert names_in(files) == before
+    told: list[tuple[str, int | None]] = []
+    job = remove_tree(
+        tree, one_file_system=False, onexc=lambda f, path, e: told.append((path, e.errno))
+    )
+    assert run_multithreaded_sync(job).value == Removed(2, 4)
+    assert told == [(str(tree), errno.EBUSY)]
+    assert names_in(files) == set()
+
+
+def test_what_is_mounted_over_what_the_tree_is_in_is_left_alone(
+    tmp_path: Path, mount: Mount
+) -> None:
+    above = tmp_path / "above"
+    (above / "inner").mkdir(parents=True)
+    job = remove_tree(above / "inner")
+    files = mount(above)
+    before = names_in(files)
+    with pytest.raises(OSError, match="another directory") as info:
+        run_multithreaded_sync(job)
+    assert (info.value.errno, info.value.filename) == (errno.ESTALE, str(above / "inner"))
+    assert names_in(files) == before
+
+
 def test_the_root_directory_is_never_gone_into(tmp_path: Path, mount: Mount) -> None:
     tree, where = tree_with_a_mount_point(tmp_path)
     files = mount(where)

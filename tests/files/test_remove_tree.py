@@ -35,7 +35,6 @@ CALLS = {
     "rmdir": os,
     "look": _directories,
 }
-FIRST_AFTER_OPENING = 4  # the directory that the root is in, and the root, are open then
 
 Tree = dict[str, Any]
 trees: st.SearchStrategy[Tree] = st.recursive(
@@ -384,8 +383,9 @@ def test_any_call_may_fail_and_the_tally_tells_what_is_gone(
     where = tmp_path / "tree"
     make(where, tree)
     with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
+        job = remove_tree(where, max_threads=2)
         with calls():
-            run_multithreaded_sync(remove_tree(where, max_threads=2))
+            run_multithreaded_sync(job)
         assert len(made) > 12
         before = descriptors()
         for at in range(1, len(made) + 1):
@@ -393,9 +393,10 @@ def test_any_call_may_fail_and_the_tally_tells_what_is_gone(
             calls, again = failing(at, number)
             tally = Tally()
             error = None
+            job = remove_tree(where, tally=tally, max_threads=2)
             with calls():
                 try:
-                    run_multithreaded_sync(remove_tree(where, tally=tally, max_threads=2))
+                    run_multithreaded_sync(job)
                 except OSError as raised:
                     error = raised
             if error is None:  # with another division of the work there are a few calls less
@@ -450,8 +451,9 @@ def test_what_onexc_raises_ends_it(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     calls, _ = failing(4, errno.EIO)
+    job = remove_tree(tmp_path / "tree", onexc=onexc)
     with calls(), pytest.raises(ZeroDivisionError):
-        run_multithreaded_sync(remove_tree(tmp_path / "tree", onexc=onexc))
+        run_multithreaded_sync(job)
 
 
 def test_what_vanishes_meanwhile_is_no_error(tmp_path: Path) -> None:
@@ -460,8 +462,8 @@ def test_what_vanishes_meanwhile_is_no_error(tmp_path: Path) -> None:
         if not (tmp_path / "tree").exists():
             wide(tmp_path / "tree")
         calls, _ = failing(at, errno.ENOENT, ("open", "scandir", "unlink", "rmdir"))
+        job = remove_tree(tmp_path / "tree", onexc=lambda f, p, e: None, max_threads=1)
         with calls():
-            job = remove_tree(tmp_path / "tree", onexc=lambda f, p, e: None, max_threads=1)
             run_multithreaded_sync(job)
     assert expected.files > 50
 
@@ -472,7 +474,7 @@ def test_the_whole_tree_may_vanish_before_any_call(tmp_path: Path, look: int) ->
     where = tmp_path / "tree"
     calls = {name: getattr(module, name) for name, module in CALLS.items()}
     gone = True
-    at = FIRST_AFTER_OPENING
+    at = 1
     before = descriptors()
     while gone:
         make(where, {"a": {"b": {"c": None, "d": None}, "e": None}, "f": {"g": None}, "h": None})
