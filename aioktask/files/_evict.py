@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import SupportsIndex
 
-from aioktask.checks import check_flag, integer, listed
+from aioktask.checks import integer
 from aioktask.files._tally import Tally
 from aioktask.job import Bound, Job, job_that_makes
 
@@ -66,8 +66,11 @@ def evict(
     undone: after an error or a cancel, `tally` tells how much has been asked of the kernel.
 
     Args:
-        paths: Regular files, by path or by open descriptor; or one of them. A path is opened for
-            reading while the job runs, a descriptor must stay open until the job is over.
+        paths: Regular files, by path or by open descriptor; or one of them. A relative path begins
+            at the working directory of this call, and symlinks are followed. A path is opened for
+            reading while the job runs, and a file that has come to it since is taken in place of
+            the first: of it at most as many bytes are dropped. A descriptor must stay open until
+            the job is over.
         write_back: Whether dirty pages are written to the disk first; else they stay cached.
         tally: Counts what is done.
         chunk: Fixes the chunk size in bytes, a multiple of the page.
@@ -79,10 +82,12 @@ def evict(
         A job whose value is the `Evicted`.
 
     Raises:
-        OSError: A file cannot be looked at: ENOENT and its like. Out of the job that runs: it
-            cannot be opened or written back; `filename` says which.
-        TypeError: Something is no path and no descriptor; an argument is of the wrong kind.
-        ValueError: Something is no regular file; or an argument that `Job` refuses.
+        OSError: A file cannot be looked at: ENOENT and its like, as of the empty path. Out of the
+            job that runs: it cannot be opened or written back, or is no regular file any more
+            (ESTALE). `filename` says which, as it was given, then as it was opened.
+        TypeError: Something is no path and no descriptor.
+        ValueError: Something is no regular file, or has a NUL byte in its path; or an argument that
+            `Job` refuses.
 
     >>> import tempfile
     >>> from aioktask import run_multithreaded_sync
@@ -92,10 +97,8 @@ def evict(
     ...     run_multithreaded_sync(evict(file.name)).value
     Evicted(files=1, nbytes=10000)
     """
-    check_flag("write_back", write_back)
-    if isinstance(paths, str | bytes | os.PathLike | int):
-        paths = [paths]
-    found = [(file, _size_of(file)) for file in map(_checked, listed("paths", paths))]
+    listed = [paths] if isinstance(paths, str | bytes | os.PathLike | int) else list(paths)
+    found = [(_resolved(file), _size_of(file)) for file in map(_checked, listed)]
     # Of empty ones there is nothing to drop, and no bytes means all there is to posix_fadvise(2).
     files = [file for file, size in found if size]
     sizes = [size for _, size in found if size]
@@ -134,6 +137,19 @@ def _checked(file: PathOrDescriptor) -> str | bytes | int:
     return os.fspath(file)
 
 
+def _resolved(file: str | bytes | int) -> str | bytes | int:
+    """The same file after the working directory has changed. Dots are left to the kernel."""
+    if isinstance(file, int) or not file or os.path.isabs(file):
+        return file
+    try:
+        if isinstance(file, bytes):
+            return os.path.join(os.getcwdb(), file)
+        return os.path.join(os.getcwd(), file)
+    except OSError as error:
+        error.filename = file
+        raise
+
+
 def _size_of(file: str | bytes | int) -> int:
     found = os.stat(file)
     if not stat.S_ISREG(found.st_mode):
@@ -146,8 +162,13 @@ def _drop(file: str | bytes | int, start: int, nbytes: int, *, write_back: bool)
         if isinstance(file, int):
             _drop_range(file, start, nbytes, write_back=write_back)
             return
-        descriptor = os.open(file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        # Whatever is there now: a pipe does not make this wait, a terminal is not taken.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+        descriptor = os.open(file, flags)
         try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                text = f"{os.strerror(errno.ESTALE)}: it is no regular file any more"
+                raise OSError(errno.ESTALE, text)
             _drop_range(descriptor, start, nbytes, write_back=write_back)
         finally:
             os.close(descriptor)

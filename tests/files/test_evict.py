@@ -152,11 +152,81 @@ def test_any_call_may_fail_and_the_tally_tells_what_is_done(disk: Path, call: st
         assert descriptors() == before
 
 
+@pytest.mark.parametrize("as_given", [str, os.fsencode, Path])
+def test_a_relative_path_begins_where_the_job_was_made(
+    disk: Path, monkeypatch: pytest.MonkeyPatch, as_given: Callable[[str], Any]
+) -> None:
+    for place in ("a", "b"):
+        (disk / place).mkdir()
+        (disk / place / "file").write_bytes(b"x" * PAGE)
+    monkeypatch.chdir(disk / "a")
+    job = evict(as_given("file"))
+    monkeypatch.chdir(disk / "b")
+    run_multithreaded_sync(job)
+    assert cached(disk / "a" / "file") == 0
+    assert cached(disk / "b" / "file") == 1
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_any_more_is_an_error_and_not_waited_for(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x")
+    job = evict(path)
+    path.unlink()
+    make(path)
+    before = descriptors()
+    with pytest.raises(OSError, match="no regular file any more") as info:
+        run_multithreaded_sync(job)
+    assert (info.value.errno, info.value.filename) == (errno.ESTALE, str(path))
+    assert descriptors() == before
+
+
+def test_a_file_that_is_gone_when_the_job_runs_is_told_with_its_whole_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "link").symlink_to("file")
+    monkeypatch.chdir(tmp_path)
+    job = evict("link")
+    (tmp_path / "file").unlink()
+    with pytest.raises(FileNotFoundError) as info:
+        run_multithreaded_sync(job)
+    assert (info.value.errno, info.value.filename) == (errno.ENOENT, str(tmp_path / "link"))
+
+
+@pytest.mark.parametrize("given", ["", b"", "nowhere", b"nowhere", 10_000])
+def test_what_cannot_be_looked_at_is_told_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OSError, match=r"No such file|Bad file") as info:
+        evict([given])
+    assert info.value.errno == (errno.EBADF if isinstance(given, int) else errno.ENOENT)
+    assert info.value.filename == given
+
+
+def test_a_path_that_begins_nowhere_is_told_as_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working directory is gone, and ".." of it still leads somewhere."""
+    (tmp_path / "file").write_bytes(b"x")
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(FileNotFoundError) as info:
+        evict("../file")
+    assert (info.value.errno, info.value.filename) == (errno.ENOENT, "../file")
+
+
 def test_what_is_no_file_is_refused_when_the_job_is_made(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         evict(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="regular files"):
         evict([tmp_path])
+    with pytest.raises(ValueError, match="null"):
+        evict("a\0b")
     with pytest.raises(TypeError):
         evict([1.5])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="Tally"):
