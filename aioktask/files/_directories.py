@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from aioktask.files._mounts import Looked, look
 
-__all__ = ["Directory", "OpenDirectories", "Opened"]
+__all__ = ["Directory", "OpenDirectories", "Opened", "close"]
 
 # Levels of a branch whose descriptors stay open.
 OPEN_LEVELS = 32
@@ -32,6 +32,12 @@ _OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _PARENT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 # What the root is in need not be readable.
 _ABOVE = getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def close(descriptor: int) -> None:
+    """Close a directory, of which nothing that can fail then was asked."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
 
 
 class Opened(NamedTuple):
@@ -144,7 +150,7 @@ class OpenDirectories:
             try:
                 self._check_mount_point(opened.looked)
             except BaseException:
-                os.close(opened.descriptor)
+                close(opened.descriptor)
                 raise
         return opened
 
@@ -219,8 +225,7 @@ class OpenDirectories:
             if here.entries is not None:
                 here.entries.close()
             if here.descriptor is not None:
-                with contextlib.suppress(OSError):
-                    os.close(here.descriptor)
+                close(here.descriptor)
                 here.descriptor = None
 
     def _borrow(self, parent: Directory, child: Directory) -> int:
@@ -232,7 +237,7 @@ class OpenDirectories:
                 error.filename = parent.path()
                 raise
             if opened.looked.identity != parent.looked.identity:
-                os.close(opened.descriptor)
+                close(opened.descriptor)
                 text = f"{os.strerror(errno.ESTALE)}: it was moved while it was removed"
                 raise OSError(errno.ESTALE, text, child.path())
             parent.descriptor = opened.descriptor
@@ -245,7 +250,7 @@ class OpenDirectories:
         if here.descriptor is not None and here.users == 0:
             descriptor, here.descriptor = here.descriptor, None
             self._open.discard(here)
-            os.close(descriptor)
+            close(descriptor)
 
 
 def _opened(name: str, flags: int, within: int | None) -> Opened:
@@ -253,7 +258,7 @@ def _opened(name: str, flags: int, within: int | None) -> Opened:
     try:
         return Opened(descriptor, look(descriptor))
     except BaseException:
-        os.close(descriptor)
+        close(descriptor)
         raise
 
 

@@ -27,7 +27,7 @@ from typing import SupportsIndex
 from aioktask.checks import check_flag, check_function, integer
 from aioktask.engine.state.current import current_chunk
 from aioktask.files._branches import Branches
-from aioktask.files._directories import Directory, OpenDirectories, Opened
+from aioktask.files._directories import Directory, OpenDirectories, Opened, close
 from aioktask.files._root import Root
 from aioktask.files._tally import Tally
 from aioktask.job import Bound, Job, job_that_makes
@@ -329,7 +329,7 @@ class _Removal:
                     return child
             finally:
                 if mine is not None:
-                    os.close(mine)
+                    close(mine)
             room = left - 1
             self._remove_directory(here, name, here.opened())
         return None

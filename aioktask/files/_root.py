@@ -21,7 +21,7 @@ import os
 import stat
 from typing import NamedTuple
 
-from aioktask.files._directories import Directory, OpenDirectories, Opened
+from aioktask.files._directories import Directory, OpenDirectories, Opened, close
 
 __all__ = ["Root"]
 
@@ -88,7 +88,7 @@ class Root:
             try:
                 self._remembered = _seen(above, opened)
             finally:
-                os.close(opened.descriptor)
+                close(opened.descriptor)
         except OSError as error:
             error.filename = self._given
             if error.errno == errno.ENOTDIR and self._is_symlink():
@@ -119,7 +119,7 @@ class Root:
             self.forget()
             return None
         if remembered is not None and _seen(above, opened) != remembered:
-            os.close(opened.descriptor)
+            close(opened.descriptor)
             raise _error(errno.ESTALE, "another directory is there than before", self.path)
         return above, opened
 
