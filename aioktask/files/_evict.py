@@ -139,7 +139,7 @@ def _checked(file: PathOrDescriptor) -> str | bytes | int:
 
 def _resolved(file: str | bytes | int) -> str | bytes | int:
     """The same file after the working directory has changed. Dots are left to the kernel."""
-    if isinstance(file, int) or not file or os.path.isabs(file):
+    if isinstance(file, int) or os.path.isabs(file):
         return file
     try:
         if isinstance(file, bytes):

@@ -325,3 +325,16 @@ def test_the_working_directory_may_be_in_the_tree(
             remove_tree("x", **way)
         assert (info.value.errno, info.value.filename) == (errno.ENOENT, "x")
     assert run_multithreaded_sync(remove_tree(tree)).value == Removed(2, 4)
+
+
+def test_a_closed_directory_is_never_taken_for_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which it is to a system call that gets no descriptor, under ``python -O`` too."""
+    make(tmp_path / "tree")
+    monkeypatch.chdir(make(tmp_path / "precious"))
+    tree = _directories.OpenDirectories(one_file_system=True)
+    above = tree.above(str(tmp_path / "tree"), None)
+    tree.close_all()
+    with pytest.raises(RuntimeError, match="closed"):
+        tree.open(above, "inner")
