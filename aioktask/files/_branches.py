@@ -13,7 +13,7 @@ import threading
 import time
 from typing import Generic, TypeVar
 
-from aioktask.engine.frame import current_chunk
+from aioktask.engine.state.current import current_chunk
 
 __all__ = ["Branches"]
 
