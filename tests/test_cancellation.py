@@ -22,7 +22,7 @@ from aioktask import (
     failure,
     run_multithreaded,
 )
-from aioktask.engine.loops import loop as wakeup
+from aioktask.engine.loops import asyncio_loop
 from tests.gates import Gate, eventually, turns_pass, units
 
 anywhere = pytest.mark.anyio
@@ -172,14 +172,14 @@ async def test_a_cancel_just_after_the_last_chunk_undoes_everything(
     """The wake-up has come, and the task is cancelled before it runs."""
     gate = Gate()
     gate.open()
-    plain_set = wakeup.AsyncioWaiter._set
+    plain_set = asyncio_loop.AsyncioWaiter._set
 
-    def set_and_cancel(waiter: wakeup.AsyncioWaiter) -> None:
+    def set_and_cancel(waiter: asyncio_loop.AsyncioWaiter) -> None:
         plain_set(waiter)
         task.cancel()
 
     task = asyncio.create_task(run_multithreaded(Job(gate.chunk, 50, chunk=5, undo=gate.undo)))
-    monkeypatch.setattr(wakeup.AsyncioWaiter, "_set", set_and_cancel)
+    monkeypatch.setattr(asyncio_loop.AsyncioWaiter, "_set", set_and_cancel)
     with pytest.raises(asyncio.CancelledError):
         await task
     assert units(gate.done) == list(range(50))

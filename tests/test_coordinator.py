@@ -215,7 +215,9 @@ async def test_a_waiter_s_nice_belongs_to_the_run_from_the_start() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait, -3)
             tasks.start_soon(wait, 4)
-            await turns_pass()
+            with anyio.fail_after(20):
+                while len(handle._run.waiters) < 2:
+                    await turns_pass()
             assert sorted(waiter.nice for waiter in handle._run.waiters) == [-3, 4]
             gate.open()
 

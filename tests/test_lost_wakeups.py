@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from aioktask import Job, run_multithreaded
-from aioktask.engine.loops import loop as wakeup
+from aioktask.engine.loops import asyncio_loop
 
 
 @pytest.mark.asyncio
@@ -25,8 +25,8 @@ async def test_a_waiter_looks_for_itself_where_wakeups_can_be_lost(
     def lose(callback: Callable[..., object], *args: Any, context: Any = None) -> None:
         lost.append(callback)
 
-    monkeypatch.setattr(wakeup, "_wakeups_can_be_lost", lambda loop: True)
-    monkeypatch.setattr(wakeup, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(asyncio_loop, "wakeups_can_be_lost", lambda loop: True)
+    monkeypatch.setattr(asyncio_loop, "LOOK_SECONDS", 0.001)
     monkeypatch.setattr(loop, "call_soon_threadsafe", lose)
     async with asyncio.timeout(30):
         report = await run_multithreaded(Job(lambda a, b: None, 100, chunk=10))
@@ -61,6 +61,6 @@ def test_wakeups_are_trusted_with_a_gil_and_on_other_loops(
         monkeypatch.setattr("sys._is_gil_enabled", lambda gil=gil: gil, raising=False)
         loop = kind.new_event_loop()
         try:
-            assert wakeup._wakeups_can_be_lost(loop) is can_be_lost
+            assert asyncio_loop.wakeups_can_be_lost(loop) is can_be_lost
         finally:
             loop.close()

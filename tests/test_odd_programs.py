@@ -233,18 +233,21 @@ def test_a_machine_without_threads_ends_the_job_and_recovers(
 ) -> None:
     """In a fresh pool, since helpers that are there already would serve."""
     from aioktask.engine.api import process
+    from aioktask.engine.threads import helper as helper_module
+    from aioktask.engine.threads import keeper as keeper_module
     from aioktask.engine.threads import pool as pool_module
     from aioktask.engine.topology import read_topology
     from aioktask.engine.tunables import Tunables
 
-    def refuse(target: object, name: str) -> threading.Thread:
+    def refuse(target: object, name: str) -> None:
         raise RuntimeError("can't start new thread")
 
     tunables = Tunables(max_threads=2, sources={"max_threads": "the test"})
     fresh = pool_module.Pool(read_topology(), tunables)
-    monkeypatch.setattr(process, "_pool", fresh)
+    monkeypatch.setitem(process._pools, "pool", fresh)
     with monkeypatch.context() as patch:
-        patch.setattr(helpers, "start_blocked", refuse)
+        for module in (keeper_module, helper_module):
+            patch.setattr(module, "start_thread", refuse)
         coordinator = Coordinator()
         handle = coordinator.submit(Job(lambda a, b: None, 10))
         with pytest.raises(RuntimeError, match="can't start new thread") as caught:

@@ -38,7 +38,7 @@ from aioktask import (
 )
 from aioktask.engine import events
 from aioktask.engine.events import EventKind
-from aioktask.engine.state.stint import enclosing_run, local
+from aioktask.engine.state.current import enclosing_run, local
 from aioktask.ondemand._sections import Request, Sections
 from tests.gates import PATIENCE, eventually, turns_pass, units
 
@@ -542,7 +542,7 @@ def test_who_waits_on_behalf_of_a_chunk_has_the_priority_of_its_job() -> None:
     nices: dict[int, int] = {}
 
     def initialise(start: int, stop: int) -> None:
-        frame = local.frame
+        frame = local.stint
         assert frame is not None
         assert frame.outer is not None
         nices[start] = frame.outer.run.entry.nice

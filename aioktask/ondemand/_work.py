@@ -86,7 +86,7 @@ class Work:
         If the calling thread takes part, it does as many as it can, so that nothing is to be waited
         for but sections that others do.
         """
-        Handle[None](self._pool, self._background).done()  # refused in a fork's child
+        self._handle_of(self._background).done()  # refused in a fork's child
         with self.lock:
             waiting = self.sections.waiting(request.sections) if self._may_begin() else 0
             if waiting:
@@ -100,7 +100,7 @@ class Work:
                 self._submit(run)
             except RuntimeError as error:  # the coordinator was left, or the interpreter exits
                 raise self.cancelled() from error
-            urgent = Handle[None](self._pool, run)
+            urgent = self._handle_of(run)
             with self.lock:
                 self._urgent = [each for each in self._urgent if not each.done()]
                 self._urgent.append(urgent)
@@ -138,6 +138,9 @@ class Work:
         stint = local.stint
         return stint is not None and stint.run.group is self._group
 
+    def _handle_of(self, run: Run) -> Handle[None]:
+        return Handle(self._pool, run, self._job)
+
     def _may_begin(self) -> bool:
         """Whether sections may begin: nobody ended it, nor the coordinator."""
         return not (self.closed or self._background.cancel_asked)
@@ -155,7 +158,7 @@ class Work:
             if index is None:
                 return False
             run = self._run_of(index, nice)
-            self.running[index] = Handle(self._pool, run)
+            self.running[index] = self._handle_of(run)
         try:
             if len(caller.stints) > DEEPEST:
                 self._submit(run)
@@ -217,7 +220,7 @@ class Work:
 
     def under_way(self) -> list[Handle[None]]:
         """All runs that are not over."""
-        background = Handle[None](self._pool, self._background)
+        background = self._handle_of(self._background)
         with self.lock:
             handles = [background, *self._urgent, *self.running.values()]
             handles += (raised.handle for raised in self._failed.values())
@@ -228,7 +231,7 @@ class Work:
         with self.lock:
             self.closed = True
             running = list(self.running.values())
-        Handle[None](self._pool, self._background).cancel()
+        self._handle_of(self._background).cancel()
         for handle in running:
             handle.cancel()
         return self.under_way()
@@ -263,7 +266,7 @@ class Work:
         with self.lock:
             index = min(self._failed, default=self.sections.first_left())
         if index is not None:
-            self.check(index, Handle(self._pool, self._background))
+            self.check(index, self._handle_of(self._background))
 
     def cancelled(self) -> JobCancelled:
         """What tells of the end."""

@@ -143,7 +143,7 @@ class Coordinator:
         except BaseException:  # refused, or struck by a signal handler: nobody gets the handle
             pool.cancel(run)
             raise
-        return Handle(pool, run)
+        return Handle(pool, run, job)
 
     async def shutdown(self, *, cancel: bool = False) -> None:
         """Take no more jobs and wait for those there are, cancelled first with `cancel`.

@@ -44,9 +44,10 @@ class Handle(Generic[T]):
     100
     """
 
-    def __init__(self, pool: Pool, run: Run) -> None:
+    def __init__(self, pool: Pool, run: Run, job: Job[T]) -> None:
         self._pool = pool
         self._run = run
+        self._job = job  # a run that is over lets go of it
 
     def __repr__(self) -> str:
         return f"<Handle of {self._run.name!r}: {self._run.phase.value}>"
@@ -54,7 +55,7 @@ class Handle(Generic[T]):
     @property
     def job(self) -> Job[T]:
         """The job."""
-        return self._run.job
+        return self._job
 
     @property
     def nice(self) -> int:
@@ -110,7 +111,7 @@ class Handle(Generic[T]):
             RuntimeError: The handle belongs to the parent of this forked process.
         """
         self._own_pool()
-        return self._run.over
+        return self._run.over or self._run.never_starts
 
     def progress(self) -> Progress:
         """Where the job stands.

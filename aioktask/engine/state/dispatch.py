@@ -141,10 +141,6 @@ class State:
         if self.ended or refuses:
             self._do_not_begin(run)
             return
-        if run.decided is Decision.CANCEL:
-            self._do_not_begin(run)
-            self.out.tell(run)
-            return
         self._numbers += 1
         try:
             begin_run(run, self._numbers, self.cap, self.tunables, self.lessons)
@@ -161,6 +157,7 @@ class State:
             self._begin_waiting(run, each, wait)
         for leaver in group.leavers:
             self._begin_leaving(run, leaver)
+        run.cancelled = run.cancel_asked
         if run.claimable:
             self.scheduler.set_ready(run.entry)
             self.signals.generation += 1
@@ -300,7 +297,7 @@ class State:
         """Close a group and cancel its runs."""
         group.closed = group.shut = True
         for each in list(group.runs):
-            each.decide(Decision.CANCEL)
+            each.cancel()
             self.cancel(each)
 
     def stay_in_group(self, run: None, group: RunGroup, leaver: Leaver) -> None:
@@ -335,7 +332,7 @@ class State:
         self.closing = True
         self.all_over = waiter
         for each in list(self.runs):
-            each.decide(Decision.CANCEL)
+            each.cancel()
             self.cancel(each)
         if not self.runs:
             self.out.waiters.append(waiter)
@@ -459,7 +456,7 @@ class State:
         for each in looked:
             if each.over or each.attended is None or each.attended.locked():
                 continue
-            if each.decide(Decision.CANCEL) is Decision.CANCEL:
+            if each.cancel():
                 self.cancel(each)
             elif each.phase is Phase.SETTLED:
                 self.committed(each)
@@ -835,7 +832,8 @@ class State:
         if entry is None or not self._can_serve_at(helper, _urgency_offered(entry)):
             self._rest(helper)
             return
-        self._assign(helper, entry.run, now)
+        if not self._assign(helper, entry.run, now):
+            self._rest(helper)
 
     def _rest(self, helper: Helper) -> None:
         helper.stint = None
@@ -875,9 +873,10 @@ class State:
         stint.counted = bool(caller.stints)
         group = run.group
         stint.counted_in_group = any(chunk.run.group is group for chunk in caller.stints)
-        if not self._enter(stint, now):
-            return False
         run.caller = None
+        if not self._enter(stint, now):
+            self._leave(stint, now, began=False)
+            return False
         self._hand_over(stint)
         return True
 
@@ -909,7 +908,9 @@ class State:
                 return
             idle.idle = False
             idle.called = True
-            self._assign(idle, entry.run, now)
+            if not self._assign(idle, entry.run, now):
+                self._rest(idle)
+                continue
             woken.append(idle)
             if idle is not self.turner:
                 self.out.parkings.append(idle.parking)
@@ -923,11 +924,15 @@ class State:
             if not stint.run.over
         )
 
-    def _assign(self, helper: Helper, run: Run, now: int) -> None:
-        helper.stint = run.stint_of(helper)
-        self._place(helper.stint, helper)
-        self._enter(helper.stint, now)
+    def _assign(self, helper: Helper, run: Run, now: int) -> bool:
+        """Have the helper serve the run; False if that was cancelled at this very moment."""
+        stint = helper.stint = run.stint_of(helper)
+        self._place(stint, helper)
+        entered = self._enter(stint, now)
+        if not entered:
+            self._leave(stint, now, began=False)
         self.out.tell(run)
+        return entered
 
     def _enter(self, stint: Stint, now: int) -> bool:
         run = stint.run

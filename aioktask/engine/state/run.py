@@ -94,6 +94,13 @@ class Entrance(Enum):
     REFUSED = "refused"
 
 
+class Start(Enum):
+    """Whether a chunk of the run ever begins: decided once."""
+
+    CLAIMED = "claimed"
+    NEVER = "never"
+
+
 class UndoLoop(Protocol):
     """The loop that a coroutine undo runs on."""
 
@@ -226,6 +233,7 @@ class Run:
         self.stints: dict[object, Stint] = {}
         self._decision: dict[str, Decision] = {}
         self._entrance: dict[str, Entrance] = {}
+        self._start: dict[str, Start] = {}
         self.heard = events.routine_is_heard()
         self.submitted_at = perf_counter_ns()
 
@@ -247,6 +255,21 @@ class Run:
         """Have the run be admitted, or refused, unless that is decided already."""
         return self._entrance.setdefault("entry", what)
 
+    def cancel(self) -> bool:
+        """Have the run end by a cancel, unless it is decided otherwise; whether that came in time.
+
+        Where no chunk has begun, none will.
+        """
+        if self.decide(Decision.CANCEL) is not Decision.CANCEL:
+            return False
+        self._start.setdefault("start", Start.NEVER)
+        return True
+
+    @property
+    def never_starts(self) -> bool:
+        """Whether it was cancelled before a chunk began: it is as good as over."""
+        return self._start.get("start") is Start.NEVER
+
     def commit(self) -> bool:
         """Take the result of a run that is held for it, if no cancel came before.
 
@@ -255,7 +278,9 @@ class Run:
         """
         if self.phase is not Phase.SETTLED or self.decide(Decision.SUCCESS) is not Decision.SUCCESS:
             return False
+        self._tell_success()
         self.let_go()
+        self.dropped = ()
         return True
 
     # What a turn adds.
@@ -360,7 +385,7 @@ class Run:
     @property
     def claimable(self) -> bool:
         """Whether a thread would find something to do."""
-        if not self.claims.left:
+        if not self.claims.left or self.never_starts:
             return False
         if self.phase is Phase.WORK:
             return not self.stopping
@@ -433,6 +458,8 @@ class Run:
     def claim(self, stint: Stint, now: int, generation: int) -> bool:
         """Give the stint a stretch to walk; False when there is none."""
         if not self.claimable:
+            return False
+        if not self.chunks_done and self._start.setdefault("start", Start.CLAIMED) is Start.NEVER:
             return False
         self.version += 1
         if self.sizes is None or self.undoing:
@@ -606,7 +633,7 @@ class Run:
 
     def committed(self) -> None:
         """The owner took the result of a run that was held: see `commit`."""
-        self._end_well()
+        self.phase = Phase.DONE
 
     def undo_ended(self, errors: tuple[tuple[range, BaseException], ...]) -> None:
         """The coroutine undo is through; which pieces raised, or were killed with their loop."""
@@ -691,28 +718,32 @@ class Run:
         self.report = record.report(self)
 
     def _end_well(self) -> None:
+        self._tell_success()
+        self.let_go()
+        self.phase = Phase.DONE
+
+    def _tell_success(self) -> None:
         report = self.report
         assert report is not None
-        self.let_go()
-        if self.heard:
-            learned = report.learned
-            if learned.rate:
-                self.tell(
-                    EventKind.LEARNED,
-                    chunk=learned.chunk,
-                    threads=learned.threads,
-                    rate=learned.rate,
-                    settled=learned.settled,
-                    remembered=learned.remembered,
-                )
+        if not self.heard:
+            return
+        learned = report.learned
+        if learned.rate:
             self.tell(
-                EventKind.FINISHED,
-                elapsed=report.elapsed,
-                queued=report.queued,
-                chunks=report.chunks,
-                threads=report.peak_threads,
+                EventKind.LEARNED,
+                chunk=learned.chunk,
+                threads=learned.threads,
+                rate=learned.rate,
+                settled=learned.settled,
+                remembered=learned.remembered,
             )
-        self.phase = Phase.DONE
+        self.tell(
+            EventKind.FINISHED,
+            elapsed=report.elapsed,
+            queued=report.queued,
+            chunks=report.chunks,
+            threads=report.peak_threads,
+        )
 
     def _finish(self) -> None:
         self._failure = record.failure(self)
@@ -763,9 +794,8 @@ class Run:
         self.loop = self.parent = self.parent_stint = self.caller = None
         if self.reduces or self.tree is not None:
             self.tree, self.initial = None, ...
-        if self.owned:
-            self.dropped = (*self.dropped, self.job)
-            self.job = OVER.job
+        self.dropped = (*self.dropped, self.job)
+        self.job = OVER.job
 
     def check_done(self, result: object) -> type:
         """The type of what the job's function returned, unless that says that nothing was done.

@@ -42,7 +42,7 @@ from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.outbox import Outbox
-from aioktask.engine.state.run import Decision, Entrance, Run
+from aioktask.engine.state.run import Entrance, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
 from aioktask.engine.threads.adapt import Adapter, cap_of
@@ -87,6 +87,8 @@ class Pool:
         self.dead = False
         self.adapter = Adapter(self, topology, tunables)
         self._may_skip_wake = gil_is_on()
+        self.news: deque[tuple[Context, events.Event]] = deque()  # to be told, in this order
+        self._telling = threading.Lock()  # held by who tells; only tried
 
     def __repr__(self) -> str:
         return f"<Pool {self.state}>"
@@ -184,6 +186,7 @@ class Pool:
         if not state.out:
             return None
         out, state.out = state.out, Outbox()
+        self.news += out.events
         return out
 
     def recover(self, run: Run | None, error: BaseException) -> None:
@@ -205,11 +208,8 @@ class Pool:
         """Do what a turn left to be done, the lock being free."""
         # Before anybody is woken, who might tell of what comes after, or close what a job held.
         out.dropped.clear()
-        for context, event in out.events:
-            try:
-                context.run(events.emit, event)
-            except BaseException:
-                _show()
+        if self.news:
+            self._tell()
         if out.renices:
             self.adapter.set_nices(out.renices)
         for parking in out.parkings:
@@ -224,6 +224,32 @@ class Pool:
             loop = run.loop
             assert loop is not None
             _insistently(lambda: loop.start_undo(run))  # noqa: B023 - called at once
+
+    def _tell(self) -> None:
+        """Tell what there is to tell, in the order of the turns: one thread at a time does."""
+        news, telling = self.news, self._telling
+        while news and telling.acquire(blocking=False):
+            try:
+                while news:
+                    context, event = news.popleft()
+                    context.run(events.emit, event)
+            except BaseException:
+                _show()
+            finally:
+                telling.release()
+
+    def _tell_here(self, run: Run) -> None:
+        """Tell what a run that was committed has to tell, on its owner's thread.
+
+        No lock is taken here, where a handler may raise in any line; who holds it tells this too.
+        """
+        context = run.context.copy()
+        news = run.news
+        while news:
+            self.news.append((context, news.pop(0)))
+        while self.news and not self._telling.locked():
+            context, event = self.news.popleft()
+            context.run(events.emit, event)
 
     def _have_helper_started(self) -> None:
         helper = HelperThread(self)
@@ -260,7 +286,7 @@ class Pool:
 
     def cancel(self, run: Run) -> bool:
         """End a run; whether that came in time, also when it was cancelled before."""
-        if run.decide(Decision.CANCEL) is not Decision.CANCEL:
+        if not run.cancel():
             return False
         self.post(State.cancel, run)
         return True
@@ -276,8 +302,10 @@ class Pool:
             return False
         # A turn will only strike it from the list: that can wait for the next one.
         self.inbox.append((State.committed, run))
-        if run.heard or run.group.closed or self.state.closing:
+        if run.group.closed or self.state.closing:
             self.wake()
+        if run.heard:
+            self._tell_here(run)
         return True
 
     def leave(self, group: RunGroup, leaver: Leaver, *, cancels: bool) -> None:
