@@ -25,7 +25,6 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
-from aioktask.engine import helpers
 from tests.gates import Gate, turns_pass, units
 
 pytestmark = pytest.mark.anyio
@@ -233,10 +232,10 @@ def test_a_machine_without_threads_ends_the_job_and_recovers(
 ) -> None:
     """In a fresh pool, since helpers that are there already would serve."""
     from aioktask.engine.api import process
+    from aioktask.engine.machine.topology import read_topology
     from aioktask.engine.threads import helper as helper_module
     from aioktask.engine.threads import keeper as keeper_module
     from aioktask.engine.threads import pool as pool_module
-    from aioktask.engine.topology import read_topology
     from aioktask.engine.tunables import Tunables
 
     def refuse(target: object, name: str) -> None:

@@ -28,7 +28,7 @@ from aioktask.bench.measure import (
 from aioktask.bench.neighbours import Child, cpus, workers
 from aioktask.bench.table import Table
 from aioktask.bench.timeline import Timeline, together
-from aioktask.engine.slots import slots_path
+from aioktask.engine.machine.slots import slots_path
 
 __all__ = ["Stretch", "Times", "run", "stretch"]
 

@@ -9,14 +9,27 @@
 
 from __future__ import annotations
 
-import os
-import resource
 import sys
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
 from typing import SupportsIndex
 
 from aioktask.checks import nice_value
+from aioktask.engine.machine.os_threads import may_lower, process_nice, set_thread_nice
+
+__all__ = [
+    "ABOVE_LOOP",
+    "MOST_ABOVE_LOOP",
+    "MOST_NICE",
+    "gil_is_on",
+    "may_lower",
+    "priority",
+    "process_nice",
+    "set_thread_nice",
+    "submitted_nice",
+    "thread_nice",
+    "waiter_nice",
+]
 
 # How far a helper's nice is above the loop's thread's, with the GIL: enough that a loop that has
 # something to do gets a CPU first,
@@ -26,8 +39,6 @@ ABOVE_LOOP = 1
 MOST_ABOVE_LOOP = 5
 
 MOST_NICE = 19
-_CAP_SYS_NICE = 23
-_NICE_IS_OF_THREADS = sys.platform.startswith("linux")
 
 
 class _Block:
@@ -143,47 +154,3 @@ def gil_is_on() -> bool:
     """Whether threads of this interpreter run Python code one at a time."""
     enabled: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
     return enabled
-
-
-def process_nice() -> int:
-    """The nice of the process's main thread; 0 where that cannot be known."""
-    try:
-        return os.getpriority(os.PRIO_PROCESS, os.getpid())
-    except (AttributeError, OSError):  # the main thread has ended, others go on
-        return 0
-
-
-def set_thread_nice(thread: int, nice: int) -> bool:
-    """Give a thread of this process a nice; False where it may not have so low a one.
-
-    Raises:
-        OSError: There is no such thread (ESRCH).
-    """
-    if not _NICE_IS_OF_THREADS:
-        return True
-    try:
-        os.setpriority(os.PRIO_PROCESS, thread, nice)
-    except PermissionError:
-        return False
-    return True
-
-
-def may_lower(nice: int) -> bool:
-    """Whether a thread of this process that has a higher nice may go back to this one.
-
-    By the limit (`RLIMIT_NICE`) or the capability (`CAP_SYS_NICE`). In a container the latter may
-    be worth nothing: `set_thread_nice` finds out.
-    """
-    if not _NICE_IS_OF_THREADS:
-        return True
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
-    if limit == resource.RLIM_INFINITY or 20 - limit <= nice:
-        return True
-    try:
-        with open("/proc/self/status", "rb", buffering=0) as file:
-            status = file.read()
-    except OSError:
-        return False
-    _, found, rest = status.partition(b"CapEff:")
-    return bool(found) and bool(int(rest.split()[0], 16) >> _CAP_SYS_NICE & 1)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-from aioktask.engine.topology import parse_cpulist
+from aioktask.engine.machine.topology import parse_cpulist
 
 __all__ = [
     "NodePages",

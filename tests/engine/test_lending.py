@@ -6,11 +6,11 @@ from __future__ import annotations
 from contextvars import Context
 
 import pytest
+from aioktask.engine.helpers import Caller, Helper, ThreadWaiter
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job
-from aioktask.engine.helpers import Caller, Helper, ThreadWaiter
 from aioktask.engine.plan import split
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.scheduling.background import Looked

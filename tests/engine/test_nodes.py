@@ -6,11 +6,11 @@ from __future__ import annotations
 from contextvars import Context
 
 import pytest
+from aioktask.engine.helpers import Helper
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job, Part
-from aioktask.engine.helpers import Helper
 from aioktask.engine.plan import node_of, spans, split
 from aioktask.engine.state.dispatch import Outbox, RunGroup, State
 from aioktask.engine.state.run import Run

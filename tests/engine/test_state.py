@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from contextvars import copy_context
 
-from aioktask import Job
 from aioktask.engine.helpers import Caller, Helper
+
+from aioktask import Job
 from aioktask.engine.plan import split
 from aioktask.engine.sizing import Sizes
 from aioktask.engine.state.dispatch import CROWDED_NS, Outbox, State

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from aioktask.engine.topology import parse_cpulist
+from aioktask.engine.machine.topology import parse_cpulist
 
 __all__ = ["HUGE_1G", "HUGE_2M", "NodeFacts", "read_nodes"]
 

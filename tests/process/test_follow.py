@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from aioktask.engine.slots import Slots, slots_path
+from aioktask.engine.machine.slots import Slots, slots_path
 from tests.process.child import Child, wait_for
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and /sys")

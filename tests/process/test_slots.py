@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aioktask.engine.slots import Slots, slots_path
+from aioktask.engine.machine.slots import Slots, slots_path
 from tests.process.child import Child
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="locks of Linux")
@@ -20,7 +20,7 @@ CPUS = frozenset(range(4))
 
 PRELUDE = """
 import os, random, signal, subprocess, sys, time
-from aioktask.engine.slots import Slots
+from aioktask.engine.machine.slots import Slots
 
 CPUS = frozenset(range(4))
 path = os.environ["TEST_SLOTS"]

@@ -16,9 +16,9 @@ import atexit
 import os
 from typing import Any
 
+from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.state.current import local
 from aioktask.engine.threads.pool import Pool
-from aioktask.engine.topology import read_topology
 from aioktask.engine.tunables import checked, process_tunables
 
 _pools: dict[str, Pool] = {}  # the one there is

@@ -16,7 +16,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
-from aioktask.engine.helpers import start_thread
+from aioktask.engine.machine.os_threads import start_thread
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
 from aioktask.engine.threads.pool import Pool

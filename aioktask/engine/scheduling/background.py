@@ -11,8 +11,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.scheduling.queue import NICE_0_WEIGHT, weight
 
 __all__ = ["BackgroundShare", "CpuLoad"]
@@ -22,23 +21,6 @@ SLACK = 0.2
 
 # Paid in advance at most, so that a pause is not followed by a burst.
 MOST_CREDIT_NS = 20_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class CpuLoad:
-    """What was seen since the last look.
-
-    Attributes:
-        elapsed_ns: How long that was.
-        idle_ns: CPU time that nobody used, of the CPUs that this process may use.
-        used_ns: CPU time of the threads that serve background jobs.
-        delay_ns: How long these were kept from a CPU although they could run.
-    """
-
-    elapsed_ns: int
-    idle_ns: int
-    used_ns: int
-    delay_ns: int
 
 
 class BackgroundShare:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aioktask.engine.topology import Topology
+from aioktask.engine.machine.topology import Topology
 
 __all__ = ["Cap", "process_cap"]
 

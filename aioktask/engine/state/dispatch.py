@@ -25,8 +25,9 @@ from typing import Any, Literal
 
 from aioktask.engine.claims import PartedClaims
 from aioktask.engine.lessons import Lessons
+from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
-from aioktask.engine.scheduling.background import BackgroundShare, CpuLoad
+from aioktask.engine.scheduling.background import BackgroundShare
 from aioktask.engine.scheduling.loans import Loans
 from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Scheduler, Seat
 from aioktask.engine.scheduling.waits import Waits

@@ -14,7 +14,7 @@ from contextvars import Context
 from time import perf_counter_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any
 
-from aioktask.engine.helpers import kernel_and_delay_ns
+from aioktask.engine.machine.os_threads import kernel_and_delay_ns
 from aioktask.engine.reduction import push
 from aioktask.engine.scheduling.queue import Seat
 from aioktask.engine.scores import Pace

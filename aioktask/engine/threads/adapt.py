@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # What goes on around the process, and what follows for its threads: caps, nice and CPUs.
 #
-# The keeper samples the machine every 0.1 s while there are jobs or helpers (`Lookout`), and what it
+# The keeper samples the machine every 0.1 s while there are jobs or helpers (`Monitor`), and what it
 # finds is posted to the state; helpers follow at their next chunk boundary. A thread's nice and
 # affinity are changed under the lock, so that none of them can have ended, and its number gone to
 # another: these are quick calls.
@@ -11,15 +11,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aioktask.engine.helpers import be_like_the_process, bind_thread
-from aioktask.engine.lookout import Lookout, Sight
-from aioktask.engine.priority import process_nice, set_thread_nice
+from aioktask.engine.machine.monitor import Monitor, Observation
+from aioktask.engine.machine.os_threads import (
+    be_like_the_process,
+    bind_thread,
+    process_nice,
+    set_thread_nice,
+)
+from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.scheduling.caps import Cap, process_cap
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.workers import Helper
-from aioktask.engine.topology import Topology, read_topology
-from aioktask.engine.tunables import Tunables
+from aioktask.engine.tunables import NO_SHARE, Tunables
 
 if TYPE_CHECKING:
     from aioktask.engine.threads.pool import Pool
@@ -42,7 +46,7 @@ class Adapter:
         self.topology = topology
         self.tunables = tunables
         self.share: int | None = None
-        self.monitor = Lookout(topology)
+        self.monitor = Monitor(topology)
         self._rests = True
         state = pool.state
         state.base_nice = process_nice()
@@ -88,7 +92,8 @@ class Adapter:
         asked = {each.native: each.in_background for each in helpers}
         for each in helpers:
             each.in_background = state.serves_background(each)
-        self._follow(self.monitor.look(wish, self.tunables.share, asked))
+        share = None if self.tunables.share == NO_SHARE else self.tunables.share
+        self._follow(self.monitor.sample(wish, share, asked))
 
     def rest(self) -> None:
         """There is nothing to look after for the time being: others may have the slots."""
@@ -100,7 +105,7 @@ class Adapter:
         """Give back what the monitor holds."""
         self.monitor.close()
 
-    def _follow(self, seen: Sight) -> None:
+    def _follow(self, seen: Observation) -> None:
         pool, state = self._pool, self._pool.state
         if seen.nice != state.base_nice or seen.may_lower != state.may_lower:
             pool.inbox.append((State.follow_nice, None, seen.nice, seen.may_lower))
@@ -114,7 +119,7 @@ class Adapter:
                     self.bind(helper)
         elif moved:
             self._follow_topology(self.topology)
-        pool.inbox.append((State.sampled, None, seen.looked, len(self.topology.cpus)))
+        pool.inbox.append((State.sampled, None, seen.load, len(self.topology.cpus)))
 
     # Threads that fit what they do: called in turns, or with the lock.
 

@@ -17,8 +17,7 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
-from aioktask.engine.helpers import NAME, name_this_thread, start_thread
-from aioktask.engine.priority import process_nice
+from aioktask.engine.machine.os_threads import NAME, name_this_thread, process_nice, start_thread
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.stint import Stint

@@ -19,7 +19,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from aioktask.engine.helpers import NAME, be_like_the_process, name_this_thread, start_thread
+from aioktask.engine.machine.os_threads import (
+    NAME,
+    be_like_the_process,
+    name_this_thread,
+    start_thread,
+)
 from aioktask.engine.state.current import local
 from aioktask.engine.state.workers import Parking
 

@@ -36,6 +36,7 @@ from typing import Any
 
 from aioktask.engine import events
 from aioktask.engine.events import EventKind
+from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
 from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.state.current import local
@@ -48,7 +49,6 @@ from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
 from aioktask.engine.threads.adapt import Adapter, cap_of
 from aioktask.engine.threads.helper import _OWN_FILES, HelperThread, beyond_engine, end_child
 from aioktask.engine.threads.keeper import Keeper
-from aioktask.engine.topology import Topology
 from aioktask.engine.tunables import Tunables
 
 # The main thread looks this often, while it waits, whether a signal came.

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aioktask.engine.machine.topology import Node, Quota, Topology
 from aioktask.engine.scheduling.caps import Cap, process_cap
-from aioktask.engine.topology import Node, Quota, Topology
 
 QUOTA_FILE = Path("/sys/fs/cgroup/app.slice/cpu.max")
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine import slots as module
-from aioktask.engine.sharing import EPOCH_NS, Member, divide, neighbours
-from aioktask.engine.slots import Slots, slots_path
+from aioktask.engine.machine import slots as module
+from aioktask.engine.machine.shares import EPOCH_NS, Member, divide, neighbours
+from aioktask.engine.machine.slots import Slots, slots_path
 from tests.open_files import open_files
 
 # Rounds of looks until all have their shares: all are seen, what is too much is given, it is taken.

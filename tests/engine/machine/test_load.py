@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.topology import Watched
-from aioktask.engine.usage import idle_ns, pressure_us, thread_times_ns
+from aioktask.engine.machine.load import idle_ns, pressure_us, thread_times_ns
+from aioktask.engine.machine.topology import Watched
 
 STAT = b"""cpu  10 20 30 4000 50 0 0 0 0 0
 cpu0 1 2 3 100 10 0 0 0 0 0

@@ -9,7 +9,7 @@
 # processes see of each other may be a look old. So shares are kept to within a look or two, but no
 # slot is ever held twice.
 #
-# Relies on all processes working out the same shares (`sharing`) from the same clock.
+# Relies on all processes working out the same shares (`shares`) from the same clock.
 """Slots for helper threads, shared by the processes of one user."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from aioktask.engine.sharing import EPOCH_NS, Member, divide, neighbours
+from aioktask.engine.machine.shares import EPOCH_NS, Member, divide, neighbours
 
 if sys.platform == "linux":
     import fcntl
@@ -132,7 +132,7 @@ class Slots:
         try:
             self._follow(now_ns // EPOCH_NS)
             if wish >= 1 and self._join(cpus, wish):
-                self._settle(now_ns // EPOCH_NS)
+                self._take_share(now_ns // EPOCH_NS)
             else:
                 self.release()
         except OSError:
@@ -219,7 +219,7 @@ class Slots:
             self._cpus = cpus
         return True
 
-    def _settle(self, epoch: int) -> None:
+    def _take_share(self, epoch: int) -> None:
         """Come as near to the share of this process as what others hold allows."""
         busy = self._others()
         others = [member for member in busy if not member.cpus.isdisjoint(self._cpus)]

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: MIT
-# The threads: how they are started, named, parked and woken. What they do is the pool's business.
+# What the operating system is asked about threads: to start one, name it, bind it to CPUs, give it
+# a nice, and tell what it did. Each is one call or two; who asks, and when, is decided elsewhere.
 #
-# Every helper is started by one keeper thread, since a thread inherits its creator's nice, affinity
-# and signal mask, and an unprivileged thread can never lower its nice again. The keeper has the
-# process's own nice and affinity and blocks every signal. It also does what must not be done where
-# it occurs: in a signal handler or a finalizer, which may interrupt the holder of a lock.
-"""Helper threads."""
+# Linux gives each thread a nice of its own; elsewhere it is the process's, which nobody touches.
+"""System calls about threads."""
 
 from __future__ import annotations
 
@@ -18,10 +16,25 @@ import sys
 import threading
 from collections.abc import Callable, Collection
 
+__all__ = [
+    "NAME",
+    "be_like_the_process",
+    "bind_thread",
+    "kernel_and_delay_ns",
+    "may_lower",
+    "name_this_thread",
+    "process_nice",
+    "set_thread_nice",
+    "start_thread",
+]
+
+# Of all threads of the engine that have nothing to do.
 NAME = "aioktask"
-WATCH_SECONDS = 0.1
+
 _NAME_BYTES = 15  # of the kernel's name of a thread
 _PR_SET_NAME = 15
+_CAP_SYS_NICE = 23
+_NICE_IS_OF_THREADS = sys.platform.startswith("linux")
 
 
 def kernel_and_delay_ns() -> tuple[int, int]:
@@ -98,3 +111,47 @@ def be_like_the_process() -> None:
         nice = os.getpriority(os.PRIO_PROCESS, process)
         if sys.platform.startswith("linux") and os.getpriority(os.PRIO_PROCESS, mine) != nice:
             os.setpriority(os.PRIO_PROCESS, mine, nice)
+
+
+def process_nice() -> int:
+    """The nice of the process's main thread; 0 where that cannot be known."""
+    try:
+        return os.getpriority(os.PRIO_PROCESS, os.getpid())
+    except (AttributeError, OSError):  # the main thread has ended, others go on
+        return 0
+
+
+def set_thread_nice(thread: int, nice: int) -> bool:
+    """Give a thread of this process a nice; False where it may not have so low a one.
+
+    Raises:
+        OSError: There is no such thread (ESRCH).
+    """
+    if not _NICE_IS_OF_THREADS:
+        return True
+    try:
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
+    except PermissionError:
+        return False
+    return True
+
+
+def may_lower(nice: int) -> bool:
+    """Whether a thread of this process that has a higher nice may go back to this one.
+
+    By the limit (`RLIMIT_NICE`) or the capability (`CAP_SYS_NICE`). In a container the latter may
+    be worth nothing: `set_thread_nice` finds out.
+    """
+    if not _NICE_IS_OF_THREADS:
+        return True
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
+    if limit == resource.RLIM_INFINITY or 20 - limit <= nice:
+        return True
+    try:
+        with open("/proc/self/status", "rb", buffering=0) as file:
+            status = file.read()
+    except OSError:
+        return False
+    _, found, rest = status.partition(b"CapEff:")
+    return bool(found) and bool(int(rest.split()[0], 16) >> _CAP_SYS_NICE & 1)

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aioktask.engine.topology import Node, Quota, Topology, parse_cpulist, read_topology
+from aioktask.engine.machine.quota import Quota
+from aioktask.engine.machine.topology import Node, Topology, parse_cpulist, read_topology
 
 CPU = "sys/devices/system/cpu"
 NODE = "sys/devices/system/node"
@@ -606,7 +607,7 @@ open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
 os.execvp(sys.argv[2], sys.argv[2:])
 """
 READ = """
-from aioktask.engine.topology import read_topology
+from aioktask.engine.machine.topology import read_topology
 topology = read_topology()
 print(topology.cpu_limit, topology.quota and topology.quota.source)
 """
@@ -625,7 +626,7 @@ def test_a_real_quota_is_found_from_inside(
     inside = [sys.executable, "-c", READ_IN_CGROUP, str(real_cgroup / where)]
     done = subprocess.run(
         [*inside, *namespace, sys.executable, "-c", READ],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
         timeout=60,

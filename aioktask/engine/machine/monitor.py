@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-# The look at the machine that the keeper takes every 0.1 s while there are helpers: what changed,
-# and how much of it others want.
+# The sample of the machine that is taken every 0.1 s while there are helpers: what changed, and how
+# much of it others want.
 #
-# Used by the keeper's thread alone; holds no lock and decides nothing about jobs. The pool gives it
-# what it needs to know and makes its own of the answer. What costs more than a few system calls is
-# looked at less often.
+# For one thread at a time; holds no lock and decides nothing about jobs. Its user tells it what it
+# needs to know, and decides what follows from the answer. What costs more than a few system calls
+# is sampled less often.
 """What happens around the process."""
 
 from __future__ import annotations
@@ -13,16 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic_ns, perf_counter_ns
 
-from aioktask.engine.priority import may_lower, process_nice
-from aioktask.engine.scheduling.background import CpuLoad
-from aioktask.engine.slots import Slots, slots_path
-from aioktask.engine.topology import Topology, Watched, read_topology
-from aioktask.engine.tunables import NO_SHARE
-from aioktask.engine.usage import idle_ns, pressure_us, thread_times_ns
+from aioktask.engine.machine.load import CpuLoad, idle_ns, pressure_us, thread_times_ns
+from aioktask.engine.machine.os_threads import may_lower, process_nice
+from aioktask.engine.machine.slots import Slots, slots_path
+from aioktask.engine.machine.topology import Topology, Watched, read_topology
 
-__all__ = ["Lookout", "Sight"]
+__all__ = ["Monitor", "Observation"]
 
-# The topology is looked at this often, in ns: a quota that moved is followed within a second.
+# The topology is sampled this often, in ns: a quota that moved is followed within a second.
 TOPOLOGY_NS = 250_000_000
 
 # Threads that are asked how long they waited for a CPU, 8 us each; more would say no more.
@@ -30,14 +28,14 @@ MOST_ASKED = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """What one look found.
+class Observation:
+    """What one sample found.
 
     Attributes:
         topology: The machine, if it changed.
         nice: Of the process's main thread.
         may_lower: Whether a helper may go back to the nice that it began with.
-        looked: What CPUs and background threads did since the last look, if there was one lately.
+        load: What CPUs and background threads did since the last sample, if there was one lately.
         share: The most helpers for this process, by what others of the same set of slots want;
             None for no such limit.
     """
@@ -45,12 +43,17 @@ class Sight:
     topology: Topology | None
     nice: int
     may_lower: bool
-    looked: CpuLoad | None
+    load: CpuLoad | None
     share: int | None
 
 
-class Lookout:
-    """Looks, and remembers what it saw last."""
+class Monitor:
+    """Samples the machine, and remembers what the last sample found.
+
+    Attributes:
+        slots: The set of slots that the process takes part in, if any.
+        slots_refused: Why it takes no part, or not at present, where it should.
+    """
 
     def __init__(self, topology: Topology) -> None:
         self._cpus = topology.cpus
@@ -61,16 +64,16 @@ class Lookout:
         self._times: dict[int, tuple[int, int]] = {}
         self.slots: Slots | None = None
         self.slots_refused: OSError | None = None
-        self._share = NO_SHARE
+        self._share: str | None = None
 
-    def look(self, wish: int, share: str, helpers: Mapping[int, bool]) -> Sight:
-        """Look around.
+    def sample(self, wish: int, share: str | None, helpers: Mapping[int, bool]) -> Observation:
+        """Take a sample.
 
         Args:
             wish: How many helpers the process could use.
-            share: The name of its set of slots.
+            share: The name of its set of slots; None to share with no other process.
             helpers: The kernel's numbers of the helpers, and whether each served background jobs
-                since the last look.
+                since the last sample.
         """
         now = perf_counter_ns()
         topology = None
@@ -80,11 +83,11 @@ class Lookout:
                 topology = read_topology()
                 self._cpus = topology.cpus
         nice = process_nice()
-        return Sight(
+        return Observation(
             topology=topology,
             nice=nice,
             may_lower=may_lower(nice),
-            looked=self._usage(now, helpers),
+            load=self._load(now, helpers),
             share=self._slots(wish, share),
         )
 
@@ -103,12 +106,13 @@ class Lookout:
             self.slots.forget()
 
     def close(self) -> None:
+        """Give up the slots for good."""
         if self.slots is not None:
             self.slots.close()
             self.slots = None
 
-    def _usage(self, now: int, helpers: Mapping[int, bool]) -> CpuLoad | None:
-        """What happened since the last look, if there was one lately."""
+    def _load(self, now: int, helpers: Mapping[int, bool]) -> CpuLoad | None:
+        """What happened since the last sample, if there was one lately."""
         idle, pressure = idle_ns(self._cpus), pressure_us()
         if idle is None:  # what is not known counts as free
             return CpuLoad(1, len(self._cpus), 0, 0)
@@ -130,12 +134,12 @@ class Lookout:
             waited = 0  # nobody waited anywhere
         return CpuLoad(now - before, max(idle - idle_before, 0), ran, waited)
 
-    def _slots(self, wish: int, share: str) -> int | None:
+    def _slots(self, wish: int, share: str | None) -> int | None:
         """Take part in the set of slots; None where nobody else is there, or nothing is shared."""
         if share != self._share:
             self.close()
             self._share, self.slots_refused = share, None
-            if share != NO_SHARE:
+            if share is not None:
                 try:
                     self.slots = Slots(slots_path(share))
                 except OSError as error:
@@ -144,7 +148,7 @@ class Lookout:
             return None
         try:
             allowed = self.slots.look(self._cpus, wish, monotonic_ns())
-        except OSError as error:  # all is given up, and the next look tries again
+        except OSError as error:  # all is given up, and the next sample tries again
             self.slots_refused = error
             return None
         self.slots_refused = None

@@ -3,8 +3,8 @@
 #
 # Pure readers over a root path, so that a test can show them any machine. They never raise because
 # of what they find: a file that is missing, unreadable or malformed is a fact that is not known.
-# There is always at least one CPU and one node. Relies on the formats of sysfs, of proc_pid_cgroup
-# and proc_pid_mountinfo (man 5) and of cgroups v1 and v2; off Linux only the CPU count is known.
+# There is always at least one CPU and one node. Relies on the formats of sysfs; off Linux only the
+# CPU count is known.
 """CPUs, NUMA nodes and the CPU quota, read from /sys and /proc."""
 
 from __future__ import annotations
@@ -12,22 +12,17 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
-__all__ = ["Node", "Quota", "Topology", "Watched", "parse_cpulist", "read_topology"]
+from aioktask.engine.machine.kernel_files import read_text
+from aioktask.engine.machine.quota import Quota, quota_files, read_quota
+
+__all__ = ["Node", "Topology", "Watched", "parse_cpulist", "read_topology"]
 
 # Far above the kernel's largest NR_CPUS (8192): a malformed range must not fill the memory.
 _CPU_LIMIT = 1 << 16
-# How many cgroups are looked at to find one whose name the namespace hides.
-_SEARCH_LIMIT = 4096
-# By the type of the file system: where a cgroup keeps its quota and its period, in microseconds.
-_QUOTA_FILES = {
-    "cgroup2": ("cpu.max",),
-    "cgroup": ("cpu.cfs_quota_us", "cpu.cfs_period_us"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,26 +41,6 @@ class Node:
     cpus: frozenset[int]
     distances: tuple[int, ...]
     memory: int
-
-
-@dataclass(frozen=True, slots=True)
-class Quota:
-    """CPU time that a cgroup may use.
-
-    Attributes:
-        quota_us: Microseconds of CPU time in each period.
-        period_us: The period, in microseconds.
-        source: The file that says so.
-    """
-
-    quota_us: int
-    period_us: int
-    source: Path
-
-    @property
-    def cpus(self) -> float:
-        """The number of CPUs that the quota keeps busy."""
-        return self.quota_us / self.period_us
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +91,13 @@ class Watched:
         self._files = (
             self._root / "sys/devices/system/cpu/online",
             self._root / "proc/self/cgroup",
-            *(
-                directory / name
-                for directory, kind in _own_directories(self._root)
-                for name in _QUOTA_FILES[kind]
-            ),
+            *quota_files(self._root),
         )
         self._seen = self._look()
         return True
 
     def _look(self) -> tuple[object, ...]:
-        return (_affinity(), *map(_read, self._files))
+        return (_affinity(), *map(read_text, self._files))
 
 
 def read_topology(root: Path = Path("/"), affinity: Iterable[int] | None = None) -> Topology:
@@ -146,7 +117,7 @@ def read_topology(root: Path = Path("/"), affinity: Iterable[int] | None = None)
         cpus=allowed & online or online,
         online=online,
         nodes=_read_nodes(root, online),
-        quota=_read_quota(root),
+        quota=read_quota(root),
     )
 
 
@@ -181,17 +152,9 @@ def _affinity() -> frozenset[int]:
     return frozenset(range(os.cpu_count() or 1))
 
 
-def _read(path: Path) -> str:
-    """The text of a file, empty if it cannot be read."""
-    try:
-        return os.fsdecode(path.read_bytes())
-    except (OSError, ValueError):  # ValueError: a malformed path, with a null byte
-        return ""
-
-
 def _read_cpulist(path: Path) -> frozenset[int]:
     try:
-        return parse_cpulist(_read(path))
+        return parse_cpulist(read_text(path))
     except ValueError:
         return frozenset()
 
@@ -219,116 +182,12 @@ def _listed_nodes(directory: Path) -> set[int]:
 
 def _read_distances(path: Path, count: int) -> tuple[int, ...]:
     """The kernel writes one distance for each node that is online, whatever their numbers."""
-    words = _read(path).split()
+    words = read_text(path).split()
     if len(words) != count or not all(re.fullmatch("[0-9]{1,9}", word) for word in words):
         return ()
     return tuple(map(int, words))
 
 
 def _read_memory(path: Path) -> int:
-    match = re.search(r"\bMemTotal:\s+([0-9]{1,18}) kB", _read(path))
+    match = re.search(r"\bMemTotal:\s+([0-9]{1,18}) kB", read_text(path))
     return int(match[1]) * 1024 if match else 0
-
-
-def _read_quota(root: Path) -> Quota | None:
-    quotas = (_quota_of(directory, kind) for directory, kind in _own_directories(root))
-    return min(filter(None, quotas), key=lambda quota: quota.cpus, default=None)
-
-
-def _quota_of(directory: Path, kind: str) -> Quota | None:
-    """The cgroup's own quota. `max` (v2) and -1 (v1) say that it has none."""
-    sources = [directory / name for name in _QUOTA_FILES[kind]]
-    words = [word for source in sources for word in _read(source).split()]
-    if len(words) != 2 or not all(re.fullmatch("[0-9]{1,18}", word) for word in words):
-        return None
-    quota_us, period_us = map(int, words)
-    return Quota(quota_us, period_us, sources[0]) if quota_us and period_us else None
-
-
-def _own_directories(root: Path) -> Iterator[tuple[Path, str]]:
-    """The cgroups that the process is in and that can be seen, for each mount the innermost first.
-
-    With the type of the file system. A quota anywhere on the path binds, v1 and v2 alike.
-    """
-    own = _own_groups(root)
-    for point, kind, mount_root in _cgroup_mounts(root):
-        place = _place_in_mount(own[kind], mount_root) if kind in own else None
-        if place is None:
-            continue
-        top = root / point.lstrip("/")
-        hidden, names = place
-        if hidden:
-            names = _find_hidden(root, top, hidden, names)
-        for depth in range(len(names), -1, -1):
-            yield top.joinpath(*names[:depth]), kind
-
-
-def _own_groups(root: Path) -> dict[str, str]:
-    """The process's cgroup in the v2 hierarchy and in the v1 hierarchy that has the CPU controller.
-
-    Named hierarchies (`name=systemd`) have no controllers and thus no quota.
-    """
-    groups = {}
-    for line in _read(root / "proc/self/cgroup").split("\n"):
-        number, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if path and "cpu" in controllers.split(","):
-            groups["cgroup"] = path
-        elif path and number == "0":
-            groups["cgroup2"] = path
-    return groups
-
-
-def _cgroup_mounts(root: Path) -> list[tuple[str, str, str]]:
-    """Mount point, type and mount's root of each mount that could hold a quota."""
-    mounts = {}
-    for line in _read(root / "proc/self/mountinfo").split("\n"):
-        head, _, tail = line.partition(" - ")
-        fields, (kind, *_, options) = head.split(" "), ["", *tail.split(" ")][-3:]
-        if len(fields) >= 6:  # a later mount on the same point hides the earlier one
-            mounts[_unescape(fields[4])] = kind, options.split(","), _unescape(fields[3])
-    return [
-        (point, kind, mount_root)
-        for point, (kind, options, mount_root) in mounts.items()
-        if kind == "cgroup2" or (kind == "cgroup" and "cpu" in options)
-    ]
-
-
-def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), field)
-
-
-def _place_in_mount(path: str, mount_root: str) -> tuple[int, tuple[str, ...]] | None:
-    """Where in a mount the process's cgroup is; None if it is not below the mount's root.
-
-    Both are given as seen from the root of the cgroup namespace, from which `..` leads out, and
-    only as far as needed. So a mount whose root is `/../..` holds a process at `/`, two levels
-    down, but the names of these levels are hidden: what comes back is their number, and the names
-    that follow.
-    """
-    path_up, path_names = _split(path)
-    root_up, root_names = _split(mount_root)
-    if path_up == root_up and path_names[: len(root_names)] == root_names:
-        return 0, path_names[len(root_names) :]
-    if path_up < root_up and not root_names:
-        return root_up - path_up, path_names
-    return None
-
-
-def _split(path: str) -> tuple[int, tuple[str, ...]]:
-    names = tuple(name for name in path.split("/") if name)
-    up = next((depth for depth, name in enumerate(names) if name != ".."), len(names))
-    return up, names[up:]
-
-
-def _find_hidden(root: Path, top: Path, hidden: int, names: tuple[str, ...]) -> tuple[str, ...]:
-    """The names from `top` to the cgroup that lists this process; none if it is not found."""
-    process = _read(root / "proc/self/stat").partition(" ")[0]
-    pattern = "/".join(["*"] * hidden + [glob.escape(name) for name in names] + ["cgroup.procs"])
-    try:
-        for found in islice(glob.iglob(pattern, root_dir=top), _SEARCH_LIMIT):
-            if process in _read(top / found).split():
-                return Path(found).parts[:-1]
-    except ValueError:  # as in _read
-        pass
-    return ()

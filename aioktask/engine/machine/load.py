@@ -10,19 +10,39 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["idle_ns", "pressure_us", "thread_times_ns"]
+from aioktask.engine.machine.kernel_files import read_bytes
+
+__all__ = ["CpuLoad", "idle_ns", "pressure_us", "thread_times_ns"]
 
 _ROOT = Path("/")
 # One unit of /proc/stat, USER_HZ.
 _TICK_NS = 1_000_000_000 // (os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100)
 
 
+@dataclass(frozen=True, slots=True)
+class CpuLoad:
+    """What CPUs and background threads did between two samples.
+
+    Attributes:
+        elapsed_ns: The nanoseconds between the samples.
+        idle_ns: CPU time that nobody used, of the CPUs that this process may use.
+        used_ns: CPU time of the threads that serve background jobs.
+        delay_ns: How long these were kept from a CPU although they could run.
+    """
+
+    elapsed_ns: int
+    idle_ns: int
+    used_ns: int
+    delay_ns: int
+
+
 def idle_ns(cpus: Collection[int], root: Path = _ROOT) -> int | None:
     """How long these CPUs have been idle in all, waits for a disk included."""
     idle = found = 0
-    for line in _read(root / "proc/stat").split(b"\n"):
+    for line in read_bytes(root / "proc/stat").split(b"\n"):
         if not line.startswith(b"cpu"):
             break
         name, *figures = line.split()
@@ -34,7 +54,7 @@ def idle_ns(cpus: Collection[int], root: Path = _ROOT) -> int | None:
 
 def pressure_us(root: Path = _ROOT) -> int | None:
     """How long, in all, some thread of the machine could run and had no CPU."""
-    for line in _read(root / "proc/pressure/cpu").split(b"\n"):
+    for line in read_bytes(root / "proc/pressure/cpu").split(b"\n"):
         if line.startswith(b"some "):
             _, found, total = line.partition(b"total=")
             return int(total) if found and total.isdigit() else None
@@ -48,18 +68,7 @@ def thread_times_ns(threads: Iterable[int], root: Path = _ROOT) -> dict[int, tup
     """
     times = {}
     for thread in threads:
-        words = _read(root / f"proc/self/task/{thread}/schedstat").split()
+        words = read_bytes(root / f"proc/self/task/{thread}/schedstat").split()
         if len(words) >= 2 and words[0].isdigit() and words[1].isdigit():
             times[thread] = int(words[0]), int(words[1])
     return times
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with open(path, "rb", buffering=0) as file:
-            parts = []
-            while part := file.read(1 << 16):
-                parts.append(part)
-        return b"".join(parts)
-    except OSError:
-        return b""
