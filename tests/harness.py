@@ -32,6 +32,7 @@ from aioktask import (
     run_multithreaded_sync,
 )
 from aioktask.engine.api.process import current_pool
+from aioktask.engine.threads.pool import Pool
 
 MOST_THREADS = 6  # four helpers, a calling thread, a helper owed to a nested job
 
@@ -286,18 +287,37 @@ def control(
 
 
 def pool_at_rest() -> None:
-    """Nothing is left of any job: no run, no serving thread, no count that stayed up."""
+    """Nothing is left of any job: no run, no serving thread, no count that stayed up.
+
+    At the latest when what was posted last has been applied.
+    """
     pool = current_pool()
+    deadline = time.monotonic() + 10
+    while (left := what_is_left(pool)) is not None:
+        assert time.monotonic() < deadline, f"{left}: {pool!r}"
+        pool.wake()
+        os.sched_yield()
+
+
+def what_is_left(pool: Pool) -> str | None:
+    """What keeps a pool from being at rest."""
+    state = pool.state
     with pool.lock:
-        state = pool.state
-        assert not state.runs, f"runs left: {pool!r}"
-        assert not state.serving, f"threads still serve: {pool!r}"
-        assert not state.waits, f"waits left: {pool!r}"
-        assert state.scheduler.running == 0, repr(pool)
-        assert not state.scheduler._groups, repr(pool)
-        assert not state.scheduler._owed, repr(pool)
-        busy = [helper for helper in state.helpers if not helper.idle]
-        assert not busy, f"helpers neither serve nor are idle: {pool!r}"
+        scheduler = state.scheduler
+        facts = {
+            "commands": pool.inbox,
+            "runs": state.runs,
+            "threads that serve": state.serving,
+            "waits": state.waits,
+            "chunks that wait": state.waiting,
+            "threads that count": scheduler.running,
+            "jobs in queues": [*scheduler._queues.foreground, *scheduler._queues.background],
+            "jobs owed a helper": scheduler._owed,
+            "helpers that neither serve nor are idle": [
+                helper for helper in state.helpers if not helper.idle
+            ],
+        }
+    return next((name for name, found in facts.items() if found), None)
 
 
 def nothing_refers_to(watches: list[weakref.ref[Any]]) -> None:

@@ -262,10 +262,11 @@ class Scheduler:
         waiting = sorted(group.ready, key=Entry.new_key)
         for entry in reversed(waiting):
             self._take_out(entry)
-        self._send_delegates(group)
         group.cap = cap
         lag = self._floor - min((entry.runtime for entry in waiting), default=self._floor)
         for entry in waiting:
+            if lag > 0:
+                entry.runtime += lag
             if entry.threads < entry.limit:
                 self._put_in(entry)
         self._send_delegates(group)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: MIT
+# A call of the scheduler that an exception ends in the middle, as Ctrl-C may: `rebuild` mends it.
+# Each call is struck at each of its lines, in a world that has everything; what was rebuilt is
+# compared with a scheduler that was told the same from the start.
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from aioktask.engine.scheduling import queue
+from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat
+from tests.engine.scheduling.tracing import strike
+
+Serving = tuple[Entry, Seat, bool, bool]
+
+
+class World:
+    """Jobs of every kind, in coordinators of every kind, with threads in every seat."""
+
+    def __init__(self) -> None:
+        self.scheduler = scheduler = Scheduler(9)
+        scheduler.background_cap = 3
+        self.groups = {"open": Group(), "capped": Group(3), "full": Group(1)}
+        self.entries: dict[str, Entry] = {}
+        self.serving: list[Serving] = []
+        for group in self.groups:
+            for name in ("plain", "served", "low", "lent", "background", "owed", "undo", "idle"):
+                self.add(f"{group} {name}", group, 10 if name in ("low", "lent") else 0)
+        for name, entry in self.entries.items():
+            if "served" in name:
+                scheduler.charge(entry, SLICE_NS)
+            elif "lent" in name:
+                scheduler.set_loan(entry, -3)
+            elif "background" in name:
+                scheduler.set_gives_way(entry, True)
+            elif "owed" in name:
+                scheduler.owe(entry, 1)
+            elif "undo" in name:
+                scheduler.set_idle(entry)
+                scheduler.set_ready(entry, undoing=True)
+            elif "idle" in name:
+                scheduler.set_idle(entry)
+        for name in ("open served", "open lent", "open lent", "open background", "full undo"):
+            self.enter(name)
+        self.enter("capped undo", counted=True)
+        self.enter("capped background", counted=True, counted_in_group=True)
+
+    def add(self, name: str, group: str, nice: int = 0) -> None:
+        entry = self.entries[name] = Entry(name, self.groups[group], nice, 2)
+        self.scheduler.add(entry)
+        self.scheduler.set_ready(entry)
+
+    def enter(self, name: str, *, counted: bool = False, counted_in_group: bool = False) -> None:
+        entry = self.entries[name]
+        seat = self.scheduler.enter(entry, counted=counted, counted_in_group=counted_in_group)
+        self.serving.append((entry, seat, counted, counted_in_group))
+
+    def fresh(self) -> World:
+        """A world of its own that is told the same as is true of this one, by whole calls."""
+        other = World.__new__(World)
+        scheduler = other.scheduler = Scheduler(self.scheduler.cap)
+        scheduler.background_cap = self.scheduler.background_cap
+        other.groups = {name: Group(group.cap) for name, group in self.groups.items()}
+        other.entries, other.serving = {}, []
+        names = {group: name for name, group in self.groups.items()}
+        for name, entry in self.entries.items():
+            made = Entry(name, other.groups[names[entry.group]], entry.nice, entry.limit)
+            other.entries[name] = made
+            made.sequence, made.served = entry.sequence, entry.served
+        for entry, seat, counted, counted_in_group in self.serving:
+            made = other.entries[entry.run]
+            scheduler.set_loan(made, 0 if seat is Seat.LENT else None)
+            scheduler.set_gives_way(made, seat is Seat.BACKGROUND)
+            other.enter(entry.run, counted=counted, counted_in_group=counted_in_group)
+            assert other.serving[-1][1] is seat
+        for name, entry in self.entries.items():
+            made = other.entries[name]
+            scheduler.set_loan(made, entry.loan)
+            scheduler.set_gives_way(made, entry.gives_way)
+            scheduler.owe(made, entry.owed)
+            made.runtime, made.loan_runtime = entry.runtime, entry.loan_runtime
+            if entry.ready:
+                scheduler.set_ready(made, undoing=entry.undoing)
+        return other
+
+    def picture(self) -> dict[str, object]:
+        """All that the scheduler, its groups and its entries hold, with names for objects."""
+        scheduler = self.scheduler
+        return {
+            "counts": (scheduler.running, scheduler.background, scheduler.cap),
+            "queues": picture_of(scheduler._queues),
+            "owed": names_of(scheduler._owed),
+            "groups": {
+                name: (
+                    group.cap,
+                    group.threads,
+                    {entry.run for entry in group.ready},
+                    picture_of(group.queues),
+                    names_of(group.delegates[:2]),
+                    group.delegates[2],
+                )
+                for name, group in self.groups.items()
+            },
+            "entries": {
+                name: (
+                    entry.threads,
+                    entry.loan_taken,
+                    names_of([entry.key, entry.owed_key]),
+                    entry.key is not None and entry.key in entry.queue,
+                )
+                for name, entry in self.entries.items()
+            },
+        }
+
+
+def picture_of(queues: queue.Queues) -> object:
+    return names_of(queues.foreground), names_of(queues.background), queues.served
+
+
+def names_of(keys: Any) -> list[object]:
+    return [key and (*key[:-1], key[-1].run) for key in keys]
+
+
+def leave(world: World, name: str, seat: Seat) -> None:
+    """End the first thread that serves the entry in this seat."""
+    entry = world.entries[name]
+    serving = next(each for each in world.serving if each[:2] == (entry, seat))
+    world.serving.remove(serving)
+    _, _, counted, counted_in_group = serving
+    world.scheduler.leave(entry, SLICE_NS, seat, counted=counted, counted_in_group=counted_in_group)
+
+
+def take_loan(world: World, name: str) -> None:
+    """Move the entry's only thread to a loan."""
+    entry = world.entries[name]
+    number, (_, seat, *counts) = next(
+        (number, each) for number, each in enumerate(world.serving) if each[0] is entry
+    )
+    world.scheduler.set_loan(entry, -7)
+    world.serving[number] = (entry, Seat.LENT, *counts)  # type: ignore[assignment]
+    world.scheduler.take_loan(entry, seat)
+
+
+def rebuild(world: World) -> None:
+    world.scheduler.rebuild(world.entries.values(), world.serving)
+
+
+CALLS: dict[str, Callable[[World], object]] = {
+    "add and set_ready": lambda world: world.add("new", "capped"),
+    "enter the last but one": lambda world: world.enter("open plain"),
+    "enter the last": lambda world: world.enter("open served"),
+    "enter what is lent": lambda world: world.enter("capped lent"),
+    "enter what is owed": lambda world: world.enter("full owed"),
+    "enter the background": lambda world: world.enter("capped background"),
+    "leave": lambda world: leave(world, "open served", Seat.OWN),
+    "leave what was lent": lambda world: leave(world, "open lent", Seat.LENT),
+    "leave the background": lambda world: leave(world, "open background", Seat.BACKGROUND),
+    "leave what was full": lambda world: leave(world, "full undo", Seat.OWN),
+    "leave while counted": lambda world: leave(world, "capped background", Seat.OWN),
+    "take a loan": lambda world: take_loan(world, "open background"),
+    "wanted": lambda world: world.scheduler.wanted(6),
+    "wish": lambda world: world.scheduler.wish(12),
+    "rebuild": rebuild,
+    **{
+        f"{name} of {of}": lambda world, of=of, call=call: call(  # type: ignore[misc]
+            world.scheduler, world.entries[of]
+        )
+        for of in ("open lent", "capped background", "full owed", "capped undo", "open idle")
+        for name, call in {
+            "charge": lambda scheduler, entry: scheduler.charge(entry, SLICE_NS),
+            "set_idle": Scheduler.set_idle,
+            "set_ready": Scheduler.set_ready,
+            "set_nice": lambda scheduler, entry: scheduler.set_nice(entry, -4),
+            "set_limit": lambda scheduler, entry: scheduler.set_limit(entry, 1),
+            "set_gives_way": lambda scheduler, entry: scheduler.set_gives_way(entry, True),
+            "set_loan": lambda scheduler, entry: scheduler.set_loan(entry, -9),
+            "owe": lambda scheduler, entry: scheduler.owe(entry, 1),
+        }.items()
+    },
+    **{
+        f"set_group_cap {cap} of {group}": lambda world, cap=cap, group=group: (  # type: ignore[misc]
+            world.scheduler.set_group_cap(world.groups[group], cap)
+        )
+        for group in ("open", "capped", "full")
+        for cap in (None, 1, 2)
+    },
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize("went_through", [False, True])
+def test_a_call_struck_at_any_line_is_mended(
+    call: Callable[[World], object], went_through: bool
+) -> None:
+    """Whether the threads are counted as they were before the call or as they are after it."""
+    line = 0
+    while True:
+        world = World()
+        before = list(world.serving)
+        struck = strike(lambda: call(world), queue, line)  # noqa: B023
+        if struck and went_through:
+            after = World()
+            call(after)
+            world.serving = [
+                (world.entries[entry.run], *rest)  # type: ignore[misc]
+                for entry, *rest in after.serving
+                if entry.run in world.entries
+            ]
+        elif struck:
+            world.serving = before
+        cap = world.scheduler.cap
+        rebuild(world)
+        assert world.picture() == world.fresh().picture()
+        assert world.scheduler.cap == cap == 9
+        if not struck:
+            break
+        line += 1
+    assert line > 1
