@@ -48,12 +48,12 @@ def info() -> dict[str, object]:
         ValueError: ``AIOKTASK_MAX_THREADS`` is no number of threads.
     """
     pool = current_pool()
-    pool.around.refresh()
-    cap, topology = pool.around.cap, pool.around.topology
+    pool.adapter.refresh()
+    cap, topology = pool.adapter.cap, pool.adapter.topology
     return {
         "cap": {"threads": cap.threads, "reason": cap.reason},
-        "tunables": pool.around.tunables.data(),
-        "slots": _slots(pool.around.tunables.share, len(topology.cpus)),
+        "tunables": pool.adapter.tunables.data(),
+        "slots": _slots(pool.adapter.tunables.share, len(topology.cpus)),
         "nice": _nice(),
         "cpus": sorted(topology.cpus),
         "online": sorted(topology.online),

@@ -206,7 +206,7 @@ def test_a_background_job_gives_way_and_still_goes_on() -> None:
         with Coordinator() as coordinator:
             handle = start(coordinator, nice=19)
             pool = current_pool()
-            until(lambda: pool.state.yielding.pausing and not handle.progress().threads)
+            until(lambda: pool.state.background.pausing and not handle.progress().threads)
             before = handle.progress().done
             until(lambda: handle.progress().done > before)
             handle.renice(0)  # it is no background job any more
@@ -273,8 +273,8 @@ def test_a_forked_child_keeps_none_of_the_slots_of_a_parent_that_is_killed() -> 
         from aioktask.engine.api.process import current_pool
         with Coordinator() as coordinator:
             handle = start(coordinator)
-            lookout = current_pool().around.lookout
-            until(lambda: lookout.slots is not None and lookout.slots.held)
+            monitor = current_pool().adapter.monitor
+            until(lambda: monitor.slots is not None and monitor.slots.held)
             if os.fork() == 0:
                 say("forked")
                 signal.pause()
@@ -304,8 +304,8 @@ def test_a_set_that_cannot_be_shared_is_told_and_does_no_harm(tmp_path: Path) ->
         main = """
             run_multithreaded_sync(Job(fn, 100_000, chunk=1000))
             from aioktask.engine.api.process import current_pool
-            until(lambda: current_pool().around.lookout.slots_refused)
-            note("refused", current_pool().around.lookout.slots_refused.errno)
+            until(lambda: current_pool().adapter.monitor.slots_refused)
+            note("refused", current_pool().adapter.monitor.slots_refused.errno)
         """
         environ = {"AIOKTASK_SHARE": f"test-{os.getpid()}-bad"}
         with Child(ENDLESS, main, environ=environ) as child:

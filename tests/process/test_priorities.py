@@ -178,17 +178,17 @@ def test_a_waiter_lends_its_nice_to_one_helper_and_the_others_stay_low(who: str)
 def test_where_going_back_is_refused_although_it_seemed_allowed_another_thread_does_it() -> None:
     """As in a container whose root has the capability in its own namespace only."""
     main = """
-        from aioktask.engine import lookout
-        from aioktask.engine.threads import adapt as surroundings
+        from aioktask.engine.machine import monitor
+        from aioktask.engine.threads import adapt
 
         def refuse(thread, wanted):
             if wanted < os.getpriority(os.PRIO_PROCESS, thread):
                 return False
             return real(thread, wanted)
 
-        real = surroundings.set_thread_nice
-        surroundings.set_thread_nice = refuse
-        lookout.may_lower = lambda nice: True
+        real = adapt.set_thread_nice
+        adapt.set_thread_nice = refuse
+        monitor.may_lower = lambda nice: True
         aioktask.set_max_threads(1)
         released.update((0, 1, 2))
         with Coordinator() as coordinator:

@@ -208,9 +208,9 @@ def test_helpers_are_a_little_above_the_process_whoever_submits_first() -> None:
 
 def test_idle_helpers_retire_and_come_back() -> None:
     program = """
-        import aioktask.engine.threads.pool
+        import aioktask.engine.threads.helper
 
-        aioktask.engine.threads.pool.IDLE_SECONDS = 0.02
+        aioktask.engine.threads.helper.IDLE_SECONDS = 0.02
         for turn in range(3):
             job = Job(fill_at_gate, 3, chunk=1, max_threads=3, name="numbers")
             handle = Coordinator().submit(job)
@@ -238,9 +238,10 @@ def test_idle_helpers_retire_and_come_back() -> None:
 def test_jobs_in_a_row_while_helpers_retire_lose_no_work() -> None:
     # The race between a helper that goes and work that comes.
     program = """
-        import aioktask.engine.threads.pool
+        import aioktask.engine.threads.helper
 
-        aioktask.engine.threads.pool.IDLE_SECONDS = aioktask.engine.threads.pool.HUNGRY_SECONDS = 0.0005
+        helper = aioktask.engine.threads.helper
+        helper.IDLE_SECONDS = helper.HUNGRY_SECONDS = 0.0005
         for turn in range(300):
             Coordinator().submit(Job(fill, 2, start=2 * turn, chunk=1)).result(10)
             until(lambda start=time.perf_counter(): time.perf_counter() - start > turn * 1e-5)

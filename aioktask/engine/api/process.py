@@ -88,15 +88,27 @@ def tunables() -> dict[str, object]:
 
 
 def _set(source: str, **values: Any) -> None:
-    found = checked(source, values)
-    process_tunables(os.environ, dict(_calls))  # of a variable: then nothing is changed
-    for name, value in found.items():
+    said: dict[str, tuple[str, Any] | None] = {}
+    for name, value in checked(source, values).items():
         if name == "max_threads" and value is None:
+            said[name] = None
+        else:
+            by = source if source != "configure()" else f"configure({name}={value!r})"
+            said[name] = by, value
+    # Refused before anything is changed, where a variable is wrong that no call replaces.
+    process_tunables(os.environ, _without_none({**_calls, **said}))
+    for name, found in said.items():  # one step each, so that a handler's call is not undone
+        if found is None:
             _calls.pop(name, None)
         else:
-            said = source if source != "configure()" else f"configure({name}={value!r})"
-            _calls[name] = said, value
+            _calls[name] = found
     current_pool().adapter.configure(process_tunables(os.environ, dict(_calls)))
+
+
+def _without_none(
+    calls: dict[str, tuple[str, Any] | None],
+) -> dict[str, tuple[str, Any]]:
+    return {name: found for name, found in calls.items() if found is not None}
 
 
 def _at_exit() -> None:
