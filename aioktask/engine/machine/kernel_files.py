@@ -1,27 +1,51 @@
 # SPDX-License-Identifier: MIT
 # Reading of what the kernel tells in files, below /proc and /sys.
+#
+# A file that is missing is a fact that is not known, and so is one that may not be read; the latter
+# is noted. Only a shortage (of descriptors, of memory) is another thing, since it passes: who acts
+# on a change of what is read has to tell it from a change.
 """Readers of the kernel's files that never raise."""
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
-__all__ = ["read_bytes", "read_text"]
+from aioktask.engine.machine.denials import note_denial
+
+__all__ = ["read_bytes", "read_text", "try_read"]
+
+_SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The contents of a file, empty if it cannot be read."""
+def read_bytes(path: str | Path, name: str = "") -> bytes:
+    """The contents of a file, empty if it cannot be read.
+
+    Args:
+        path: The file.
+        name: What a denial is noted as; by default the path.
+    """
+    return try_read(path, name) or b""
+
+
+def read_text(path: str | Path, name: str = "") -> str:
+    """The text of a file, empty if it cannot be read; see `read_bytes`."""
+    return os.fsdecode(read_bytes(path, name))
+
+
+def try_read(path: str | Path, name: str = "") -> bytes | None:
+    """The contents of a file as by `read_bytes`, but None where only a shortage was in the way."""
     try:
         with open(path, "rb", buffering=0) as file:
             parts = []
             while part := file.read(1 << 16):
                 parts.append(part)
         return b"".join(parts)
-    except (OSError, ValueError):  # ValueError: a malformed path, with a null byte
+    except OSError as error:
+        note_denial(f"read {name or path}", error.errno)
+        return None if error.errno in _SHORTAGES else b""
+    except ValueError:  # a malformed path, with a null byte
         return b""
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, empty if it cannot be read."""
-    return os.fsdecode(read_bytes(path))
+    except MemoryError:
+        return None

@@ -68,7 +68,9 @@ def thread_times_ns(threads: Iterable[int], root: Path = _ROOT) -> dict[int, tup
     """
     times = {}
     for thread in threads:
-        words = read_bytes(root / f"proc/self/task/{thread}/schedstat").split()
+        words = read_bytes(
+            root / f"proc/self/task/{thread}/schedstat", "/proc/self/task/TID/schedstat"
+        ).split()
         if len(words) >= 2 and words[0].isdigit() and words[1].isdigit():
             times[thread] = int(words[0]), int(words[1])
     return times

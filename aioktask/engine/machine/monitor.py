@@ -4,15 +4,17 @@
 #
 # For one thread at a time; holds no lock and decides nothing about jobs. Its user tells it what it
 # needs to know, and decides what follows from the answer. What costs more than a few system calls
-# is sampled less often.
+# is sampled less often. What the system refuses is not known, so counts as free, and never raises.
 """What happens around the process."""
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic_ns, perf_counter_ns
 
+from aioktask.engine.machine.denials import note_denial
 from aioktask.engine.machine.load import CpuLoad, idle_ns, pressure_us, thread_times_ns
 from aioktask.engine.machine.os_threads import may_lower, process_nice
 from aioktask.engine.machine.slots import Slots, slots_path
@@ -22,6 +24,9 @@ __all__ = ["Monitor", "Observation"]
 
 # The topology is sampled this often, in ns: a quota that moved is followed within a second.
 TOPOLOGY_NS = 250_000_000
+
+# What passes, so is no reason to share no longer: no locks, no descriptors, no memory for a while.
+_SHORTAGES = (errno.ENOLCK, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
 # Threads that are asked how long they waited for a CPU, 8 us each; more would say no more.
 MOST_ASKED = 32
@@ -92,24 +97,27 @@ class Monitor:
         )
 
     def release(self) -> None:
-        """Nothing is to be done for the time being: others may have the slots."""
+        """Give up the slots for the time being, since there is nothing to do."""
         self._idle_at = 0
         if self.slots is not None:
             try:
                 self.slots.release()
             except OSError as error:
-                self.slots_refused = error
+                self._refused(error)
 
     def forget(self) -> None:
-        """In a fork's child: none of this is its own."""
+        """Have no part in any of it, in a fork's child: none of it is its own."""
         if self.slots is not None:
             self.slots.forget()
 
     def close(self) -> None:
         """Give up the slots for good."""
-        if self.slots is not None:
-            self.slots.close()
-            self.slots = None
+        slots, self.slots = self.slots, None
+        if slots is not None:
+            try:
+                slots.close()
+            except OSError as error:  # the kernel drops them with the descriptor
+                self.slots_refused = error
 
     def _load(self, now: int, helpers: Mapping[int, bool]) -> CpuLoad | None:
         """What happened since the last sample, if there was one lately."""
@@ -143,14 +151,22 @@ class Monitor:
                 try:
                     self.slots = Slots(slots_path(share))
                 except OSError as error:
+                    note_denial("open the slots", error.errno)
                     self.slots_refused = error
         if self.slots is None:
             return None
         try:
             allowed = self.slots.look(self._cpus, wish, monotonic_ns())
-        except OSError as error:  # all is given up, and the next sample tries again
-            self.slots_refused = error
+        except OSError as error:
+            self._refused(error)
             return None
         self.slots_refused = None
         alone = self.slots.members <= 1 and allowed >= min(wish, len(self._cpus))
         return None if alone else allowed
+
+    def _refused(self, error: OSError) -> None:
+        """Share no longer, unless the next sample may succeed: a shortage passes."""
+        note_denial("lock slots (F_OFD_SETLK)", error.errno)
+        if error.errno not in _SHORTAGES:
+            self.close()
+        self.slots_refused = error

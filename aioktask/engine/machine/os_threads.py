@@ -2,30 +2,45 @@
 # What the operating system is asked about threads: to start one, name it, bind it to CPUs, give it
 # a nice, and tell what it did. Each is one call or two; who asks, and when, is decided elsewhere.
 #
+# Any of these calls may be refused, by a sandbox or for want of something: then the answer says so,
+# the denial is noted, and nothing but a thread that cannot be started raises. What a sandbox
+# refuses once it refuses always, so a nice or a name is not asked for again.
+#
 # Linux gives each thread a nice of its own; elsewhere it is the process's, which nobody touches.
 """System calls about threads."""
 
 from __future__ import annotations
 
-import _thread
-import contextlib
 import ctypes
+import errno
 import os
-import resource
+import re
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection
+from enum import Enum
+
+from aioktask.engine.machine.denials import note_denial
+from aioktask.engine.machine.kernel_files import read_bytes
+
+if sys.platform != "win32":
+    import resource
 
 __all__ = [
     "NAME",
+    "NiceChange",
     "be_like_the_process",
     "bind_thread",
+    "cpu_time_ns",
     "kernel_and_delay_ns",
     "may_lower",
     "name_this_thread",
+    "nice_can_be_set",
     "process_nice",
     "set_thread_nice",
     "start_thread",
+    "thread_nice_now",
 ]
 
 # Of all threads of the engine that have nothing to do.
@@ -34,28 +49,80 @@ NAME = "aioktask"
 _NAME_BYTES = 15  # of the kernel's name of a thread
 _PR_SET_NAME = 15
 _CAP_SYS_NICE = 23
-_NICE_IS_OF_THREADS = sys.platform.startswith("linux")
+_ON_LINUX = sys.platform.startswith("linux")
+
+# Starting a thread.
 
 
-def kernel_and_delay_ns() -> tuple[int, int]:
-    """How long the kernel worked for this thread, and how long it waited for a CPU.
+# How long a thread that was started may take to run its first line, for who waits for its end.
+BEGIN_SECONDS = 5.0
 
-    Both 0 where nobody tells.
+
+class _Unawaited(threading.Event):
+    """An event that `threading.Thread.start` does not wait for."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return True
+
+
+class _Thread(threading.Thread):
+    """A thread whose `start` does not wait until it runs.
+
+    `threading.Thread.start` waits, without a limit, for an event that the new thread sets in Python
+    code. For want of memory that may never come, and a signal handler that raises in this wait
+    would leave the caller without a thread that runs.
+    """
+
+    def __init__(self, target: Callable[[], None], name: str) -> None:
+        super().__init__(target=target, name=name, daemon=True)
+        # CPython's own name for it, in 3.11 to 3.15 at least. Without it `start` waits as ever.
+        self._unawaited = _Unawaited() if hasattr(self, "_started") else None
+        if self._unawaited is not None:
+            self._started = self._unawaited
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait for its end, but no longer than BEGIN_SECONDS for its begin."""
+        if self._unawaited is not None:
+            most = BEGIN_SECONDS if timeout is None else min(timeout, BEGIN_SECONDS)
+            if not threading.Event.wait(self._unawaited, most):
+                return
+        super().join(timeout)
+
+
+def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
+    """Start a daemon thread, without waiting until it runs.
+
+    It is like any thread that the caller might start: it has the caller's signal mask, nice and
+    affinity, and debuggers and profilers see it. A signal handler may raise here after the thread
+    was made, so who must know of the thread is told by its target, not by what comes back.
+
+    Args:
+        target: What it calls.
+        name: For Python; see `name_this_thread` for the kernel's.
+
+    Raises:
+        RuntimeError: The system has no more threads for this process.
     """
     try:
-        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
-            delay = int(file.read().split()[1])
-        return int(resource.getrusage(resource.RUSAGE_THREAD).ru_stime * 1e9), delay
-    except (OSError, AttributeError, IndexError, ValueError):
-        return 0, 0
+        thread = _Thread(target, name)
+        thread.start()
+    except (MemoryError, OSError, RuntimeError) as error:
+        note_denial("start a thread", errno.EAGAIN)
+        if isinstance(error, RuntimeError):
+            raise
+        raise RuntimeError("can't start new thread") from error
+    return thread
+
+
+# What it is called, where it runs and how urgently.
 
 
 def _find_prctl() -> Callable[[int, bytes], int] | None:
-    if not sys.platform.startswith("linux"):
+    if not _ON_LINUX:
         return None
     try:
         # PyDLL keeps the GIL: giving it up and waiting for it costs far more than this call.
-        prctl = ctypes.PyDLL(None).prctl
+        prctl = ctypes.PyDLL(None, use_errno=True).prctl
     except (OSError, AttributeError):
         return None
     prctl.argtypes = [ctypes.c_int, ctypes.c_char_p]
@@ -68,21 +135,16 @@ _prctl = _find_prctl()
 
 def name_this_thread(name: str) -> None:
     """Name the calling thread, for Python and (its first 15 bytes) for the kernel."""
+    global _prctl
     thread = threading.current_thread()
     if thread.name == name:
         return
     thread.name = name
     if _prctl is not None:
-        _prctl(_PR_SET_NAME, name.encode("utf-8", "replace")[:_NAME_BYTES].replace(b"\0", b"?"))
-
-
-def start_thread(target: Callable[[], None], name: str) -> None:
-    """Start a daemon thread, and wait for nothing.
-
-    Raises:
-        RuntimeError: The system has no more threads for this process.
-    """
-    _thread.start_new_thread(target, ())
+        kernel_name = name.encode("utf-8", "replace")[:_NAME_BYTES].replace(b"\0", b"?")
+        if _prctl(_PR_SET_NAME, kernel_name):
+            note_denial("prctl(PR_SET_NAME), a thread's name", ctypes.get_errno())
+            _prctl = None
 
 
 def bind_thread(thread: int, cpus: Collection[int]) -> bool:
@@ -93,47 +155,101 @@ def bind_thread(thread: int, cpus: Collection[int]) -> bool:
     if not hasattr(os, "sched_setaffinity"):
         return False
     try:
-        if os.sched_getaffinity(thread) != cpus:
-            os.sched_setaffinity(thread, cpus)
-    except OSError:  # none of them is online any more, or the thread has ended
+        if os.sched_getaffinity(thread) == cpus:
+            return True
+    except (OSError, OverflowError) as error:  # OverflowError: what is no thread's number
+        note_denial("sched_getaffinity, a thread's CPUs", getattr(error, "errno", None))
+    try:
+        os.sched_setaffinity(thread, cpus)
+    except (OSError, OverflowError) as error:
+        # Also when none of them is online any more (EINVAL), or the thread has ended (ESRCH).
+        note_denial("sched_setaffinity, a thread's CPUs", getattr(error, "errno", None))
         return False
     return True
 
 
 def be_like_the_process() -> None:
     """Take the nice and affinity of the process's main thread, as far as this is allowed."""
-    process = os.getpid()
-    if hasattr(os, "sched_setaffinity"):
-        with contextlib.suppress(OSError):
-            os.sched_setaffinity(0, os.sched_getaffinity(process))
-    with contextlib.suppress(OSError):
-        mine = threading.get_native_id()
-        nice = os.getpriority(os.PRIO_PROCESS, process)
-        if sys.platform.startswith("linux") and os.getpriority(os.PRIO_PROCESS, mine) != nice:
-            os.setpriority(os.PRIO_PROCESS, mine, nice)
+    process, thread = os.getpid(), threading.get_native_id()
+    if hasattr(os, "sched_getaffinity"):
+        try:
+            bind_thread(thread, os.sched_getaffinity(process))
+        except OSError as error:
+            note_denial("sched_getaffinity, a thread's CPUs", error.errno)
+    if _ON_LINUX:
+        nice = _nice_of(process)
+        if nice is not None and thread_nice_now(thread) != nice:
+            set_thread_nice(thread, nice)
+
+
+class NiceChange(Enum):
+    """What became of the wish to give a thread another nice."""
+
+    DONE = "it has that nice"
+    TOO_LOW = "it may not go back to so low a nice; a new thread of the process might have it"
+    DENIED = "no thread of this process may be given a nice, and nobody should ask again"
+    GONE = "there is no such thread"
+
+
+_nice_denied = False
+
+
+def nice_can_be_set() -> bool:
+    """Whether threads may be given a nice at all, as far as this is known by now.
+
+    What is True may become False, and what is False stays so. Without it every thread runs at the
+    nice that it began with, which is that of the thread that started it.
+    """
+    return _ON_LINUX and not _nice_denied
+
+
+def set_thread_nice(thread: int, nice: int) -> NiceChange:
+    """Give a thread of this process a nice.
+
+    Off Linux it says that this is denied, and once it was denied it says so without asking again.
+
+    Args:
+        thread: The kernel's number of it.
+        nice: -20 to 19.
+    """
+    global _nice_denied
+    if not nice_can_be_set():
+        return NiceChange.DENIED
+    try:
+        os.setpriority(os.PRIO_PROCESS, thread, nice)
+    except (OSError, OverflowError) as error:  # OverflowError: what is no thread's number
+        if thread != threading.get_native_id() and (
+            isinstance(error, (ProcessLookupError, OverflowError))
+        ):
+            return NiceChange.GONE
+        now = thread_nice_now(thread)
+        if isinstance(error, PermissionError) and now is not None and nice < now:
+            return NiceChange.TOO_LOW
+        # A higher nice is everybody's right (setpriority(2)): this is not about the nice.
+        _nice_denied = True
+        note_denial("setpriority, a thread's nice", getattr(error, "errno", None))
+        return NiceChange.DENIED
+    return NiceChange.DONE
+
+
+def thread_nice_now(thread: int) -> int | None:
+    """The nice of a thread of this process; None where that cannot be known, or off Linux."""
+    return _nice_of(thread) if _ON_LINUX else None
 
 
 def process_nice() -> int:
     """The nice of the process's main thread; 0 where that cannot be known."""
+    return _nice_of(os.getpid()) or 0  # it cannot where the main thread has ended, others go on
+
+
+def _nice_of(thread: int) -> int | None:
+    if sys.platform == "win32":
+        return None
     try:
-        return os.getpriority(os.PRIO_PROCESS, os.getpid())
-    except (AttributeError, OSError):  # the main thread has ended, others go on
-        return 0
-
-
-def set_thread_nice(thread: int, nice: int) -> bool:
-    """Give a thread of this process a nice; False where it may not have so low a one.
-
-    Raises:
-        OSError: There is no such thread (ESRCH).
-    """
-    if not _NICE_IS_OF_THREADS:
-        return True
-    try:
-        os.setpriority(os.PRIO_PROCESS, thread, nice)
-    except PermissionError:
-        return False
-    return True
+        return os.getpriority(os.PRIO_PROCESS, thread)
+    except (OSError, OverflowError) as error:
+        note_denial("getpriority, a thread's nice", getattr(error, "errno", None))
+        return None
 
 
 def may_lower(nice: int) -> bool:
@@ -142,16 +258,41 @@ def may_lower(nice: int) -> bool:
     By the limit (`RLIMIT_NICE`) or the capability (`CAP_SYS_NICE`). In a container the latter may
     be worth nothing: `set_thread_nice` finds out.
     """
-    if not _NICE_IS_OF_THREADS:
-        return True
-
-    limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
-    if limit == resource.RLIM_INFINITY or 20 - limit <= nice:
-        return True
+    if not nice_can_be_set():
+        return True  # none ever has a higher one
     try:
-        with open("/proc/self/status", "rb", buffering=0) as file:
-            status = file.read()
-    except OSError:
-        return False
-    _, found, rest = status.partition(b"CapEff:")
-    return bool(found) and bool(int(rest.split()[0], 16) >> _CAP_SYS_NICE & 1)
+        limit, _ = resource.getrlimit(resource.RLIMIT_NICE)
+        if limit == resource.RLIM_INFINITY or 20 - limit <= nice:
+            return True
+    except OSError as error:
+        note_denial("getrlimit(RLIMIT_NICE)", error.errno)
+    found = re.search(rb"^CapEff:\s*([0-9a-f]+)$", read_bytes("/proc/self/status"), re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> _CAP_SYS_NICE & 1)
+
+
+# What it did.
+
+
+def cpu_time_ns() -> int:
+    """The CPU time of the calling thread; 0 where nobody tells."""
+    try:
+        return time.thread_time_ns()
+    except OSError as error:
+        note_denial("clock_gettime, a thread's CPU time", error.errno)
+        return 0
+
+
+def kernel_and_delay_ns() -> tuple[int, int]:
+    """How long the kernel worked for this thread, and how long it waited for a CPU.
+
+    Both 0 where nobody tells.
+    """
+    try:
+        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
+            delay = int(file.read().split()[1])
+        return int(resource.getrusage(resource.RUSAGE_THREAD).ru_stime * 1e9), delay
+    except OSError as error:
+        note_denial("read /proc/thread-self/schedstat, or getrusage", error.errno)
+    except (AttributeError, IndexError, NameError, ValueError):
+        pass
+    return 0, 0

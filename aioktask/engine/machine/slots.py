@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -65,6 +66,7 @@ def slots_path(name: str, root: str | os.PathLike[str] | None = None) -> Path:
             written to.
 
     Raises:
+        OSError: There is no folder that can be written to.
         ValueError: The name is another.
     """
     if not _NAME.fullmatch(name):
@@ -136,7 +138,8 @@ class Slots:
             else:
                 self.release()
         except OSError:
-            self.release()
+            with contextlib.suppress(OSError):
+                self.release()
             raise
         return max(self.held, 1) if wanted >= 1 else 0
 
@@ -155,10 +158,16 @@ class Slots:
             self._unlock(0, 0)
 
     def close(self) -> None:
-        """Give all up for good. Can be called again."""
-        # First: a child that was forked and has not closed its copy must not keep them.
-        self.release()
-        self.forget()
+        """Give all up for good. Can be called again.
+
+        Raises:
+            OSError: The system refused; it is closed all the same.
+        """
+        try:
+            # First: a child that was forked and has not closed its copy must not keep them.
+            self.release()
+        finally:
+            self.forget()
 
     def forget(self) -> None:
         """Have no part in it any more, in a forked child: what is held is the parent's and stays.

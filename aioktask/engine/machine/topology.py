@@ -16,7 +16,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from aioktask.engine.machine.kernel_files import read_text
+from aioktask.engine.machine.denials import note_denial
+from aioktask.engine.machine.kernel_files import read_text, try_read
 from aioktask.engine.machine.quota import Quota, quota_files, read_quota
 
 __all__ = ["Node", "Topology", "Watched", "parse_cpulist", "read_topology"]
@@ -81,12 +82,16 @@ class Watched:
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
         self._files: tuple[Path, ...] = ()
-        self._seen: tuple[object, ...] = ()
+        self._seen: tuple[object, ...] | None = ()
 
     def changed(self) -> bool:
-        """Whether anything is different. The first answer is yes."""
+        """Whether anything is different. The first answer is yes.
+
+        Where something cannot be read for want of descriptors or memory, nothing is known to be
+        different: a quota that cannot be seen for a while has not gone.
+        """
         seen = self._look()
-        if seen == self._seen:
+        if seen is None or seen == self._seen:
             return False
         self._files = (
             self._root / "sys/devices/system/cpu/online",
@@ -94,10 +99,11 @@ class Watched:
             *quota_files(self._root),
         )
         self._seen = self._look()
-        return True
+        return self._seen is not None
 
-    def _look(self) -> tuple[object, ...]:
-        return (_affinity(), *map(read_text, self._files))
+    def _look(self) -> tuple[object, ...] | None:
+        contents = [try_read(file) for file in self._files]
+        return None if None in contents else (_affinity(), *contents)
 
 
 def read_topology(root: Path = Path("/"), affinity: Iterable[int] | None = None) -> Topology:
@@ -143,12 +149,15 @@ def parse_cpulist(text: str) -> frozenset[int]:
 
 
 def _affinity() -> frozenset[int]:
+    """The CPUs that the process is bound to; all that there are where that is not known."""
     if hasattr(os, "sched_getaffinity"):
-        try:
-            # Of the main thread, as the process's: the calling one may be bound to less.
-            return frozenset(os.sched_getaffinity(os.getpid()))
-        except OSError:  # the main thread has ended, others go on
-            return frozenset(os.sched_getaffinity(0))
+        # Of the main thread, as the process's: the calling one may be bound to less. Where the main
+        # thread has ended, and others go on, the calling one's has to do.
+        for thread in (os.getpid(), 0):
+            try:
+                return frozenset(os.sched_getaffinity(thread))
+            except OSError as error:
+                note_denial("sched_getaffinity, the process's CPUs", error.errno)
     return frozenset(range(os.cpu_count() or 1))
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import types
 from contextvars import Context
-from time import perf_counter_ns, thread_time_ns
+from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from aioktask.engine.machine.os_threads import kernel_and_delay_ns
+from aioktask.engine.machine.os_threads import cpu_time_ns, kernel_and_delay_ns
 from aioktask.engine.reduction import push
 from aioktask.engine.scheduling.queue import Seat
 from aioktask.engine.scores import Pace
@@ -202,7 +202,7 @@ class Stint:
 
     def start_clock(self) -> None:
         """Note the thread's CPU time where it begins to serve."""
-        self.cpu_mark = self.cpu_now = thread_time_ns()
+        self.cpu_mark = self.cpu_now = cpu_time_ns()
 
     def read_clocks(self, signals: Signals, now: int) -> None:
         """Read what the turn that follows will want to know of this thread, if it may leave.
@@ -214,7 +214,7 @@ class Stint:
         stays = now < self.slice_end and signals.generation == self.generation
         if stays and run.claims.left and not background:
             return
-        self.cpu_now = thread_time_ns()
+        self.cpu_now = cpu_time_ns()
         look = run.scaling is not None and self.busy + now - self.entered_at >= self.look_at
         self.kernel_now = kernel_and_delay_ns() if look or background else None
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from aioktask.engine.machine.monitor import Monitor, Observation
 from aioktask.engine.machine.os_threads import (
+    NiceChange,
     be_like_the_process,
     bind_thread,
     process_nice,
@@ -154,22 +155,17 @@ class Adapter:
         bind_thread(helper.native, cpus)
 
     def _set_nice(self, helper: Helper) -> bool:
-        """Give the helper's thread the nice that it should have; False where that is refused.
-
-        A nice above the thread's own is never refused to one that may set any: where it is, the
-        system allows none at all, and nothing is asked for again.
-        """
+        """Give the helper's thread the nice that it should have; False where that is too low."""
         state = self._pool.state
         nice = state.nice_of(helper)
         if nice == helper.nice or not helper.native:
             return True
-        if set_thread_nice(helper.native, nice):
+        change = set_thread_nice(helper.native, nice)
+        if change is NiceChange.DONE:
             helper.nice = nice
-            return True
-        if nice > helper.nice:
+        elif change is NiceChange.DENIED:
             state.may_set_nice = False
-            return True
-        return False
+        return change is not NiceChange.TOO_LOW
 
 
 def _cpus_by_node(topology: Topology) -> dict[int, frozenset[int]]:
