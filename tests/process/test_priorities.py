@@ -183,7 +183,7 @@ def test_where_going_back_is_refused_although_it_seemed_allowed_another_thread_d
 
         def refuse(thread, wanted):
             if wanted < os.getpriority(os.PRIO_PROCESS, thread):
-                return False
+                return adapt.NiceChange.TOO_LOW
             return real(thread, wanted)
 
         real = adapt.set_thread_nice
