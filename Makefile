@@ -29,7 +29,7 @@ LINT := $(VENV)/group-lint
 TESTS := $(VENV)/group-tests
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-long test-switching guest lint format types layers doctest docs examples bench clean
+.PHONY: demo test test-long test-switching sweep sweep-sampled guest lint format types layers doctest docs examples bench clean
 
 # Two installs into one environment at a time would break it.
 .NOTPARALLEL:
@@ -47,6 +47,15 @@ test-long: $(TESTS)
 # The suite with a thread switch tried every microsecond, 5000 times as often as usual.
 test-switching: $(TESTS)
 	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 $(ARGS)
+
+# The library's calls, interrupted at a sample of their lines by a seed that is printed: 8 minutes at
+# most. AIOKTASK_TEST_SEED=7 repeats a sample.
+sweep-sampled: $(TESTS)
+	$(PYTEST) -m sweep --timeout=600 tests/interruption $(ARGS)
+
+# The same at every line, of every call, in every way: an hour or two.
+sweep: $(TESTS)
+	AIOKTASK_TEST_SWEEP=whole $(PYTEST) -m sweep --timeout=14400 tests/interruption $(ARGS)
 
 # In a machine with two nodes, huge pages and an IOMMU, which is built and emulated: see
 # tests/guest/README.md. Five minutes a test at most: an emulated CPU is slow.

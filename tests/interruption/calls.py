@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: MIT
+# The calls that are struck: each a small program over a World, on one way of running a loop or in
+# the sync form.
+#
+# A World is the material of one call: functions that write down, unit by unit, what they did and
+# undid, and a background job for those who call the library from outside. What a function writes
+# down, it writes in one step that the interpreter cannot be interrupted after, so that a handler
+# which raises there finds the unit either not done or the function returned.
+"""Public calls to be interrupted."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+import uvloop
+
+import aioktask
+from aioktask import (
+    ChunkCancelled,
+    Coordinator,
+    Handle,
+    Job,
+    JobCancelled,
+    OnDemand,
+    current_chunk,
+    priority,
+    run_multithreaded,
+    run_multithreaded_sync,
+)
+
+UNITS = 6
+
+
+class Planted(Exception):  # noqa: N818 - it says what it is
+    """What a chunk raises that is meant to fail."""
+
+
+class Work:
+    """What one job did and undid, counted for each unit."""
+
+    def __init__(self, *, fails_at: int = -1, nested: Work | None = None) -> None:
+        self.done = [0] * UNITS
+        self.undone = [0] * UNITS
+        self.fails_at = fails_at
+        self.nested = nested
+        self.undoes = False
+        self.must_finish = True  # when nothing strikes
+
+    def fn(self, start: int, stop: int) -> object:
+        if start <= self.fails_at < stop:
+            raise Planted(f"in {start} to {stop}")
+        if self.nested is not None and start == 0:
+            run_multithreaded_sync(self.nested.job())
+        self.done[start:stop] = [count + 1 for count in self.done[start:stop]]
+        return None
+
+    def value(self, start: int, stop: int) -> tuple[range, ...]:
+        self.fn(start, stop)
+        return (range(start, stop),)
+
+    def undo(self, start: int, stop: int) -> None:
+        self.undone[start:stop] = [count + 1 for count in self.undone[start:stop]]
+
+    async def undo_async(self, start: int, stop: int) -> None:
+        import anyio.lowlevel
+
+        await anyio.lowlevel.cancel_shielded_checkpoint()
+        self.undo(start, stop)
+
+    def job(self, *, undo: str = "plain", **options: Any) -> Job[None]:
+        self.undoes = undo != "none"
+        if undo == "plain":
+            options["undo"] = self.undo
+        elif undo == "coroutine":
+            options["undo"] = self.undo_async
+        options.setdefault("max_threads", 2)
+        options.setdefault("chunk", 1)
+        return Job(self.fn, UNITS, name="struck", **options)
+
+    def job_with_value(self) -> Job[Any]:
+        self.undoes = True
+        return Job(
+            self.value,
+            UNITS,
+            chunk=1,
+            max_threads=2,
+            undo=self.undo,
+            reduce=lambda a, b: (*a, *b),
+            name="struck",
+        )
+
+    @property
+    def kept(self) -> set[int]:
+        return {
+            unit
+            for unit, (done, undone) in enumerate(zip(self.done, self.undone, strict=True))
+            if done > undone
+        }
+
+
+class World:
+    """What one call is about."""
+
+    def __init__(self) -> None:
+        self.works: list[Work] = []
+        self.handles: list[Handle[Any]] = []
+        self.coordinators: list[Coordinator] = []  # of the struck call, also if it never left them
+        self.gate = threading.Event()
+        self.background: Handle[Any] | None = None
+        self.outside: Coordinator | None = None
+        self.others: list[Work] = []  # what intruders have submitted
+
+    def work(self, **options: Any) -> Work:
+        self.works.append(Work(**options))
+        return self.works[-1]
+
+    def coordinator(self, *args: Any) -> Coordinator:
+        self.coordinators.append(Coordinator(*args))
+        return self.coordinators[-1]
+
+    def submit(self, coordinator: Coordinator, job: Job[Any]) -> Handle[Any]:
+        handle = coordinator.submit(job)
+        self.handles.append(handle)
+        return handle
+
+    def start_background(self) -> None:
+        """A job that runs until `stop_background`, whose handle others use."""
+
+        def wait(start: int, stop: int) -> None:
+            self.gate.wait()
+
+        self.outside = Coordinator()
+        self.background = self.outside.submit(
+            Job(wait, 1000, chunk=1, max_threads=1, name="background")
+        )
+
+    def stop_background(self) -> None:
+        self.gate.set()
+        if self.background is not None:
+            assert self.outside is not None
+            self.background.cancel()
+            self.outside.__exit__(None, None, None)
+            self.background = self.outside = None
+
+
+# In a thread.
+
+
+def sync(world: World) -> None:
+    run_multithreaded_sync(world.work().job())
+
+
+def sync_alone(world: World) -> None:
+    run_multithreaded_sync(world.work().job(max_threads=1))
+
+
+def sync_learned(world: World) -> None:
+    run_multithreaded_sync(world.work().job(chunk=None))
+
+
+def sync_reduce(world: World) -> None:
+    report = run_multithreaded_sync(world.work().job_with_value())
+    assert [unit for each in report.value for unit in each] == list(range(UNITS))
+
+
+def sync_fails(world: World) -> None:
+    run_multithreaded_sync(world.work(fails_at=3).job())
+
+
+def sync_nested(world: World) -> None:
+    inner = world.work()
+    run_multithreaded_sync(world.work(nested=inner).job())
+
+
+def sync_priority(world: World) -> None:
+    with priority(3):
+        run_multithreaded_sync(world.work().job(nice=5))
+
+
+def sync_coordinator(world: World) -> None:
+    with world.coordinator(2) as coordinator:
+        run_multithreaded_sync(world.work().job(), coordinator=coordinator)
+
+
+def submit(world: World) -> None:
+    with world.coordinator() as coordinator:
+        world.submit(coordinator, world.work().job())
+
+
+def submit_and_wait(world: World) -> None:
+    with world.coordinator() as coordinator:
+        world.submit(coordinator, world.work().job()).result()
+
+
+def submit_fails(world: World) -> None:
+    with world.coordinator() as coordinator:
+        world.submit(coordinator, world.work(fails_at=3).job()).result()
+
+
+def submit_and_cancel(world: World) -> None:
+    work = world.work()
+    work.must_finish = False
+    with world.coordinator() as coordinator:
+        handle = world.submit(coordinator, work.job())
+        handle.cancel()
+        handle.result()
+
+
+def use_handle(world: World) -> None:
+    with world.coordinator() as coordinator:
+        handle = world.submit(coordinator, world.work().job())
+        handle.renice(4)
+        handle.progress()
+        handle.max_threads = 1
+        handle.done()
+        repr(handle)
+        repr(coordinator)
+        coordinator.max_threads = 1
+        coordinator.configure(nice=3)
+        handle.result()
+
+
+def ondemand_sync(world: World) -> None:
+    with OnDemand(world.work().job(undo="none"), section=2, first=1) as table:
+        table.ensure_sync(4, 5)
+
+
+def process(world: World) -> None:
+    aioktask.max_threads()
+    aioktask.set_max_threads(3)
+    aioktask.configure(nice=1)
+    aioktask.tunables()
+    aioktask.plan(world.work().job())
+    aioktask.configure(nice=None)
+    world.works[0].must_finish = False
+
+
+# On a loop.
+
+
+async def run(world: World) -> None:
+    await run_multithreaded(world.work().job())
+
+
+async def run_two(world: World) -> None:
+    import anyio
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(run_job, world.work().job())
+
+
+async def run_job(job: Job[Any]) -> None:
+    await run_multithreaded(job)
+
+
+async def run_fails(world: World) -> None:
+    await run_multithreaded(world.work(fails_at=3).job())
+
+
+async def run_fails_coroutine(world: World) -> None:
+    await run_multithreaded(world.work(fails_at=3).job(undo="coroutine"))
+
+
+async def run_cancelled(world: World) -> None:
+    import anyio
+
+    work = world.work()
+    work.must_finish = False
+    soon = soon_on_this_loop()
+    with anyio.CancelScope() as scope:
+
+        def fn(start: int, stop: int) -> None:
+            if start == 1:
+                soon(scope.cancel)
+                wait_until_unwanted()
+            work.fn(start, stop)
+
+        work.undoes = True
+        await run_multithreaded(Job(fn, UNITS, chunk=1, max_threads=1, undo=work.undo))
+
+
+def soon_on_this_loop() -> Callable[[Callable[[], object]], object]:
+    """What has the running loop call something soon, from any thread, without waiting for it."""
+    if trio.lowlevel.in_trio_run():
+        later: Callable[[Callable[[], object]], object] = (
+            trio.lowlevel.current_trio_token().run_sync_soon
+        )
+    else:
+        later = asyncio.get_running_loop().call_soon_threadsafe
+
+    def soon(act: Callable[[], object]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is over
+            later(act)
+
+    return soon
+
+
+def wait_until_unwanted() -> None:
+    """In a chunk: until its job wants no more, or for half a second."""
+    deadline = time.monotonic() + 0.5
+    while time.monotonic() < deadline:
+        try:
+            current_chunk().check_cancelled()
+        except ChunkCancelled:
+            return
+        os.sched_yield()
+
+
+async def submit_and_await(world: World) -> None:
+    async with world.coordinator() as coordinator:
+        await world.submit(coordinator, world.work().job(undo="coroutine"))
+
+
+async def shutdown(world: World) -> None:
+    work = world.work()
+    work.must_finish = False
+    coordinator = world.coordinator()
+    world.submit(coordinator, work.job(undo="coroutine"))
+    await coordinator.shutdown(cancel=True)
+
+
+async def ondemand(world: World) -> None:
+    async with OnDemand(world.work().job(undo="none"), section=2, first=1) as table:
+        await table.ensure(4, 5)
+
+
+# Ways to run them.
+
+Body = Callable[[World], object]
+AsyncBody = Callable[[World], Coroutine[Any, Any, None]]
+
+heard: list[BaseException] = []  # what a loop's exception handler was told
+
+
+def _hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if isinstance(context.get("exception"), BaseException):
+        heard.append(context["exception"])
+
+
+async def _listening(body: AsyncBody, world: World) -> None:
+    asyncio.get_running_loop().set_exception_handler(_hear)
+    await body(world)
+
+
+def on_asyncio(body: AsyncBody, world: World) -> None:
+    asyncio.run(_listening(body, world))
+
+
+def on_uvloop(body: AsyncBody, world: World) -> None:
+    uvloop.run(_listening(body, world))
+
+
+def on_trio(body: AsyncBody, world: World) -> None:
+    trio.run(body, world)
+
+
+def on_bare_loop(body: AsyncBody, world: World) -> None:
+    """As many programs do: what is left when an exception comes out is cancelled, then closed."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(_listening(body, world))
+    finally:
+        try:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            if left:
+                loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        finally:
+            loop.close()
+
+
+LOOPS: dict[str, Callable[[AsyncBody, World], None]] = {
+    "asyncio": on_asyncio,
+    "bare": on_bare_loop,
+    "uvloop": on_uvloop,
+    "trio": on_trio,
+}
+
+SYNC: list[Body] = [
+    sync,
+    sync_alone,
+    sync_learned,
+    sync_reduce,
+    sync_fails,
+    sync_nested,
+    sync_priority,
+    sync_coordinator,
+    submit,
+    submit_and_wait,
+    submit_fails,
+    submit_and_cancel,
+    use_handle,
+    ondemand_sync,
+    process,
+]
+ASYNC: list[AsyncBody] = [
+    run,
+    run_two,
+    run_fails,
+    run_fails_coroutine,
+    run_cancelled,
+    submit_and_await,
+    shutdown,
+    ondemand,
+]
+
+# What a call raises when nothing strikes.
+MAY_RAISE: dict[str, type[Exception]] = {
+    "sync_fails": Planted,
+    "submit_fails": Planted,
+    "submit_and_cancel": JobCancelled,
+    "run_fails": Planted,
+    "run_fails_coroutine": Planted,
+}
+
+
+@dataclass(frozen=True, order=True)
+class Call:
+    """One of the calls, on one way of running it."""
+
+    loop: str  # "thread" for the sync form
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.loop}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str) -> Call:
+        return cls(*text.split("/"))
+
+    def run(self, world: World) -> None:
+        if self.loop == "thread":
+            _BY_NAME[self.name](world)
+        else:
+            LOOPS[self.loop](_BY_NAME[self.name], world)
+
+    @property
+    def may_raise(self) -> tuple[type[Exception], ...]:
+        return (MAY_RAISE[self.name],) if self.name in MAY_RAISE else ()
+
+
+_BY_NAME: dict[str, Any] = {body.__name__: body for body in (*SYNC, *ASYNC)}
+
+CALLS: tuple[Call, ...] = (
+    *(Call("thread", body.__name__) for body in SYNC),
+    *(Call(loop, body.__name__) for loop in LOOPS for body in ASYNC),
+)
+
+
+def warm_up(call: Call) -> None:
+    """Run the call once, so that the pool, its threads and what a loop imports are there."""
+    world = World()
+    with contextlib.suppress(*call.may_raise):
+        call.run(world)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: MIT
+# What a handler, a finalizer or a hook calls while the library is at work below it in the same
+# thread.
+#
+# Each call comes back, or refuses with a RuntimeError (a DeadlockError and a TimeoutError count):
+# what else comes out is written down as a fault. It never waits for what its own thread holds, and
+# a call that does hangs, which the watchdog of the child sees.
+"""Calls of the library from inside the library."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+
+import aioktask
+from aioktask import Coordinator, Job, OnDemand, current_chunk, priority, run_multithreaded_sync
+from tests.interruption.calls import Work, World
+
+REFUSALS = (RuntimeError, TimeoutError, LookupError)
+
+
+def _nothing(start: int, stop: int) -> None:
+    pass
+
+
+def progress(world: World) -> None:
+    for handle in _handles(world):
+        handle.progress()
+        handle.done()
+        repr(handle)
+
+
+def renice(world: World) -> None:
+    for handle in _handles(world):
+        handle.renice(7)
+
+
+def limit(world: World) -> None:
+    for handle in _handles(world):
+        handle.max_threads = 2
+
+
+def cancel_other(world: World) -> None:
+    if world.background is not None:
+        world.background.cancel()
+
+
+def cancel_own(world: World) -> None:
+    for handle in world.handles:
+        handle.cancel()
+    for work in world.works:
+        work.must_finish = False
+
+
+def cancel_in_finalizer(world: World) -> None:
+    class Resource:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            with contextlib.suppress(RuntimeError):
+                cancel_other(world)
+
+    Resource()
+    gc.collect(0)
+
+
+def wait_a_little(world: World) -> None:
+    if world.background is not None:
+        world.background.result(timeout=0.002)
+
+
+def submit(world: World) -> None:
+    work = Work()
+    for coordinator in (world.outside, *world.coordinators):
+        if coordinator is not None:
+            coordinator.submit(work.job())
+            world.others.append(work)
+            work = Work()
+
+
+def scope(world: World) -> None:
+    work = Work()
+    with Coordinator(1) as coordinator:
+        coordinator.submit(work.job())
+        world.others.append(work)
+
+
+def run_sync(world: World) -> None:
+    work = Work()
+    run_multithreaded_sync(work.job())
+    world.others.append(work)
+
+
+def run_sync_in_coordinator(world: World) -> None:
+    for coordinator in (world.outside, *world.coordinators):
+        if coordinator is not None:
+            work = Work()
+            run_multithreaded_sync(work.job(), coordinator=coordinator)
+            world.others.append(work)
+
+
+def leave(world: World) -> None:
+    """Leave the coordinator of the struck call, from inside the call."""
+    for coordinator in world.coordinators:
+        coordinator.__exit__(None, None, None)
+    for work in world.works:
+        work.must_finish = False
+
+
+def configure(world: World) -> None:
+    aioktask.set_max_threads(2)
+    aioktask.configure(nice=2)
+    aioktask.configure(nice=None)
+    aioktask.max_threads()
+    aioktask.tunables()
+
+
+def cap(world: World) -> None:
+    for coordinator in (world.outside, *world.coordinators):
+        if coordinator is not None:
+            coordinator.max_threads = 2
+            repr(coordinator)
+
+
+def look(world: World) -> None:
+    with priority(2):
+        aioktask.plan(Job(_nothing, 100))
+    with contextlib.suppress(RuntimeError):
+        current_chunk()
+
+
+def ondemand(world: World) -> None:
+    with OnDemand(Job(_nothing, 4), section=2) as table:
+        table.ensure_sync(0, 1)
+
+
+FORK_SECONDS = 8.0
+
+
+def fork(world: World) -> None:
+    """The child of a fork at this place runs a job and ends."""
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(0)
+            run_multithreaded_sync(Job(_nothing, 4, chunk=1))
+            os._exit(0)
+        except RuntimeError:
+            os._exit(0)  # refused: inside a loop
+        finally:
+            os._exit(7)
+    watch = os.pidfd_open(child)
+    try:
+        if not select.select([watch], [], [], FORK_SECONDS)[0]:
+            os.kill(child, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    finally:
+        os.close(watch)
+    if status:
+        raise AssertionError(f"the child of a fork ended with {status} (-9: it hung)")
+
+
+def _handles(world: World) -> list[aioktask.Handle[object]]:
+    return [each for each in (world.background, *world.handles) if each is not None]
+
+
+INTRUDERS: dict[str, Callable[[World], None]] = {
+    each.__name__: each
+    for each in (
+        progress,
+        renice,
+        limit,
+        cancel_other,
+        cancel_own,
+        cancel_in_finalizer,
+        wait_a_little,
+        submit,
+        scope,
+        run_sync,
+        run_sync_in_coordinator,
+        leave,
+        configure,
+        cap,
+        look,
+        ondemand,
+        fork,
+    )
+}
+
+
+class Intruder:
+    """Calls the library, once or often, and writes down what came of it."""
+
+    def __init__(self, name: str, world: World) -> None:
+        self.name = name
+        self.world = world
+        self.calls = 0
+        self.refused: list[str] = []
+        self.faults: list[str] = []
+        self.busy = False
+        self.slowest = 0.0
+
+    def __call__(self, *ignored: object) -> None:
+        if self.busy:
+            return
+        self.busy = True
+        self.calls += 1
+        begun = time.monotonic()
+        try:
+            INTRUDERS[self.name](self.world)
+        except REFUSALS as error:
+            self.refused.append(f"{type(error).__name__}: {error}")
+        except BaseException as error:
+            self.faults.append(f"{type(error).__name__}: {error}")
+        finally:
+            self.slowest = max(self.slowest, time.monotonic() - begun)
+            self.busy = False

@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: MIT
+# Ways to strike at a place in the library: there happens what the library did not ask for.
+#
+# A place is a line (or a bytecode instruction) of a file below the installed package, and how often
+# the main thread has come by. A run that only records tells which places a call has; a run that
+# strikes does it at one of them.
+#
+# What strikes "at" a place does so inside the tracing function, so an exception comes out exactly
+# there. That is more than the interpreter does: it looks at signals when a function begins, when a
+# loop goes back and when a call of a C function returns, and never between the last line of a
+# `with` and its `__exit__` (bpo-29988). What strikes "soon" is a signal that is pending from that
+# place on, and its handler runs where the interpreter next looks, as for a real one.
+"""Strike at any line of the library."""
+
+from __future__ import annotations
+
+import ctypes
+import dis
+import functools
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+import aioktask
+
+LIBRARY = os.path.dirname(os.path.abspath(aioktask.__file__)) + os.sep
+
+STRIKE = signal.SIGALRM
+
+
+class Alarm(Exception):  # noqa: N818 - as a program would call it
+    """What the handler of a strike raises."""
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """A point that the main thread passes: a line, or an instruction where `offset` is not -1."""
+
+    file: str  # below the package
+    line: int
+    function: str
+    offset: int = -1
+    turn: int = 1  # the first, second, ... time that it is passed
+
+    def __str__(self) -> str:
+        at = "" if self.offset < 0 else f"+{self.offset}"
+        return f"{self.file}:{self.line}{at}:{self.function}#{self.turn}"
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        where, turn = text.rsplit("#", 1)
+        file, line, function = where.split(":", 2)
+        line, _, offset = line.partition("+")
+        return cls(file, int(line), function, int(offset or -1), int(turn))
+
+    @property
+    def point(self) -> Place:
+        return Place(self.file, self.line, self.function, self.offset)
+
+
+class Tracer:
+    """Sees the main thread pass the library's lines or instructions, from `start` to `stop`."""
+
+    def __init__(self, *, opcodes: bool = False) -> None:
+        self.opcodes = opcodes
+        self.passed: Counter[Any] = Counter()  # by code and line, or code and offset
+        self._event = "opcode" if opcodes else "line"
+
+    def start(self) -> None:
+        sys.settrace(self._call)
+
+    def stop(self) -> None:
+        sys.settrace(None)
+
+    def _call(self, frame: FrameType, event: str, argument: object) -> Any:
+        if not frame.f_code.co_filename.startswith(LIBRARY):
+            return None
+        if self.opcodes:
+            frame.f_trace_opcodes = True
+            frame.f_trace_lines = False
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == self._event:
+            key = (frame.f_code, frame.f_lasti if self.opcodes else frame.f_lineno)
+            self.passed[key] += 1
+            self.passing(frame, key)
+        return self._step
+
+    def passing(self, frame: FrameType, key: tuple[CodeType, int]) -> None:
+        """What is done at each place."""
+
+    def place_of(self, frame: FrameType, key: tuple[CodeType, int]) -> Place:
+        code = frame.f_code
+        offset = key[1] if self.opcodes else -1
+        file = code.co_filename.removeprefix(LIBRARY)
+        line = frame.f_lineno or code.co_firstlineno
+        return Place(file, line, code.co_qualname, offset, self.passed[key])
+
+
+class Recorder(Tracer):
+    """Writes down every place, in order."""
+
+    def __init__(self, *, opcodes: bool = False) -> None:
+        super().__init__(opcodes=opcodes)
+        self.places: list[Place] = []
+        self.exits: set[Place] = set()  # those between a `with` block and its `__exit__`
+
+    def passing(self, frame: FrameType, key: tuple[CodeType, int]) -> None:
+        place = self.place_of(frame, key)
+        self.places.append(place)
+        if frame.f_lasti in with_exits(frame.f_code):
+            self.exits.add(place.point)
+
+
+class Striker(Tracer):
+    """Strikes once, at one place."""
+
+    def __init__(self, place: Place, act: Callable[[], object], *, soon: bool = False) -> None:
+        super().__init__(opcodes=place.offset >= 0)
+        self.place = place
+        self.act = act
+        self.soon = soon
+        self.struck = False
+
+    def _call(self, frame: FrameType, event: str, argument: object) -> Any:
+        code = frame.f_code
+        if code.co_name != self.place.function.rpartition(".")[2]:
+            return None
+        return super()._call(frame, event, argument)
+
+    def passing(self, frame: FrameType, key: tuple[CodeType, int]) -> None:
+        if self.struck or self.place_of(frame, key) != self.place:
+            return
+        self.struck = True
+        if self.soon:
+            # Else the handler would run as the tracing function is called the next time.
+            sys.settrace(None)
+            _ = _pending.now
+        else:
+            self.act()
+
+
+class EveryPlace(Tracer):
+    """Does the same harmless thing at every place."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        super().__init__()
+        self.act = act
+        self.last: Place | None = None
+
+    def passing(self, frame: FrameType, key: tuple[CodeType, int]) -> None:
+        self.last = self.place_of(frame, key)
+        self.act()
+
+
+class _Pending:
+    """A look at `now` makes the signal pending, and Python's handler does not run before the return
+    to the traced code: an attribute is no place where the interpreter looks for signals."""
+
+    _as_parameter_ = 0
+    now = property(functools.partial(ctypes.pythonapi.PyErr_SetInterruptEx, int(STRIKE)))
+
+
+_pending = _Pending()
+
+
+@functools.cache
+def with_exits(code: CodeType) -> frozenset[int]:
+    """Offsets of the instructions that call `__exit__` at the normal end of a `with`."""
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "PRECALL")]
+    found: set[int] = set()
+    for index in range(len(steps) - 3):
+        nones, call = steps[index : index + 3], steps[index + 3]
+        if call.opname.startswith("CALL") and all(
+            step.opname.startswith("LOAD") and step.argval is None for step in nones
+        ):
+            found.update(range(nones[0].offset, call.offset + 1))
+    return frozenset(found)

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: MIT
+# The sweep: public calls of the library, interrupted at their lines, each time in a process of its
+# own. See tests/interruption/__main__.py for how to repeat one strike.
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd, memfd and fork")
+
+WHOLE = os.environ.get("AIOKTASK_TEST_SWEEP") == "whole"
+ROOT = Path(__file__).parents[2]
+
+
+def sweep(*arguments: str) -> None:
+    """Run the sweep in a process that has no threads, which forks its children."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.interruption", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    print(done.stdout)
+    if done.returncode:
+        pytest.fail(f"see what the sweep printed; the end of it: {done.stdout[-1500:]}", False)
+
+
+@pytest.mark.parametrize("kind", ["alarm", "alarm_soon", "interrupt", "call"])
+def test_a_few_strikes_leave_nothing_behind(kind: str) -> None:
+    """A small part of the sweep, in the everyday run."""
+    sweep("--sample", "0.15", "--kinds", kind, "--faults", "5")
+
+
+@pytest.mark.sweep
+def test_strikes_at_any_line_leave_nothing_behind() -> None:
+    """After an exception or a call at any line of the library the four questions have answers."""
+    sweep(*(["--whole"] if WHOLE else []))

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: MIT
+# One trial: in a process of its own, a call is struck and the questions are asked.
+#
+# The process says on a file that its parent reads which stage it has come to, so that a hang has a
+# name, and in the end one line of JSON: the verdict.
+"""A call, a strike, and the questions after it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from aioktask import JobCancelled
+from tests.interruption import calls, questions
+from tests.interruption.calls import Call, World, warm_up
+from tests.interruption.intruders import Intruder
+from tests.interruption.strikes import STRIKE, Alarm, EveryPlace, Place, Recorder, Striker
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What is done to which call: `kind` is one of KINDS, with an intruder's name after a colon."""
+
+    call: Call
+    warm: bool
+    kind: str
+    where: str = ""  # a Place, or the depth, or the number of an allocation
+
+    def __str__(self) -> str:
+        state = "warm" if self.warm else "cold"
+        return f"{self.call} {state} {self.kind} {self.where}".rstrip()
+
+    @classmethod
+    def parse(cls, text: str) -> Spec:
+        call, state, kind, *where = text.split(" ")
+        return cls(Call.parse(call), state == "warm", kind, " ".join(where))
+
+    @property
+    def way(self) -> str:
+        return self.kind.partition(":")[0]
+
+    @property
+    def intruder(self) -> str:
+        return self.kind.partition(":")[2]
+
+
+@dataclass
+class Trial:
+    """What is known while a trial runs."""
+
+    spec: Spec
+    say: Callable[[str], None]
+    world: World = field(default_factory=World)
+    intruder: Intruder | None = None
+    error: BaseException | None = None  # what came out of the call
+    unraisable: list[BaseException] = field(default_factory=list)
+    struck: Callable[[], bool] = lambda: True
+    strikes_with: tuple[type[BaseException], ...] = ()  # what comes out of the strike
+
+
+def run_trial(spec: Spec, say: Callable[[str], None]) -> dict[str, Any]:
+    """Strike, ask, and return the verdict: `fault` is None when all is as it should be."""
+    _quieten()
+    say("prepare")
+    if spec.warm:
+        warm_up(spec.call)
+    trial = Trial(spec, say)
+    sys.unraisablehook = lambda found: trial.unraisable.append(found.exc_value)
+    threading.excepthook = lambda found: trial.unraisable.append(found.exc_value)
+    if spec.intruder:
+        trial.intruder = Intruder(spec.intruder, trial.world)
+        if spec.warm:
+            trial.world.start_background()
+    strike = STRIKES[spec.way](trial)
+    say("call")
+    try:
+        with strike:
+            spec.call.run(trial.world)
+    except BaseException as raised:
+        trial.error = raised
+    return _ask(trial)
+
+
+def _ask(trial: Trial) -> dict[str, Any]:
+    world, spec, say, error = trial.world, trial.spec, trial.say, trial.error
+    outcome = "returned" if error is None else type(error).__name__
+    struck = trial.struck()
+    verdict: dict[str, Any] = {"spec": str(spec), "struck": struck, "outcome": outcome}
+    if trial.intruder is not None:
+        verdict["refused"] = trial.intruder.refused[:3]
+        verdict["intrusions"] = trial.intruder.calls
+
+    def ask() -> Iterator[str | None]:
+        if trial.intruder is not None and trial.intruder.faults:
+            yield f"(1) a call from inside raised {trial.intruder.faults[0]}"
+        say("(a) the caller's exception")
+        yield _caller_got(trial, error, struck)
+        say("the background job is ended")
+        world.stop_background()
+        say("(c) leaving the coordinators")
+        questions.settled(world)
+        say("(b) all or nothing")
+        for work in world.works:
+            found = questions.done_or_undone(work, error)
+            verdict.setdefault("units", []).append(found)
+            if found.startswith("wrong"):
+                yield f"(b) {found}, after {error!r}"
+            elif error is None and work.must_finish and found != "all":
+                yield f"(b) the call returned, but {found} is done"
+            elif found == "named" and error is None:
+                yield "(b) the call returned, but something is left"
+        say("(c) what intruders submitted")
+        for work in world.others:
+            found = questions.done_or_undone(work, error)
+            if found not in ("all", "none"):
+                yield f"(b) of an intruder's job: {found}"
+        yield questions.counted(world)
+        for later in questions.LATER:
+            say(f"(c) {later.__name__}")
+            yield later()
+
+    try:
+        for fault in ask():
+            if fault is not None:
+                verdict["fault"] = fault
+                verdict["error"] = _told(error)
+                return verdict
+    except BaseException as unexpected:
+        import traceback
+
+        verdict["fault"] = f"{say.last}: {type(unexpected).__name__}: {unexpected}"  # type: ignore[attr-defined]
+        verdict["error"] = "".join(traceback.format_exception(unexpected))[-3000:]
+        return verdict
+    say("(c) nothing refers to the jobs")
+    watches = [weakref.ref(each) for each in (*world.works, *world.others)]
+    for found in questions.related(error):
+        found.__traceback__ = None
+        del found
+    error = trial.error = None
+    calls.heard.clear()
+    trial.unraisable.clear()
+    if trial.intruder is not None:
+        trial.intruder.world = World()
+    trial.world = world = World()
+    fault = questions.forgotten(watches)
+    if fault is not None:
+        verdict["fault"] = f"(c) {fault}"
+    say("(d) the exit")
+    return verdict
+
+
+def _caller_got(trial: Trial, error: BaseException | None, struck: bool) -> str | None:
+    kinds = trial.strikes_with
+    expected = (*kinds, *trial.spec.call.may_raise)
+    if trial.spec.intruder in ("cancel_own", "leave"):
+        expected = (*expected, JobCancelled, RuntimeError)
+    if error is not None:
+        if questions.is_one_of(error, expected):
+            return None
+        return f"(a) the caller got {error!r}"
+    if not struck or not kinds:
+        return None
+    told = [*calls.heard, *trial.unraisable]
+    if any(questions.is_one_of(each, kinds) for each in told):
+        return None  # the loop, or whoever hears of exceptions that nobody can catch, was told
+    if trial.spec.way.startswith("interrupt") and trial.spec.call.loop in ("asyncio", "uvloop"):
+        return None  # Runner loses an interrupt whose cancellation comes too late
+    return "(a) the exception was lost: the call returned, and nobody was told"
+
+
+def _told(error: BaseException | None) -> str:
+    import traceback
+
+    return "" if error is None else "".join(traceback.format_exception(error))[-3000:]
+
+
+def _quieten() -> None:
+    warnings.simplefilter("ignore")
+    for name in ("aioktask", "asyncio"):
+        logging.getLogger(name).disabled = True
+
+
+# The ways to strike. Each is a context in which the call is made.
+
+Strike = Callable[[Trial], contextlib.AbstractContextManager[object]]
+STRIKES: dict[str, Strike] = {}
+
+
+def way(strike: Callable[[Trial], Iterator[None]]) -> Callable[[Trial], Iterator[None]]:
+    STRIKES[strike.__name__] = contextlib.contextmanager(strike)  # type: ignore[assignment]
+    return strike
+
+
+@contextlib.contextmanager
+def tracing(tracer: Any) -> Iterator[None]:
+    tracer.start()
+    try:
+        yield
+    finally:
+        tracer.stop()
+
+
+def _raise(number: int, frame: object) -> None:
+    raise Alarm
+
+
+def _strike() -> None:
+    signal.raise_signal(STRIKE)
+
+
+@way
+def alarm(trial: Trial) -> Iterator[None]:
+    """The handler of a signal raises, exactly at the place."""
+    signal.signal(STRIKE, _raise)
+    striker = Striker(Place.parse(trial.spec.where), _strike)
+    trial.struck = lambda: striker.struck
+    trial.strikes_with = (Alarm,)
+    with tracing(striker):
+        yield
+
+
+@way
+def alarm_soon(trial: Trial) -> Iterator[None]:
+    """The handler of a signal raises, where the interpreter looks for signals after the place."""
+    signal.signal(STRIKE, _raise)
+    striker = Striker(Place.parse(trial.spec.where), _strike, soon=True)
+    trial.struck = lambda: striker.struck
+    trial.strikes_with = (Alarm,)
+    with tracing(striker):
+        yield
+
+
+@way
+def interrupt(trial: Trial) -> Iterator[None]:
+    """Ctrl-C at the place, under whatever handler there is then."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    striker = Striker(Place.parse(trial.spec.where), lambda: signal.raise_signal(signal.SIGINT))
+    trial.struck = lambda: striker.struck
+    trial.strikes_with = (KeyboardInterrupt,)
+    with tracing(striker):
+        yield
+
+
+@way
+def call(trial: Trial) -> Iterator[None]:
+    """The handler of a signal calls the library, exactly at the place."""
+    assert trial.intruder is not None
+    signal.signal(STRIKE, trial.intruder)
+    striker = Striker(Place.parse(trial.spec.where), _strike)
+    trial.struck = lambda: striker.struck
+    with tracing(striker):
+        yield
+
+
+@way
+def call_everywhere(trial: Trial) -> Iterator[None]:
+    """A tracing function calls the library at every line."""
+    assert trial.intruder is not None
+    tracer = EveryPlace(trial.intruder)
+    trial.say("call, every line")
+    with tracing(tracer):
+        yield
+
+
+# Recording.
+
+
+def record(call: Call, warm: bool, opcodes: bool) -> list[tuple[str, bool]]:
+    """Every place that the call passes, in order, and whether it is the exit of a `with`."""
+    _quieten()
+    if warm:
+        warm_up(call)
+    recorder = Recorder(opcodes=opcodes)
+    with contextlib.suppress(*call.may_raise), tracing(recorder):
+        call.run(World())
+    return [(str(place), place.point in recorder.exits) for place in recorder.places]
+
+
+__all__ = ["Spec", "record", "run_trial"]
