@@ -19,7 +19,7 @@ import sys
 import time
 
 from tests.interruption.children import Children, InChild
-from tests.interruption.sweep import Sweep, report, work_of
+from tests.interruption.sweep import Sweep, ends_quickly, report, work_of
 from tests.interruption.trials import Spec
 
 
@@ -38,7 +38,7 @@ def main() -> int:
     given = parser.parse_args()
     seed = given.seed or random.SystemRandom().randrange(1, 1_000_000)
     gc.freeze()
-    children = Children(work_of, given.at_a_time)
+    children = Children(work_of, given.at_a_time, ends_quickly)
     begun = time.monotonic()
     try:
         if given.one:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -43,6 +44,10 @@ class Planted(Exception):  # noqa: N818 - it says what it is
     """What a chunk raises that is meant to fail."""
 
 
+def _nothing() -> None:
+    pass
+
+
 class Work:
     """What one job did and undid, counted for each unit."""
 
@@ -53,8 +58,10 @@ class Work:
         self.nested = nested
         self.undoes = False
         self.must_finish = True  # when nothing strikes
+        self.on_chunk: Callable[[], object] = _nothing
 
     def fn(self, start: int, stop: int) -> object:
+        self.on_chunk()
         if start <= self.fails_at < stop:
             raise Planted(f"in {start} to {stop}")
         if self.nested is not None and start == 0:
@@ -117,9 +124,11 @@ class World:
         self.background: Handle[Any] | None = None
         self.outside: Coordinator | None = None
         self.others: list[Work] = []  # what intruders have submitted
+        self.on_chunk: Callable[[], object] = _nothing  # at the beginning of each chunk
 
     def work(self, **options: Any) -> Work:
         self.works.append(Work(**options))
+        self.works[-1].on_chunk = self.on_chunk
         return self.works[-1]
 
     def coordinator(self, *args: Any) -> Coordinator:
@@ -438,15 +447,33 @@ class Call:
     def parse(cls, text: str) -> Call:
         return cls(*text.split("/"))
 
-    def run(self, world: World) -> None:
+    def run(self, world: World, depth: int = 0) -> None:
+        """Make the call, so many frames deeper."""
+        body = _BY_NAME[self.name]
         if self.loop == "thread":
-            _BY_NAME[self.name](world)
+            deeper(body, world, depth)
+        elif depth:
+            LOOPS[self.loop](functools.partial(deeper_async, body, depth=depth), world)
         else:
-            LOOPS[self.loop](_BY_NAME[self.name], world)
+            LOOPS[self.loop](body, world)
 
     @property
     def may_raise(self) -> tuple[type[Exception], ...]:
         return (MAY_RAISE[self.name],) if self.name in MAY_RAISE else ()
+
+
+def deeper(body: Body, world: World, depth: int) -> None:
+    if depth:
+        deeper(body, world, depth - 1)
+    else:
+        body(world)
+
+
+async def deeper_async(body: AsyncBody, world: World, *, depth: int) -> None:
+    if depth:
+        await deeper_async(body, world, depth=depth - 1)
+    else:
+        await body(world)
 
 
 _BY_NAME: dict[str, Any] = {body.__name__: body for body in (*SYNC, *ASYNC)}

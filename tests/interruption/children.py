@@ -17,7 +17,6 @@ import select
 import signal
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +27,8 @@ SLOW_SECONDS = 1.0
 MOST_SLOW = 40
 
 
-# Of so many children one takes its interpreter down to the end; the others stop after the hooks of
-# `atexit`, which is where the library ends, and spare the 45 ms of freeing all modules.
-FULL_EXITS = 8
-
+# A quick end comes after the hooks of `atexit`, which is where the library ends, and spares the
+# 45 ms of freeing all modules.
 _quick = False
 
 
@@ -97,8 +94,14 @@ class Result:
 class Children:
     """Runs `work(task, say)` in a fork for each task."""
 
-    def __init__(self, work: Callable[[Any, Say], Any], at_a_time: int = 2) -> None:
+    def __init__(
+        self,
+        work: Callable[[Any, Say], Any],
+        at_a_time: int = 2,
+        quick: Callable[[Any], bool] = lambda task: False,
+    ) -> None:
         self._work = work
+        self._quick = quick  # which tasks end after the hooks of `atexit`
         self._at_a_time = at_a_time
         self._running: dict[int, Child] = {}
 
@@ -131,7 +134,7 @@ class Children:
             faulthandler.enable(file=2, all_threads=True)
             self._running.clear()
             global _quick
-            _quick = zlib.crc32(str(task).encode()) % FULL_EXITS != 0
+            _quick = self._quick(task)
             say = Say(said)
             verdict = self._work(task, say)
             os.write(said, (json.dumps(verdict) + "\n").encode())

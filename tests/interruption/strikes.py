@@ -74,6 +74,15 @@ class Tracer:
     def start(self) -> None:
         sys.settrace(self._call)
 
+    def start_in_chunk(self) -> None:
+        """Trace this thread from here on, and what of the library it is inside of."""
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code.co_filename.startswith(LIBRARY):
+                frame.f_trace = self._call(frame, "call", None)
+            frame = frame.f_back
+        sys.settrace(self._call)
+
     def stop(self) -> None:
         sys.settrace(None)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 import re
 import sys
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -14,31 +15,70 @@ from typing import Any
 
 from tests.interruption.calls import CALLS, Call
 from tests.interruption.children import Children, Result, Say
-from tests.interruption.intruders import INTRUDERS
-from tests.interruption.strikes import Place
-from tests.interruption.trials import Spec, record, run_trial
-
-# Those that change nothing for whom they interrupt: they are called at every line of one run.
-HARMLESS = ("progress", "renice", "limit", "cancel_other", "look", "cap", "configure")
+from tests.interruption.intruders import HARMLESS, INTRUDERS
+from tests.interruption.trials import Spec, count_allocations, record, run_trial
 
 # How many trials of each kind a sample has, for each call, warm and cold.
-SAMPLE = {"alarm": 8, "alarm_soon": 5, "interrupt": 5, "call": 8}
+SAMPLE = {
+    "alarm": 12,
+    "alarm_soon": 8,
+    "interrupt": 8,
+    "opcode": 60,
+    "kill": 3,
+    "call": 10,
+    "call_everywhere": 3,
+    "finalizer": 2,
+    "weakref_callback": 2,
+    "helper_error": 8,
+    "helper_call": 4,
+    "helper_call_everywhere": 1,
+    "collector": 2,
+    "profile": 1,
+    "audit": 1,
+    "log": 2,
+    "recursion": 6,
+    "memory": 10,
+}
+
+# The shortest ways through the library, which are struck between any two instructions.
+BY_OPCODE = (Call("thread", "sync_alone"), Call("thread", "submit"), Call("asyncio", "run"))
+
+# Where most of what may find no memory is the library: loops have their own answers to that.
+BY_ALLOCATION = tuple(call for call in CALLS if call.loop == "thread")
+
+# Loops in the library come by again and again: so many turns are struck.
+TURNS = 3
+
+# So many frames above what a call needs are tried.
+MOST_FRAMES = 50
+
+HEAVY = tuple(name for name in INTRUDERS if name not in HARMLESS)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What is asked of a child: which places a call passes."""
+    """What is asked of a child: which places a call passes, or how much it allocates."""
 
     call: Call
     warm: bool
-    opcodes: bool = False
+    way: str  # "lines", "opcodes", "helpers" or "allocations"
+
+
+# Of so many children one takes its interpreter down to the end.
+FULL_EXITS = 8
+
+
+def ends_quickly(task: Any) -> bool:
+    return isinstance(task, Recording) or zlib.crc32(str(task).encode()) % FULL_EXITS != 0
 
 
 def work_of(task: Any, say: Say) -> Any:
     """What a child does."""
     if isinstance(task, Recording):
         say("record")
-        return record(task.call, task.warm, task.opcodes)
+        if task.way == "allocations":
+            return [count_allocations(task.call, task.warm)]
+        return record(task.call, task.warm, task.way)
     return run_trial(task, say)
 
 
@@ -76,23 +116,31 @@ class Sweep:
     ) -> Sweep:
         chosen = [call for call in CALLS if only in str(call)]
         states = [warm for warm in (True, False) if state in ("", "warm" if warm else "cold")]
-        recordings = [Recording(call, warm) for call in chosen for warm in states]
-        places: dict[tuple[Call, bool], list[tuple[Place, bool]]] = {}
+        recordings = [
+            Recording(call, warm, way)
+            for call in chosen
+            for warm in states
+            for way in ("lines", "helpers", "opcodes", "allocations")
+            if (way != "opcodes" or (warm and call in BY_OPCODE))
+            and (way != "allocations" or (call in BY_ALLOCATION and can_deny_memory()))
+        ]
+        plans: dict[tuple[str, bool], Plan] = {}
         for result in children.run(recordings):
             if result.verdict is None or result.status:
                 raise RuntimeError(f"{result.task} could not be recorded:\n{result.stderr}")
-            key = (result.task.call, result.task.warm)
-            places[key] = [(Place.parse(text), exits) for text, exits in result.verdict]
+            task = result.task
+            plan = plans.setdefault((str(task.call), task.warm), Plan(task.call, task.warm))
+            plan.recorded[task.way] = result.verdict
         specs: list[Spec] = []
         wanted = set(kinds)
-        for key in sorted(places, key=str):
-            for kind, ways in sorted(_trials(*key, places[key]).items()):
+        for _, plan in sorted(plans.items()):
+            for kind, trials in sorted(plan.trials(rng).items()):
                 if wanted and kind not in wanted:
                     continue
-                if sample is not None and kind in SAMPLE:
+                if sample is not None:
                     count = max(round(SAMPLE[kind] * sample), 1)
-                    ways = rng.sample(ways, min(count, len(ways)))
-                specs += ways
+                    trials = rng.sample(trials, min(count, len(trials)))
+                specs += trials
         rng.shuffle(specs)
         return cls(specs)
 
@@ -114,25 +162,74 @@ class Sweep:
                 self.missed += 1
 
 
-def _trials(call: Call, warm: bool, places: list[tuple[Place, bool]]) -> dict[str, list[Spec]]:
-    """By kind, the trials of one call."""
+@dataclass
+class Plan:
+    """The trials of one call, in one state."""
 
-    def spec(kind: str, place: Place) -> Spec:
-        return Spec(call, warm, kind, str(place))
+    call: Call
+    warm: bool
+    recorded: dict[str, Any] = field(default_factory=dict)
 
-    # Between the last line of a `with` and its `__exit__` no handler runs in earnest.
-    inside = [place for place, exits in places if not exits]
-    everywhere = [place for place, _ in places]
-    trials = {
-        "alarm": [spec("alarm", place) for place in inside],
-        "with_exit": [spec("alarm", place) for place, exits in places if exits],
-        "alarm_soon": [spec("alarm_soon", place) for place in everywhere],
-        "interrupt": [spec("interrupt", place) for place in inside],
-        "call": [spec(f"call:{name}", place) for place in everywhere for name in INTRUDERS],
-        "call_everywhere": [Spec(call, warm, f"call_everywhere:{name}") for name in HARMLESS],
-    }
-    del trials["with_exit"]
-    return trials
+    def trials(self, rng: random.Random) -> dict[str, list[Spec]]:
+        """By kind, all there are."""
+
+        def struck(kind: str, places: Iterable[object]) -> list[Spec]:
+            return [Spec(self.call, self.warm, kind, str(place)) for place in places]
+
+        def intruded(kind: str, names: Iterable[str], place: object = "") -> list[Spec]:
+            return [Spec(self.call, self.warm, f"{kind}:{name}", str(place)) for name in names]
+
+        def early(places: Iterable[str], turns: int) -> list[str]:
+            """The first times that a place is passed."""
+            return [place for place in places if int(place.rpartition("#")[2]) <= turns]
+
+        def one_each(kind: str, places: Iterable[str]) -> list[Spec]:
+            """At each place one of those that do much: in turn, from a random one on."""
+            first = rng.randrange(len(HEAVY))
+            return [
+                spec
+                for number, place in enumerate(places, first)
+                for spec in intruded(kind, [HEAVY[number % len(HEAVY)]], place)
+            ]
+
+        # Between the last line of a `with` and its `__exit__` no handler runs in earnest.
+        lines = self.recorded["lines"]
+        everywhere = early((place for place, _ in lines), TURNS)
+        inside = early((place for place, exits in lines if not exits), TURNS)
+        helped = self.recorded["helpers"]
+        helped_inside = [place for place, exits in helped if not exits]
+        steps = self.recorded.get("opcodes", ())
+        allocations = self.recorded.get("allocations", [0])[0]
+        found = {
+            "alarm": struck("alarm", inside),
+            "alarm_soon": struck("alarm_soon", everywhere),
+            "interrupt": struck("interrupt", inside),
+            "opcode": struck("alarm", early((place for place, exits in steps if not exits), 2)),
+            "kill": struck("kill", early(inside, 1)),
+            "call": one_each("call", everywhere),
+            "call_everywhere": intruded("call_everywhere", HARMLESS),
+            "finalizer": one_each("finalizer", early(everywhere, 1)),
+            "weakref_callback": one_each("weakref_callback", early(everywhere, 1)),
+            "helper_error": struck("helper_error", early(helped_inside, TURNS)),
+            "helper_call": one_each("helper_call", early((place for place, _ in helped), TURNS)),
+            "helper_call_everywhere": intruded("helper_call_everywhere", HARMLESS),
+            "collector": intruded("collector", INTRUDERS),
+            "profile": intruded("profile", INTRUDERS),
+            "audit": intruded("audit", INTRUDERS),
+            "log": intruded("log", INTRUDERS),
+            "recursion": struck("recursion", range(1, MOST_FRAMES)),
+            "memory": struck("memory", range(allocations)),
+        }
+        return {kind: specs for kind, specs in found.items() if specs}
+
+
+def can_deny_memory() -> bool:
+    """Whether this interpreter can have an allocation fail."""
+    try:
+        import _testcapi
+    except ImportError:
+        return False
+    return hasattr(_testcapi, "set_nomemory")
 
 
 def judged(result: Result) -> Fault | None:

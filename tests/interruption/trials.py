@@ -8,7 +8,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import itertools
 import logging
+import os
 import signal
 import sys
 import threading
@@ -16,13 +19,26 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 from aioktask import JobCancelled
 from tests.interruption import calls, questions
 from tests.interruption.calls import Call, World, warm_up
-from tests.interruption.intruders import Intruder
-from tests.interruption.strikes import STRIKE, Alarm, EveryPlace, Place, Recorder, Striker
+from tests.interruption.intruders import HARMLESS, Intruder
+from tests.interruption.strikes import (
+    LIBRARY,
+    STRIKE,
+    Alarm,
+    EveryPlace,
+    Place,
+    Recorder,
+    Striker,
+    Tracer,
+)
+
+# So often an intruder that does much is called in one trial.
+MOST_OFTEN = 30
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,16 @@ class Trial:
     unraisable: list[BaseException] = field(default_factory=list)
     struck: Callable[[], bool] = lambda: True
     strikes_with: tuple[type[BaseException], ...] = ()  # what comes out of the strike
+    may_strike_with: tuple[type[BaseException], ...] = ()  # the same, where it may be outlived
+    depth: int = 0  # of the call
+
+    def stderr(self) -> str:
+        with open("/proc/self/fd/2") as file:
+            return file.read()
+
+    def intrude(self, *ignored: object) -> None:
+        if self.intruder is not None:
+            self.intruder()
 
 
 def run_trial(spec: Spec, say: Callable[[str], None]) -> dict[str, Any]:
@@ -76,14 +102,15 @@ def run_trial(spec: Spec, say: Callable[[str], None]) -> dict[str, Any]:
     sys.unraisablehook = lambda found: trial.unraisable.append(found.exc_value)
     threading.excepthook = lambda found: trial.unraisable.append(found.exc_value)
     if spec.intruder:
-        trial.intruder = Intruder(spec.intruder, trial.world)
+        most = 10**9 if spec.intruder in HARMLESS else MOST_OFTEN
+        trial.intruder = Intruder(spec.intruder, trial.world, most)
         if spec.warm:
             trial.world.start_background()
     strike = STRIKES[spec.way](trial)
     say("call")
     try:
         with strike:
-            spec.call.run(trial.world)
+            spec.call.run(trial.world, trial.depth)
     except BaseException as raised:
         trial.error = raised
     return _ask(trial)
@@ -159,7 +186,7 @@ def _ask(trial: Trial) -> dict[str, Any]:
 
 def _caller_got(trial: Trial, error: BaseException | None, struck: bool) -> str | None:
     kinds = trial.strikes_with
-    expected = (*kinds, *trial.spec.call.may_raise)
+    expected = (*kinds, *trial.may_strike_with, *trial.spec.call.may_raise)
     if trial.spec.intruder in ("cancel_own", "leave"):
         expected = (*expected, JobCancelled, RuntimeError)
     if error is not None:
@@ -173,6 +200,8 @@ def _caller_got(trial: Trial, error: BaseException | None, struck: bool) -> str 
         return None  # the loop, or whoever hears of exceptions that nobody can catch, was told
     if trial.spec.way.startswith("interrupt") and trial.spec.call.loop in ("asyncio", "uvloop"):
         return None  # Runner loses an interrupt whose cancellation comes too late
+    if any(kind.__name__ in trial.stderr() for kind in kinds):
+        return None
     return "(a) the exception was lost: the call returned, and nobody was told"
 
 
@@ -252,8 +281,7 @@ def interrupt(trial: Trial) -> Iterator[None]:
 @way
 def call(trial: Trial) -> Iterator[None]:
     """The handler of a signal calls the library, exactly at the place."""
-    assert trial.intruder is not None
-    signal.signal(STRIKE, trial.intruder)
+    signal.signal(STRIKE, trial.intrude)
     striker = Striker(Place.parse(trial.spec.where), _strike)
     trial.struck = lambda: striker.struck
     with tracing(striker):
@@ -263,25 +291,263 @@ def call(trial: Trial) -> Iterator[None]:
 @way
 def call_everywhere(trial: Trial) -> Iterator[None]:
     """A tracing function calls the library at every line."""
-    assert trial.intruder is not None
-    tracer = EveryPlace(trial.intruder)
-    trial.say("call, every line")
+    tracer = EveryPlace(trial.intrude)
     with tracing(tracer):
         yield
+
+
+@way
+def kill(trial: Trial) -> Iterator[None]:
+    """A signal to the process, taken by another thread that leaves it unblocked."""
+    signal.signal(STRIKE, _raise)
+    parked = threading.Lock()
+    parked.acquire()
+    taker = threading.Thread(target=parked.acquire, daemon=True)
+    taker.start()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {STRIKE})
+
+    def act() -> None:
+        os.kill(os.getpid(), STRIKE)
+        while STRIKE in signal.sigpending():
+            os.sched_yield()
+
+    striker = Striker(Place.parse(trial.spec.where), act)
+    trial.struck = lambda: striker.struck
+    trial.strikes_with = (Alarm,)
+    try:
+        with tracing(striker):
+            yield
+            _ = 0  # where the handler may run at the latest
+    finally:
+        parked.release()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@way
+def recursion(trial: Trial) -> Iterator[None]:
+    """So many frames are left for the call."""
+    depth, frame = 0, sys._getframe()
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back
+    trial.depth = max(sys.getrecursionlimit() - depth - int(trial.spec.where), 0)
+    trial.may_strike_with = (RecursionError,)
+    yield
+
+
+@way
+def memory(trial: Trial) -> Iterator[None]:
+    """One allocation of this number fails, in whichever thread."""
+    import _testcapi
+
+    trial.may_strike_with = (MemoryError,)
+    number = int(trial.spec.where)
+    _testcapi.set_nomemory(number, number + 1)
+    try:
+        yield
+    finally:
+        _testcapi.remove_mem_hooks()
+
+
+@way
+def helper_error(trial: Trial) -> Iterator[None]:
+    """At a place of the library that a helper passes, memory ends."""
+
+    def act() -> None:
+        raise MemoryError("struck")
+
+    striker = Striker(Place.parse(trial.spec.where), act)
+    trial.struck = lambda: striker.struck
+    trial.may_strike_with = (MemoryError,)
+    trial.world.on_chunk = on_helpers(striker)
+    yield
+
+
+@way
+def helper_call(trial: Trial) -> Iterator[None]:
+    """At a place that a helper passes, its own thread calls the library."""
+    striker = Striker(Place.parse(trial.spec.where), trial.intrude)
+    trial.struck = lambda: striker.struck
+    trial.world.on_chunk = on_helpers(striker)
+    yield
+
+
+@way
+def helper_call_everywhere(trial: Trial) -> Iterator[None]:
+    """A tracing function calls the library at every line that helpers pass."""
+    trial.world.on_chunk = on_helpers(EveryPlace(trial.intrude))
+    yield
+
+
+@way
+def finalizer(trial: Trial) -> Iterator[None]:
+    """A finalizer calls the library at a place."""
+
+    class Resource:
+        def __del__(self) -> None:
+            trial.intrude()
+
+    held = [Resource()]
+    striker = Striker(Place.parse(trial.spec.where), held.clear)
+    trial.struck = lambda: striker.struck
+    with tracing(striker):
+        yield
+
+
+@way
+def weakref_callback(trial: Trial) -> Iterator[None]:
+    """The callback of a weak reference calls the library at a place."""
+
+    class Resource:
+        pass
+
+    held = [Resource()]
+    watch = weakref.ref(held[0], trial.intrude)
+    striker = Striker(Place.parse(trial.spec.where), held.clear)
+    trial.struck = lambda: striker.struck
+    with tracing(striker):
+        yield
+    del watch
+
+
+@way
+def collector(trial: Trial) -> Iterator[None]:
+    """A finalizer in a cycle calls the library, at every allocation, in whichever thread."""
+    over = False
+
+    class Resource:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            if not over:
+                trial.intrude()
+                Resource()
+
+    before = gc.get_threshold()
+    Resource()
+    gc.set_threshold(1, 1_000_000, 1_000_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        over = True
+        gc.collect()
+
+
+@way
+def profile(trial: Trial) -> Iterator[None]:
+    """A profiling function calls the library whenever code of it calls or returns."""
+
+    def look(frame: FrameType, event: str, argument: object) -> None:
+        if frame.f_code.co_filename.startswith(LIBRARY):
+            trial.intrude()
+
+    threading.setprofile(look)
+    sys.setprofile(look)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+
+
+@way
+def audit(trial: Trial) -> Iterator[None]:
+    """An audit hook calls the library whenever the interpreter tells it something."""
+    over = False
+
+    def hook(event: str, arguments: object) -> None:
+        if not over:
+            trial.intrude()
+
+    sys.addaudithook(hook)
+    try:
+        yield
+    finally:
+        over = True
+
+
+@way
+def log(trial: Trial) -> Iterator[None]:
+    """A log handler calls the library for each event that it is told."""
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            trial.intrude()
+
+    logger = logging.getLogger("aioktask")
+    listener = Listener()
+    logger.addHandler(listener)
+    logger.propagate, logger.disabled = False, False
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        logger.removeHandler(listener)
+        logger.disabled = True
+
+
+def on_helpers(tracer: Tracer) -> Callable[[], None]:
+    """What the chunks of a job call so that their thread is traced, if it is not the main one."""
+    traced: set[int] = set()
+
+    def begin() -> None:
+        thread = threading.get_ident()
+        if thread not in traced and threading.current_thread() is not threading.main_thread():
+            traced.add(thread)
+            tracer.start_in_chunk()
+
+    return begin
 
 
 # Recording.
 
 
-def record(call: Call, warm: bool, opcodes: bool) -> list[tuple[str, bool]]:
-    """Every place that the call passes, in order, and whether it is the exit of a `with`."""
+def record(call: Call, warm: bool, way: str) -> list[tuple[str, bool]]:
+    """Every place that the call passes, in order, and whether it is the exit of a `with`.
+
+    Of the main thread by lines, or "opcodes", or of "helpers".
+    """
     _quieten()
     if warm:
         warm_up(call)
-    recorder = Recorder(opcodes=opcodes)
-    with contextlib.suppress(*call.may_raise), tracing(recorder):
-        call.run(World())
-    return [(str(place), place.point in recorder.exits) for place in recorder.places]
+    recorder = Recorder(opcodes=way == "opcodes")
+    world = World()
+    if way == "helpers":
+        world.on_chunk = on_helpers(recorder)
+    with contextlib.suppress(*call.may_raise):
+        with contextlib.nullcontext() if way == "helpers" else tracing(recorder):
+            call.run(world)
+    return [(str(place), place.point in recorder.exits) for place in list(recorder.places)]
+
+
+def count_allocations(call: Call, warm: bool) -> int:
+    """About how many allocations the call makes, in all threads."""
+    import _testcapi
+
+    _quieten()
+    if warm:
+        warm_up(call)
+    far = 300_000
+
+    def left_after(act: Callable[[], object]) -> int:
+        left = 0
+        _testcapi.set_nomemory(far, far + 1)
+        try:
+            act()
+            with contextlib.suppress(MemoryError):
+                for _ in itertools.repeat(None):
+                    bytes(100)  # two allocations
+                    left += 1
+        finally:
+            _testcapi.remove_mem_hooks()
+        return 2 * left
+
+    def make_call() -> None:
+        with contextlib.suppress(*call.may_raise):
+            call.run(World())
+
+    return max(left_after(lambda: None) - left_after(make_call), 0)
 
 
 __all__ = ["Spec", "record", "run_trial"]
