@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loans: in the scheduler, one thread at a time; among jobs, as far as waits go."""
+"""Loans among jobs and helpers: who takes one, and when."""
 
 from __future__ import annotations
 
@@ -7,102 +7,17 @@ from contextvars import Context
 
 import pytest
 from aioktask.engine.helpers import Caller, Helper, ThreadWaiter
+from aioktask.engine.run import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job
+from aioktask.engine import state as state_module
 from aioktask.engine.plan import split
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.scheduling.background import Looked
-from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat
-from aioktask.engine.state import dispatch as state_module
-from aioktask.engine.state.dispatch import Outbox, RunGroup, State
-from aioktask.engine.state.run import Run
-
-
-def entry(scheduler: Scheduler, nice: int, limit: int = 8) -> Entry:
-    made = Entry(object(), GROUPS.setdefault(scheduler, Group()), nice, limit)
-    scheduler.add(made)
-    scheduler.set_ready(made)
-    return made
-
-
-GROUPS: dict[Scheduler, Group] = {}
-
-
-def test_one_thread_at_a_time_has_the_loan_and_the_next_one_gets_it() -> None:
-    scheduler = Scheduler(cap=8)
-    low = entry(scheduler, 19)
-    scheduler.set_loan(low, -5)
-    assert scheduler.enter(low) is Seat.LENT
-    assert scheduler.enter(low) is Seat.OWN
-    scheduler.leave(low, 1, Seat.LENT)
-    assert scheduler.enter(low) is Seat.LENT
-    scheduler.set_loan(low, None)
-    scheduler.set_loan(low, 0)
-    assert scheduler.enter(low) is Seat.OWN, "who has the loan still serves"
-
-
-def test_a_loan_is_an_account_of_its_own() -> None:
-    scheduler = Scheduler(cap=1)
-    high, low = entry(scheduler, 0), entry(scheduler, 19)
-    served = {high: 0, low: 0}
-
-    def serve(slices: int) -> None:
-        for _ in range(slices):
-            chosen = scheduler.choose()
-            assert chosen is not None
-            seat = scheduler.enter(chosen)
-            scheduler.leave(chosen, SLICE_NS, seat)
-            served[chosen] += 1
-
-    serve(700)
-    assert served[low] < 20
-    scheduler.set_loan(low, 0)
-    served[low] = served[high] = 0
-    serve(100)
-    assert abs(served[low] - served[high]) <= 2, "at once as much as who lends, whatever it used"
-    scheduler.set_loan(low, None)
-    served[low] = served[high] = 0
-    serve(700)
-    assert served[low] < 20
-
-
-def test_background_threads_are_bounded_together_and_a_loan_is_not_one_of_them() -> None:
-    scheduler = Scheduler(cap=8)
-    scheduler.background_cap = 2
-    jobs = [entry(scheduler, 19, limit=2) for _ in range(3)]
-    for each in jobs:
-        scheduler.set_gives_way(each, True)
-    seats = []
-    while (chosen := scheduler.choose()) is not None:
-        seats.append((chosen, scheduler.enter(chosen)))
-    assert [seat for _, seat in seats] == [Seat.BACKGROUND] * 2
-    waiting = next(each for each in jobs if not each.threads)
-    scheduler.set_loan(waiting, 0)
-    assert scheduler.choose() is waiting
-    assert scheduler.enter(waiting) is Seat.LENT
-    assert scheduler.choose() is None
-    for each, seat in seats:
-        scheduler.leave(each, 1, seat)
-    assert scheduler.background == 0
-    scheduler.background_cap = 0
-    assert scheduler.choose() is None
-    taken = scheduler.take_loan(waiting, Seat.OWN)
-    assert taken is Seat.LENT
-    assert scheduler.wanted(5) == 0
-
-
-def test_foreground_goes_on_where_background_may_not() -> None:
-    scheduler = Scheduler(cap=4)
-    scheduler.background_cap = 0
-    low, high = entry(scheduler, 5), entry(scheduler, 0, limit=2)
-    scheduler.set_gives_way(low, True)
-    assert scheduler.wanted(4) == 2
-    assert scheduler.choose() is high
-    scheduler.set_gives_way(low, False)
-    assert scheduler.wish(9) == 9
-
+from aioktask.engine.scheduling.queue import Seat
+from aioktask.engine.state import Outbox, RunGroup, State
 
 # Among jobs.
 

@@ -100,12 +100,22 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     except GeneratorExit:
         pool.cancel(run)
         raise
-    except BaseException as cancellation:
-        if not (run.ended or run.refused):
-            await _end(pool, loop, run, waiter)
-            run.raise_failed_undo(cancellation)
-        run.name_outcome(cancellation, job)
-        raise
+    except BaseException as error:
+        struck = error
+        while not (run.ended or run.refused):
+            try:
+                await _end(pool, loop, run, waiter)
+            except GeneratorExit:
+                raise
+            except BaseException as another:  # a signal handler raised in here
+                struck = another
+        run.raise_failed_undo(struck)
+        run.name_outcome(struck, job)
+        if struck is error:
+            raise
+        raise struck from error
+    finally:
+        del waiter
 
 
 async def _end(pool: Pool, loop: Loop, run: Run, waiter: AsyncWaiter) -> None:
@@ -185,6 +195,7 @@ def _run_here(
     except BaseException as error:
         # A signal handler raised here: the second Ctrl-C, or one of the application's own.
         if run.ended or run.refused:
+            run.raise_failed_undo(error)
             raise
         see_to_its_end(pool, run, caller, error, given_up=lambda: asked.given_up)
         if not asked.given_up:

@@ -62,10 +62,14 @@ class AsyncioWaiter:
     def _set(self) -> None:
         if not self._future.done():
             self._future.set_result(None)
+        self._woken = False
+
+    @property
+    def heard(self) -> bool:
+        return not self._woken
 
     def renew(self) -> None:
         if self._future.done():
-            self._woken = False
             self._future = self._loop.create_future()
             if wakeups_can_be_lost(self._loop):
                 self._loop.call_later(LOOK_SECONDS, self._look)
@@ -98,7 +102,7 @@ class AsyncioLoop:
 
     def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
         with contextlib.suppress(RuntimeError):  # closed: `Posted` tells of the loss
-            self._loop.call_soon_threadsafe(Posted(callback, lost))
+            self._loop.call_soon_threadsafe(Posted(callback, lost, completed=True))
 
     def spawn(self, undo: CoroutineUndo) -> None:
         # Not by create_task(context=...), which many task factories do not take.

@@ -57,6 +57,7 @@ class CoroutineUndo:
         "_pieces",
         "_pool",
         "_run",
+        "_spawned",
         "_undo",
         "_working",
         "context",
@@ -78,7 +79,7 @@ class CoroutineUndo:
         self._errors = list(errors)
         self._undo = run.job.undo
         self._working = threading.Lock()
-        self._began = False
+        self._began = self._spawned = False
         self._over: dict[str, object] = {}  # who ended it: this task, or who took its place
         self.context = run.context
         self.task: object = None
@@ -89,7 +90,7 @@ class CoroutineUndo:
         if self._pool.state.closing and not self._loop.is_running():
             self._elsewhere_soon()
             return
-        self._loop.post(self._spawn, self._elsewhere_soon)
+        self._loop.post(self._spawn, self._lost)
         self._pool.keeper.watch(self._on_its_way)
 
     def rescue(self) -> None:
@@ -113,26 +114,33 @@ class CoroutineUndo:
     def _spawn(self) -> None:
         try:
             self._loop.spawn(self)
+            self._spawned = True
         except Exception:  # a task factory that takes other arguments, say: a fresh loop has none
+            self._elsewhere_soon()
+            raise  # whatever it was, the loop tells of it
+
+    def _lost(self) -> None:
+        """The loop dropped the call that was to spawn the task, or that ended by an exception."""
+        if not self._spawned:
             self._elsewhere_soon()
 
     async def work(self) -> None:
         """Undo piece by piece. A cancellation of this task costs one piece, not the rest."""
         with self._working:
             self._began = True
-            pieces = self._pieces
+            pieces, errors = self._pieces, self._errors
             while pieces and not self._over:
-                piece = pieces[0]
                 try:
-                    await self._undo_piece(piece)
+                    await self._undo_piece(pieces[0])
+                    pieces.popleft()
                 except GeneratorExit:
                     raise
                 except BaseException as error:
-                    if not self._over:
-                        self._errors.append((piece, error))
-                if not self._over:
-                    pieces.popleft()
+                    if pieces and not self._over:
+                        errors.append((pieces[0], error))
+                        pieces.popleft()
             self._end()
+            self.task = None  # which would refer to itself, if this ended by an exception
 
     async def _undo_piece(self, piece: range) -> None:
         undo = self._undo

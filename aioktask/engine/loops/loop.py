@@ -29,6 +29,10 @@ class AsyncWaiter(Protocol):
     def wake(self) -> None:
         """Wake the task, on any thread."""
 
+    @property
+    def heard(self) -> bool:
+        """Whether no wake-up is on its way."""
+
     def renew(self) -> None:
         """Be ready to wait again."""
 

@@ -8,17 +8,30 @@ from collections.abc import Callable
 
 
 class Posted:
-    """A callback given to a loop. `lost` is called if the loop drops it without a call."""
+    """A callback given to a loop. `lost` is called if the loop drops it without a call.
 
-    __slots__ = ("_callback", "_lost")
+    Where it is to be `completed`, also if the call ends by an exception: a signal handler may raise
+    in any line of it.
+    """
 
-    def __init__(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
+    __slots__ = ("_callback", "_completed", "_lost")
+
+    def __init__(
+        self,
+        callback: Callable[[], None],
+        lost: Callable[[], None] | None,
+        *,
+        completed: bool = False,
+    ) -> None:
         self._callback = callback
         self._lost = lost
+        self._completed = completed
 
     def __call__(self) -> None:
-        self._lost = None
+        if not self._completed:
+            self._lost = None
         self._callback()
+        self._lost = None
 
     def __del__(self) -> None:
         if self._lost is not None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class TrioWaiter:
     """A task of a trio run that waits."""
 
-    __slots__ = ("_event", "_lost", "_token", "nice", "refused")
+    __slots__ = ("_event", "_lost", "_token", "_woken", "nice", "refused")
 
     def __init__(
         self, token: trio.lowlevel.TrioToken, nice: int, lost: Callable[[], None] | None
@@ -31,10 +31,12 @@ class TrioWaiter:
         self._token = token
         self._event = sys.modules["trio"].Event()
         self._lost = lost
+        self._woken = False
         self.nice = nice
         self.refused: DeadlockError | None = None
 
     def wake(self) -> None:
+        self._woken = True
         posted = Posted(self._set, self._lost)
         self._lost = None
         with contextlib.suppress(sys.modules["trio"].RunFinishedError):
@@ -42,6 +44,11 @@ class TrioWaiter:
 
     def _set(self) -> None:
         self._event.set()
+        self._woken = False
+
+    @property
+    def heard(self) -> bool:
+        return not self._woken
 
     def renew(self) -> None:
         if self._event.is_set():
@@ -73,7 +80,7 @@ class TrioLoop:
 
     def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
         with contextlib.suppress(self._finished):
-            self._token.run_sync_soon(Posted(callback, lost))
+            self._token.run_sync_soon(Posted(callback, lost, completed=True))
 
     def spawn(self, undo: CoroutineUndo) -> None:
         import trio

@@ -4,7 +4,7 @@
 # Pure: figures in, a number of threads out. A job of high nice should take from its neighbours what
 # a thread of that nice would, but its threads cannot be of that nice: one that is preempted while
 # it holds the GIL would keep the event loop waiting. So what is free is measured instead: what was
-# idle, and what background threads used without anybody being in their way. Where nothing is free
+# idle, and what background threads used without being kept from it by others. Where nothing is free
 # a job keeps the share that the kernel would give to its nice, as one thread that pauses between
 # chunks until its CPU time is paid for.
 """The share of background jobs."""
@@ -14,7 +14,7 @@ from __future__ import annotations
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.scheduling.queue import NICE_0_WEIGHT, weight
 
-__all__ = ["BackgroundShare", "CpuLoad"]
+__all__ = ["BackgroundShare"]
 
 # So much of a CPU is always taken by something: a machine that is idle but for that is all free.
 SLACK = 0.2
@@ -34,13 +34,13 @@ class BackgroundShare:
     __slots__ = ("_credit_ns", "pausing", "threads")
 
     def __init__(self) -> None:
-        # Until the first look nobody knows: one thread takes nobody's place for long.
+        # Until the first look nothing is known: one thread takes no other's place for long.
         self._credit_ns = 0
         self.pausing = False
         self.threads = 1
 
     def look(self, seen: CpuLoad, cpus: int, nice: int) -> None:
-        """Decide anew.
+        """Find the number of threads from what was seen.
 
         Args:
             seen: Since the last look.
@@ -48,7 +48,7 @@ class BackgroundShare:
             nice: Of the most urgent background job.
         """
         ran = seen.used_ns + seen.delay_ns
-        # Who waits as long as it runs shares its CPU with others: nothing of that was free. Nor is
+        # A thread that waits as long as it runs shares its CPU: nothing of that was free. Nor is
         # what a thread used after a pause where little was idle: the kernel lets it go first then,
         # whoever it displaces.
         contended = min(2 * seen.delay_ns / ran, 1.0) if ran else 0.0
@@ -68,12 +68,12 @@ class BackgroundShare:
         self.threads = int(self._credit_ns > 0)
 
     def stop(self) -> None:
-        """A thread found its CPU taken by others: nobody works on until the next look."""
+        """Let no thread work on until the next look, after one found its CPU taken by others."""
         self.pausing = True
         self._credit_ns = self.threads = 0
 
     def charge(self, used_ns: int) -> None:
-        """A background thread used so much CPU time."""
+        """Pay for the CPU time that a background thread used."""
         if self.pausing:
             self._credit_ns -= used_ns
             self.threads = int(self._credit_ns > 0)

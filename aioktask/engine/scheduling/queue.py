@@ -293,8 +293,10 @@ class Scheduler:
 
     def owe(self, entry: Entry, count: int) -> None:
         """Take in that `count` more (or fewer) chunks wait for this job."""
+        before = entry.owed
         entry.owed += count
-        self._place(entry)
+        if not before or not entry.owed:
+            self._place(entry)
 
     # The choice.
 
@@ -394,7 +396,7 @@ class Scheduler:
         these, the caller sets again afterwards.
 
         Args:
-            entries: All those of jobs that are not over.
+            entries: All those of jobs that are not over, or were not when the call began.
             serving: For each thread that serves a job: the entry, the seat, and whether it was
                 `counted` and `counted_in_group` when it entered.
         """

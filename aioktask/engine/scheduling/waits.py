@@ -18,18 +18,27 @@ class Waits(Generic[T]):
     """The waits that are under way. Several chunks of one job may wait for the same other."""
 
     def __init__(self) -> None:
-        self._awaited: dict[T, list[T]] = {}
+        self._awaited: dict[T, dict[T, int]] = {}  # how many chunks of each wait for which
 
     def __bool__(self) -> bool:
         return bool(self._awaited)
 
     def add(self, waiting: T, awaited: T) -> None:
-        self._awaited.setdefault(waiting, []).append(awaited)
+        """Count a chunk of `waiting` that begins to wait for `awaited`."""
+        counts = self._awaited.setdefault(waiting, {})
+        counts[awaited] = counts.get(awaited, 0) + 1
 
     def remove(self, waiting: T, awaited: T) -> None:
-        left = self._awaited[waiting]
-        left.remove(awaited)
-        if not left:
+        """Count one no more.
+
+        Raises:
+            KeyError: No such wait was added.
+        """
+        counts = self._awaited[waiting]
+        counts[awaited] -= 1
+        if not counts[awaited]:
+            del counts[awaited]
+        if not counts:
             del self._awaited[waiting]
 
     def chain(self, start: T, goal: T) -> list[T]:

@@ -608,6 +608,7 @@ class State:
             # And at the higher of the job's and the waiters' priority.
             if run.urgency < run.entry.nice:
                 self.scheduler.set_nice(run.entry, run.urgency)
+                self._lend(self.loans.reckon(run.entry))
             if run.async_undo:
                 self.out.undos.append(run)
                 return
@@ -1011,21 +1012,41 @@ class State:
         """Count anew what is counted outside of runs and stints."""
         for helper in self.helpers:
             stint = helper.stint
-            if stint is not None and stint not in self.serving and not helper.idle:
-                if helper.called:
-                    self._rest(helper)
+            if stint is not None and helper.called and stint not in self.serving:
+                self._rest(helper)
+        entries = [run.entry for run in self.runs]
+        waiting = [
+            (wait, run)
+            for run in self.runs
+            for wait in (*run.waiters.values(), *run.left_by.values())
+            if wait.stint is not None and wait.run is not None
+        ]
+        self.waits, self.waiting = Waits(), {}
+        for run in self.runs:
+            run.entry.owed = 0
+        for wait, run in waiting:
+            assert wait.stint is not None
+            assert wait.run is not None
+            run.entry.owed += 1
+            self.waiting[wait.stint] = self.waiting.get(wait.stint, 0) + 1
+            if wait.detects:
+                self.waits.add(wait.run, run)
         self.scheduler.rebuild(
-            [run.entry for run in self.runs if not run.over],
+            entries,
             [
                 (stint.run.entry, stint.seat, stint.counted, stint.counted_in_group)
                 for stint in self.serving
             ],
         )
+        self.loans.rebuild(
+            entries,
+            [(run.entry, waiter.nice) for run in self.runs for waiter in run.waiters],
+            [(wait.run.entry, run.entry) for wait, run in waiting if wait.run is not None],
+        )
         for run in list(self.runs):
             if run.over:
+                self.scheduler.set_idle(run.entry)
                 self._end(run)
-            elif run.claimable:
-                self.scheduler.set_ready(run.entry, undoing=run.undoing)
             else:
                 self.update(run)
         self.signals.generation += 1

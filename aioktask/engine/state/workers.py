@@ -48,6 +48,10 @@ class Waiter(Protocol):
     nice: int
     refused: DeadlockError | None
 
+    @property
+    def heard(self) -> bool:
+        """Whether no wake-up is on its way. One that got lost there is sent again."""
+
     def wake(self) -> None:
         """Wake it: called on any thread, outside the lock, once or more often."""
 
@@ -142,6 +146,10 @@ class Caller:
         self.quits = False
         self.refused: DeadlockError | None = None
 
+    @property
+    def heard(self) -> bool:
+        return True
+
     def wake(self) -> None:
         self.parking.unpark()
 
@@ -155,6 +163,10 @@ class ThreadWaiter:
         self.parking = Parking()
         self.nice = nice
         self.refused: DeadlockError | None = None
+
+    @property
+    def heard(self) -> bool:
+        return True
 
     def wake(self) -> None:
         self.parking.unpark()

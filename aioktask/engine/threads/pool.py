@@ -32,6 +32,7 @@ import time
 import traceback
 from collections import deque
 from contextvars import Context
+from functools import partial
 from typing import Any
 
 from aioktask.engine import events
@@ -88,6 +89,7 @@ class Pool:
         self.adapter = Adapter(self, topology, tunables)
         self._may_skip_wake = gil_is_on()
         self.news: deque[tuple[Context, events.Event]] = deque()  # to be told, in this order
+        self._woken: deque[Waiter] = deque()  # who was woken since the keeper looked
         self._telling = threading.Lock()  # held by who tells; only tried
 
     def __repr__(self) -> str:
@@ -216,14 +218,25 @@ class Pool:
             parking.unpark()
         for _ in range(out.starts):
             self._have_helper_started()
-        waiters, undos = out.waiters, out.undos
-        while waiters:
-            _insistently(waiters.pop().wake)
-        while undos:
-            run = undos.pop()
-            loop = run.loop
-            assert loop is not None
-            _insistently(lambda: loop.start_undo(run))  # noqa: B023 - called at once
+        # In this order: who leaves a coordinator asks whether those before it were told.
+        for waiter in out.waiters:
+            _insistently(waiter.wake)
+            self._woken.append(waiter)
+        for run in out.undos:
+            if run.loop is not None:
+                _insistently(partial(run.loop.start_undo, run))
+
+    def _wake_again(self) -> None:
+        """Wake those anew whose wake-up got lost on their loop.
+
+        A signal handler that raises in a callback ends the callback; and a loop may lose one.
+        """
+        woken = self._woken
+        for _ in range(len(woken)):
+            waiter = woken.popleft()
+            if not waiter.heard:
+                waiter.wake()
+                woken.append(waiter)
 
     def _tell(self) -> None:
         """Tell what there is to tell, in the order of the turns: one thread at a time does."""
@@ -415,13 +428,14 @@ class Pool:
         """On the keeper: follow what changed; False when there is nothing to look after."""
         if self.dead:
             return False
+        self._wake_again()
         if self.state.busy:
             self.adapter.look_around()
             self.post(State.find_unattended, None)
             self.turn()
             return True
         self.adapter.rest()
-        return bool(self.inbox)
+        return bool(self.inbox or self._woken)
 
     # The end.
 

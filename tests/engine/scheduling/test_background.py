@@ -6,7 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.scheduling.background import MOST_CREDIT_NS, Looked, Yielding
+from aioktask.engine.scheduling.background import MOST_CREDIT_NS, BackgroundShare
 from aioktask.engine.scheduling.queue import NICE_0_WEIGHT, weight
 
 PERIOD_NS = 100_000_000
@@ -25,41 +25,41 @@ class Machine:
         self.neighbours = neighbours
         self.used_ns = self.taken_ns = 0.0
 
-    def period(self, yielding: Yielding) -> Looked:
-        """One period of background work as `yielding` admits it, a chunk at a time."""
+    def period(self, share: BackgroundShare) -> CpuLoad:
+        """One period of background work as `share` admits it, a chunk at a time."""
         idle = max(self.cpus - self.neighbours, 0)
         used = delay = taken = 0.0
         position = 0
-        while yielding.threads and position < PERIOD_NS:
-            threads = yielding.threads
+        while share.threads and position < PERIOD_NS:
+            threads = share.threads
             on_idle = min(threads, idle)
             contending = threads - on_idle
             used_now = (on_idle + contending / 4) * CHUNK_NS
             taken += contending / 4 * CHUNK_NS
             delay += contending * 3 / 4 * CHUNK_NS
             used += used_now
-            yielding.charge(round(used_now))
+            share.charge(round(used_now))
             position += CHUNK_NS
         self.used_ns += used
         self.taken_ns += taken
         # Something always runs: a tenth of a CPU is nobody's that is asked.
         unused = max(idle * PERIOD_NS - (used - taken) - PERIOD_NS // 10, 0)
-        return Looked(PERIOD_NS, round(unused), round(used), round(delay))
+        return CpuLoad(PERIOD_NS, round(unused), round(used), round(delay))
 
 
-def run(machine: Machine, yielding: Yielding, periods: int, nice: int) -> None:
+def run(machine: Machine, share: BackgroundShare, periods: int, nice: int) -> None:
     for _ in range(periods):
-        yielding.look(machine.period(yielding), machine.cpus, nice)
+        share.look(machine.period(share), machine.cpus, nice)
 
 
 @given(cpus=st.integers(1, 256), nice=st.integers(1, 19), before=st.integers(0, 300))
 def test_an_idle_machine_is_used_whole_within_two_looks(cpus: int, nice: int, before: int) -> None:
     """Whatever was there before."""
-    yielding = Yielding()
-    run(Machine(cpus, before), yielding, 5, nice)
-    run(Machine(cpus, 0), yielding, 3, nice)
-    assert yielding.threads == cpus
-    assert not yielding.pausing
+    share = BackgroundShare()
+    run(Machine(cpus, before), share, 5, nice)
+    run(Machine(cpus, 0), share, 3, nice)
+    assert share.threads == cpus
+    assert not share.pausing
 
 
 @given(cpus=st.integers(1, 64), nice=st.integers(1, 19), extra=st.integers(0, 3))
@@ -67,26 +67,26 @@ def test_neighbours_on_every_cpu_lose_no_more_than_to_a_thread_of_that_nice(
     cpus: int, nice: int, extra: int
 ) -> None:
     machine = Machine(cpus, cpus + extra)
-    yielding = Yielding()
-    run(machine, yielding, 5, nice)
+    share = BackgroundShare()
+    run(machine, share, 5, nice)
     machine.taken_ns = 0.0
     periods = 400
-    run(machine, yielding, periods, nice)
+    run(machine, share, periods, nice)
     kept = weight(nice) / (NICE_0_WEIGHT + weight(nice))
-    share = machine.taken_ns / (periods * PERIOD_NS * cpus)
-    assert share <= kept * 1.05
-    assert share > 0, "it must go on for ever, slowly"
+    taken = machine.taken_ns / (periods * PERIOD_NS * cpus)
+    assert taken <= kept * 1.05
+    assert taken > 0, "it must go on for ever, slowly"
 
 
 @given(cpus=st.integers(2, 64), data=st.data())
 def test_idle_cpus_are_used_beside_neighbours_on_the_others(cpus: int, data: st.DataObject) -> None:
     neighbours = data.draw(st.integers(1, cpus - 1))
     machine = Machine(cpus, neighbours)
-    yielding = Yielding()
-    run(machine, yielding, 5, 19)
-    assert yielding.threads >= cpus - neighbours
+    share = BackgroundShare()
+    run(machine, share, 5, 19)
+    assert share.threads >= cpus - neighbours
     machine.taken_ns = 0.0
-    run(machine, yielding, 20, 19)
+    run(machine, share, 20, 19)
     assert machine.taken_ns <= 0.05 * 20 * PERIOD_NS * cpus
 
 
@@ -94,22 +94,22 @@ def test_idle_cpus_are_used_beside_neighbours_on_the_others(cpus: int, data: st.
 def test_any_figures_give_a_number_of_threads(
     figures: list[tuple[int, int, int, int]], cpus: int
 ) -> None:
-    yielding = Yielding()
+    share = BackgroundShare()
     for each in figures:
-        yielding.look(Looked(*each), cpus, 19)
-        assert 0 <= yielding.threads <= cpus
-        yielding.charge(MOST_CREDIT_NS)
-        assert not yielding.pausing or yielding.threads == 0
+        share.look(CpuLoad(*each), cpus, 19)
+        assert 0 <= share.threads <= cpus
+        share.charge(MOST_CREDIT_NS)
+        assert not share.pausing or share.threads == 0
 
 
 @given(cpus=st.integers(1, 64))
 def test_after_a_stop_nobody_works_until_the_next_look(cpus: int) -> None:
-    yielding = Yielding()
-    run(Machine(cpus, 0), yielding, 3, 19)
-    assert yielding.threads == cpus
-    yielding.stop()
-    assert yielding.threads == 0
-    yielding.charge(1_000_000)
-    assert yielding.threads == 0
-    run(Machine(cpus, 0), yielding, 1, 19)
-    assert yielding.threads == cpus
+    share = BackgroundShare()
+    run(Machine(cpus, 0), share, 3, 19)
+    assert share.threads == cpus
+    share.stop()
+    assert share.threads == 0
+    share.charge(1_000_000)
+    assert share.threads == 0
+    run(Machine(cpus, 0), share, 1, 19)
+    assert share.threads == cpus

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from tests.engine.scheduling.tracing import strike
 
 from aioktask.engine.scheduling import queue
 from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat
+from tests.engine.scheduling.tracing import strike
 
 Serving = tuple[Entry, Seat, bool, bool]
 

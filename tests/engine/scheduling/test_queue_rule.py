@@ -14,10 +14,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from tests.engine.scheduling.tracing import lines_of
 
 from aioktask.engine.scheduling import queue
 from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat, weight
+from tests.engine.scheduling.tracing import lines_of
 
 NICE = st.integers(-20, 19)
 CAPS = st.integers(0, 6)
