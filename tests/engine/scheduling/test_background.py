@@ -6,6 +6,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.scheduling.background import MOST_CREDIT_NS, BackgroundShare
 from aioktask.engine.scheduling.queue import NICE_0_WEIGHT, weight
 
