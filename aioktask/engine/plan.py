@@ -7,9 +7,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from operator import attrgetter
 from typing import Any
 
 from aioktask.job import Job
@@ -131,11 +133,8 @@ def spans(job: Job[Any], chunk: int) -> tuple[range, ...]:
 
 def node_of(job: Job[Any], unit: int) -> int | None:
     """The NUMA node that a unit of the job belongs to; None for anywhere."""
-    found = None
-    for part in job.parts:
-        if part.start <= unit:
-            found = part.node
-    return found
+    index = bisect_right(job.parts, unit, key=attrgetter("start"))
+    return job.parts[index - 1].node if index else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from aioktask.engine.plan import (
     leaf_size,
     make_plan,
     most_threads,
+    node_of,
     round_up,
     spans,
     split,
@@ -437,3 +439,46 @@ def test_a_plan_of_a_huge_range_counts_without_cutting(
     assert plan.chunks >= size // plan.chunk
     assert next(plan.boundaries()).start == start
     assert plan.spans[-1].stop == start + size
+
+
+# The nodes of parts.
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 5), st.none() | st.integers(0, 3)), min_size=1),
+    start=st.integers(-10, 10),
+)
+def test_a_unit_belongs_to_the_node_of_its_part(
+    lengths: list[tuple[int, int | None]], start: int
+) -> None:
+    edges = list(itertools.accumulate((length for length, _ in lengths), initial=start))
+    parts = [
+        Part(a, b, node)
+        for (a, b), (_, node) in zip(itertools.pairwise(edges), lengths, strict=True)
+    ]
+    job = Job(print, edges[-1] - start, start=start, parts=parts)
+    for part in parts:
+        for unit in range(part.start, part.stop):
+            assert node_of(job, unit) == part.node
+    assert node_of(job, start - 1) is None
+    assert node_of(Job(print, 5), 3) is None
+
+
+def test_finding_the_node_of_a_unit_looks_at_few_of_many_parts() -> None:
+    looks = 0
+
+    class CountingPart:
+        node = 0
+
+        def __init__(self, start: int) -> None:
+            self._start = start
+
+        @property
+        def start(self) -> int:
+            nonlocal looks
+            looks += 1
+            return self._start
+
+    many = SimpleNamespace(parts=tuple(CountingPart(start) for start in range(20_000)))
+    assert node_of(cast("Any", many), 19_999) == 0
+    assert looks < 20
