@@ -102,18 +102,21 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
         raise
     except BaseException as error:
         struck = error
-        while not (run.ended or run.refused):
-            try:
-                await _end(pool, loop, run, waiter)
-            except GeneratorExit:
+        try:
+            while not (run.ended or run.refused):
+                try:
+                    await _end(pool, loop, run, waiter)
+                except GeneratorExit:
+                    raise
+                except BaseException as another:  # a signal handler raised in here
+                    struck = another
+            run.raise_failed_undo(struck)
+            run.name_outcome(struck, job)
+            if struck is error:
                 raise
-            except BaseException as another:  # a signal handler raised in here
-                struck = another
-        run.raise_failed_undo(struck)
-        run.name_outcome(struck, job)
-        if struck is error:
-            raise
-        raise struck from error
+            raise struck from error
+        finally:
+            del struck  # which the exception's traceback leads to
     finally:
         del waiter
 
