@@ -17,6 +17,7 @@ from aioktask.engine.events import Event, EventKind
 _logger = logging.getLogger("aioktask")
 
 _ROUTINE = (EventKind.SUBMITTED, EventKind.STARTED, EventKind.LEARNED)
+_ADVICE = (EventKind.HOLDS_GIL, EventKind.BOUND_TO_ONE_CPU)
 _ENDINGS = (EventKind.FINISHED, EventKind.CANCELLED, EventKind.UNDONE)
 
 
@@ -24,7 +25,7 @@ def level_of(event: Event) -> int:
     """The logging level: a failure that somebody waits for is told to them, so only noted here."""
     if event.kind in _ROUTINE:
         return logging.DEBUG
-    if event.kind is EventKind.HOLDS_GIL:
+    if event.kind in _ADVICE:
         return logging.WARNING
     if event.kind in _ENDINGS or (event.kind is EventKind.FAILED and event.awaited):
         return logging.INFO

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from aioktask.engine.machine.topology import Topology
 
-__all__ = ["Cap", "process_cap"]
+__all__ = ["Cap", "bound_to_one_cpu", "process_cap"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,30 @@ def process_cap(topology: Topology, threads: int | None = None, source: str = ""
     """
     machine = _machine_cap(topology)
     return machine if threads is None else _chosen(threads, source, machine)
+
+
+def bound_to_one_cpu(topology: Topology, threads: int | None = None) -> str | None:
+    """What to do where jobs have one thread because the process is bound to one CPU of many.
+
+    Libraries do that to the thread that loads them (OpenMP's under OMP_PROC_BIND) or to the workers
+    that they start, and nothing else shows it.
+
+    Args:
+        topology: The machine.
+        threads: What the user says, who then knows.
+
+    Returns:
+        A sentence, or None where it is otherwise.
+    """
+    cpus, online = topology.cpus, topology.online
+    if threads is not None or len(cpus) > 1 or len(online) == 1:
+        return None
+    return (
+        f"the main thread is bound to CPU {min(cpus)} of the {len(online)} that are online, so "
+        "jobs have one thread. If that is not meant: do without OMP_PROC_BIND or whatever else "
+        "bound it, call os.sched_setaffinity(os.getpid(), cpus), or say by AIOKTASK_MAX_THREADS "
+        "how many threads there should be (1 is heard too)"
+    )
 
 
 def _machine_cap(topology: Topology) -> Cap:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask.engine.machine.topology import Node, Quota, Topology
-from aioktask.engine.scheduling.caps import Cap, process_cap
+from aioktask.engine.scheduling.caps import Cap, bound_to_one_cpu, process_cap
 
 QUOTA_FILE = Path("/sys/fs/cgroup/app.slice/cpu.max")
 
@@ -86,3 +86,27 @@ def test_the_user_decides_else_the_machine_does(
     cap = process_cap(topology, said, "the user")
     assert cap.threads == (said or topology.cpu_limit)
     assert cap.threads >= 1
+
+
+def test_a_process_that_is_bound_to_one_cpu_of_many_is_told_what_to_do() -> None:
+    told = bound_to_one_cpu(machine(1, online=8))
+    assert told is not None
+    assert told.startswith("the main thread is bound to CPU 0 of the 8 that are online")
+    for way in ("OMP_PROC_BIND", "sched_setaffinity", "AIOKTASK_MAX_THREADS"):
+        assert way in told
+
+
+@pytest.mark.parametrize(
+    ("topology", "threads"),
+    [
+        (machine(1), None),  # there is no other CPU
+        (machine(2, online=8), None),
+        (machine(8, quota=1), None),  # the quota decides, and the cap says so
+        (machine(1, online=8), 1),  # the user knows
+        (machine(1, online=8), 4),
+    ],
+)
+def test_whoever_is_not_bound_to_one_cpu_or_meant_it_is_told_nothing(
+    topology: Topology, threads: int | None
+) -> None:
+    assert bound_to_one_cpu(topology, threads) is None
