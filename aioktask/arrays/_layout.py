@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+import aioktask.arrays._errstate  # noqa: F401 - whoever works on arrays has it reach helpers
+
 __all__ = [
     "Array",
     "axis_to_split",

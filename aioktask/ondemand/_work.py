@@ -189,7 +189,9 @@ class Work:
             name=self._job.name,
         )
         # In the context of who entered, whoever does the section.
-        return Run(job, self._group, nice=nice, context=self._background.context)
+        run = Run(job, self._group, nice=nice, context=self._background.context)
+        run.inherited = self._background.inherited
+        return run
 
     def _chunk(self, index: int, start: int, stop: int) -> None:
         """A section, in its run."""

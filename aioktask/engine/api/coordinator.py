@@ -259,14 +259,18 @@ async def _end_all(
 def _raise_undo_failed(leaver: Leaver, cause: BaseException | None) -> None:
     """Raise the undo failures that nobody was given, as one."""
     failures = [verdict for run in leaver.undo_failed if (verdict := _untold(run)) is not None]
-    if len(failures) == 1:
-        raise failures[0]
-    if failures:
-        raise UndoFailed(
-            f"undo of {len(failures)} jobs failed",
-            failures,
-            [each for failed in failures for each in failed.ranges],
-        ) from cause
+    leaver.undo_failed = []
+    try:
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise UndoFailed(
+                f"undo of {len(failures)} jobs failed",
+                failures,
+                [each for failed in failures for each in failed.ranges],
+            ) from cause
+    finally:
+        del failures, cause  # which the exception's traceback leads to
 
 
 def _untold(run: Run) -> UndoFailed | None:

@@ -24,6 +24,7 @@ from time import perf_counter_ns
 from typing import Any, Literal
 
 from aioktask.engine.claims import PartedClaims
+from aioktask.engine.events import EventKind
 from aioktask.engine.lessons import Lessons
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
@@ -68,6 +69,7 @@ class State:
         no_more_threads: Whether the system refused the last thread.
         crowded_until: For how long a job expects another one beside it.
         all_over: Who waits until no run is left.
+        advice: What to tell, once, of a process that has one CPU.
     """
 
     def __init__(self, cap: int, tunables: Tunables) -> None:
@@ -100,6 +102,7 @@ class State:
         self.crowded_until = 0
         self.no_more_threads = False
         self.all_over: Waiter | None = None
+        self.advice: str | None = None
         self._numbers = 0
         self._looked: Iterable[Run] = iter(())  # where the looks after owners stand
 
@@ -159,6 +162,9 @@ class State:
         for leaver in group.leavers:
             self._begin_leaving(run, leaver)
         run.cancelled = run.cancel_asked
+        if self.advice is not None:
+            run.tell(EventKind.BOUND_TO_ONE_CPU, advice=self.advice)
+            self.advice = None
         if run.claimable:
             self.scheduler.set_ready(run.entry)
             self.signals.generation += 1
@@ -323,7 +329,8 @@ class State:
         if group.runs or not group.leavers:
             return
         for leaver in group.leavers:
-            leaver.undo_failed, group.undo_failed = group.undo_failed, []
+            untold, group.undo_failed = group.undo_failed, {}
+            leaver.undo_failed = list(untold.values())
             leaver.gone = True
             self.out.waiters.append(leaver.waiter)
         group.leavers = []
@@ -625,9 +632,7 @@ class State:
         if run.key is not None and not run.stopping:
             self.lessons.put(run.key, run.lesson())
         if run.undo_failed and group is not self.root:
-            # Whoever waits may be on a loop that is gone: leaving looks again who was told.
-            group.undo_failed = [each for each in group.undo_failed if not each.told]
-            group.undo_failed.append(run)
+            group.undo_failed[run.number] = run
         out.tell(run)
         for waiter, wait in run.waiters.items():
             self._end_wait(run, wait)

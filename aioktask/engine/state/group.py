@@ -25,7 +25,8 @@ class RunGroup(Group):
         runs: Those that are not over.
         closed: Whether nothing more may be submitted. Set by who closes it, before it posts.
         shut: Whether a turn has seen that.
-        undo_failed: Runs whose undo failed, of which perhaps nobody was told.
+        undo_failed: Runs whose undo failed, by number, of which nobody was told. Who is told strikes
+            them out, on any thread.
         leavers: Who waits until no run is left.
         tunables: What it sets that is otherwise the process's, by name; its cap apart.
     """
@@ -37,7 +38,7 @@ class RunGroup(Group):
         self.tunables = tunables
         self.runs: dict[Run, None] = {}
         self.closed = self.shut = False
-        self.undo_failed: list[Run] = []
+        self.undo_failed: dict[int, Run] = {}
         self.leavers: list[Leaver] = []
 
 

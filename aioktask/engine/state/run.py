@@ -29,6 +29,7 @@ from typing import Any, Literal, Protocol
 from aioktask.engine import events
 from aioktask.engine.claims import Claims, PartedClaims
 from aioktask.engine.events import Event, EventKind
+from aioktask.engine.inherited import captured
 from aioktask.engine.lessons import Key, Lesson, Lessons
 from aioktask.engine.plan import (
     Split,
@@ -214,6 +215,7 @@ class Run:
         self.reduces = job.reduce is not None
         if self.reduces and job.initial is not ...:
             self.initial = copy.deepcopy(job.initial)
+        self.inherited = captured()  # what helpers find in their threads beside the context
         self.group = group
         self.nice = nice
         self.limit = most_threads(job)
@@ -821,17 +823,18 @@ class Run:
             set_failure(error, self._failure, self.parent_number)
         return error
 
+    def _is_told(self) -> None:
+        self.told = True
+        self.group.undo_failed.pop(self.number, None)
+
     def result(self) -> Report[Any]:
         """The report of a run that is over or committed, or what it raises."""
-        self.told = True
+        self._is_told()
         if self.report is not None and self.decided is Decision.SUCCESS:
             return self.report
-        verdict = self.verdict
-        if verdict is None:
-            raise self.cancellation()
-        trace = self._trace
+        verdict, trace = self.verdict or self.cancellation(), self._trace
         if self.owned:  # nobody else will ask, and the traceback will lead back to here
-            self.verdict = self.error = self._trace = None
+            self.verdict = self.error = self._trace = self._failure = None
         try:
             # Each raise would add to the traceback of the one exception that all waiters get.
             raise verdict.with_traceback(trace)
@@ -846,8 +849,9 @@ class Run:
         """
         if not (self.over and self.undo_failed):
             return
-        self.told = True
+        self._is_told()
         verdict, self.verdict, self.error = self.verdict, None, None
+        self._trace = self._failure = None
         assert verdict is not None
         verdict.__cause__ = cause
         try:
@@ -862,7 +866,7 @@ class Run:
         """
         if not self.ended or told_of(error) is not None:
             return
-        found = self._failure
+        found, self._failure = self._failure, None
         if found is None:
             found = Failure(job, None, (), merge([range(job.start, job.stop)]), (), ())
         set_failure(error, found, self.parent_number)

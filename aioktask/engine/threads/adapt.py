@@ -20,7 +20,7 @@ from aioktask.engine.machine.os_threads import (
     set_thread_nice,
 )
 from aioktask.engine.machine.topology import Topology, read_topology
-from aioktask.engine.scheduling.caps import Cap, process_cap
+from aioktask.engine.scheduling.caps import Cap, bound_to_one_cpu, process_cap
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.workers import Helper
@@ -53,6 +53,7 @@ class Adapter:
         state.base_nice = process_nice()
         state.node_cpus = _cpus_by_node(topology)
         state.node_limit = tunables.max_threads_per_node
+        state.advice = bound_to_one_cpu(topology, tunables.max_threads)
 
     @property
     def cap(self) -> Cap:

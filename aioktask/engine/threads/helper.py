@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -17,6 +18,7 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
+from aioktask.engine.inherited import entered
 from aioktask.engine.machine.os_threads import NAME, name_this_thread, process_nice, start_thread
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
@@ -104,7 +106,7 @@ class HelperThread:
         helper, pool = self._helper, self._pool
         while (stint := self._begin()) is not None:
             name_this_thread(stint.run.name)
-            stint.context.run(self._serve, stint)
+            stint.context.run(self._serve_with_state, stint)
             del stint
         if pool.inbox:
             pool.turn_of(helper)
@@ -136,6 +138,14 @@ class HelperThread:
         if out is not None:
             pool.send(out)
         return None
+
+    def _serve_with_state(self, stint: Stint) -> None:
+        """Serve, the thread having what the submitting one had beside its context."""
+        if not stint.run.inherited:
+            self._serve(stint)
+            return
+        with entered(stint.run.inherited):
+            self._serve(stint)
 
     def _serve(self, stint: Stint) -> None:
         """Walk stretches of the stint's run until the thread should do something else."""
@@ -263,8 +273,13 @@ def end_child(stint: Stint) -> NoReturn:
 
 
 def beyond_engine(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without the engine's own frames, which hold what the job should let go of."""
+    """The traceback without the engine's own frames, which hold what the job should let go of.
+
+    What is left leads to them still, by `f_back`: so they are cleared, but for those that run.
+    """
     while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
+        with contextlib.suppress(RuntimeError):
+            trace.tb_frame.clear()
         trace = trace.tb_next
     return trace
 

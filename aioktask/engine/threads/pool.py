@@ -38,6 +38,7 @@ from typing import Any
 from aioktask.engine import events
 from aioktask.engine.events import EventKind
 from aioktask.engine.machine.topology import Topology
+from aioktask.engine.inherited import entered
 from aioktask.engine.machine.green_threads import refuse_green_threads
 from aioktask.engine.priority import gil_is_on
 from aioktask.engine.scheduling.caps import Cap
@@ -352,7 +353,12 @@ class Pool:
         if stint.claimed_at == stint.entered_at:  # it has just begun to serve
             stint.start_clock()
         caller.stint = None
-        raised = stint.context.run(self._walk_one_stretch, stint)
+        walk = self._walk_one_stretch
+        if stint.run.inherited:
+            with entered(stint.run.inherited):
+                raised = stint.context.run(walk, stint)
+        else:
+            raised = stint.context.run(walk, stint)
         now = time.perf_counter_ns()
         stint.read_clocks(self.signals, now)
         if raised:
