@@ -37,9 +37,9 @@ from typing import Any
 
 from aioktask.engine import events
 from aioktask.engine.events import EventKind
-from aioktask.engine.machine.topology import Topology
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.green_threads import refuse_green_threads
+from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
 from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.state.current import local
