@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import SupportsIndex
 
-from aioktask.checks import integer
+from aioktask.checks import check_flag, integer, listed
 from aioktask.files._tally import Tally
 from aioktask.job import Bound, Job, job_that_makes
 
@@ -85,7 +85,7 @@ def evict(
         OSError: A file cannot be looked at: ENOENT and its like, as of the empty path. Out of the
             job that runs: it cannot be opened or written back, or is no regular file any more
             (ESTALE). `filename` says which, as it was given, then as it was opened.
-        TypeError: Something is no path and no descriptor.
+        TypeError: Something is no path and no descriptor; an argument is of the wrong kind.
         ValueError: Something is no regular file, or has a NUL byte in its path; or an argument that
             `Job` refuses.
 
@@ -97,8 +97,10 @@ def evict(
     ...     run_multithreaded_sync(evict(file.name)).value
     Evicted(files=1, nbytes=10000)
     """
-    listed = [paths] if isinstance(paths, str | bytes | os.PathLike | int) else list(paths)
-    found = [(_resolved(file), _size_of(file)) for file in map(_checked, listed)]
+    check_flag("write_back", write_back)
+    if isinstance(paths, str | bytes | os.PathLike | int):
+        paths = [paths]
+    found = [(_resolved(file), _size_of(file)) for file in map(_checked, listed("paths", paths))]
     # Of empty ones there is nothing to drop, and no bytes means all there is to posix_fadvise(2).
     files = [file for file, size in found if size]
     sizes = [size for _, size in found if size]

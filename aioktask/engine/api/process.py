@@ -16,6 +16,7 @@ import atexit
 import os
 from typing import Any
 
+from aioktask.engine.machine.green_threads import refuse_green_threads
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.state.current import local
 from aioktask.engine.threads.pool import Pool
@@ -31,7 +32,9 @@ def current_pool() -> Pool:
     Raises:
         ValueError: It is made now, and one of the ``AIOKTASK_`` variables is set to something else
             than it may be.
+        RuntimeError: Threads are greenlets in this process.
     """
+    refuse_green_threads()
     pool = _pools.get("pool")
     if pool is None:
         tunables = process_tunables(os.environ, dict(_calls))

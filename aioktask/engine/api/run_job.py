@@ -158,9 +158,9 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
     >>> run_multithreaded_sync(Job(max, 10, reduce=max, chunk=2)).value
     10
     """
+    pool = current_pool()
     refuse_running_loop("run_multithreaded_sync()", "await run_multithreaded(job) instead")
     refuse_waiting("run_multithreaded_sync()")
-    pool = current_pool()
     stint = local.stint
     group = _group(pool, coordinator, stint)
     run = new_run(pool, group, job, None, parent=stint, owned=True)

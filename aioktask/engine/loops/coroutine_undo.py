@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from aioktask.engine.loops.loop import Loop
 
 
+ITSELF, SUCCESSOR = "itself", "successor"
+
+
 class UndoLoop:
     """The loop on which a run's coroutine undo is to run: what the run knows of it."""
 
@@ -80,7 +83,7 @@ class CoroutineUndo:
         self._undo = run.job.undo
         self._working = threading.Lock()
         self._began = self._spawned = False
-        self._over: dict[str, object] = {}  # who ended it: this task, or who took its place
+        self._over: dict[str, str] = {}  # who ended it: this task, or who took its place
         self.context = run.context
         self.task: object = None
 
@@ -154,13 +157,12 @@ class CoroutineUndo:
         await result
 
     def _end(self) -> None:
-        if self._over.setdefault("by", self) is self:
+        if not self._over and self._over.setdefault("by", ITSELF) is ITSELF:
             self._pool.post(State.undo_ended, self._run, tuple(self._errors))
 
     def _go_on_elsewhere(self) -> None:
         """On the keeper: what was in hand counts as not undone; a fresh loop does the rest."""
-        successor: object = object()
-        if self._over.setdefault("by", successor) is not successor:
+        if self._over or self._over.setdefault("by", SUCCESSOR) is not SUCCESSOR:
             return
         pieces, errors = deque(self._pieces), tuple(self._errors)
         if self._began and pieces:

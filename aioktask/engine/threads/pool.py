@@ -38,7 +38,6 @@ from typing import Any
 from aioktask.engine import events
 from aioktask.engine.events import EventKind
 from aioktask.engine.inherited import entered
-from aioktask.engine.machine.green_threads import refuse_green_threads
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
 from aioktask.engine.scheduling.caps import Cap
@@ -290,7 +289,6 @@ class Pool:
             RuntimeError: The coordinator, or the process, takes no more jobs; never for a `nested`
                 run. The run has not begun then, and will not.
         """
-        refuse_green_threads()
         group, state = run.group, self.state
         self.inbox.append((State.admit, run, waiter, caller, nested, detects))
         if (group.closed or state.closing) and (state.ended or not nested):
