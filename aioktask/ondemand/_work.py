@@ -33,7 +33,16 @@ from aioktask.engine.state.current import enclosing_run, enclosing_stint, local
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Caller
 from aioktask.errors import JobCancelled
-from aioktask.job import ChunkFunction, Failure, Job, Progress, set_failure, told_of
+from aioktask.job import (
+    Bound,
+    ChunkFunction,
+    Failure,
+    Job,
+    Progress,
+    job_that_makes,
+    set_failure,
+    told_of,
+)
 from aioktask.ondemand._sections import Request, Sections
 
 __all__ = ["Work"]
@@ -118,13 +127,14 @@ class Work:
     def _run_of_chunks(self, fn: ChunkFunction[object], count: int) -> Run:
         """A run that calls `fn` so many times."""
         job = Job(
-            fn,
+            self._fn,
             count,
             chunk=1,
             max_threads=self._job.max_threads,
             nice=self._job.nice,
             name=self._job.name,
         )
+        job = _with_call(job, fn)
         return new_run(self._pool, self._group, job, None, parent=None, owned=False)
 
     def _submit(self, run: Run) -> None:
@@ -180,7 +190,7 @@ class Work:
     def _run_of(self, index: int, nice: int) -> Run:
         start, stop = self.sections.bounds(index)
         job = Job(
-            functools.partial(self._chunk, index),
+            self._fn,
             stop - start,
             start=start,
             chunk=self.sections.section,  # so it is one chunk
@@ -188,6 +198,7 @@ class Work:
             nice=nice,
             name=self._job.name,
         )
+        job = _with_call(job, functools.partial(self._chunk, index))
         # In the context of who entered, whoever does the section.
         run = Run(job, self._group, nice=nice, context=self._background.context)
         run.inherited = self._background.inherited
@@ -328,3 +339,13 @@ class _Raised:
             traceback = None if error.__traceback__ is None else error.__traceback__.tb_next
             return error, traceback, tuple(getattr(error, "__notes__", ())), told_of(error)
         raise AssertionError("a section failed whose run did not")
+
+
+def _with_call(job: Job[None], fn: ChunkFunction[object]) -> Job[None]:
+    """The job, whose one run calls `fn` instead of the job's own function.
+
+    What is told of a run refers to its job, and the job does not refer to `fn`, which refers to the
+    work and so to the run: what is done on demand goes with the last reference to it.
+    """
+    calls = [fn]
+    return job_that_makes(job, lambda: Bound(calls.pop()))

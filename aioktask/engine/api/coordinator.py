@@ -258,7 +258,7 @@ async def _end_all(
 
 def _raise_undo_failed(leaver: Leaver, cause: BaseException | None) -> None:
     """Raise the undo failures that nobody was given, as one."""
-    failures = [verdict for run in leaver.undo_failed if (verdict := _untold(run)) is not None]
+    failures = [verdict for verdict in map(_untold, leaver.undo_failed) if verdict is not None]
     leaver.undo_failed = []
     try:
         if len(failures) == 1:
