@@ -144,7 +144,8 @@ class World:
         """A job that runs until `stop_background`, whose handle others use."""
 
         def wait(start: int, stop: int) -> None:
-            self.gate.wait()
+            while not self.gate.wait(0.01):
+                current_chunk().check_cancelled()
 
         self.outside = Coordinator()
         self.background = self.outside.submit(
@@ -250,6 +251,20 @@ def process(world: World) -> None:
     aioktask.plan(world.work().job())
     aioktask.configure(nice=None)
     world.works[0].must_finish = False
+
+
+# Programs that end while jobs run. What is struck is the library's hook of `atexit`.
+
+
+def exit_running(world: World) -> None:
+    work = world.work()
+    work.must_finish = False
+    work.on_chunk = wait_until_unwanted
+    world.coordinator().submit(work.job())
+
+
+def exit_idle(world: World) -> None:
+    run_multithreaded_sync(world.work().job())
 
 
 # On a loop.
@@ -412,6 +427,7 @@ SYNC: list[Body] = [
     ondemand_sync,
     process,
 ]
+AT_EXIT: list[Body] = [exit_running, exit_idle]
 ASYNC: list[AsyncBody] = [
     run,
     run_two,
@@ -458,6 +474,11 @@ class Call:
             LOOPS[self.loop](body, world)
 
     @property
+    def at_exit(self) -> bool:
+        """Whether what counts comes when the interpreter ends."""
+        return self.name.startswith("exit_")
+
+    @property
     def may_raise(self) -> tuple[type[Exception], ...]:
         return (MAY_RAISE[self.name],) if self.name in MAY_RAISE else ()
 
@@ -476,16 +497,17 @@ async def deeper_async(body: AsyncBody, world: World, *, depth: int) -> None:
         await body(world)
 
 
-_BY_NAME: dict[str, Any] = {body.__name__: body for body in (*SYNC, *ASYNC)}
+_BY_NAME: dict[str, Any] = {body.__name__: body for body in (*SYNC, *AT_EXIT, *ASYNC)}
 
 CALLS: tuple[Call, ...] = (
-    *(Call("thread", body.__name__) for body in SYNC),
+    *(Call("thread", body.__name__) for body in (*SYNC, *AT_EXIT)),
     *(Call(loop, body.__name__) for loop in LOOPS for body in ASYNC),
 )
 
 
 def warm_up(call: Call) -> None:
     """Run the call once, so that the pool, its threads and what a loop imports are there."""
-    world = World()
+    if call.at_exit:
+        call = Call("thread", "sync")
     with contextlib.suppress(*call.may_raise):
-        call.run(world)
+        call.run(World())

@@ -2,7 +2,8 @@
 # What a handler, a finalizer or a hook calls while the library is at work below it in the same
 # thread.
 #
-# Each call comes back, or refuses with a RuntimeError (a DeadlockError and a TimeoutError count):
+# Each call comes back, or refuses with a RuntimeError (a DeadlockError is one),
+# a TimeoutError or a JobCancelled:
 # what else comes out is written down as a fault. It never waits for what its own thread holds, and
 # a call that does hangs, which the watchdog of the child sees.
 """Calls of the library from inside the library."""
@@ -18,10 +19,18 @@ from _thread import get_ident
 from collections.abc import Callable
 
 import aioktask
-from aioktask import Coordinator, Job, OnDemand, current_chunk, priority, run_multithreaded_sync
+from aioktask import (
+    Coordinator,
+    Job,
+    JobCancelled,
+    OnDemand,
+    current_chunk,
+    priority,
+    run_multithreaded_sync,
+)
 from tests.interruption.calls import Work, World
 
-REFUSALS = (RuntimeError, TimeoutError, LookupError)
+REFUSALS = (RuntimeError, TimeoutError, JobCancelled)
 
 
 def _nothing(start: int, stop: int) -> None:

@@ -36,6 +36,7 @@ SAMPLE = {
     "profile": 1,
     "audit": 1,
     "log": 2,
+    "hook": 6,
     "recursion": 6,
     "memory": 10,
 }
@@ -43,8 +44,20 @@ SAMPLE = {
 # The shortest ways through the library, which are struck between any two instructions.
 BY_OPCODE = (Call("thread", "sync_alone"), Call("thread", "submit"), Call("asyncio", "run"))
 
+# What strikes while the interpreter ends.
+AT_EXIT = (
+    "alarm",
+    "alarm_soon",
+    "interrupt",
+    "kill",
+    "call",
+    "call_everywhere",
+    "collector",
+    "log",
+)
+
 # Where most of what may find no memory is the library: loops have their own answers to that.
-BY_ALLOCATION = tuple(call for call in CALLS if call.loop == "thread")
+BY_ALLOCATION = tuple(call for call in CALLS if call.loop == "thread" and not call.at_exit)
 
 # Loops in the library come by again and again: so many turns are struck.
 TURNS = 3
@@ -78,7 +91,7 @@ def work_of(task: Any, say: Say) -> Any:
         say("record")
         if task.way == "allocations":
             return [count_allocations(task.call, task.warm)]
-        return record(task.call, task.warm, task.way)
+        return record(task.call, task.warm, task.way, say)
     return run_trial(task, say)
 
 
@@ -220,6 +233,8 @@ class Plan:
             "recursion": struck("recursion", range(1, MOST_FRAMES)),
             "memory": struck("memory", range(allocations)),
         }
+        if self.call.at_exit:
+            found = {kind: found[kind] for kind in AT_EXIT} | {"hook": intruded("hook", INTRUDERS)}
         return {kind: specs for kind, specs in found.items() if specs}
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import itertools
@@ -23,8 +24,9 @@ from types import FrameType
 from typing import Any
 
 from aioktask import JobCancelled
-from tests.interruption import calls, questions
+from tests.interruption import calls, children, questions
 from tests.interruption.calls import Call, World, warm_up
+from tests.interruption.children import Say
 from tests.interruption.intruders import HARMLESS, Intruder
 from tests.interruption.strikes import (
     LIBRARY,
@@ -73,7 +75,7 @@ class Trial:
     """What is known while a trial runs."""
 
     spec: Spec
-    say: Callable[[str], None]
+    say: Say
     world: World = field(default_factory=World)
     intruder: Intruder | None = None
     error: BaseException | None = None  # what came out of the call
@@ -92,8 +94,11 @@ class Trial:
             self.intruder()
 
 
-def run_trial(spec: Spec, say: Callable[[str], None]) -> dict[str, Any]:
-    """Strike, ask, and return the verdict: `fault` is None when all is as it should be."""
+def run_trial(spec: Spec, say: Say) -> dict[str, Any] | None:
+    """Strike, ask, and return the verdict: `fault` is None when all is as it should be.
+
+    None is returned where the verdict comes when the interpreter has ended.
+    """
     _quieten()
     say("prepare")
     if spec.warm:
@@ -107,6 +112,11 @@ def run_trial(spec: Spec, say: Callable[[str], None]) -> dict[str, Any]:
         if spec.warm:
             trial.world.start_background()
     strike = STRIKES[spec.way](trial)
+    if spec.call.at_exit:
+        spec.call.run(trial.world)
+        at_exit(strike, lambda: say.verdict(_ask_in_the_end(trial)))
+        say("(d) the exit")
+        return None
     say("call")
     try:
         with strike:
@@ -114,6 +124,30 @@ def run_trial(spec: Spec, say: Callable[[str], None]) -> dict[str, Any]:
     except BaseException as raised:
         trial.error = raised
     return _ask(trial)
+
+
+def at_exit(strike: contextlib.AbstractContextManager[object], then: Callable[[], None]) -> None:
+    """Strike from here on, until the library's hook of `atexit` is through."""
+
+    def end() -> None:
+        with contextlib.suppress(BaseException):
+            strike.__exit__(None, None, None)
+        then()
+
+    children.at_end.append(end)
+    strike.__enter__()
+
+
+def _ask_in_the_end(trial: Trial) -> dict[str, Any]:
+    verdict: dict[str, Any] = {"spec": str(trial.spec), "struck": trial.struck(), "outcome": "end"}
+    found = verdict["units"] = [
+        questions.done_or_undone(work, trial.error) for work in trial.world.works
+    ]
+    if any(each.startswith("wrong") for each in found) and "struck" not in trial.stderr():
+        verdict["fault"] = f"(b) {found}, and stderr does not name the job"
+    if trial.intruder is not None and trial.intruder.faults:
+        verdict["fault"] = f"(1) a call from inside raised {trial.intruder.faults[0]}"
+    return verdict
 
 
 def _ask(trial: Trial) -> dict[str, Any]:
@@ -163,7 +197,7 @@ def _ask(trial: Trial) -> dict[str, Any]:
     except BaseException as unexpected:
         import traceback
 
-        verdict["fault"] = f"{say.last}: {type(unexpected).__name__}: {unexpected}"  # type: ignore[attr-defined]
+        verdict["fault"] = f"{say.last}: {type(unexpected).__name__}: {unexpected}"
         verdict["error"] = "".join(traceback.format_exception(unexpected))[-3000:]
         return verdict
     say("(c) nothing refers to the jobs")
@@ -192,6 +226,8 @@ def _caller_got(trial: Trial, error: BaseException | None, struck: bool) -> str 
     if error is not None:
         if questions.is_one_of(error, expected):
             return None
+        if trial.may_strike_with and not _passed_the_library(error):
+            return None  # what others make of a stack or a memory that is at its end
         return f"(a) the caller got {error!r}"
     if not struck or not kinds:
         return None
@@ -203,6 +239,15 @@ def _caller_got(trial: Trial, error: BaseException | None, struck: bool) -> str 
     if any(kind.__name__ in trial.stderr() for kind in kinds):
         return None
     return "(a) the exception was lost: the call returned, and nobody was told"
+
+
+def _passed_the_library(error: BaseException) -> bool:
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.startswith(LIBRARY):
+            return True
+        trace = trace.tb_next
+    return False
 
 
 def _told(error: BaseException | None) -> str:
@@ -468,6 +513,16 @@ def audit(trial: Trial) -> Iterator[None]:
 
 
 @way
+def hook(trial: Trial) -> Iterator[None]:
+    """Hooks of `atexit` call the library, before its own and after it."""
+    atexit.register(trial.intrude)
+    try:
+        yield
+    finally:
+        trial.intrude()
+
+
+@way
 def log(trial: Trial) -> Iterator[None]:
     """A log handler calls the library for each event that it is told."""
 
@@ -503,11 +558,16 @@ def on_helpers(tracer: Tracer) -> Callable[[], None]:
 # Recording.
 
 
-def record(call: Call, warm: bool, way: str) -> list[tuple[str, bool]]:
+def record(call: Call, warm: bool, way: str, say: Say) -> list[tuple[str, bool]] | None:
     """Every place that the call passes, in order, and whether it is the exit of a `with`.
 
-    Of the main thread by lines, or "opcodes", or of "helpers".
+    Of the main thread by lines, or "opcodes", or of "helpers". None is returned where that is said
+    when the interpreter has ended.
     """
+
+    def found() -> list[tuple[str, bool]]:
+        return [(str(place), place.point in recorder.exits) for place in list(recorder.places)]
+
     _quieten()
     if warm:
         warm_up(call)
@@ -515,10 +575,14 @@ def record(call: Call, warm: bool, way: str) -> list[tuple[str, bool]]:
     world = World()
     if way == "helpers":
         world.on_chunk = on_helpers(recorder)
-    with contextlib.suppress(*call.may_raise):
-        with contextlib.nullcontext() if way == "helpers" else tracing(recorder):
-            call.run(world)
-    return [(str(place), place.point in recorder.exits) for place in list(recorder.places)]
+    strike = contextlib.nullcontext() if way == "helpers" else tracing(recorder)
+    if call.at_exit:
+        call.run(world)
+        at_exit(strike, lambda: say.verdict(found()))
+        return None
+    with contextlib.suppress(*call.may_raise), strike:
+        call.run(world)
+    return found()
 
 
 def count_allocations(call: Call, warm: bool) -> int:
