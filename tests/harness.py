@@ -5,17 +5,27 @@
 # down what it undid. Faults are tied to the number of a call, not to a time: "the 7th chunk
 # raises", "at the 3rd chunk the job is cancelled". Afterwards `check` compares the ledger with what
 # the engine said.
+#
+# `interrupted` adds what comes at any time: handlers of signals and finalizers that call the
+# library, handlers that raise, system calls and threads that are denied.
 
 from __future__ import annotations
 
+import _thread
+import contextlib
+import functools
 import gc
 import os
 import random
+import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
+
+import pytest
 
 import aioktask
 from aioktask import (
@@ -36,6 +46,11 @@ from aioktask.engine.threads.pool import Pool
 
 MOST_THREADS = 6  # four helpers, a calling thread, a helper owed to a nested job
 
+# What interrupts schedules; AIOKTASK_TEST_INTERRUPTIONS names fewer of them, to look for a fault.
+INTERRUPTIONS = os.environ.get(
+    "AIOKTASK_TEST_INTERRUPTIONS", "nothing handler alarm finalizer denial"
+).split()
+
 ERRORS: list[Callable[[], BaseException]] = [
     lambda: OSError(12, "planted"),
     lambda: ValueError("planted"),
@@ -43,6 +58,10 @@ ERRORS: list[Callable[[], BaseException]] = [
     lambda: StopIteration("planted"),
     lambda: SystemExit("planted"),
 ]
+
+
+class Alarm(Exception):  # noqa: N818 - as a program would call it
+    """What a signal handler raises in the middle of a call."""
 
 
 class Ledger:
@@ -91,6 +110,7 @@ class Trial:
         self.count_lock = threading.Lock()
         self.finished = False
         self.controls: list[Callable[[], object]] = []  # what may cancel, renice or move a cap
+        self.handles: list[Handle[Any]] = []  # what handlers and finalizers may use
         likely = max(self.size // self.grain, 1)
         self.fail_at = {rng.randint(1, likely + 2)} if rng.random() < 0.35 else set()
         if self.fail_at and rng.random() < 0.3:
@@ -223,6 +243,8 @@ class Trial:
         told = self.told(outcome)
         if isinstance(outcome, UndoFailed):
             assert units_of(outcome.ranges) == kept
+        elif isinstance(outcome, Alarm) and kept == everything:
+            return  # it came when all was done, as if right after the call
         elif self.undo_kind != "none":
             assert not kept, f"neither done nor undone: {sorted(kept)} after {outcome!r}"
         if told is not None:
@@ -286,6 +308,148 @@ def control(
     return rng.choice(choices)
 
 
+@contextlib.contextmanager
+def interrupted(rng: random.Random, trials: list[Trial], *, may_raise: bool) -> Iterator[None]:
+    """Perhaps something interrupts what runs in this block, in the main thread or any other.
+
+    A handler of a real signal, or the finalizers of garbage, call the library, or a handler raises,
+    or the system refuses what is asked of it.
+
+    Args:
+        rng: What happens, and when.
+        trials: Whose handles may be used, beside other calls of the library.
+        may_raise: Whether a handler may raise an `Alarm`: not in the loop's own code, which nobody
+            could mend.
+    """
+    ways = [way for way in INTERRUPTIONS if may_raise or way != "alarm"]
+    way = rng.choice(["nothing", *ways])
+    own = random.Random(rng.random())  # which handlers use in no order
+    if way in ("handler", "alarm"):
+        during = _timer(own, trials, raises=way == "alarm")
+    elif way == "finalizer":
+        during = _finalizers(own, trials)
+    elif way == "denial":
+        during = _denials(own)
+    else:
+        during = contextlib.nullcontext()
+    with during:
+        yield
+
+
+def _intrude(rng: random.Random, trials: list[Trial]) -> None:
+    """Call the library, from wherever this thread is."""
+    calls: list[Callable[[], object]] = [
+        lambda: aioktask.plan(Job(_nothing, 10)),
+        lambda: run_multithreaded_sync(Job(_nothing, 4, chunk=1)),
+        lambda: aioktask.set_max_threads(rng.randint(1, 4)),
+        aioktask.max_threads,
+    ]
+    for handle in [handle for trial in trials for handle in trial.handles]:
+        calls += [
+            handle.progress,
+            handle.cancel,
+            functools.partial(handle.renice, rng.randint(-20, 19)),
+            functools.partial(handle.result, timeout=0),
+        ]
+    refused = (RuntimeError, TimeoutError, JobCancelled)
+    with contextlib.suppress(*refused, *(type(error()) for error in ERRORS), aioktask.UndoFailed):
+        rng.choice(calls)()
+
+
+def _nothing(start: int, stop: int) -> None:
+    pass
+
+
+@contextlib.contextmanager
+def _timer(rng: random.Random, trials: list[Trial], *, raises: bool) -> Iterator[None]:
+    inside = False
+
+    def on_alarm(number: int, frame: FrameType | None) -> None:
+        nonlocal inside
+        if raises:
+            if _only_in_the_engine(frame):
+                raise Alarm
+        elif not inside:
+            inside = True
+            try:
+                _intrude(rng, trials)
+            finally:
+                inside = False
+        signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, rng.uniform(1e-5, 1e-3))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _only_in_the_engine(frame: FrameType | None) -> bool:
+    """Whether a call of the engine is interrupted, and no chunk or undo that keeps the ledger."""
+    called = False
+    while frame is not None:
+        if frame.f_code.co_filename == __file__:
+            return called and frame.f_code is Trial.run_sync.__code__
+        called = called or "/aioktask/" in frame.f_code.co_filename
+        frame = frame.f_back
+    return False
+
+
+@contextlib.contextmanager
+def _finalizers(rng: random.Random, trials: list[Trial]) -> Iterator[None]:
+    over = False
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            if not over:
+                _intrude(rng, trials)
+                Garbage()
+
+    before = gc.get_threshold()
+    Garbage()
+    gc.set_threshold(rng.randint(1, 50), 1000, 1000)
+    try:
+        yield
+    finally:
+        over = True
+        gc.set_threshold(*before)
+        gc.collect()
+
+
+@contextlib.contextmanager
+def _denials(rng: random.Random) -> Iterator[None]:
+    """The kernel refuses a system call, always, or a thread, now and then."""
+    denied = rng.choice(["setpriority", "sched_setaffinity", "sched_getaffinity", "thread"])
+    error = rng.choice([1, 13, 22, 38])  # EPERM, EACCES, EINVAL, ENOSYS
+    with pytest.MonkeyPatch.context() as patch:
+        if denied != "thread":
+
+            def refuse(*args: object) -> None:
+                raise OSError(error, "denied")
+
+            patch.setattr(os, denied, refuse)
+        else:
+
+            def start(*args: Any, **kwargs: Any) -> Any:
+                if rng.random() < 0.5:
+                    raise RuntimeError("can't start new thread")
+                return started(*args, **kwargs)
+
+            started = _thread.start_new_thread
+            for module, name in (
+                (_thread, "start_new_thread"),
+                (_thread, "start_new"),
+                (threading, "_start_new_thread"),
+            ):
+                patch.setattr(module, name, start)
+        yield
+
+
 def pool_at_rest() -> None:
     """Nothing is left of any job: no run, no serving thread, no count that stayed up.
 
@@ -333,11 +497,13 @@ def nothing_refers_to(watches: list[weakref.ref[Any]]) -> None:
 
 
 __all__ = [
+    "Alarm",
     "ChunkCancelled",
     "JobCancelled",
     "Ledger",
     "Trial",
     "control",
+    "interrupted",
     "nothing_refers_to",
     "pool_at_rest",
 ]

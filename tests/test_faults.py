@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-# Random jobs with random faults over real helpers: every unit is done exactly once, or done and
-# undone exactly once, or never touched; nothing is left behind. The seed of a failing schedule is
-# printed.
+# Random jobs with random faults over real helpers, interrupted at random by handlers, finalizers
+# and denials: every unit is done exactly once, or done and undone exactly once, or never touched;
+# nothing is left behind. The seed of a failing schedule is printed.
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import anyio
 import pytest
 
 import aioktask
-from aioktask import Coordinator, Handle, JobCancelled, run_multithreaded
-from tests.harness import Trial, control, nothing_refers_to, pool_at_rest
+from aioktask import Coordinator, JobCancelled, run_multithreaded
+from tests.harness import Trial, control, interrupted, nothing_refers_to, pool_at_rest
 
 EVERYDAY = 400
 LONG = 10_000
@@ -53,7 +53,7 @@ async def await_job(trial: Trial, coordinator: Coordinator | None) -> None:
 
 async def await_handle(trial: Trial, coordinator: Coordinator) -> None:
     """Submit, with several waiters on the loop and one in a thread."""
-    handles: list[Handle[Any]] = []
+    handles = trial.handles
     trial.controls.append(
         control(trial.rng, handle=lambda: next(iter(handles), None), coordinator=coordinator)
     )
@@ -96,13 +96,14 @@ async def one_schedule(seed: int) -> list[Any]:
     rng = random.Random(seed)
     aioktask.set_max_threads(rng.randint(1, 4))
     trials = [Trial(rng, loop_runs=True) for _ in range(rng.choice([1, 1, 1, 2, 4]))]
-    async with Coordinator(rng.choice([None, 1, 2])) as coordinator:
-        async with anyio.create_task_group() as tasks:
-            for trial in trials:
-                if rng.random() < 0.6:
-                    tasks.start_soon(await_job, trial, rng.choice([None, coordinator]))
-                else:
-                    tasks.start_soon(await_handle, trial, coordinator)
+    with interrupted(rng, trials, may_raise=False):
+        async with Coordinator(rng.choice([None, 1, 2])) as coordinator:
+            async with anyio.create_task_group() as tasks:
+                for trial in trials:
+                    if rng.random() < 0.6:
+                        tasks.start_soon(await_job, trial, rng.choice([None, coordinator]))
+                    else:
+                        tasks.start_soon(await_handle, trial, coordinator)
     for trial in trials:
         trial.check()
     return [trial.watch for trial in trials]
@@ -138,7 +139,8 @@ def sync_schedules(first: int, count: int) -> None:
         trial = Trial(rng, loop_runs=False)
         trial.controls.append(control(rng, handle=lambda: None, coordinator=None))
         try:
-            trial.run_sync()
+            with interrupted(rng, [trial], may_raise=True):
+                trial.run_sync()
             trial.check()
             pool_at_rest()
         except BaseException as error:

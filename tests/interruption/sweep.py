@@ -68,6 +68,15 @@ MOST_FRAMES = 50
 HEAVY = tuple(name for name in INTRUDERS if name not in HARMLESS)
 
 
+# Which kinds of trials need to know what; the others strike at no place.
+NEEDS = {
+    "opcodes": {"opcode"},
+    "helpers": {"helper_error", "helper_call"},
+    "allocations": {"memory"},
+    "lines": set(SAMPLE) - {"opcode", "helper_error", "helper_call", "memory"},
+}
+
+
 @dataclass(frozen=True)
 class Recording:
     """What is asked of a child: which places a call passes, or how much it allocates."""
@@ -129,12 +138,14 @@ class Sweep:
     ) -> Sweep:
         chosen = [call for call in CALLS if only in str(call)]
         states = [warm for warm in (True, False) if state in ("", "warm" if warm else "cold")]
+        wanted = set(kinds)
         recordings = [
             Recording(call, warm, way)
             for call in chosen
             for warm in states
             for way in ("lines", "helpers", "opcodes", "allocations")
-            if (way != "opcodes" or (warm and call in BY_OPCODE))
+            if (not wanted or wanted & NEEDS[way])
+            and (way != "opcodes" or (warm and call in BY_OPCODE))
             and (way != "allocations" or (call in BY_ALLOCATION and can_deny_memory()))
         ]
         plans: dict[tuple[str, bool], Plan] = {}
@@ -145,7 +156,6 @@ class Sweep:
             plan = plans.setdefault((str(task.call), task.warm), Plan(task.call, task.warm))
             plan.recorded[task.way] = result.verdict
         specs: list[Spec] = []
-        wanted = set(kinds)
         for _, plan in sorted(plans.items()):
             for kind, trials in sorted(plan.trials(rng).items()):
                 if wanted and kind not in wanted:
@@ -206,10 +216,10 @@ class Plan:
             ]
 
         # Between the last line of a `with` and its `__exit__` no handler runs in earnest.
-        lines = self.recorded["lines"]
+        lines = self.recorded.get("lines", ())
         everywhere = early((place for place, _ in lines), TURNS)
         inside = early((place for place, exits in lines if not exits), TURNS)
-        helped = self.recorded["helpers"]
+        helped = self.recorded.get("helpers", ())
         helped_inside = [place for place, exits in helped if not exits]
         steps = self.recorded.get("opcodes", ())
         allocations = self.recorded.get("allocations", [0])[0]
