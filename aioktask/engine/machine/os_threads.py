@@ -23,6 +23,7 @@ from enum import Enum
 
 from aioktask.engine.machine.denials import note_denial
 from aioktask.engine.machine.kernel_files import read_bytes
+from aioktask.engine.machine.topology import affinity_of
 
 if sys.platform != "win32":
     import resource
@@ -80,6 +81,11 @@ class _Thread(threading.Thread):
         if self._unawaited is not None:
             self._started = self._unawaited
 
+    def run(self) -> None:
+        """Do what it was started for, under its name in the kernel too."""
+        _name_in_kernel(self.name)
+        super().run()
+
     def join(self, timeout: float | None = None) -> None:
         """Wait for its end, but no longer than BEGIN_SECONDS for its begin."""
         if self._unawaited is not None:
@@ -93,12 +99,13 @@ def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
     """Start a daemon thread, without waiting until it runs.
 
     It is like any thread that the caller might start: it has the caller's signal mask, nice and
-    affinity, and debuggers and profilers see it. A signal handler may raise here after the thread
-    was made, so who must know of the thread is told by its target, not by what comes back.
+    affinity, and debuggers and profilers see it under its name. A signal handler may raise here
+    after the thread was made, so who must know of the thread is told by its target, not by what
+    comes back.
 
     Args:
         target: What it calls.
-        name: For Python; see `name_this_thread` for the kernel's.
+        name: Its name, as by `name_this_thread`.
 
     Raises:
         RuntimeError: The system has no more threads for this process.
@@ -135,11 +142,14 @@ _prctl = _find_prctl()
 
 def name_this_thread(name: str) -> None:
     """Name the calling thread, for Python and (its first 15 bytes) for the kernel."""
-    global _prctl
     thread = threading.current_thread()
-    if thread.name == name:
-        return
-    thread.name = name
+    if thread.name != name:
+        thread.name = name
+        _name_in_kernel(name)
+
+
+def _name_in_kernel(name: str) -> None:
+    global _prctl
     if _prctl is not None:
         kernel_name = name.encode("utf-8", "replace")[:_NAME_BYTES].replace(b"\0", b"?")
         if _prctl(_PR_SET_NAME, kernel_name):
@@ -154,15 +164,12 @@ def bind_thread(thread: int, cpus: Collection[int]) -> bool:
     """
     if not hasattr(os, "sched_setaffinity"):
         return False
-    try:
-        if os.sched_getaffinity(thread) == cpus:
-            return True
-    except (OSError, OverflowError) as error:  # OverflowError: what is no thread's number
-        note_denial("sched_getaffinity, a thread's CPUs", getattr(error, "errno", None))
+    if affinity_of(thread) == cpus:
+        return True
     try:
         os.sched_setaffinity(thread, cpus)
     except (OSError, OverflowError) as error:
-        # Also when none of them is online any more (EINVAL), or the thread has ended (ESRCH).
+        # Also where none of them is online any more (EINVAL), or the thread has ended (ESRCH).
         note_denial("sched_setaffinity, a thread's CPUs", getattr(error, "errno", None))
         return False
     return True
@@ -171,11 +178,9 @@ def bind_thread(thread: int, cpus: Collection[int]) -> bool:
 def be_like_the_process() -> None:
     """Take the nice and affinity of the process's main thread, as far as this is allowed."""
     process, thread = os.getpid(), threading.get_native_id()
-    if hasattr(os, "sched_getaffinity"):
-        try:
-            bind_thread(thread, os.sched_getaffinity(process))
-        except OSError as error:
-            note_denial("sched_getaffinity, a thread's CPUs", error.errno)
+    cpus = affinity_of(process)
+    if cpus is not None:
+        bind_thread(thread, cpus)
     if _ON_LINUX:
         nice = _nice_of(process)
         if nice is not None and thread_nice_now(thread) != nice:
@@ -217,17 +222,17 @@ def set_thread_nice(thread: int, nice: int) -> NiceChange:
         return NiceChange.DENIED
     try:
         os.setpriority(os.PRIO_PROCESS, thread, nice)
-    except (OSError, OverflowError) as error:  # OverflowError: what is no thread's number
-        if thread != threading.get_native_id() and (
-            isinstance(error, (ProcessLookupError, OverflowError))
-        ):
+    except OverflowError:  # no thread's number
+        return NiceChange.GONE
+    except OSError as error:
+        if error.errno == errno.ESRCH and thread != threading.get_native_id():
             return NiceChange.GONE
         now = thread_nice_now(thread)
         if isinstance(error, PermissionError) and now is not None and nice < now:
             return NiceChange.TOO_LOW
         # A higher nice is everybody's right (setpriority(2)): this is not about the nice.
         _nice_denied = True
-        note_denial("setpriority, a thread's nice", getattr(error, "errno", None))
+        note_denial("setpriority, a thread's nice", error.errno)
         return NiceChange.DENIED
     return NiceChange.DONE
 

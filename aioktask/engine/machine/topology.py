@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
@@ -20,7 +21,7 @@ from aioktask.engine.machine.denials import note_denial
 from aioktask.engine.machine.kernel_files import read_text, try_read
 from aioktask.engine.machine.quota import Quota, quota_files, read_quota
 
-__all__ = ["Node", "Topology", "Watched", "parse_cpulist", "read_topology"]
+__all__ = ["Node", "Topology", "Watched", "affinity_of", "parse_cpulist", "read_topology"]
 
 # Far above the kernel's largest NR_CPUS (8192): a malformed range must not fill the memory.
 _CPU_LIMIT = 1 << 16
@@ -148,17 +149,31 @@ def parse_cpulist(text: str) -> frozenset[int]:
     return frozenset(numbers)
 
 
+def affinity_of(thread: int) -> frozenset[int] | None:
+    """The CPUs that a thread of this process is bound to; None where that cannot be known.
+
+    Args:
+        thread: The kernel's number of it, that of the process for its main thread; 0 for the
+            calling one.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    try:
+        return frozenset(os.sched_getaffinity(thread))
+    except OSError as error:
+        note_denial("sched_getaffinity, a thread's CPUs", error.errno)
+    except OverflowError:  # no thread's number; or an EINVAL, which Python takes for many CPUs
+        note_denial("sched_getaffinity, a thread's CPUs", errno.EINVAL)
+    return None
+
+
 def _affinity() -> frozenset[int]:
-    """The CPUs that the process is bound to; all that there are where that is not known."""
-    if hasattr(os, "sched_getaffinity"):
-        # Of the main thread, as the process's: the calling one may be bound to less. Where the main
-        # thread has ended, and others go on, the calling one's has to do.
-        for thread in (os.getpid(), 0):
-            try:
-                return frozenset(os.sched_getaffinity(thread))
-            except OSError as error:
-                note_denial("sched_getaffinity, the process's CPUs", error.errno)
-    return frozenset(range(os.cpu_count() or 1))
+    """The CPUs that the process is bound to; all that there are where that is not known.
+
+    Its main thread's, since the calling one may be bound to less. Where the main thread has ended,
+    and others go on, the calling one's has to do.
+    """
+    return affinity_of(os.getpid()) or affinity_of(0) or frozenset(range(os.cpu_count() or 1))
 
 
 def _read_cpulist(path: Path) -> frozenset[int]:
