@@ -18,6 +18,7 @@ from pathlib import Path
 
 from aioktask.bench.table import size_text
 from aioktask.engine.api.process import current_pool
+from aioktask.engine.machine.probe import probe
 from aioktask.engine.machine.slots import Slots, slots_path
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on, may_lower, process_nice, thread_nice
@@ -49,12 +50,14 @@ def info() -> dict[str, object]:
     """
     pool = current_pool()
     pool.adapter.refresh()
+    share = pool.adapter.tunables.share
     cap, topology = pool.adapter.cap, pool.adapter.topology
     return {
         "cap": {"threads": cap.threads, "reason": cap.reason},
         "tunables": pool.adapter.tunables.data(),
-        "slots": _slots(pool.adapter.tunables.share, len(topology.cpus)),
+        "slots": _slots(share, len(topology.cpus)),
         "nice": _nice(),
+        "denied": probe(None if share == NO_SHARE else share),
         "cpus": sorted(topology.cpus),
         "online": sorted(topology.online),
         "nodes": [
@@ -96,6 +99,7 @@ def info_text(facts: Mapping[str, object]) -> str:
     else:
         lines.append(("quota", "none on the path of this process's cgroup to the root"))
     lines += [("slots", _slots_text(facts["slots"])), ("nice", _nice_text(facts["nice"]))]
+    lines.append(("denied", _denied_text(facts["denied"])))
     for node in nodes:
         distances = " ".join(map(str, node["distances"])) or "unknown"
         text = f"CPUs {_cpulist(node['cpus'])}, {size_text(node['memory'])}, distances {distances}"
@@ -165,15 +169,14 @@ def _slots(name: str, cpus: int) -> dict[str, object]:
     """The set of slots that this process would share, and how many others are busy in it."""
     if name == NO_SHARE:
         return {"name": name}
-    path = slots_path(name)
     try:
-        slots = Slots(path)
+        slots = Slots(slots_path(name))
         try:
-            return {"name": name, "path": str(path), "slots": cpus, "busy": slots.busy()}
+            return {"name": name, "path": str(slots.path), "slots": cpus, "busy": slots.busy()}
         finally:
             slots.close()
     except OSError as error:
-        return {"name": name, "path": str(path), "refused": str(error)}
+        return {"name": name, "refused": str(error)}
 
 
 def _slots_text(facts: object) -> str:
@@ -199,6 +202,12 @@ def _nice_text(facts: object) -> str:
     levels = ", ".join(f"{level} for jobs of {nice}" for nice, level in facts["helpers"].items())
     back = "can" if facts["may_lower"] else "cannot"
     return f"process {facts['process']}; helpers {levels}; a thread {back} be lowered again"
+
+
+def _denied_text(facts: object) -> str:
+    assert isinstance(facts, dict)
+    told = "; ".join(f"{call}: {error}" for call, error in facts.items())
+    return told or "nothing that jobs ask of the system"
 
 
 def _tunables_text(facts: object) -> str:
