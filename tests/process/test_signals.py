@@ -405,25 +405,28 @@ def blocked_signals(pid: int) -> dict[str, list[set[int]]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_helpers_and_keeper_block_every_signal_and_the_main_thread_none() -> None:
-    program = """
+@pytest.mark.parametrize("blocked", [set(), {signal.SIGUSR1}], ids=["none", "SIGUSR1"])
+def test_helpers_and_keeper_block_what_the_thread_does_that_submits_first(
+    blocked: set[signal.Signals],
+) -> None:
+    program = f"""
+        signal.pthread_sigmask(signal.SIG_BLOCK, {sorted(map(int, blocked))})
         say("started")
         gate()
         handle = Coordinator().submit(Job(fill_at_gate, 3, chunk=1, name="numbers"))
         handle.result()
     """
-    # What no thread can block.
-    blockable = set(map(int, signal.valid_signals())) - {signal.SIGKILL, signal.SIGSTOP}
     with Child(program) as child:
         child.hear("started")
         before = blocked_signals(child.process.pid)["main"]
+        assert before == [set(map(int, blocked))]
         child.open()
         child.hear("begun", 3)
         masks = blocked_signals(child.process.pid)
         assert masks.pop("main") == before
         assert len(masks["numbers"]) == 3
         others = [mask for each in masks.values() for mask in each]
-        assert others == [blockable] * 4  # the three, and the keeper
+        assert others == before * 4  # the three, and the keeper
         child.open(3)
         assert child.end() == 0, child.stderr()
 
