@@ -220,8 +220,8 @@ def test_a_call_that_is_interrupted_is_made_again(place: Path, layout: Layout) -
     while at <= calls:
         with layout.file(place) as file:
             before = state(file)
-            job = fallocate(file, NBYTES, offset=OFFSET, chunk=8 * PAGE)
             with shim(fails(at, errno.EINTR)) as made:
+                job = fallocate(file, NBYTES, offset=OFFSET, chunk=8 * PAGE)
                 run_multithreaded_sync(job)
             check_allocated(file, before, OFFSET, NBYTES)
         calls = len(made.names)
