@@ -21,6 +21,7 @@ import pytest
 
 import aioktask
 from aioktask.engine.machine.slots import slots_path
+from tests.process.child import ONCE, Child
 from tests.support import denial
 
 pytestmark = [
@@ -412,3 +413,23 @@ def test_info_tells_what_is_denied(calls: Sequence[str], told: str) -> None:
     assert done.returncode == 0, done.stderr
     [line] = [line for line in done.stdout.splitlines() if line.startswith("denied")]
     assert line.split(maxsplit=1)[1] == told
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root lowers the nice of others")
+def test_jobs_run_where_the_main_thread_was_reniced_below_what_new_threads_may_have() -> None:
+    program = """
+        from aioktask.engine.machine.os_threads import process_nice
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+        Coordinator().submit(Job(fill, 8, chunk=1)).result(10)
+        say("helpers are there")
+        until(lambda: process_nice() == -5)
+        for turn in range(1, 4):
+            Coordinator().submit(Job(fill, 8, start=8 * turn, chunk=1, nice=turn)).result(10)
+    """
+    with Child(program) as child:
+        child.hear("helpers are there")
+        os.setpriority(os.PRIO_PROCESS, child.process.pid, -5)
+        assert child.end() == 0, child.stderr()
+        assert child.counts(0, 32) == [ONCE] * 32
