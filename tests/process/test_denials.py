@@ -418,13 +418,17 @@ def test_info_tells_what_is_denied(calls: Sequence[str], told: str) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root lowers the nice of others")
 def test_jobs_run_where_the_main_thread_was_reniced_below_what_new_threads_may_have() -> None:
     program = """
-        from aioktask.engine.machine.os_threads import process_nice
+        from aioktask.engine.api.process import current_pool
         os.setgroups([])
         os.setgid(65534)
         os.setuid(65534)
-        Coordinator().submit(Job(fill, 8, chunk=1)).result(10)
-        say("helpers are there")
-        until(lambda: process_nice() == -5)
+
+        def until_the_engine_knows(start, stop):
+            say("helpers are there")
+            until(lambda: current_pool().state.base_nice == -5)
+            fill(start, stop)
+
+        Coordinator().submit(Job(until_the_engine_knows, 8, chunk=8)).result(10)
         for turn in range(1, 4):
             Coordinator().submit(Job(fill, 8, start=8 * turn, chunk=1, nice=turn)).result(10)
     """
