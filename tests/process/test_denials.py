@@ -425,7 +425,8 @@ def test_jobs_run_where_the_main_thread_was_reniced_below_what_new_threads_may_h
 
         def until_the_engine_knows(start, stop):
             say("helpers are there")
-            until(lambda: current_pool().state.base_nice == -5)
+            monitor = current_pool().adapter.monitor
+            until(lambda: monitor._nice_tried == -5)
             fill(start, stop)
 
         Coordinator().submit(Job(until_the_engine_knows, 8, chunk=8)).result(10)
@@ -435,5 +436,27 @@ def test_jobs_run_where_the_main_thread_was_reniced_below_what_new_threads_may_h
     with Child(program) as child:
         child.hear("helpers are there")
         os.setpriority(os.PRIO_PROCESS, child.process.pid, -5)
+        assert child.end() == 0, child.stderr()
+        assert child.counts(0, 32) == [ONCE] * 32
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes a user without rights")
+def test_jobs_run_where_the_first_thread_that_submits_has_a_higher_nice_than_the_main_one() -> None:
+    program = """
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+        def submit():
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 7)
+            Coordinator().submit(Job(fill, 8, chunk=1)).result(10)
+
+        thread = threading.Thread(target=submit)
+        thread.start()
+        thread.join()
+        for turn in range(1, 4):
+            Coordinator().submit(Job(fill, 8, start=8 * turn, chunk=1, nice=turn)).result(10)
+    """
+    with Child(program) as child:
         assert child.end() == 0, child.stderr()
         assert child.counts(0, 32) == [ONCE] * 32

@@ -10,13 +10,20 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from time import monotonic_ns, perf_counter_ns
 
 from aioktask.engine.machine.denials import note_denial
 from aioktask.engine.machine.load import CpuLoad, idle_ns, pressure_us, thread_times_ns
-from aioktask.engine.machine.os_threads import may_lower, process_nice
+from aioktask.engine.machine.os_threads import (
+    may_lower,
+    nice_can_be_set,
+    process_nice,
+    set_thread_nice,
+    thread_nice_now,
+)
 from aioktask.engine.machine.slots import Slots, slots_path
 from aioktask.engine.machine.topology import Topology, Watched, read_topology
 
@@ -38,7 +45,8 @@ class Observation:
 
     Attributes:
         topology: The machine, if it changed.
-        nice: Of the process's main thread.
+        nice: Of the process's main thread; or of the thread that samples, whose nice new threads
+            begin with, if it may not have that.
         may_lower: Whether a helper may go back to the nice that it began with.
         load: What CPUs and background threads did since the last sample, if there was one lately.
         share: The most helpers for this process, by what others of the same set of slots want;
@@ -70,6 +78,7 @@ class Monitor:
         self.slots: Slots | None = None
         self.slots_refused: OSError | None = None
         self._share: str | None = None
+        self._nice_tried: int | None = None
 
     def sample(self, wish: int, share: str | None, helpers: Mapping[int, bool]) -> Observation:
         """Take a sample.
@@ -87,7 +96,7 @@ class Monitor:
             if self._watched.changed():
                 topology = read_topology()
                 self._cpus = topology.cpus
-        nice = process_nice()
+        nice = self._nice()
         return Observation(
             topology=topology,
             nice=nice,
@@ -95,6 +104,20 @@ class Monitor:
             load=self._load(now, helpers),
             share=self._slots(wish, share),
         )
+
+    def _nice(self) -> int:
+        """The process's nice, or that of this thread if it may not go back to it.
+
+        New threads begin with the latter. Nobody has more right to that of the main thread, which
+        may have been lowered by another process.
+        """
+        process, thread = process_nice(), threading.get_native_id()
+        own = thread_nice_now(thread)
+        if own is not None and own > process and process != self._nice_tried:
+            self._nice_tried = process
+            set_thread_nice(thread, process)
+            own = thread_nice_now(thread)
+        return process if own is None or not nice_can_be_set() else max(own, process)
 
     def release(self) -> None:
         """Give up the slots for the time being, since there is nothing to do."""

@@ -13,6 +13,7 @@ import pytest
 from aioktask.engine.machine import monitor as module
 from aioktask.engine.machine import slots
 from aioktask.engine.machine.monitor import Monitor
+from aioktask.engine.machine.os_threads import NiceChange
 from aioktask.engine.machine.topology import read_topology
 from tests.engine.machine.test_os_threads import nothing_denied
 
@@ -102,3 +103,39 @@ def test_without_a_folder_for_slots_none_are_shared(
     assert sample(monitor) is None
     assert monitor.slots is None
     assert monitor.slots_refused is not None
+
+
+@pytest.mark.parametrize(
+    ("process", "own", "may", "found"),
+    [
+        (0, 0, False, 0),
+        (5, 0, False, 5),
+        (-5, 0, False, 0),
+        (-5, 0, True, -5),
+        (-5, None, False, -5),
+    ],
+)
+def test_the_nice_is_one_that_new_threads_may_have(
+    monkeypatch: pytest.MonkeyPatch,
+    monitor: Monitor,
+    process: int,
+    own: int | None,
+    may: bool,
+    found: int,
+) -> None:
+    nice, tries = own, []
+
+    def change(thread: int, wanted: int) -> NiceChange:
+        nonlocal nice
+        tries.append(wanted)
+        if not may:
+            return NiceChange.TOO_LOW
+        nice = wanted
+        return NiceChange.DONE
+
+    monkeypatch.setattr(module, "process_nice", lambda: process)
+    monkeypatch.setattr(module, "thread_nice_now", lambda thread: nice)
+    monkeypatch.setattr(module, "set_thread_nice", change)
+    for _ in range(3):
+        assert monitor.sample(0, None, {}).nice == found
+    assert len(tries) == (own is not None and own > process)  # it is asked for once
