@@ -196,7 +196,8 @@ class State:
             self._do_not_begin(run)
             return
         run.cancelled = True
-        self.signals.generation += 1
+        if not run.never_starts:  # else nobody walks it
+            self.signals.generation += 1
         self.update(run)
         self.summon(perf_counter_ns())
 

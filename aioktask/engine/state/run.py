@@ -351,8 +351,14 @@ class Run:
 
     @property
     def ended(self) -> bool:
-        """Whether its owner has nothing to wait for: it is over, or its result was taken."""
-        return self.over or (self.settled and self.decided is Decision.SUCCESS)
+        """Whether its owner has nothing to wait for.
+
+        It is over, or as good as that, or its result was taken.
+        """
+        phase = self.phase
+        if phase is Phase.DONE or ("start" in self._start and self.never_starts):
+            return True
+        return phase is Phase.SETTLED and self.decided is Decision.SUCCESS
 
     @property
     def cancel_asked(self) -> bool:
@@ -749,10 +755,11 @@ class Run:
 
     def _finish(self) -> None:
         self._failure = record.failure(self)
-        cause = self.error if self.error is not None else self.cancellation()
-        set_failure(cause, self._failure, self.parent_number)
         self.verdict = self.error
+        if self.error is not None:
+            set_failure(self.error, self._failure, self.parent_number)
         if self.undo_errors:
+            cause = self.error if self.error is not None else self.cancellation()
             self.verdict = record.undo_failed(self, self._failure, cause)
             self.tell(EventKind.UNDO_FAILED, ranges=self._failure.done, error=self.verdict)
         elif self.undoing:
@@ -868,7 +875,8 @@ class Run:
             return
         found, self._failure = self._failure, None
         if found is None:
-            found = Failure(job, None, (), merge([range(job.start, job.stop)]), (), ())
+            done = () if self.never_starts else merge([range(job.start, job.stop)])
+            found = Failure(job, None, (), done, (), ())
         set_failure(error, found, self.parent_number)
 
     def tell(self, kind: EventKind, **details: object) -> None:

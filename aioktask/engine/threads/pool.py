@@ -61,8 +61,9 @@ EXIT_NOTICE_SECONDS = 5.0
 EXIT_LOOK_SECONDS = 0.1
 EXIT_THREADS_SECONDS = 2.0
 
-# So many commands are applied before those are woken whom they concern.
-COMMANDS_A_TURN = 64
+# So many commands are applied before those are woken whom they concern, and before a loop that wants
+# the GIL can have it: about a millisecond.
+COMMANDS_A_TURN = 32
 
 # So many calls deep a turn may go.
 TURN_DEPTH = 60
