@@ -157,6 +157,7 @@ class State:
         self.runs[run] = None
         group.runs[run] = None
         self.scheduler.add(run.entry)
+        run.caller = caller  # that will serve it, whoever else can
         for each, wait in run.waiters.items():
             self._begin_waiting(run, each, wait)
         for leaver in group.leavers:
@@ -169,8 +170,8 @@ class State:
             self.scheduler.set_ready(run.entry)
             self.signals.generation += 1
             now = perf_counter_ns()
-            if caller is not None and not self.enter_caller(run, caller, now):
-                run.caller = caller
+            if caller is not None:
+                self.enter_caller(run, caller, now)
             self.summon(now)
         else:
             self.update(run)

@@ -76,6 +76,7 @@ class Helper:
 
     __slots__ = (
         "boost",
+        "born_nice",
         "called",
         "ends",
         "idle",

@@ -166,7 +166,7 @@ class Adapter:
             helper.nice = nice
         elif change is NiceChange.DENIED:
             state.may_set_nice = False
-        return change is not NiceChange.TOO_LOW
+        return change is not NiceChange.TOO_LOW or helper.nice <= helper.born_nice
 
 
 def _cpus_by_node(topology: Topology) -> dict[int, frozenset[int]]:

@@ -19,7 +19,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from aioktask.engine.inherited import entered
-from aioktask.engine.machine.os_threads import NAME, name_this_thread, process_nice, start_thread
+from aioktask.engine.machine.os_threads import (
+    NAME,
+    name_this_thread,
+    process_nice,
+    start_thread,
+    thread_nice_now,
+)
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.stint import Stint
@@ -65,6 +71,9 @@ class HelperThread:
             try:
                 name_this_thread(NAME)
                 helper.native = threading.get_native_id()
+                nice = thread_nice_now(helper.native)
+                helper.nice = process_nice() if nice is None else nice
+                helper.born_nice = helper.nice
                 came = self._come()
             except BaseException as error:
                 pool.post(State.not_started, None, error)
