@@ -72,7 +72,7 @@ class Handle(Generic[T]):
         limit = integer("max_threads", threads, least=1)
         pool = self._own_pool()
         self._run.limit = limit
-        pool.post(State.set_run_limit, self._run)
+        pool.post_once((State.set_run_limit, self._run), State.set_run_limit, self._run)
 
     def renice(self, nice: SupportsIndex) -> None:
         """Change the job's nice: before it starts, while it runs or is undone, or after.
@@ -89,7 +89,7 @@ class Handle(Generic[T]):
         value = nice_value("nice", nice)
         pool = self._own_pool()
         self._run.nice = value
-        pool.post(State.renice, self._run)
+        pool.post_once((State.renice, self._run), State.renice, self._run)
 
     def cancel(self) -> bool:
         """End the job: no new chunk, running chunks finish, undo runs; does not wait for any of it.

@@ -21,7 +21,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 from time import perf_counter_ns
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from aioktask.engine.claims import PartedClaims
 from aioktask.engine.events import EventKind
@@ -29,6 +29,7 @@ from aioktask.engine.lessons import Lessons
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
 from aioktask.engine.scheduling.background import BackgroundShare
+from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.scheduling.loans import Loans
 from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Scheduler, Seat
 from aioktask.engine.scheduling.waits import Waits
@@ -54,6 +55,17 @@ CROWDED_NS = 1_000_000_000
 
 # How many runs one look asks whether their owner is still there.
 ATTENDANCE_LOOKS = 256
+
+
+class Wanted(Protocol):
+    """What is set for the process as a whole, as it was published last."""
+
+    tunables: Tunables
+    share: int | None
+
+    @property
+    def cap(self) -> Cap:
+        """The most helpers."""
 
 
 class State:
@@ -380,16 +392,16 @@ class State:
             self.scheduler.set_limit(run.entry, run.thread_limit)
             self._ask_caller(run)
 
-    def set_group(self, run: None, group: RunGroup, cap: int | None) -> None:
+    def set_group(self, run: None, group: RunGroup) -> None:
         """A coordinator was told other tunables, which its group has published already."""
-        self.scheduler.set_group_cap(group, cap)
+        self.scheduler.set_group_cap(group, group.wanted_cap)
         self._reconsider_runs(group.runs)
 
-    def configure(self, run: None, tunables: Tunables, cap: int, share: int | None) -> None:
+    def configure(self, run: None, wanted: Wanted) -> None:
         """The process was told other tunables; its cap follows from them."""
-        self.tunables = tunables
-        self.node_limit = tunables.max_threads_per_node
-        self.set_caps(cap, share)
+        self.tunables = wanted.tunables
+        self.node_limit = wanted.tunables.max_threads_per_node
+        self.set_caps(wanted.cap.threads, wanted.share)
         self._reconsider_runs(self.runs)
 
     def _reconsider_runs(self, runs: Iterable[Run]) -> None:
@@ -464,6 +476,8 @@ class State:
         if len(looked) < ATTENDANCE_LOOKS:
             self._looked = iter(list(self.runs))
         for each in looked:
+            if each.cancel_asked and not (each.cancelled or each.over):
+                self.cancel(each)  # whoever asked was struck before it could post that
             if each.over or each.attended is None or each.attended.locked():
                 continue
             if each.cancel():

@@ -28,15 +28,17 @@ class RunGroup(Group):
         undo_failed: Runs whose undo failed, by number, of which nobody was told. Who is told strikes
             them out, on any thread.
         leavers: Who waits until no run is left.
+        wanted_cap: The cap as it was asked for last; `cap` follows in a turn.
         tunables: What it sets that is otherwise the process's, by name; its cap apart.
     """
 
-    __slots__ = ("closed", "leavers", "runs", "shut", "tunables", "undo_failed")
+    __slots__ = ("closed", "leavers", "runs", "shut", "tunables", "undo_failed", "wanted_cap")
 
     def __init__(self, cap: int | None = None, tunables: Mapping[str, Any] = NO_TUNABLES) -> None:
         super().__init__(cap)
         self.tunables = tunables
         self.runs: dict[Run, None] = {}
+        self.wanted_cap = cap
         self.closed = self.shut = False
         self.undo_failed: dict[int, Run] = {}
         self.leavers: list[Leaver] = []

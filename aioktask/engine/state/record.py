@@ -110,7 +110,7 @@ def failure(run: Run) -> Failure:
         job=run.job,
         chunk=run.error_chunk,
         errors=run.errors,
-        done=kept if undone else run.to_undo,
+        done=kept if undone or run.broken else run.to_undo,
         undone=merge(piece for each in run.to_undo for piece in subtract(each, kept) if undone),
         unknown=run.unknown,
         inner=None if run.error is None else told_within(run.error, run.number),

@@ -659,16 +659,18 @@ class Run:
         self.broken = True
         if self.over:
             return
-        self.decide(Decision.FAILURE)
-        if self.error is None:
+        untouched = [range(*each) for each in self.claims.free] if not self.undoing else []
+        whole = range(self.job.start, self.job.stop)
+        unknown = subtract(whole, untouched) if self.number else ()
+        self.to_undo, self.unknown, self.undo_errors = (), unknown, ()
+        if self.decide(Decision.FAILURE) is Decision.CANCEL and self.error is None:
+            self.cancelled = True
+            if self.job.undo is not None:  # who cancelled is told of more than the cancel
+                self.undo_errors, self.unknown = tuple((each, error) for each in unknown), ()
+        elif self.error is None:
             self.error = error
         else:
             self.errors += (error,)
-        untouched = [range(*each) for each in self.claims.free] if not self.undoing else []
-        self.to_undo = ()
-        whole = range(self.job.start, self.job.stop)
-        self.unknown = subtract(whole, untouched) if self.number else ()
-        self.undo_errors = ()
         self.undoing = False
         self._finish()
 

@@ -63,11 +63,12 @@ class Adapter:
     def configure(self, tunables: Tunables) -> None:
         """Have the process follow other tunables, also while jobs run."""
         self.tunables = tunables
-        self._pool.post(State.configure, None, tunables, self.cap.threads, self.share)
+        self._pool.post_once((State.configure,), State.configure, None, self)
 
     def set_group(self, group: RunGroup, cap: int | None) -> None:
         """Have a coordinator's jobs follow other tunables, which its group has already."""
-        self._pool.post(State.set_group, None, group, cap)
+        group.wanted_cap = cap
+        self._pool.post_once((State.set_group, group), State.set_group, None, group)
 
     def refresh(self) -> None:
         """Look at the machine again, if the keeper does not."""

@@ -31,6 +31,7 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Iterable
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -91,6 +92,7 @@ class Pool:
         self.adapter = Adapter(self, topology, tunables)
         self._may_skip_wake = gil_is_on()
         self.news: deque[tuple[Context, events.Event]] = deque()  # to be told, in this order
+        self._pending: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # see `post_once`
         self._woken: deque[Waiter] = deque()  # who was woken since the keeper looked
         self._telling = threading.Lock()  # held by who tells; only tried
 
@@ -106,6 +108,31 @@ class Pool:
         """
         self.inbox.append(command)
         self.wake()
+
+    def post_once(self, key: tuple[Any, ...], *command: Any) -> None:
+        """Post a command that applies what was published before, unless one is on its way.
+
+        So a crowd of calls that ask for the same is one command. What was struck between the two
+        steps here is posted by the keeper.
+        """
+        if self._pending.setdefault(key, command) is command:
+            self.inbox.append((Pool._apply_pending, None, self, key))
+        self.wake()
+
+    @staticmethod
+    def _apply_pending(state: State, run: None, pool: Pool, key: tuple[Any, ...]) -> None:
+        command = pool._pending.pop(key, None)
+        if command is not None:
+            try:
+                command[0](state, *command[1:])
+            except BaseException as error:
+                pool.recover(command[1], error)
+
+    def _post_left_behind(self) -> None:
+        """Post what was marked as being on its way, and is not."""
+        if self._pending and not self.inbox:
+            for key in list(self._pending):
+                self.inbox.append((Pool._apply_pending, None, self, key))
 
     def wake(self) -> None:
         """See to it that somebody takes a turn soon."""
@@ -182,7 +209,7 @@ class Pool:
             try:
                 command[0](state, *command[1:])
             except BaseException as error:
-                self.recover(command[1], error)
+                self.recover(command[1], error, waiting=command[2:])
 
     def take_outbox(self) -> Outbox | None:
         """What the turn has to say, if anything."""
@@ -193,8 +220,20 @@ class Pool:
         self.news += out.events
         return out
 
-    def recover(self, run: Run | None, error: BaseException) -> None:
-        """An exception struck in a turn: see `State.recover`."""
+    def recover(
+        self, run: Run | None, error: BaseException, waiting: Iterable[object] = ()
+    ) -> None:
+        """An exception struck in a turn: see `State.recover`.
+
+        Args:
+            run: That the turn was about.
+            error: What struck.
+            waiting: Among these is who waits for an answer, and looks itself once it is woken.
+        """
+        for each in waiting:
+            waiter = each.waiter if isinstance(each, Leaver) else each
+            if hasattr(waiter, "heard"):
+                self.state.out.waiters.append(waiter)
         for _ in range(TRIES):
             try:
                 self.state.recover(run, error)
@@ -303,7 +342,8 @@ class Pool:
         """End a run; whether that came in time, also when it was cancelled before."""
         if not run.cancel():
             return False
-        self.post(State.cancel, run)
+        if not (run.cancelled or run.over):
+            self.post_once((State.cancel, run), State.cancel, run)
         return True
 
     def commit(self, run: Run) -> bool:
@@ -436,6 +476,7 @@ class Pool:
         if self.dead:
             return False
         self._wake_again()
+        self._post_left_behind()
         if self.state.busy:
             self.adapter.look_around()
             self.post(State.find_unattended, None)
