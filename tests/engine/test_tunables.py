@@ -112,6 +112,11 @@ def submit(coordinator: Coordinator, nice: int = 3) -> Handle[None]:
     return coordinator.submit(Job(lambda start, stop: None, 4, chunk=1, nice=nice))
 
 
+def gives_way(handle: Handle[None]) -> bool:
+    handle.result()  # by then a turn has taken it in
+    return handle._run.entry.gives_way
+
+
 def test_each_can_be_changed_while_running() -> None:
     before = tunables()
     try:
@@ -124,10 +129,11 @@ def test_each_can_be_changed_while_running() -> None:
             handle = submit(coordinator)
             assert handle.nice == -2
             coordinator.configure(nice=9)
-            assert not submit(coordinator)._run.entry.gives_way
+            assert not gives_way(submit(coordinator))
             coordinator.configure(give_way=None, nice=None)
             back = submit(coordinator)
             assert back.nice == 7
+            assert gives_way(back)
             with aioktask.priority(1):
                 assert submit(coordinator).nice == 1
         configure(nice=None)

@@ -3,24 +3,23 @@
 
 from __future__ import annotations
 
-from contextvars import Context
-
 import pytest
-from aioktask.engine.helpers import Helper
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job, Part
-from aioktask.engine.plan import node_of, spans, split
-from aioktask.engine.state.dispatch import Outbox, RunGroup, State
+from aioktask.engine.plan import node_of, spans
+from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
+from aioktask.engine.state.workers import Helper
+from tests.engine.state.turns import a_run, a_state, admit, idle_helper, stint_of
 
 CHUNK = 8
 
 
 def machine(*cpus: int) -> State:
     """Nodes of so many CPUs each."""
-    state = State(cap=sum(cpus))
+    state = a_state(sum(cpus))
     first = 0
     for node, count in enumerate(cpus):
         if count:
@@ -36,37 +35,25 @@ def submit(state: State, *sizes: int, nodes: list[int | None] | None = None) -> 
         node = index if nodes is None else nodes[index]
         parts.append(Part(start, start + size, node))
         start += size
-    job = Job(lambda start, stop: None, start, chunk=CHUNK, parts=parts)
-    run = Run(
-        job,
-        split(job, state.scheduler.cap),
-        group=RunGroup(),
-        nice=0,
-        context=Context(),
-        loop=None,
-        parent=None,
-        hold=False,
+    return admit(
+        state, a_run(Job(lambda start, stop: None, start, chunk=CHUNK, parts=parts, nice=0))
     )
-    state.submit(run, None, nested=False, outbox=Outbox())
-    return run
 
 
 def helper(state: State) -> Helper:
-    made = Helper()
-    state.helpers[made] = None
-    state.find_work(made, 0, Outbox())
+    made = idle_helper(state)
     made.node = state.node_of(made)
     return made
 
 
 def walk(state: State, who: Helper, now: int) -> int | None:
     """Its stretch ends; the node of the stretch, None if it has none."""
-    frame = who.frame
-    if frame is None:
+    stint = who.stint
+    if stint is None:
         return None
-    node = node_of(frame.run.job, frame.first)
-    if not state.walked(frame, frame.stop, now):
-        state.reconsider(frame, now, Outbox())
+    node = node_of(stint.run.job, stint.stretch_start)
+    if not state.walked(stint, stint.stretch_stop, now):
+        state.reconsider(stint, now)
         who.node = state.node_of(who)
     return node
 
@@ -82,18 +69,17 @@ def test_a_helper_serves_its_own_node_while_that_has_work(
     left = list(sizes)
     now = 0
     while not run.over:
-        who = data.draw(st.sampled_from([each for each in helpers if each.frame is not None]))
-        frame = who.frame
-        assert frame is not None
+        who = data.draw(st.sampled_from([each for each in helpers if each.stint is not None]))
+        stint = stint_of(who)
         for node, count in enumerate(cpus):
-            serving = [each for each in helpers if each.frame and each.frame.node == node]
-            placed = [each for each in serving if each.frame and not each.frame.helps]
+            serving = [each.stint for each in helpers if each.stint and each.stint.node == node]
+            placed = [each for each in serving if not each.off_node]
             assert len(placed) <= count, "no more are placed on a node than it has CPUs"
-        node = node_of(run.job, frame.first)
+        node = node_of(run.job, stint.stretch_start)
         assert node is not None
-        if frame.node is not None and not frame.helps:
-            assert node == frame.node
-        left[node] -= frame.stop - frame.first
+        if stint.node is not None and not stint.off_node:
+            assert node == stint.node
+        left[node] -= stint.stretch_stop - stint.stretch_start
         now += 1_000_000
         walk(state, who, now)
     assert left == [0] * len(cpus)
@@ -116,18 +102,17 @@ def test_who_has_nothing_left_goes_where_there_is_a_cpu_else_helps_from_where_it
     assert first.node == 0
     assert [each.node for each in others] == [1, 1]
     walk(state, first, 1)
-    assert first.frame is not None
-    assert first.frame.helps
+    stint = stint_of(first)
+    assert stint.off_node
     assert first.node == 0, "the other node's CPUs are busy"
-    assert node_of(first.frame.run.job, first.frame.first) == 1
+    assert node_of(stint.run.job, stint.stretch_start) == 1
     state = machine(2, 2)
     submit(state, CHUNK, 100 * CHUNK)
     lone, other = helper(state), helper(state)
     assert (lone.node, other.node) == (0, 1)
     walk(state, lone, 1)
     assert lone.node == 1
-    assert lone.frame is not None
-    assert not lone.frame.helps
+    assert not stint_of(lone).off_node
 
 
 def test_a_node_without_cpus_is_served_from_elsewhere() -> None:
@@ -148,9 +133,9 @@ def test_a_limit_for_each_node_is_kept(limit: int) -> None:
     state = machine(4, 4)
     state.node_limit = limit
     submit(state, 10_000, 10_000)
-    frames = [helper(state).frame for _ in range(8)]
+    stints = [helper(state).stint for _ in range(8)]
     for node in (0, 1):
-        placed = [each for each in frames if each and each.node == node and not each.helps]
+        placed = [each for each in stints if each and each.node == node and not each.off_node]
         assert len(placed) == limit
 
 
@@ -158,7 +143,6 @@ def test_parts_without_a_node_bind_nobody() -> None:
     state = machine(2, 2)
     submit(state, 100, 100, nodes=[None, None])
     assert helper(state).node is None
-    submit(state, 100)
 
 
 def test_the_parts_of_a_reduce_keep_the_leaf_that_they_begin_in() -> None:

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+# The state without threads: who is given work, who is woken, who is told.
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aioktask import Job
+from aioktask.engine.sizing import Sizes
+from aioktask.engine.state import admission
+from aioktask.engine.state.dispatch import CROWDED_NS
+from aioktask.engine.state.workers import Caller
+from tests.engine.state.turns import a_run, a_state, admit, idle_helper, outbox_of, stint_of
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Heard(Sizes):
+    """Sizes that keep what they were told of other jobs."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.alone: list[bool] = []
+
+    def be_alone(self, alone: bool) -> None:
+        self.alone.append(alone)
+        super().be_alone(alone)
+
+
+def test_an_idle_helper_is_woken_with_its_first_stretch_claimed() -> None:
+    state = a_state(2)
+    helper = idle_helper(state)
+    outbox_of(state)
+    admit(state, a_run(Job(print, 10, chunk=5, max_threads=1)))
+    outbox = outbox_of(state)
+    assert outbox.parkings == [helper.parking]
+    assert outbox.starts == 0
+    stint = stint_of(helper)
+    assert (stint.chunk_start, stint.stretch_stop) == (0, 5)
+
+
+def test_a_job_is_told_of_another_one_and_for_a_while_after_it_is_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(admission, "Sizes", Heard)
+    state = a_state(1)
+    helper = idle_helper(state)
+    long = admit(state, a_run(Job(print, 1 << 20, remember=False)))
+    stint = stint_of(helper)
+    sizes = long.sizes
+    assert isinstance(sizes, Heard)
+    assert sizes.alone == [True]
+    short = admit(state, a_run(Job(print, 1, chunk=1)))
+    assert short.cancel()
+    state.cancel(short)
+    assert short.over
+    stint.slice_end = short.submitted_at + 4 * CROWDED_NS
+    for later, alone in ((0.5, False), (1.5, True)):
+        stint.generation = state.signals.generation
+        assert state.walked(stint, stint.stretch_stop, short.submitted_at + int(later * CROWDED_NS))
+        assert sizes.alone[-1] is alone
+
+
+def test_without_idle_helpers_some_are_started_and_no_more_than_wanted() -> None:
+    state = a_state(8)
+    admit(state, a_run(Job(print, 1)))
+    assert outbox_of(state).starts == 1
+    admit(state, a_run(Job(print, 100)))
+    assert outbox_of(state).starts == 1, "the rest is summoned by those that come"
+    assert state.starting == 2
+
+
+def test_a_calling_thread_that_waits_is_woken_by_work_that_comes_back() -> None:
+    state = a_state(2)
+    helper = idle_helper(state)
+    run = admit(state, a_run(Job(print, 10, chunk=5, max_threads=1)))
+    stint = stint_of(helper)
+    caller = Caller(0)
+    assert not state.enter_caller(run, caller, 0), "the job's limit"
+    state.caller_waits(run, caller)
+    assert run.caller is caller
+    state.scheduler.cap = 0  # the helper has to leave
+    outbox_of(state)
+    state.walked(stint, stint.chunk_start, 0)
+    assert state.reconsider(stint, 0) is None
+    assert caller.parking in outbox_of(state).parkings
+    assert stint_of(caller).run is run
+    assert stint_of(caller) is caller.serving
+    assert run.caller is None
+
+
+def test_a_later_error_does_not_take_the_place_of_the_first() -> None:
+    state = a_state(2)
+    helpers = [idle_helper(state), idle_helper(state)]
+    run = admit(state, a_run(Job(print, 10, chunk=5, max_threads=2)))
+    errors = [ValueError("first"), ValueError("second")]
+    for helper, error in zip(helpers, errors, strict=True):
+        stint = stint_of(helper)
+        state.raised(stint, error, 0)
+        state.reconsider(stint, 0)
+    assert run.over
+    assert run.verdict is errors[0]
+
+
+def test_an_undo_runs_at_the_higher_of_the_job_s_and_the_waiter_s_priority() -> None:
+    for waiters, expected in (([], 10), ([15], 10), ([-5, 3], -5)):
+        state = a_state(1)
+        helper = idle_helper(state)
+        run = a_run(Job(print, 10, chunk=5, undo=print, max_threads=1, nice=10))
+        admit(state, run)
+        for nice in waiters:
+            state.add_waiter(run, Caller(nice), None, False)
+        stint = stint_of(helper)
+        state.walked(stint, 5, 0)
+        state.raised(stint, ValueError("planted"), 0)
+        state.reconsider(stint, 0)
+        assert run.undoing
+        assert run.entry.nice == expected

@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: MIT
+"""Loans among jobs and helpers: who takes one, and when."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aioktask import Job
+from aioktask.engine.machine.load import CpuLoad
+from aioktask.engine.priority import thread_nice
+from aioktask.engine.scheduling.queue import Seat
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.run import Run
+from aioktask.engine.state.workers import Caller, ThreadWaiter
+from tests.engine.state.turns import (
+    ChunkWaits,
+    a_run,
+    a_state,
+    admit,
+    idle_helper,
+    outbox_of,
+    stint_of,
+)
+
+# Among jobs.
+
+
+def a_job(nice: int, size: int = 1000, **options: Any) -> Job[None]:
+    return Job(lambda start, stop: None, size, nice=nice, **options)
+
+
+def submitted(state: State, nice: int) -> Run:
+    return admit(state, a_run(a_job(nice)))
+
+
+def wait_for(state: State, run: Run, nice: int) -> ThreadWaiter:
+    """Have a thread of the program wait for the run."""
+    waiter = ThreadWaiter(nice)
+    state.add_waiter(run, waiter, None, False)
+    return waiter
+
+
+def renice(state: State, run: Run, nice: int) -> None:
+    run.nice = nice
+    state.renice(run)
+
+
+def loans(*runs: Run) -> list[int | None]:
+    return [run.entry.loan for run in runs]
+
+
+def test_a_loan_goes_on_through_jobs_that_wait_and_ends_with_the_waits() -> None:
+    state = a_state(2, give_way=False)
+    outer, middle, inner = (submitted(state, nice) for nice in (5, 12, 19))
+    first = ChunkWaits(state, outer, middle)
+    second = ChunkWaits(state, middle, inner)
+    assert loans(outer, middle, inner) == [None, 5, 5]
+    waiter = wait_for(state, outer, -3)
+    assert [each.urgency for each in (outer, middle, inner)] == [-3, -3, -3]
+    renice(state, middle, -10)
+    assert [each.urgency for each in (outer, middle, inner)] == [-3, -10, -10]
+    renice(state, middle, 12)
+    state.remove_waiter(outer, waiter)
+    assert loans(outer, middle, inner) == [None, 5, 5]
+    renice(state, outer, 15)
+    assert loans(outer, middle, inner) == [None, None, 12]
+    second.end()
+    first.end()
+    assert loans(outer, middle, inner) == [None, None, None]
+
+
+def test_a_waiter_that_is_no_more_urgent_lends_nothing() -> None:
+    state = a_state(2, give_way=False)
+    run = submitted(state, 19)
+    wait_for(state, run, 19)
+    assert run.entry.loan is None
+    high = submitted(state, 0)
+    wait_for(state, high, 5)
+    assert high.entry.loan is None
+
+
+@given(
+    nices=st.lists(st.integers(-20, 19), min_size=2, max_size=6),
+    data=st.data(),
+)
+def test_any_waits_and_renices_leave_each_job_the_nice_of_the_most_urgent_who_waits(
+    nices: list[int], data: st.DataObject
+) -> None:
+    state = a_state(2, give_way=False)
+    runs = [submitted(state, nice) for nice in nices]
+    numbers = st.integers(0, len(runs) - 1)
+    edges: list[tuple[int, int, ChunkWaits]] = []
+    for _ in range(data.draw(st.integers(1, 12))):
+        action = data.draw(st.sampled_from(["wait", "end", "renice"]))
+        if action == "wait":
+            a, b = data.draw(numbers), data.draw(numbers)
+            if a < b:  # no cycle
+                edges.append((a, b, ChunkWaits(state, runs[a], runs[b], detects=False)))
+        elif action == "end" and edges:
+            *_, wait = edges.pop(data.draw(st.integers(0, len(edges) - 1)))
+            wait.end()
+        elif action == "renice":
+            which, nice = data.draw(numbers), data.draw(st.integers(-20, 19))
+            renice(state, runs[which], nice)
+        urgency: list[int] = []
+        for number, run in enumerate(runs):
+            waiting = [urgency[a] for a, b, _ in edges if b == number]
+            urgency.append(min([run.entry.nice, *waiting]))
+        assert [run.urgency for run in runs] == urgency
+
+
+# Helpers.
+
+
+def test_what_has_not_begun_is_not_run_in_vain_when_a_higher_waiter_comes() -> None:
+    """A helper of high nice that was called may not get a CPU for long: its chunks are free again,
+    for whoever is sooner."""
+    state = a_state(2, give_way=False)
+    state.may_lower = False
+    low = thread_nice(19, 0, gil=state.gil)
+    helper = idle_helper(state, low)
+    assert helper.idle
+    run = submitted(state, 19)
+    assert helper.called
+    assert helper.stint is not None
+    before = run.claims.left
+    assert before < run.job.size
+    outbox_of(state)
+    wait_for(state, run, 0)
+    assert helper.stint is None
+    assert helper.idle
+    assert run.claims.left == run.job.size
+    starts = outbox_of(state).starts
+    assert starts == 1, "its thread may not have the waiter's nice, so there is a new one"
+    fresh = idle_helper(state, 0)
+    assert stint_of(fresh).seat is Seat.LENT
+    assert run.lent == "at once", "nobody served it before"
+
+
+def test_a_helper_that_is_called_off_is_called_again_also_when_a_waiter_goes() -> None:
+    """Or it would be idle beside work, and nobody would notice."""
+    state = a_state(2, give_way=False)
+    state.may_lower = True
+    helper = idle_helper(state, 5)
+    run = submitted(state, 19)
+    assert helper.called
+    wait_for(state, run, 0)
+    state.loans.add_waiter(run.entry, -3)  # and nobody serves it on that yet
+    stint = stint_of(helper)
+    stint.seat = Seat.OWN
+    run.entry.loan_taken = False
+    state._lend(state.loans.remove_waiter(run.entry, -3))
+    assert run.entry.loan == 0
+    assert stint_of(helper).seat is Seat.LENT
+
+
+@pytest.mark.parametrize("may_lower", [True, False])
+def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lower: bool) -> None:
+    state = a_state(2, give_way=False)
+    state.may_lower = may_lower
+    low = thread_nice(19, 0, gil=state.gil)
+    helper = idle_helper(state, low)
+    run = submitted(state, 19)
+    helper.called = False  # it has begun
+    assert state.nice_of(helper) == low
+    generation = state.signals.generation
+    outbox_of(state)
+    wait_for(state, run, 0)
+    assert state.signals.generation != generation
+    stint = stint_of(helper)
+    if may_lower:
+        assert stint.seat is Seat.LENT
+        assert helper in outbox_of(state).renices
+        assert state.nice_of(helper) == thread_nice(0, 0, gil=state.gil)
+        assert run.lent == "at once"
+    else:
+        assert stint.seat is not Seat.LENT
+        assert state.nice_of(helper) == low
+        assert run.lent == "at a chunk boundary"
+        outbox_of(state)
+        assert state.reconsider(stint, 10) is None  # the boundary
+        assert helper.idle
+        assert outbox_of(state).starts
+
+
+def test_without_more_threads_one_of_too_high_a_nice_serves() -> None:
+    state = a_state(2, give_way=False)
+    state.may_lower = False
+    helper = idle_helper(state, 5)
+    outbox_of(state)
+    run = submitted(state, 0)
+    assert helper.stint is None
+    assert outbox_of(state).starts == state.starting == 2
+    state.not_started(None, RuntimeError("no more"))
+    assert stint_of(helper).run is run
+
+
+def test_what_was_seen_bounds_background_threads_and_calls_them_back() -> None:
+    state = a_state(4)
+    helpers = [idle_helper(state, 5) for _ in range(4)]
+    state.may_lower = True
+    run = admit(state, a_run(a_job(19, 10_000)))
+    assert run.entry.gives_way
+    assert run.entry.threads == 1, "until the first sample nobody knows what is free"
+    second = 1_000_000_000
+    state.sampled(None, CpuLoad(second, 3 * second, second, 0), 4)
+    for each in helpers:
+        each.relays = False
+        state.summon(0)
+    assert run.entry.threads == 4
+    assert state.scheduler.background == 4
+    generation = state.signals.generation
+    state.sampled(None, CpuLoad(second, second, second, 0), 4)
+    assert state.scheduler.background_cap == 2
+    assert state.signals.generation != generation
+    state.sampled(None, CpuLoad(second, 0, second, 3 * second), 4)
+    assert state.background.pausing
+    renice(state, run, 0)
+    assert not run.entry.gives_way
+    state.sampled(None, None, 4)
+    assert not state.background.pausing
+
+
+@pytest.mark.parametrize(("kept_from_cpu", "gives_way"), [(0.9, True), (0.2, False)])
+def test_a_neighbour_that_comes_between_two_samples_is_noticed(
+    kept_from_cpu: float, gives_way: bool
+) -> None:
+    """By two stretches, one after the other, that were kept from their CPU; not by what waits for
+    something else."""
+    state = a_state(1)
+    helper = idle_helper(state, 5)
+    state.may_lower = True
+    admit(state, a_run(a_job(19, 1 << 40)))
+    stint = stint_of(helper)
+    assert stint.seat is Seat.BACKGROUND
+    now = stint.entered_at
+    stretch = 4_000_000
+    stint.slice_end = now + 100 * stretch
+    delay = 0
+    for number in range(5):
+        now += stretch
+        stint.cpu_now += stretch // 4
+        delay += round(kept_from_cpu * stretch)
+        stint.kernel_now = 0, delay
+        going_on = state.walked(stint, stint.stretch_stop, now)
+        if gives_way and number == 1:
+            break
+        assert going_on
+    assert state.background.pausing is gives_way
+    assert state.scheduler.background_cap == (0 if gives_way else 1)
+
+
+def test_a_job_inside_a_helper_s_chunk_lends_to_that_helper() -> None:
+    state = a_state(1, give_way=False)
+    state.may_lower = True
+    helper = idle_helper(state, 5)
+    outer = submitted(state, 19)
+    helper.called = False
+    chunk = stint_of(helper)
+    inner = a_run(a_job(19), parent=chunk)
+    caller = Caller(19, chunk)
+    admit(state, inner, caller, caller, nested=True)
+    assert stint_of(caller) is caller.serving
+    outbox_of(state)
+    wait_for(state, inner, 0)
+    assert stint_of(caller).seat is Seat.LENT
+    assert helper.boost == 0
+    assert helper in outbox_of(state).renices
+    assert state.nice_of(helper) == thread_nice(0, 0, gil=state.gil)
+    assert outer.entry.loan is None
+    state.caller_left(inner, caller, None)
+    assert caller.serving is None
+    assert helper.boost is None
+    assert state.nice_of(helper) == thread_nice(19, 0, gil=state.gil)
+
+
+def test_an_undo_runs_at_the_nice_of_the_most_urgent_who_waits_inside_chunks_too() -> None:
+    state = a_state(1)
+    outer = submitted(state, -2)
+    inner = a_run(a_job(19, 100, undo=lambda start, stop: None))
+    state.scheduler.set_idle(outer.entry)  # so that the helper below serves the inner one
+    admit(state, inner, nested=True)
+    ChunkWaits(state, outer, inner)
+    helper = idle_helper(state, 0)
+    stint = stint_of(helper)
+    assert stint.run is inner
+    state.walked(stint, stint.stretch_stop, 1)
+    assert inner.cancel()
+    state.cancel(inner)
+    state.reconsider(stint, 2)
+    assert inner.undoing
+    assert inner.entry.nice == -2
