@@ -680,7 +680,7 @@ class Run:
         elapsed = self.last_chunk - self.first_claim
         return Lesson(sizes, self.scaling, self.done_units / elapsed if elapsed > 0 else 0.0)
 
-    def no_helper(self, error: RuntimeError) -> None:
+    def no_helper(self, error: BaseException) -> None:
         """No thread could be had for this run, and none will be."""
         if self.undoing:
             self.undo_errors += tuple((range(*piece), error) for piece in self.claims.free)

@@ -62,6 +62,7 @@ class Helper:
     Attributes:
         native: The kernel's number of the thread; 0 before it runs.
         nice: The thread's nice.
+        born_nice: The one it began with: no new thread could have a lower one.
         node: The NUMA node that the thread is bound to, None for what the process may use.
         boost: The nice of who waits for a job that runs inside this helper's chunk, if that is
             lower than the job's.
@@ -94,7 +95,7 @@ class Helper:
         self.parking = Parking()
         self.present = threading.Lock()
         self.native = 0
-        self.nice = nice
+        self.nice = self.born_nice = nice
         self.node: int | None = None
         self.boost: int | None = None
         self.in_background = False

@@ -123,20 +123,19 @@ class HelperThread:
                 return True
         if not self._stay():
             return False
-        if pool.inbox or helper.relays:
-            pool.turn_of(helper)
+        pool.turn_of(helper)
         return True
 
     def _begin(self) -> Stint | None:
         """What the helper serves from this moment on, so that it cannot be recalled any more."""
         pool, helper = self._pool, self._helper
-        if helper.stint is None:
+        if self._assigned() is None:
             return None
         with pool.lock:
             try:
                 pool.begin_turn(helper)
                 helper.called = False
-                stint = helper.stint
+                stint = self._assigned()
                 if stint is None or pool.adapter.fit(helper):
                     return stint
                 helper.called = True
@@ -147,6 +146,10 @@ class HelperThread:
         if out is not None:
             pool.send(out)
         return None
+
+    def _assigned(self) -> Stint | None:
+        """What it is to serve: turns on other threads give and take that."""
+        return self._helper.stint
 
     def _serve_with_state(self, stint: Stint) -> None:
         """Serve, the thread having what the submitting one had beside its context."""
@@ -182,14 +185,7 @@ class HelperThread:
                 del run
                 now = perf_counter_ns()
                 stint.read_clocks(signals, now)
-                if raised:
-                    error = raised.pop()
-                    error.with_traceback(beyond_engine(error.__traceback__))
-                    stays = self._come_back(stint, 0, now, error)
-                    del error
-                else:
-                    stays = self._come_back(stint, position, now, None)
-                if not stays:
+                if not self._come_back(stint, 0 if raised else position, now, raised):
                     return
         finally:
             local.inside = True
@@ -197,10 +193,21 @@ class HelperThread:
             stint.outer = None
 
     def _come_back(
-        self, stint: Stint, position: int, now: int, error: BaseException | None
+        self, stint: Stint, position: int, now: int, raised: list[BaseException]
     ) -> bool:
-        """Take a turn after a stretch; whether the thread goes on with the stint."""
+        """Take a turn after a stretch; whether the thread goes on with the stint.
+
+        Args:
+            stint: What was walked.
+            position: Up to where.
+            now: The time.
+            raised: What was raised in the walk; it is taken out, so that no variable of the walk
+                refers to it.
+        """
         pool, state, helper = self._pool, self._state, self._helper
+        error = raised.pop() if raised else None
+        if error is not None:
+            error.with_traceback(beyond_engine(error.__traceback__))
         with pool.lock:
             try:
                 if pool.dead:

@@ -34,7 +34,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextvars import Context
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from aioktask.engine import events
 from aioktask.engine.events import EventKind
@@ -233,7 +233,7 @@ class Pool:
         for each in waiting:
             waiter = each.waiter if isinstance(each, Leaver) else each
             if hasattr(waiter, "heard"):
-                self.state.out.waiters.append(waiter)
+                self.state.out.waiters.append(cast("Waiter", waiter))
         for _ in range(TRIES):
             try:
                 self.state.recover(run, error)
