@@ -182,7 +182,7 @@ class Handle(Generic[T]):
         wait_in_thread(self._own_pool(), self._run, timeout)
 
     async def until_over_shielded(self) -> asyncio.CancelledError | None:
-        """Wait until it is over, across any number of cancels; the first of asyncio's is returned."""
+        """Wait until it is over, across any number of cancels; returns the first of asyncio's."""
         pool = self._own_pool()
         loop = needed_loop("awaiting a handle")
         run = self._run

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# asyncio, uvloop included: how a thread wakes a task once a job, and how a coroutine undo runs there.
+# asyncio, uvloop included: how a thread wakes a task once a job, and how a coroutine undo runs
+# there.
 """asyncio and uvloop."""
 
 from __future__ import annotations

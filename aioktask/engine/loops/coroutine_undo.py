@@ -5,7 +5,8 @@
 # A turn cuts what is to be undone into pieces; from then on they are this object's, and a command
 # says in the end which of them raised. A piece stays the first one until it is undone or noted as
 # failed, so whatever strikes the task, no piece is forgotten: who goes on begins with that one, and
-# counts it as not undone. `_working` is held while the task is in its work, whichever way it leaves.
+# counts it as not undone. `_working` is held while the task is in its work, whichever way it
+# leaves.
 """Undo by coroutine functions."""
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ enclosing: ContextVar[weakref.ref[Stint] | None] = ContextVar("aioktask_enclosin
 
 
 def enclosing_stint() -> Stint | None:
-    """The stint in whose chunk this code runs, or on behalf of, if that chunk may still be there."""
+    """The stint whose chunk this code runs in, or on behalf of, if that may still be there."""
     stint = local.stint
     if stint is not None:
         return stint

@@ -2,14 +2,14 @@
 # All state of the engine, and the only place that changes it: the runs, the helpers, and what each
 # of them does.
 #
-# Everything here is called in a turn, so by one thread at a time, under the pool's lock, on a helper
-# or the keeper. State in, decisions out: nothing here blocks, runs anybody's code, starts or wakes a
-# thread. What a change has to say (events, wake-ups, threads to start) is put into the outbox, which
-# the pool sends when the lock is free again.
+# Everything here is called in a turn, so by one thread at a time, under the pool's lock, on a
+# helper or the keeper. State in, decisions out: nothing here blocks, runs anybody's code, starts or
+# wakes a thread. What a change has to say (events, wake-ups, threads to start) is put into the
+# outbox, which the pool sends when the lock is free again.
 #
-# What calls from outside ask for are commands: the methods `admit` to `follow` below, with the run
-# that they are about as the first argument. They come in the order in which each thread posted them,
-# and one that comes twice, or to a run that is over, does no harm.
+# What calls from outside ask for are commands: methods whose first argument is the run that they
+# are about, or None. They come in the order in which each thread posted them, and one that comes
+# twice, or to a run that is over, does no harm.
 #
 # Guarantees: a helper that would find work is never left idle. Every change that makes work ends in
 # `summon`, which gives it to idle helpers or has some started.

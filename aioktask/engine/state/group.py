@@ -25,8 +25,8 @@ class RunGroup(Group):
         runs: Those that are not over.
         closed: Whether nothing more may be submitted. Set by who closes it, before it posts.
         shut: Whether a turn has seen that.
-        undo_failed: Runs whose undo failed, by number, of which nobody was told. Who is told strikes
-            them out, on any thread.
+        undo_failed: Runs whose undo failed, by number, of which nobody was told. Who is told
+            strikes them out, on any thread.
         leavers: Who waits until no run is left.
         wanted_cap: The cap as it was asked for last; `cap` follows in a turn.
         tunables: What it sets that is otherwise the process's, by name; its cap apart.

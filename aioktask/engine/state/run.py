@@ -542,7 +542,7 @@ class Run:
             self._add_error(error, "between two chunks")
 
     def reduce_raised(self, stint: Stint, error: BaseException, now: int) -> None:
-        """`reduce` raised: the chunks up to ``stint.chunk_start`` are done, but the job has no value."""
+        """`reduce` raised: the chunks up to ``stint.chunk_start`` are done, without a value."""
         stint.reducing = False
         self._close_stretch(stint, stint.chunk_start, stint.chunk_start, now)
         self._add_error(error, "in reduce")
@@ -871,7 +871,8 @@ class Run:
     def name_outcome(self, error: BaseException, job: Job[Any]) -> None:
         """Have `failure` tell of this run for an exception that ends its owner's call.
 
-        That is an exception which is not the job's: a cancellation, or one that struck from outside.
+        That is an exception which is not the job's: a cancellation, or one that struck from
+        outside.
         """
         if not self.ended or told_of(error) is not None:
             return

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import types
 from contextvars import Context
 from time import perf_counter_ns
@@ -264,12 +265,10 @@ def check_done(result: object, what: str, job: str) -> type:
     for name in ("close", "cancel"):  # a coroutine or generator; a task or future
         close = getattr(result, name, None)
         if callable(close):
-            try:
+            with contextlib.suppress(Exception):  # it refuses, and is refused anyway
                 close()
-            except Exception:  # it refuses, and is refused anyway
-                pass
             break
     raise TypeError(
-        f"{what} of the job {job!r} returned a {kind.__name__}, so its work was not done: nobody awaits it "
-        "here. Pass an ordinary function that does the work before it returns"
+        f"{what} of the job {job!r} returned a {kind.__name__}, so its work was not done: nobody "
+        "awaits it here. Pass an ordinary function that does the work before it returns"
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # What goes on around the process, and what follows for its threads: caps, nice and CPUs.
 #
-# The keeper samples the machine every 0.1 s while there are jobs or helpers (`Monitor`), and what it
-# finds is posted to the state; helpers follow at their next chunk boundary. A thread's nice and
+# The keeper samples the machine every 0.1 s while there are jobs or helpers (`Monitor`), and what
+# it finds is posted to the state; helpers follow at their next chunk boundary. A thread's nice and
 # affinity are changed under the lock, so that none of them can have ended, and its number gone to
 # another: these are quick calls.
 """Caps that follow the machine, and threads that fit what they do."""

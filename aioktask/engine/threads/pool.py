@@ -4,12 +4,13 @@
 # The rule. A call from outside (submit, cancel, renice, a waiter that comes or goes, a limit) only
 # posts a command and wakes somebody. The state is changed in turns, by one thread at a time: a
 # helper, the keeper, or a calling thread that is neither the main thread nor a loop's. So whatever
-# interrupts a caller, in whatever line, finds no lock taken by its own thread and nothing half done:
-# signal handlers run in the main thread only, and what a finalizer calls while its thread takes a
-# turn is posted, and found by that very turn.
+# interrupts a caller, in whatever line, finds no lock taken by its own thread and nothing half
+# done: signal handlers run in the main thread only, and what a finalizer calls while its thread
+# takes a turn is posted, and found by that very turn.
 #
 # - Who finds the lock taken leaves its command to the holder, who looks into the inbox once more
-#   after it let go. Helpers wait for the lock where they come back from a stretch; nobody else does.
+#   after it let go. Helpers wait for the lock where they come back from a stretch; nobody else
+#   does.
 # - Who waits for an answer waits on its own parking, or on its loop, never on the lock.
 # - What must be answered at once is decided by one step on the run or its coordinator, after the
 #   command was posted; turns respect it (`Run.decide`, `Run.decide_entry`, `RunGroup.closed`).
@@ -62,8 +63,8 @@ EXIT_NOTICE_SECONDS = 5.0
 EXIT_LOOK_SECONDS = 0.1
 EXIT_THREADS_SECONDS = 2.0
 
-# So many commands are applied before those are woken whom they concern, and before a loop that wants
-# the GIL can have it: about a millisecond.
+# So many commands are applied before those are woken whom they concern, and before a loop that
+# wants the GIL can have it: about a millisecond.
 COMMANDS_A_TURN = 32
 
 # So many calls deep a turn may go.
@@ -331,11 +332,11 @@ class Pool:
         """
         group, state = run.group, self.state
         self.inbox.append((State.admit, run, waiter, caller, nested, detects))
-        if (group.closed or state.closing) and (state.ended or not nested):
-            if run.decide_entry(Entrance.REFUSED) is Entrance.REFUSED:
-                if state.closing:
-                    raise RuntimeError("the interpreter is exiting: no job can be submitted")
-                raise RuntimeError("the coordinator was left or shut down: it takes no more jobs")
+        refuses = (group.closed or state.closing) and (state.ended or not nested)
+        if refuses and run.decide_entry(Entrance.REFUSED) is Entrance.REFUSED:
+            if state.closing:
+                raise RuntimeError("the interpreter is exiting: no job can be submitted")
+            raise RuntimeError("the coordinator was left or shut down: it takes no more jobs")
         self.wake()
 
     def cancel(self, run: Run) -> bool:
