@@ -224,6 +224,8 @@ class HelperThread:
                     if helper.stint is stint and stint not in state.serving:
                         helper.stint = None
                         state.find_work(helper, now)
+                if error is not None:
+                    state.out.dropped.append(error)
                 del run, error
                 out = pool.take_outbox()
             finally:

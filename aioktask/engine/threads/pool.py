@@ -203,10 +203,11 @@ class Pool:
         """Apply commands, in a turn."""
         inbox, state = self.inbox, self.state
         for _ in range(COMMANDS_A_TURN):
-            try:
-                command = inbox.popleft()
-            except IndexError:
+            if not inbox:
                 return
+            command = inbox.popleft()
+            # What it refers to goes when the lock is free.
+            state.out.dropped.append(command)
             try:
                 command[0](state, *command[1:])
             except BaseException as error:
