@@ -53,9 +53,9 @@ test-switching: $(TESTS)
 sweep-sampled: $(TESTS)
 	$(PYTEST) -m sweep --timeout=600 tests/interruption $(ARGS)
 
-# The same at every line, of every call, in every way: an hour or two.
+# The same at every line, of every call, in every way: some hours.
 sweep: $(TESTS)
-	AIOKTASK_TEST_SWEEP=whole $(PYTEST) -m sweep --timeout=14400 tests/interruption $(ARGS)
+	AIOKTASK_TEST_SWEEP=whole $(PYTEST) -m sweep --timeout=36000 tests/interruption $(ARGS)
 
 # In a machine with two nodes, huge pages and an IOMMU, which is built and emulated: see
 # tests/guest/README.md. Five minutes a test at most: an emulated CPU is slow.

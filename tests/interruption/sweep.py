@@ -66,7 +66,10 @@ AT_EXIT = (
 BY_ALLOCATION = tuple(call for call in CALLS if call.loop == "thread" and not call.at_exit)
 
 # Loops in the library come by again and again: so many turns are struck.
-TURNS = 3
+TURNS = 2
+
+# A cold call reads many small files, whose allocations are much alike.
+COLD_STEP = 7
 
 # So many frames above what a call needs are tried.
 MOST_FRAMES = 50
@@ -251,10 +254,12 @@ class Plan:
             "audit": intruded("audit", INTRUDERS),
             "log": intruded("log", INTRUDERS),
             "recursion": struck("recursion", range(1, MOST_FRAMES)),
-            "memory": struck("memory", range(allocations)),
+            "memory": struck("memory", range(0, allocations, 1 if self.warm else COLD_STEP)),
         }
         if self.call.at_exit:
             found = {kind: found[kind] for kind in AT_EXIT} | {"hook": intruded("hook", INTRUDERS)}
+        if self.call.loop == "bare":  # the library's lines are those of asyncio's other ways
+            found = {kind: found[kind] for kind in ("alarm", "alarm_soon", "interrupt")}
         return {kind: specs for kind, specs in found.items() if specs}
 
 

@@ -39,4 +39,4 @@ def test_a_few_strikes_leave_nothing_behind() -> None:
 @pytest.mark.sweep
 def test_strikes_at_any_line_leave_nothing_behind() -> None:
     """After an exception or a call at any line of the library the four questions have answers."""
-    sweep(*(["--whole"] if WHOLE else ["--sample", "0.8"]))
+    sweep(*(["--whole"] if WHOLE else ["--sample", "0.7"]))
