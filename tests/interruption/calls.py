@@ -20,6 +20,9 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import anyio._backends._asyncio  # which would be imported by the first job in each child
+import anyio._backends._trio
+import anyio.lowlevel
 import trio
 import uvloop
 
@@ -77,8 +80,6 @@ class Work:
         self.undone[start:stop] = [count + 1 for count in self.undone[start:stop]]
 
     async def undo_async(self, start: int, stop: int) -> None:
-        import anyio.lowlevel
-
         await anyio.lowlevel.cancel_shielded_checkpoint()
         self.undo(start, stop)
 
@@ -275,8 +276,6 @@ async def run(world: World) -> None:
 
 
 async def run_two(world: World) -> None:
-    import anyio
-
     async with anyio.create_task_group() as tasks:
         for _ in range(2):
             tasks.start_soon(run_job, world.work().job())
@@ -295,8 +294,6 @@ async def run_fails_coroutine(world: World) -> None:
 
 
 async def run_cancelled(world: World) -> None:
-    import anyio
-
     work = world.work()
     work.must_finish = False
     soon = soon_on_this_loop()

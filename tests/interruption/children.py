@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import faulthandler
 import json
 import os
@@ -25,6 +26,10 @@ LIMIT_SECONDS = float(os.environ.get("AIOKTASK_SWEEP_LIMIT", "10"))
 # A child that has taken so long probably hangs and uses no CPU: others may run beside it.
 SLOW_SECONDS = 1.0
 MOST_SLOW = 40
+
+# A child ends with its parent, however that ends.
+PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
 
 
 # A quick end comes after the hooks of `atexit`, which is where the library ends, and spares the
@@ -84,6 +89,7 @@ class Child:
     errors: int
     begun: float
     stabbed: bool = False
+    begun_to_die: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,7 @@ class Children:
         said, errors = os.memfd_create("said"), os.memfd_create("stderr")
         pid = os.fork()
         if not pid:
+            _libc.prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
             os.dup2(errors, 2)
             devnull = os.open(os.devnull, os.O_RDWR)
             os.dup2(devnull, 0)
@@ -164,10 +171,11 @@ class Children:
             yield self._result(child, os.waitstatus_to_exitcode(status))
         now = time.monotonic()
         for child in self._running.values():
-            if not child.stabbed and now - child.begun > LIMIT_SECONDS:
+            if not child.stabbed and now - child.begun > LIMIT_SECONDS and not _works(child, now):
                 child.stabbed = True
                 os.kill(child.pid, signal.SIGABRT)  # faulthandler tells the stacks
-            elif child.stabbed and now - child.begun > LIMIT_SECONDS + 2:
+                child.begun_to_die = now
+            elif child.stabbed and now - child.begun_to_die > 2:
                 os.kill(child.pid, signal.SIGKILL)
 
     def _result(self, child: Child, status: int) -> Result:
@@ -188,6 +196,14 @@ class Children:
             time.monotonic() - child.begun,
             child.stabbed,
         )
+
+
+def _works(child: Child, now: float) -> bool:
+    """Whether it has something to do, on a machine that is busy; what spins is given some time."""
+    if now - child.begun > 4 * LIMIT_SECONDS:
+        return False
+    with open(f"/proc/{child.pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0] == b"R"
 
 
 def _contents(file: int) -> str:
