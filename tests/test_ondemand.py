@@ -638,7 +638,7 @@ def test_nothing_is_called_with_the_lock_held(monkeypatch: pytest.MonkeyPatch) -
     heard: list[EventKind] = []
 
     def listener(event: events.Event) -> None:
-        assert not d._lock.locked() or d.progress()
+        assert not d._lock._is_owned() or d.progress()
         heard.append(event.kind)
 
     monkeypatch.setattr(events, "_listeners", (listener,))

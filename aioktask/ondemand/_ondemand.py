@@ -230,11 +230,18 @@ class OnDemand:
                 await self._end()
 
     async def _end(self) -> None:
-        """Begin nothing more, and see what runs to its end, across cancels."""
-        first = None
-        for handle in self._work.stop():
-            cancelled = await handle.until_over_shielded()
-            first = first or cancelled
+        """Begin nothing more, and see what runs to its end, across cancels and what strikes."""
+        first: BaseException | None = None
+        while True:
+            try:
+                for handle in self._work.stop():
+                    cancelled = await handle.until_over_shielded()
+                    first = first or cancelled
+                break
+            except GeneratorExit:
+                raise
+            except BaseException as struck:  # a signal handler raised in here
+                first = struck
         if first is not None:  # it came while this waited, and must not be lost
             raise first
 

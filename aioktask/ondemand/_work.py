@@ -61,7 +61,8 @@ class Work:
         self._job = job
         self._fn = fn
         self._scope = scope
-        self.lock = threading.Lock()
+        # A signal handler or a finalizer may call while its thread holds it.
+        self.lock = threading.RLock()
         self.sections = sections
         self.running: dict[int, Handle[None]] = {}
         self.closed = False  # whether no further section may begin
@@ -181,8 +182,12 @@ class Work:
                 raise
             # The coordinator was left, or the interpreter exits: whoever waits for the run is told.
             raise self.cancelled() from error
+        except BaseException:
+            if not run.over:  # struck before it was submitted
+                self._pool.cancel(run)
+            raise
         finally:
-            if run.refused or (run.over and run.cancelled):  # before it began
+            if run.refused or run.cancel_asked:  # before it began, or struck from outside
                 with self.lock:
                     self.running.pop(index, None)
         return True
@@ -312,7 +317,7 @@ class _Raised:
 
     def __init__(self, handle: Handle[None]) -> None:
         self.handle = handle
-        self._lock = threading.Lock()  # guards `_first`
+        self._lock = threading.RLock()  # guards `_first`
         self._first: (
             tuple[BaseException, TracebackType | None, tuple[str, ...], Failure | None] | None
         ) = None

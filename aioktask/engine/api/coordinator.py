@@ -14,7 +14,7 @@ from aioktask.engine.api.process import current_pool
 from aioktask.engine.api.submission import needed_loop, new_run, park_until
 from aioktask.engine.loops.loop import Loop, refuse_running_loop, running_loop
 from aioktask.engine.loops.waiting import wait_until, wait_until_shielded
-from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
+from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Run
@@ -149,6 +149,7 @@ class Coordinator:
         """Take no more jobs and wait for those there are, cancelled first with `cancel`.
 
         **Cancellation** while it waits cancels the jobs, waits until they are undone, and goes on.
+        What a signal handler raises in here does the same.
 
         Raises:
             UndoFailed: An undo failed, and nobody has been given that yet.
@@ -229,6 +230,7 @@ def _leave_in_thread(
         RuntimeError: The calling code runs inside the engine, where nothing may wait.
     """
     refuse_waiting("leaving a coordinator")
+    refuse_own(list(group.runs))
     waiter = ThreadWaiter(_NO_LOAN)
     leaver = Leaver(waiter, enclosing_stint(), detects=local.stint is not None)
     try:
@@ -248,11 +250,21 @@ async def _end_all(
     Raises:
         UndoFailed: An undo failed, and nobody has been given that yet.
     """
+    first = struck = None
     waiter = loop.waiter(_NO_LOAN)
     leaver = Leaver(waiter, enclosing_stint(), detects=False)
-    pool.leave(group, leaver, cancels=True)
-    first = await wait_until_shielded(loop, waiter, lambda: leaver.gone)
-    _raise_undo_failed(leaver, cause)
+    while not leaver.gone:
+        try:
+            pool.leave(group, leaver, cancels=True)
+            cancelled = await wait_until_shielded(loop, waiter, lambda: leaver.gone)
+            first = first or cancelled
+        except GeneratorExit:
+            raise
+        except BaseException as another:  # a signal handler raised in here
+            struck = another
+    _raise_undo_failed(leaver, struck or cause)
+    if struck is not None:
+        raise struck from cause
     return first
 
 

@@ -53,11 +53,12 @@ class Interrupts:
     ) -> None:
         if not self._stands_in:
             return
-        self._step_back()
+        self.step_back()
         if self.cancelled and not self._raised and not isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt  # it came too late, or the job was refused
 
-    def _step_back(self) -> None:
+    def step_back(self) -> None:
+        """Have Python's own handler again, if nobody set another one since."""
         if signal.getsignal(signal.SIGINT) == self._handle:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -65,7 +66,7 @@ class Interrupts:
         attended = self._run.attended
         if attended is not None and not attended.locked():
             # The call went away without a word, since exceptions struck faster than it could act.
-            self._step_back()
+            self.step_back()
             signal.default_int_handler(number, frame)
         if not self.cancelled:
             self.cancelled = True

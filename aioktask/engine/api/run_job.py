@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, TypeVar, cast
 
 from aioktask.checks import optional
@@ -86,6 +87,22 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     waiter = loop.waiter(
         nice_of_waiter(outer, run), lost=None if not run.hold else _Abandoned(pool, run)
     )
+    try:
+        return cast("Report[T]", await _run_owned(pool, loop, run, waiter, job, nested=nested))
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        if not (run.ended or run.refused):  # struck where that could not act
+            await _see_to_its_end(pool, loop, run, waiter, job, error)
+        raise
+    finally:
+        del run, waiter  # which the exception's traceback leads to
+
+
+async def _run_owned(
+    pool: Pool, loop: Loop, run: Run, waiter: AsyncWaiter, job: Job[Any], *, nested: bool
+) -> Report[Any]:
+    """Submit a run, wait for it, and see it to its end whatever strikes."""
     attended = run.attended
     assert attended is not None
     try:
@@ -96,37 +113,48 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
                 waiter.renew()
                 if not (run.over or run.settled):
                     await waiter.wait()
-            return cast("Report[T]", run.result())
+            return run.result()
     except GeneratorExit:
         pool.cancel(run)
         raise
     except BaseException as error:
-        struck = error
-        try:
-            while not (run.ended or run.refused):
-                try:
-                    await _end(pool, loop, run, waiter)
-                except GeneratorExit:
-                    raise
-                except BaseException as another:  # a signal handler raised in here
-                    struck = another
-            run.raise_failed_undo(struck)
-            run.name_outcome(struck, job)
-            if struck is error:
-                raise
-            raise struck from error
-        finally:
-            del struck  # which the exception's traceback leads to
+        await _see_to_its_end(pool, loop, run, waiter, job, error)
+        raise
     finally:
-        del waiter
+        del run, waiter
 
 
-async def _end(pool: Pool, loop: Loop, run: Run, waiter: AsyncWaiter) -> None:
-    """Cancel a run, and see it to its end across any number of cancellations."""
-    pool.cancel(run)
-    if not run.over and waiter not in run.waiters:  # it was struck before it was submitted
-        pool.post(State.add_waiter, run, waiter, None, False)
-    await wait_until_shielded(loop, waiter, lambda: run.ended)
+async def _see_to_its_end(
+    pool: Pool, loop: Loop, run: Run, waiter: AsyncWaiter, job: Job[Any], error: BaseException
+) -> None:
+    """Cancel a run, and see it to its end, whatever strikes meanwhile.
+
+    Raises:
+        UndoFailed: Its undo failed.
+        BaseException: What a signal handler raised in here, if one did, instead of `error`.
+    """
+    struck = error
+    try:
+        while not (run.ended or run.refused):
+            try:
+                pool.cancel(run)
+                if not run.over and waiter not in run.waiters:  # struck before it was submitted
+                    pool.post(State.add_waiter, run, waiter, None, False)
+                await wait_until_shielded(loop, waiter, partial(_has_ended, run))
+            except GeneratorExit:
+                raise
+            except BaseException as another:
+                struck = another
+        run.raise_failed_undo(struck)
+        run.name_outcome(struck, job)
+        if struck is not error:
+            raise struck from error
+    finally:
+        del struck, error, run
+
+
+def _has_ended(run: Run) -> bool:
+    return run.ended
 
 
 def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
@@ -166,14 +194,20 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
     run = new_run(pool, group, job, None, parent=stint, owned=True)
     caller = Caller(nice_of_waiter(stint, run), stint, main=is_main_thread())
     nested = stint is not None and stint.run.group is group
+    asked: Interrupts | None = None
     try:
         with Interrupts(pool, run, caller) as asked:
             return _run_here(pool, run, caller, asked, nested=nested)
     except BaseException as error:
+        if asked is not None:
+            asked.step_back()
+        if not (run.ended or run.refused or (asked is not None and asked.given_up)):
+            see_to_its_end(pool, run, caller, error, given_up=lambda: False)
+            run.raise_failed_undo(error)
         run.name_outcome(error, job)
         raise
     finally:
-        del stint, caller
+        del stint, caller, asked, run
 
 
 def _run_here(

@@ -17,7 +17,7 @@ from aioktask.engine.loops.coroutine_undo import UndoLoop
 from aioktask.engine.loops.loop import Loop, running_loop
 from aioktask.engine.priority import submitted_nice, waiter_nice
 from aioktask.engine.state.admission import own_nice
-from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
+from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
@@ -137,6 +137,7 @@ def wait_in_thread(pool: Pool, run: Run, timeout: float | None) -> None:
     if run.over:
         return
     refuse_waiting("waiting for a job")
+    refuse_own((run,))
     outer = enclosing_stint()
     waiter = ThreadWaiter(nice_of_waiter(outer, run))
     # A thread that the chunk started, with a copy of its context, waits on behalf of it, but not
@@ -166,6 +167,8 @@ def run_here(pool: Pool, run: Run, caller: Caller, *, nested: bool) -> None:
         if not (run.over or run.refused):
             see_to_its_end(pool, run, caller, error, given_up=lambda: False)
         raise
+    finally:
+        del run, caller  # which the exception's traceback leads to
 
 
 def see_to_its_end(

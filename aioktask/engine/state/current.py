@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from aioktask.errors import DeadlockError
 from aioktask.job import Chunk
 
 if TYPE_CHECKING:
@@ -28,10 +30,12 @@ class _Local(threading.local):
     Attributes:
         stint: Whose chunk the thread works on, the innermost one.
         inside: Whether it is a thread of the engine that runs the engine's code now.
+        takes_part: The runs that the thread takes part in as their caller, the innermost last.
     """
 
     stint: Stint | None = None
     inside = False
+    takes_part: tuple[Run, ...] = ()
 
 
 local = _Local()
@@ -72,6 +76,22 @@ def refuse_waiting(what: str) -> None:
             "engine, on one of its threads, where nothing may wait: submit the job instead, or "
             "leave the call to a thread of the program"
         )
+
+
+def refuse_own(awaited: Iterable[Run]) -> None:
+    """Raise where the calling thread would wait for a run that it takes part in.
+
+    A chunk's waits are found out otherwise. This is for a signal handler that is called between two
+    chunks: the run goes on when the handler returns, and not before.
+
+    Raises:
+        DeadlockError: It would wait for itself.
+    """
+    if not local.takes_part:
+        return
+    for run in awaited:
+        if run in local.takes_part:
+            raise DeadlockError([run.name])
 
 
 def current_chunk() -> Chunk:

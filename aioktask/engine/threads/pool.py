@@ -379,16 +379,22 @@ class Pool:
 
     def take_part(self, run: Run, caller: Caller) -> None:
         """On the calling thread of the sync form: serve the run until it is over or settled."""
-        if not caller.main:
-            self.turn_on_caller()
-        while not caller.quits:
-            stint = caller.stint
-            if stint is not None:
-                self._walk_as_caller(run, caller, stint)
-            elif run.over or run.settled:
-                return
-            else:
-                self.wait_parked(caller, -1)
+        others = local.takes_part
+        local.takes_part = (*others, run)
+        try:
+            if not caller.main:
+                self.turn_on_caller()
+            while not caller.quits:
+                stint = caller.stint
+                if stint is not None:
+                    self._walk_as_caller(run, caller, stint)
+                    del stint
+                elif run.over or run.settled:
+                    return
+                else:
+                    self.wait_parked(caller, -1)
+        finally:
+            local.takes_part = others
 
     def _walk_as_caller(self, run: Run, caller: Caller, stint: Stint) -> None:
         if stint.claimed_at == stint.entered_at:  # it has just begun to serve
