@@ -12,7 +12,7 @@ from typing import SupportsIndex
 from aioktask.checks import integer, optional
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.loops.loop import refuse_running_loop
-from aioktask.engine.state.current import local
+from aioktask.engine.state.current import local, refuse_waiting
 from aioktask.job import ChunkFunction, Job, Progress
 from aioktask.ondemand._sections import Request, Sections
 from aioktask.ondemand._work import Work
@@ -193,6 +193,7 @@ class OnDemand:
             RuntimeError: This thread runs an event loop: await `wait`. Otherwise as `wait`.
         """
         refuse_running_loop("OnDemand.wait_sync()", "await wait() instead")
+        refuse_waiting("OnDemand.wait_sync()")
         self._check_entered()
         for handle in self._work.under_way():
             handle.until_over_in_thread()
@@ -247,6 +248,7 @@ class OnDemand:
 
     def __enter__(self) -> OnDemand:
         refuse_running_loop("entering OnDemand", "use `async with`")
+        refuse_waiting("entering OnDemand")
         self._enter()
         try:
             self.ensure_sync(self._start, self._start + self._first)

@@ -192,6 +192,7 @@ class Coordinator:
 
     def __enter__(self) -> Coordinator:
         refuse_running_loop("leaving the coordinator", "use `async with`")
+        refuse_waiting("leaving the coordinator")
         return self
 
     def __exit__(

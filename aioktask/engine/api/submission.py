@@ -156,9 +156,11 @@ def run_here(pool: Pool, run: Run, caller: Caller, *, nested: bool) -> None:
     """Submit a run that nobody owns, and serve it in this thread until it is over.
 
     Raises:
-        RuntimeError: It was refused; see `Pool.submit`.
+        RuntimeError: It was refused, see `Pool.submit`; or this is inside the engine, where nothing
+            may wait.
         BaseException: What struck this thread from outside; the run was cancelled, and is over.
     """
+    refuse_waiting("serving a job")
     try:
         with caller.present:
             pool.submit(run, waiter=caller, caller=caller, nested=nested, detects=True)

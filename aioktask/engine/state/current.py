@@ -29,7 +29,8 @@ class _Local(threading.local):
 
     Attributes:
         stint: Whose chunk the thread works on, the innermost one.
-        inside: Whether it is a thread of the engine that runs the engine's code now.
+        inside: Whether it runs code of the engine in which nothing may wait: on a thread of the
+            engine, in a turn, or while listeners hear of events.
         takes_part: The runs that the thread takes part in as their caller, the innermost last.
     """
 

@@ -325,6 +325,8 @@ class Run:
     @property
     def urgency(self) -> int:
         """The nice at which whoever waits inside a chunk of this run waits."""
+        if not self.number:  # it has not begun, or stands for one that is over
+            return self.nice
         return self.entry.nice if self.entry.loan is None else self.entry.loan
 
     @property

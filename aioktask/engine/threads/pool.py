@@ -67,6 +67,9 @@ EXIT_THREADS_SECONDS = 2.0
 # wants the GIL can have it: about a millisecond.
 COMMANDS_A_TURN = 32
 
+# So often in a row a thread takes turns.
+MOST_TURNS = 8
+
 # So many calls deep a turn may go.
 TURN_DEPTH = 60
 
@@ -137,6 +140,9 @@ class Pool:
 
     def wake(self) -> None:
         """See to it that somebody takes a turn soon."""
+        if self.state.ended:  # nobody else is left: this is the exit of the interpreter
+            self.turn()
+            return
         # Who holds the lock looks again after it let go. Without the GIL that look may come before
         # what is read here was written.
         if self._may_skip_wake and self.lock.locked():
@@ -167,7 +173,9 @@ class Pool:
         Called on threads on which the engine may be interrupted by finalizers only.
         """
         inbox, lock = self.inbox, self.lock
-        while inbox and lock.acquire(blocking=False):
+        for _ in range(MOST_TURNS):
+            if not inbox or not lock.acquire(blocking=False):
+                return
             inside, local.inside = local.inside, True
             try:
                 self.begin_turn(helper)
@@ -183,6 +191,9 @@ class Pool:
                 self.send(out)
             if inbox:
                 time.sleep(0)  # a loop may want the GIL
+        # Where turns make more to do than they do, others go on, so that this thread comes to work.
+        if inbox:
+            self.wake()
 
     def turn_of(self, helper: Helper) -> None:
         """Take a turn on this helper's thread, which may get work by it."""
@@ -284,6 +295,7 @@ class Pool:
     def _tell(self) -> None:
         """Tell what there is to tell, in the order of the turns: one thread at a time does."""
         news, telling = self.news, self._telling
+        inside, local.inside = local.inside, True  # a listener may hold what others want meanwhile
         while news and telling.acquire(blocking=False):
             try:
                 while news:
@@ -293,6 +305,7 @@ class Pool:
                 _show()
             finally:
                 telling.release()
+        local.inside = inside
 
     def _tell_here(self, run: Run) -> None:
         """Tell what a run that was committed has to tell, on its owner's thread.
@@ -303,9 +316,13 @@ class Pool:
         news = run.news
         while news:
             self.news.append((context, news.pop(0)))
-        while self.news and not self._telling.locked():
-            context, event = self.news.popleft()
-            context.run(events.emit, event)
+        inside, local.inside = local.inside, True
+        try:
+            while self.news and not self._telling.locked():
+                context, event = self.news.popleft()
+                context.run(events.emit, event)
+        finally:
+            local.inside = inside
 
     def _have_helper_started(self) -> None:
         helper = HelperThread(self)
