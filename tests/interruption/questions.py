@@ -57,7 +57,7 @@ def is_one_of(error: BaseException, kinds: tuple[type[BaseException], ...]) -> b
 
 
 def done_or_undone(work: Work, error: BaseException | None) -> str:
-    """What became of the units: "all", "none", "named", or what is wrong."""
+    """What became of the units: "all", "none", "named", "kept", or what is wrong."""
     if any(count > 1 for count in work.done):
         return f"wrong: done more than once: {work.done}"
     if any(undone > done for done, undone in zip(work.done, work.undone, strict=True)):
@@ -69,6 +69,8 @@ def done_or_undone(work: Work, error: BaseException | None) -> str:
         return "none"
     if kept <= named(error):
         return "named"
+    if not work.undoes:  # what is done without an undo stays done, and nothing promises to name it
+        return "kept"
     return f"wrong: neither done, undone nor named: {sorted(kept)}"
 
 

@@ -230,6 +230,7 @@ def _leave_in_thread(
         DeadlockError: The calling chunk belongs to one of the runs, or they wait for it.
         RuntimeError: The calling code runs inside the engine, where nothing may wait.
     """
+    refuse_running_loop("leaving the coordinator", "use `async with`")
     refuse_waiting("leaving a coordinator")
     refuse_own(list(group.runs))
     waiter = ThreadWaiter(_NO_LOAN)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 ITSELF, SUCCESSOR = "itself", "successor"
 
+# After so many of the keeper's looks, a tenth of a second each, the loop is asked again.
+LOOKS = 10
+
 
 class UndoLoop:
     """The loop on which a run's coroutine undo is to run: what the run knows of it."""
@@ -56,6 +59,7 @@ class CoroutineUndo:
         "_began",
         "_errors",
         "_left",
+        "_looks",
         "_loop",
         "_over",
         "_pieces",
@@ -84,6 +88,7 @@ class CoroutineUndo:
         self._undo = run.job.undo
         self._working = threading.Lock()
         self._began = self._spawned = False
+        self._looks = 0
         self._over: dict[str, str] = {}  # who ended it: this task, or who took its place
         self.context = run.context
         self.task: object = None
@@ -107,15 +112,29 @@ class CoroutineUndo:
         self._pool.keeper.soon(self._go_on_elsewhere)
 
     def _on_its_way(self) -> bool:
-        """On the keeper, now and then: a loop that is closed tells nobody of the tasks on it."""
+        """On the keeper, now and then: a loop that is closed tells nobody of the tasks on it.
+
+        Nor does one tell of a call that a signal handler's exception ended, or of a task.
+        """
         if self._over:
+            self.task = None
             return False
-        died = self._began and not self._working.locked()
-        if died or self._loop.is_closed():
+        self._looks += 1
+        if self._loop.is_closed() or self._has_died():
             self._go_on_elsewhere()
+        elif not self._spawned and self._looks % LOOKS == 0:
+            self._loop.post(self._spawn, None)
         return not self._over
 
+    def _has_died(self) -> bool:
+        if self._working.locked():
+            return False
+        ended = getattr(self.task, "done", None)  # trio's tasks do not tell
+        return self._began if ended is None else bool(ended())
+
     def _spawn(self) -> None:
+        if self._spawned or self._over:
+            return
         try:
             self._loop.spawn(self)
             self._spawned = True
@@ -124,7 +143,7 @@ class CoroutineUndo:
             raise  # whatever it was, the loop tells of it
 
     def _lost(self) -> None:
-        """The loop dropped the call that was to spawn the task, or that ended by an exception."""
+        """The loop dropped the call that was to spawn the task."""
         if not self._spawned:
             self._elsewhere_soon()
 
@@ -158,8 +177,9 @@ class CoroutineUndo:
         await result
 
     def _end(self) -> None:
-        if not self._over and self._over.setdefault("by", ITSELF) is ITSELF:
+        if not self._over:  # in this order: told twice is no harm, and never would be
             self._pool.post(State.undo_ended, self._run, tuple(self._errors))
+            self._over.setdefault("by", ITSELF)
 
     def _go_on_elsewhere(self) -> None:
         """On the keeper: what was in hand counts as not undone; a fresh loop does the rest."""
@@ -171,6 +191,7 @@ class CoroutineUndo:
                 error = RuntimeError("the event loop was closed while the undo ran on it")
                 errors = (*errors, (pieces[0], error))
             pieces.popleft()
+        self.task = None
         following = CoroutineUndo(self._pool, self._run, self._loop, pieces, errors)
         self._run.undo_task = following
         try:

@@ -397,8 +397,8 @@ class Pool:
     def take_part(self, run: Run, caller: Caller) -> None:
         """On the calling thread of the sync form: serve the run until it is over or settled."""
         others = local.takes_part
-        local.takes_part = (*others, run)
         try:
+            local.takes_part = (*others, run)
             if not caller.main:
                 self.turn_on_caller()
             while not caller.quits:
@@ -517,15 +517,22 @@ class Pool:
         state = self.state
         ended = ThreadWaiter(0)
         state.closing = True
+        struck: BaseException | None = None
         if self.keeper.running or state.helpers or self.inbox:
-            self.post(State.close, None, ended)
-            self._wait_for_runs(ended)
+            try:
+                self.post(State.close, None, ended)
+                self._wait_for_runs(ended)
+            except BaseException as error:  # Ctrl-C, or what another handler raised: give up
+                struck = error
+                print(f"aioktask: exit leaves the jobs {self._names()}", file=sys.stderr)
+        # From now on what is posted is applied, or refused, by who posts it.
+        state.ended = True
         self.keeper.stop(EXIT_THREADS_SECONDS)
         self._end_helpers()
-        state.ended = True
-        # What was posted in between is refused here, on the last thread that is left.
         self.turn()
         self.adapter.close()
+        if struck is not None:
+            raise struck
 
     def _wait_for_runs(self, ended: ThreadWaiter) -> None:
         """Wait until no run is left, or none that any live thread will ever end."""
