@@ -33,6 +33,7 @@ def main() -> int:
     parser.add_argument("--state", choices=["warm", "cold", ""], default="")
     parser.add_argument("--at-a-time", type=int, default=os.cpu_count() or 2)
     parser.add_argument("--faults", type=int, default=200, help="so many faults end the sweep")
+    parser.add_argument("--repeat", type=int, default=0, help="strike faults so often anew")
     parser.add_argument("--json", help="where to write the results")
     parser.add_argument("--one", action="append", help="this trial only")
     given = parser.parse_args()
@@ -54,6 +55,7 @@ def main() -> int:
                 state=given.state,
             )
         sweep.run(children, most_faults=given.faults)
+        sweep.repeat_faults(children, given.repeat)
     except InChild:
         return 0
     summary = report(sweep, verbose=bool(given.one))

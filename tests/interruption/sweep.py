@@ -177,6 +177,19 @@ class Sweep:
         rng.shuffle(specs)
         return cls(specs)
 
+    def repeat_faults(self, children: Children, times: int) -> None:
+        """Strike anew where something went wrong, and keep what goes wrong again every time.
+
+        A place of the code is struck alike each time; a busy machine is not.
+        """
+        for _ in range(times):
+            again = Sweep([fault.spec for fault in self.faults])
+            if not again.specs:
+                return
+            print(f"once more: {len(again.specs)} that went wrong", flush=True)
+            again.run(children, most_faults=len(again.specs))
+            self.faults = again.faults
+
     def run(self, children: Children, *, most_faults: int) -> None:
         def tasks() -> Iterable[Spec]:
             for spec in self.specs:

@@ -115,6 +115,8 @@ class HelperThread:
         helper, pool = self._helper, self._pool
         while (stint := self._begin()) is not None:
             name_this_thread(stint.run.name)
+            if pool.inbox:  # posted while this helper held the lock, so perhaps to it
+                pool.wake()
             stint.context.run(self._serve_with_state, stint)
             del stint
         if pool.inbox:
@@ -273,10 +275,10 @@ class HelperThread:
                 continue
             with pool.lock:
                 goes = state.helper_goes(helper)
-            # Who posted before that may have counted on this helper.
+            # Who posted meanwhile, or before that, may have counted on this helper.
+            if pool.inbox:
+                pool.turn()
             if goes:
-                if pool.inbox:
-                    pool.turn()
                 return False
 
 
