@@ -138,9 +138,11 @@ class CoroutineUndo:
         try:
             self._loop.spawn(self)
             self._spawned = True
-        except Exception:  # a task factory that takes other arguments, say: a fresh loop has none
+        except TypeError:  # a task factory that takes other arguments: a fresh loop has none
             self._elsewhere_soon()
-            raise  # whatever it was, the loop tells of it
+        except Exception:
+            self._elsewhere_soon()
+            raise  # whatever it was, a signal handler's perhaps: the loop tells of it
 
     def _lost(self) -> None:
         """The loop dropped the call that was to spawn the task."""
