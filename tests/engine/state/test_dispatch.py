@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pytest
 
 from aioktask import Job
 from aioktask.engine.sizing import Sizes
@@ -11,9 +13,6 @@ from aioktask.engine.state import admission
 from aioktask.engine.state.dispatch import CROWDED_NS
 from aioktask.engine.state.workers import Caller
 from tests.engine.state.turns import a_run, a_state, admit, idle_helper, outbox_of, stint_of
-
-if TYPE_CHECKING:
-    import pytest
 
 
 class Heard(Sizes):
@@ -117,3 +116,15 @@ def test_an_undo_runs_at_the_higher_of_the_job_s_and_the_waiter_s_priority() -> 
         state.reconsider(stint, 0)
         assert run.undoing
         assert run.entry.nice == expected
+
+
+@pytest.mark.xfail(strict=True, reason="nobody is woken, and the calling thread waits for ever")
+def test_who_waits_for_a_run_that_was_cancelled_before_it_came_is_woken() -> None:
+    """By a Ctrl-C, say, that strikes just before the run is posted."""
+    state = a_state(2)
+    run, waiter = a_run(Job(print, 10)), Caller(0)
+    assert run.cancel()
+    state.cancel(run)
+    state.admit(run, waiter, waiter, False, True)
+    assert run.over
+    assert waiter in outbox_of(state).waiters

@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: MIT
+# An exception in the middle of a turn, at any line of the state and of the scheduling: the run that
+# the command was about may fail by it, and nothing else may be amiss.
+#
+# The pool is the real one, without threads: a play applies commands and walks stretches itself.
+# After each strike the world goes on to its end: whoever waited was woken, no count is left up, and
+# a job that comes later runs.
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from aioktask import Job
+from aioktask.engine.machine.load import CpuLoad
+from aioktask.engine.machine.topology import read_topology
+from aioktask.engine.scheduling import queue
+from aioktask.engine.state import dispatch
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.run import Phase, Run
+from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
+from aioktask.engine.threads.helper import HelperThread
+from aioktask.engine.threads.pool import Pool
+from aioktask.engine.tunables import Tunables
+
+STRUCK = tuple(str(Path(str(module.__file__)).parent) for module in (dispatch, queue))
+
+TOPOLOGY = read_topology()
+
+CAP = 8
+
+
+class World:
+    """A pool without threads, in the middle of everything."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.pool = pool = Pool(TOPOLOGY, Tunables(max_threads=CAP, learn="nothing"))
+        self.state = state = pool.state
+        state.may_lower = True
+        patch.setattr(pool, "wake", lambda: None)
+        patch.setattr(pool, "_have_helper_started", self._start)
+        patch.setattr(pool.adapter, "_set_nice", lambda helper: True)
+        patch.setattr(pool.adapter, "bind", lambda helper: None)
+        self.starts = 0
+        self.woken: list[Waiter] = []
+        self.runs: list[Run] = []
+        self.waiters: list[Waiter] = []  # who should be woken
+        self.helpers: dict[Helper, HelperThread] = {}
+        self.group = RunGroup(4)
+        self.outer = self.submit("outer", nice=3)
+        self.awaited = self.submit("awaited", nice=7, undo=True, group=self.group)
+        self.background = self.submit("background", nice=19)
+        self.cancelled = self.submit("cancelled", undo=True, group=self.group)
+        self.waiting = self.wait(self.outer, -5)
+        self.short = self.submit("short", size=1)
+        self.wait(self.short, 0)
+        self.leaver = Leaver(ThreadWaiter(0), None, detects=False)
+        while self.starts:
+            self.starts -= 1
+            self.come()
+        served = [each.stint for each in state.helpers if each.stint is not None]
+        self.chunk = next(each for each in served if each.run is self.outer)
+        self.in_chunk = self._waiter(7)
+        self.apply(State.add_waiter, self.awaited, self.in_chunk, self.chunk, True)
+        self.caller = Caller(0, main=True)
+        self.caller.present.acquire()
+        self.waiters.append(self.caller)
+        self.called = self.run("called", undo=True)
+        self.apply(State.admit, self.called, self.caller, self.caller, False, True)
+        assert self.caller.serving is not None
+        while self.starts:
+            self.starts -= 1
+            self.come()
+
+    def _start(self) -> None:
+        self.starts += 1
+
+    def _waiter(self, nice: int) -> ThreadWaiter:
+        waiter = ThreadWaiter(nice)
+        self.waiters.append(waiter)
+        return waiter
+
+    def run(
+        self,
+        name: str,
+        *,
+        size: int = 40,
+        nice: int = 0,
+        undo: bool = False,
+        group: RunGroup | None = None,
+    ) -> Run:
+        reverse = (lambda start, stop: None) if undo else None
+        job = Job(
+            lambda start, stop: None,
+            size,
+            chunk=1,
+            undo=reverse,
+            nice=nice,
+            name=name,
+            max_threads=1 if name != "called" else 2,
+        )
+        context = sys.modules["contextvars"].copy_context()
+        made = Run(job, group or self.state.root, nice=nice, context=context)
+        self.runs.append(made)
+        return made
+
+    def submit(self, name: str, **options: Any) -> Run:
+        run = self.run(name, **options)
+        self.apply(State.admit, run, None, None, False, False)
+        return run
+
+    def wait(self, run: Run, nice: int) -> ThreadWaiter:
+        waiter = self._waiter(nice)
+        self.apply(State.add_waiter, run, waiter, None, False)
+        return waiter
+
+    def come(self) -> None:
+        """A helper that was started comes."""
+        thread = HelperThread(self.pool)
+        if thread._come():
+            self.helpers[thread._helper] = thread
+
+    def apply(self, *command: Any) -> None:
+        """A turn that applies this command."""
+        self.pool.inbox.append(command)
+        self.turn()
+
+    def turn(self) -> None:
+        self.pool.turn()
+        self.woken += self.pool._woken
+        self.pool._woken.clear()
+
+    def come_back(self, helper: Helper, error: BaseException | None = None) -> None:
+        """A helper comes back from its stretch, all of which it walked, if nothing raised."""
+        stint = helper.stint
+        assert stint is not None
+        helper.called = False
+        now = stint.claimed_at + 1_000_000
+        position = stint.chunk_start if error else stint.stretch_stop
+        self.helpers[helper]._come_back(stint, position, now, error)
+        self.turn()
+
+    def serving(self, run: Run) -> Helper:
+        return next(each for each in self.helpers if each.stint and each.stint.run is run)
+
+    def _comes_back(self, helper: Helper) -> bool:
+        """Whether it serves something, and its chunk does not wait."""
+        waits = helper.stint is self.chunk and self.in_chunk not in self.woken
+        return helper.stint is not None and not waits
+
+    def finish(self) -> None:
+        """Go on until nothing is left to do."""
+        for _ in range(10_000):
+            self.turn()
+            if self.caller.stint is not None:
+                stint, self.caller.stint = self.caller.stint, None
+                now = stint.claimed_at + 1_000_000
+                self.apply(State.caller_walked, stint.run, stint, stint.stretch_stop, now)
+                continue
+            for helper in self.helpers:
+                if self._comes_back(helper):
+                    self.come_back(helper)
+                    break
+            else:
+                if not self.starts:
+                    return
+                self.starts -= 1
+                self.come()
+        raise AssertionError(f"it goes on for ever: {self.pool}")
+
+    def counts(self) -> dict[str, object]:
+        """All that is counted beside runs and stints."""
+        state = self.state
+        scheduler, loans = state.scheduler, state.loans
+        return {
+            "running": scheduler.running,
+            "background": scheduler.background,
+            "groups": [(each.threads, len(each.ready)) for each in (self.group, state.root)],
+            "entries": [
+                (run.name, run.entry.threads, run.entry.owed, run.entry.ready, run.entry.loan)
+                for run in self.runs
+                if run.number
+            ],
+            "queued": [
+                len(queue)
+                for queue in (
+                    scheduler._queues.foreground,
+                    scheduler._queues.background,
+                    scheduler._queues.served,
+                    scheduler._owed,
+                )
+            ],
+            "waits": {a.name: {b.name: n for b, n in bs.items()} for a, bs in _inside(state)},
+            "waiting": sum(state.waiting.values()),
+            "loans": sorted(
+                (entry.run.name, sorted(counts.items()))
+                for entry, counts in loans._waiting.items()
+                if entry.run is not None
+            ),
+            "starting": state.starting,
+        }
+
+
+def _inside(state: State) -> Any:
+    return state.waits._awaited.items()
+
+
+class Strike:
+    """Raises once, at this line of the state and the scheduling, while turns apply something."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, line: int) -> None:
+        self.left = line
+        self.struck: str | None = None
+        for owner, name in ((Pool, "drain"), (HelperThread, "_next")):
+            patch.setattr(owner, name, self._struck_in(getattr(owner, name)))
+
+    def _struck_in(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def struck(*args: Any) -> Any:
+            before = sys.gettrace()
+            sys.settrace(self._trace)
+            try:
+                return call(*args)
+            finally:
+                sys.settrace(before)
+
+        return struck
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if self.struck is not None or not frame.f_code.co_filename.startswith(STRUCK):
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left < 0:
+                self.struck = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                raise MemoryError(f"planted at {self.struck}")
+        return self._trace
+
+
+# The commands, and a helper's return.
+
+Deed = Callable[[World], None]
+
+
+def admit(world: World) -> None:
+    world.submit("new", undo=True, group=world.group)
+
+
+def admit_awaited(world: World) -> None:
+    run = world.run("new", nice=4)
+    waiter = world._waiter(4)
+    run.parent_stint = world.chunk
+    world.apply(State.admit, run, waiter, None, True, True)
+
+
+def admit_called(world: World) -> None:
+    world.apply(State.caller_left, world.called, world.caller, None)
+    world.caller = caller = Caller(0, main=True)
+    caller.present.acquire()
+    world.waiters.append(caller)
+    world.apply(State.admit, world.run("new"), caller, caller, False, True)
+
+
+def cancel(world: World) -> None:
+    assert world.cancelled.cancel()
+    world.apply(State.cancel, world.cancelled)
+
+
+def cancel_what_is_served(world: World) -> None:
+    assert world.awaited.cancel()
+    world.apply(State.cancel, world.awaited)
+
+
+def remove_waiter(world: World) -> None:
+    world.waiters.remove(world.waiting)
+    world.apply(State.remove_waiter, world.outer, world.waiting)
+
+
+def leave(world: World, *, cancels: bool) -> None:
+    world.waiters.append(world.leaver.waiter)
+    world.apply(State.leave_group, None, world.group, world.leaver, cancels)
+
+
+def stay(world: World) -> None:
+    leave(world, cancels=False)
+    world.waiters.remove(world.leaver.waiter)
+    world.apply(State.stay_in_group, None, world.group, world.leaver)
+
+
+def renice(world: World) -> None:
+    world.awaited.nice = -3
+    world.apply(State.renice, world.awaited)
+
+
+def limit(world: World) -> None:
+    world.outer.limit = 1
+    world.apply(State.set_run_limit, world.outer)
+
+
+def walked_as_caller(world: World) -> None:
+    stint = world.caller.stint
+    assert stint is not None
+    world.caller.stint = None
+    world.apply(State.caller_walked, stint.run, stint, stint.stretch_stop, stint.claimed_at + 1000)
+
+
+def raised_as_caller(world: World) -> None:
+    stint = world.caller.stint
+    assert stint is not None
+    world.caller.stint = None
+    error = ValueError("planted")
+    world.apply(State.caller_raised, stint.run, stint, error, stint.claimed_at + 1000)
+
+
+def left_as_caller(world: World) -> None:
+    world.waiters.remove(world.caller)
+    world.caller.stint = None
+    world.apply(State.caller_left, world.called, world.caller, KeyboardInterrupt())
+
+
+def went_as_caller(world: World) -> None:
+    world.waiters.remove(world.caller)
+    world.caller.present.release()
+    world.apply(State.find_unattended, None)
+
+
+def sampled(world: World) -> None:
+    world.apply(State.sampled, None, CpuLoad(10**9, 10**9, 10**9, 0), 4)
+
+
+def cap(world: World) -> None:
+    world.apply(State.configure, None, Tunables(max_threads=2), 2, None)
+
+
+def not_started(world: World) -> None:
+    world.state.starting += 1
+    world.apply(State.not_started, None, RuntimeError("no more"))
+
+
+def close(world: World) -> None:
+    world.apply(State.close, None, world._waiter(0))
+
+
+DEEDS: dict[str, Deed] = {
+    "admit": admit,
+    "admit awaited": admit_awaited,
+    "admit called": admit_called,
+    "cancel": cancel,
+    "cancel what is served": cancel_what_is_served,
+    "add waiter": lambda world: world.wait(world.awaited, -7) and None,
+    "remove waiter": remove_waiter,
+    "leave": lambda world: leave(world, cancels=False),
+    "leave and cancel": lambda world: leave(world, cancels=True),
+    "stay": stay,
+    "cancel group": lambda world: world.apply(State.cancel_group, None, world.group),
+    "renice": renice,
+    "limit": limit,
+    "group cap": lambda world: world.apply(State.set_group, None, world.group, 1),
+    "cap": cap,
+    "base nice": lambda world: world.apply(State.follow_nice, None, 2, False),
+    "sampled": sampled,
+    "walked": lambda world: world.come_back(world.serving(world.awaited)),
+    "raised": lambda world: world.come_back(world.serving(world.awaited), ValueError("planted")),
+    "ends": lambda world: world.come_back(world.serving(world.short)),
+    "walked as caller": walked_as_caller,
+    "raised as caller": raised_as_caller,
+    "left as caller": left_as_caller,
+    "went as caller": went_as_caller,
+    "relay": lambda world: world.apply(State.relay, None),
+    "not started": not_started,
+    "close": close,
+}
+
+
+def check(world: World) -> None:
+    """What must hold after any deed, struck or not."""
+    state = world.state
+    before = world.counts()
+    state.rebuild()
+    assert world.counts() == before, "nothing is counted that does not stand with runs and stints"
+    world.apply(State.find_unattended, None)  # as the keeper does every 0.1 s
+    world.finish()
+    assert not state.runs
+    assert not state.serving
+    unwoken = [each for each in world.waiters if each not in world.woken]
+    assert not unwoken
+    assert all(run.over or run.phase is Phase.DONE for run in world.runs)
+    assert (state.scheduler.running, state.scheduler.background) == (0, 0)
+    assert not state.waiting
+    assert not state.waits
+    assert not state.loans._waiting
+    assert state.starting == world.starts == 0
+    assert set(state.idle) == set(state.helpers)
+    if state.closing:
+        return
+    later = world.submit("later")
+    world.finish()
+    assert later.over
+    assert later.error is None
+    assert later.done_units == later.size
+
+
+# What is amiss today. Who waits by a command that is struck is not woken, nor who waits for a run
+# that is struck in `State._end`; `Loans.rebuild` does not find the entry of a run that broke down
+# while a chunk of it waited; helpers that are being started are not counted anew.
+AMISS = {
+    "waiters are lost": ("admit awaited", "add waiter", "leave", "leave and cancel", "close"),
+    "State._end is not gone through": ("ends", "raised"),
+    "Loans.rebuild raises": ("remove waiter", "limit"),
+    "starts are not counted anew": ("admit", "admit called", "not started", "went as caller"),
+}
+
+
+def marked(name: str, deed: Deed) -> Any:
+    reasons = [reason for reason, names in AMISS.items() if name in names]
+    marks = [pytest.mark.xfail(strict=True, reason=reason) for reason in reasons]
+    return pytest.param(deed, id=name, marks=marks)
+
+
+@pytest.mark.parametrize("deed", [marked(name, deed) for name, deed in DEEDS.items()])
+def test_a_command_struck_at_any_line_harms_its_run_at_most(
+    deed: Deed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = 0
+    failures = []
+    while True:
+        world = World(monkeypatch)
+        with monkeypatch.context() as patch:
+            strike = Strike(patch, line)
+            deed(world)
+        try:
+            check(world)
+        except AssertionError as error:
+            failures.append((strike.struck, str(error).splitlines()[:12]))
+        if strike.struck is None:
+            break
+        line += 1
+    assert line > 3
+    assert not failures, "\n".join(f"{where}: {what}" for where, what in failures)
