@@ -185,6 +185,8 @@ class HelperThread:
                     raised.append(error)
                 local.inside = True
                 del run
+                if pool.dead:  # before the lock, which nobody may be there to let go of
+                    end_child(stint)
                 now = perf_counter_ns()
                 stint.read_clocks(signals, now)
                 if not self._come_back(stint, 0 if raised else position, now, raised):
@@ -212,8 +214,6 @@ class HelperThread:
             error.with_traceback(beyond_engine(error.__traceback__))
         with pool.lock:
             try:
-                if pool.dead:
-                    end_child(stint)
                 pool.begin_turn(helper)
                 if pool.inbox:
                     pool.drain()
