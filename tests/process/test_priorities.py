@@ -127,6 +127,7 @@ def test_a_renice_reaches_the_thread_at_once_or_at_the_next_chunk(who: str) -> N
 
 @pytest.mark.parametrize("who", AS)
 def test_a_waiter_lends_its_nice_to_one_helper_and_the_others_stay_low(who: str) -> None:
+    normal, high = levels()
     main = f"""
         become({who!r})
         aioktask.set_max_threads(2)
@@ -156,12 +157,15 @@ def test_a_waiter_lends_its_nice_to_one_helper_and_the_others_stay_low(who: str)
                     say("lent", handle.result().lent)
             thread = threading.Thread(target=wait)
             thread.start()
-            until(lambda: handle._run.waiters)
+            def is_lent():
+                if handle._run.lent == "at a chunk boundary":
+                    return True
+                return {normal} in [os.getpriority(os.PRIO_PROCESS, each) for each in list(inside)]
+            until(is_lent)
             say("waits", *(os.getpriority(os.PRIO_PROCESS, thread) for thread in sorted(inside)))
             released.update((0, 1))
             thread.join()
     """
-    normal, high = levels()
     with Child(PROGRAM, main, environ={"AIOKTASK_GIVE_WAY": "0"}) as child:
         child.hear("begun", 2)
         child.open()
