@@ -118,6 +118,7 @@ class Adapter:
             be_like_the_process()  # here, on the keeper, whose affinity new helpers get
             self._follow_topology(seen.topology)
             with pool.lock:
+                state.node_cpus = _cpus_by_node(seen.topology)
                 for helper in state.helpers:
                     self.bind(helper)
         elif moved:
