@@ -111,7 +111,7 @@ async def _run_owned(
             await waiter.wait()
             while not pool.commit(run):
                 waiter.renew()
-                if not (run.over or run.settled):
+                if not (run.over or (run.settled and not run.cancel_asked)):
                     await waiter.wait()
             return run.result()
     except GeneratorExit:

@@ -145,6 +145,8 @@ class State:
             detects: Whether the chunk that the run is for waits itself.
         """
         if run.number or run.over:
+            if waiter is not None and run.over:  # it was cancelled before it came
+                self.out.waiters.append(waiter)
             return
         group = run.group
         refuses = (group.shut or self.closing) and not nested
@@ -306,11 +308,11 @@ class State:
                     leaver.waiter.refused = error or DeadlockError([waiting])
                     self.out.waiters.append(leaver.waiter)
                     return
-        if leaver in group.leavers:
-            return
-        group.leavers.append(leaver)
+        if leaver not in group.leavers:
+            group.leavers.append(leaver)
         for each in list(group.runs):
-            self._begin_leaving(each, leaver)
+            if leaver not in each.left_by:
+                self._begin_leaving(each, leaver)
         self._let_leave(group)
         self.summon(perf_counter_ns())
 
@@ -639,9 +641,7 @@ class State:
         self._ask_caller(run)
 
     def _end(self, run: Run) -> None:
-        self.runs.pop(run, None)
         group = run.group
-        group.runs.pop(run, None)
         out = self.out
         out.dropped += (run, run.dropped)
         run.dropped = ()
@@ -657,6 +657,9 @@ class State:
         for wait in run.left_by.values():
             self._end_wait(run, wait)
         run.left_by = {}
+        # Not before: what strikes until here finds the run, and ends it anew.
+        self.runs.pop(run, None)
+        group.runs.pop(run, None)
         self._lend(self.loans.forget(run.entry))
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
         self._let_leave(group)
@@ -1040,7 +1043,7 @@ class State:
             (wait, run)
             for run in self.runs
             for wait in (*run.waiters.values(), *run.left_by.values())
-            if wait.stint is not None and wait.run is not None
+            if wait.stint is not None and wait.run is not None and not wait.run.over
         ]
         self.waits, self.waiting = Waits(), {}
         for run in self.runs:

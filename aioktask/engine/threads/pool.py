@@ -9,8 +9,8 @@
 # takes a turn is posted, and found by that very turn.
 #
 # - Who finds the lock taken leaves its command to the holder, who looks into the inbox once more
-#   after it let go. Helpers wait for the lock where they come back from a stretch; nobody else
-#   does.
+#   after it let go. Helpers wait for the lock where they come, begin and come back from a stretch,
+#   the keeper where it looks around, and whoever sends what renices threads; no loop's thread does.
 # - Who waits for an answer waits on its own parking, or on its loop, never on the lock.
 # - What must be answered at once is decided by one step on the run or its coordinator, after the
 #   command was posted; turns respect it (`Run.decide`, `Run.decide_entry`, `RunGroup.closed`).
@@ -223,6 +223,10 @@ class Pool:
                 command[0](state, *command[1:])
             except BaseException as error:
                 self.recover(command[1], error, waiting=command[2:])
+                try:  # once more: one that comes twice does no harm
+                    command[0](state, *command[1:])
+                except BaseException as another:
+                    self.recover(command[1], another, waiting=command[2:])
 
     def take_outbox(self) -> Outbox | None:
         """What the turn has to say, if anything."""
@@ -406,7 +410,7 @@ class Pool:
                 if stint is not None:
                     self._walk_as_caller(run, caller, stint)
                     del stint
-                elif run.over or run.settled:
+                elif run.over or (run.settled and not run.cancel_asked):
                     return
                 else:
                     self.wait_parked(caller, -1)
