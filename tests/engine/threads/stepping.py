@@ -265,6 +265,7 @@ class Play:
         self.accepted: bool | None = None
         self.in_time: bool | None = None
         self.outcome: object = None
+        self.has_undo = undo
         self._fails = fails
         self._before = before
         reverse = self._undo if undo else None

@@ -54,7 +54,7 @@ def assert_ended(play: Play) -> None:
     assert max(play.done) <= 1
     if play.in_time:
         assert isinstance(outcome, JobCancelled)
-        assert play.undone == (play.done if run.job.undo else play.undone)
+        assert play.undone == (play.done if play.has_undo else [0] * len(play.done))
     elif isinstance(outcome, Report):
         assert play.done == [1] * len(play.done)
         assert not any(play.undone)
@@ -73,17 +73,23 @@ def two_jobs(stage: Stage) -> Callable[[], None]:
     return lambda: [assert_ended(each) for each in plays] and None
 
 
-def cancelled(*, fails: bool = False, undo: bool = False, late: bool = False) -> Plot:
-    """A job, and a thread that cancels it as soon as it was submitted; or when all is done."""
+SUBMITTED, BEGUN, ALL_DONE = "submitted", "begun", "all done"
+
+
+def cancelled(when: str, *, fails: bool = False, undo: bool = False) -> Plot:
+    """A job, and a thread that cancels it as soon as this is so."""
 
     def plot(stage: Stage) -> Callable[[], None]:
         play = Play(stage, fails=fails, undo=undo)
+        run = play.run
+
+        def is_so() -> bool:
+            if when is SUBMITTED:
+                return play.accepted is not None
+            return run.ended or (run.settled if when is ALL_DONE else any(play.done))
 
         def cancel() -> None:
-            run = play.run
-            stage.wait_until(
-                lambda: run.settled or run.ended if late else play.accepted is not None
-            )
+            stage.wait_until(is_so)
             play.cancel()
 
         stage.spawn(cancel, "canceller")
@@ -154,8 +160,10 @@ def in_order(stage: Stage) -> Callable[[], None]:
 
 
 def two_posts(stage: Stage) -> Callable[[], None]:
-    """Two threads that post a command each."""
+    """Two threads that post a command each to a keeper that is there."""
     heard: list[int] = []
+    stage.spawn(lambda: stage.pool.post(lambda state, run: None, None), "first")
+    stage.run_on()
 
     def note(state: State, run: Run | None, thread: int) -> None:
         heard.append(thread)
@@ -216,10 +224,10 @@ def after_a_rest(stage: Stage) -> Callable[[], None]:
 
 PLAYS: dict[str, Plot] = {
     "two jobs": two_jobs,
-    "cancelled": cancelled(),
-    "cancelled with undo": cancelled(undo=True),
-    "cancelled when all is done": cancelled(undo=True, late=True),
-    "cancelled and failing": cancelled(fails=True, undo=True),
+    "cancelled": cancelled(SUBMITTED),
+    "cancelled with undo": cancelled(BEGUN, undo=True),
+    "cancelled when all is done": cancelled(ALL_DONE, undo=True),
+    "cancelled and failing": cancelled(BEGUN, fails=True, undo=True),
     "left": left,
     "in order": in_order,
     "after a rest": after_a_rest,
@@ -227,17 +235,7 @@ PLAYS: dict[str, Plot] = {
     "waited for by a helper that goes on": waited_for(1),
 }
 
-# A helper lets go of the lock when it comes and when it begins, and does not look into the inbox: a
-# command that comes meanwhile waits for the keeper's look, 0.1 s at most.
-LATE = pytest.mark.xfail(strict=True, reason="a helper that begins does not look into the inbox")
-
-PLAYED = pytest.mark.parametrize(
-    "plot",
-    [
-        pytest.param(plot, id=name, marks=[LATE] if name.endswith("begins") else [])
-        for name, plot in PLAYS.items()
-    ],
-)
+PLAYED = pytest.mark.parametrize("plot", PLAYS.values(), ids=PLAYS)
 WITH_GIL_OR_WITHOUT = pytest.mark.parametrize("gil", [True, False], ids=["GIL", "no GIL"])
 
 
