@@ -609,7 +609,9 @@ class State:
                 continue
             if self.helpers and not run.entry.owed:
                 continue
-            run.no_helper(error or RuntimeError("can't start new thread"))
+            wanting = RuntimeError("can't start new thread for a helper")
+            wanting.__cause__ = error
+            run.no_helper(wanting)
             self.update(run)
 
     # What follows from all of these.
