@@ -46,8 +46,8 @@ from aioktask.engine.threads.pool import Pool
 
 MOST_THREADS = 6  # four helpers, a calling thread, a helper owed to a nested job
 
-# What interrupts schedules. AIOKTASK_TEST_INTERRUPTIONS names others, and "alarm", which raises in the
-# engine many times a schedule.
+# What interrupts schedules. AIOKTASK_TEST_INTERRUPTIONS names others, and "alarm", which raises in
+# the engine many times a schedule.
 INTERRUPTIONS = os.environ.get(
     "AIOKTASK_TEST_INTERRUPTIONS", "nothing handler finalizer denial"
 ).split()
