@@ -42,11 +42,12 @@ test: $(TESTS)
 
 # What is marked slow, with long hypothesis runs: 15 minutes a test at most, 30 in all.
 test-long: $(TESTS)
-	AIOKTASK_TEST_PROFILE=long $(PYTEST) -m "slow and not guest" --timeout=900 --session-timeout=1800 $(ARGS)
+	AIOKTASK_TEST_PROFILE=long AIOKTASK_TEST_INTERRUPTIONS=nothing $(PYTEST) -m "slow and not guest" --timeout=900 --session-timeout=1800 $(ARGS)
 
-# The suite with a thread switch tried every microsecond, 5000 times as often as usual.
+# The suite with a thread switch tried every microsecond, 5000 times as often as usual; what runs in
+# processes of its own, as the sweep does, apart.
 test-switching: $(TESTS)
-	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 $(ARGS)
+	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 --ignore=tests/interruption $(ARGS)
 
 # The library's calls, interrupted at a sample of their lines by a seed that is printed: 8 minutes at
 # most. AIOKTASK_TEST_SEED=7 repeats a sample.

@@ -16,6 +16,7 @@ from aioktask.engine.machine.os_threads import (
     NiceChange,
     be_like_the_process,
     bind_thread,
+    may_lower,
     process_nice,
     set_thread_nice,
 )
@@ -51,6 +52,7 @@ class Adapter:
         self._rests = True
         state = pool.state
         state.base_nice = process_nice()
+        state.may_lower = may_lower(state.base_nice)  # the keeper's first sample may come late
         state.node_cpus = _cpus_by_node(topology)
         state.node_limit = tunables.max_threads_per_node
         state.advice = bound_to_one_cpu(topology, tunables.max_threads)
