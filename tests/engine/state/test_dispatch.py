@@ -118,7 +118,6 @@ def test_an_undo_runs_at_the_higher_of_the_job_s_and_the_waiter_s_priority() -> 
         assert run.entry.nice == expected
 
 
-@pytest.mark.xfail(strict=True, reason="nobody is woken, and the calling thread waits for ever")
 def test_who_waits_for_a_run_that_was_cancelled_before_it_came_is_woken() -> None:
     """By a Ctrl-C, say, that strikes just before the run is posted."""
     state = a_state(2)
