@@ -15,8 +15,7 @@ from contextvars import ContextVar, Token
 from typing import SupportsIndex
 
 from aioktask.checks import nice_value
-from aioktask.engine.machine.os_threads import NiceChange, may_lower, process_nice
-from aioktask.engine.machine.os_threads import set_thread_nice as change_nice
+from aioktask.engine.machine.os_threads import may_lower, process_nice
 
 __all__ = [
     "ABOVE_LOOP",
@@ -26,7 +25,6 @@ __all__ = [
     "may_lower",
     "priority",
     "process_nice",
-    "set_thread_nice",
     "submitted_nice",
     "thread_nice",
     "waiter_nice",
@@ -155,8 +153,3 @@ def gil_is_on() -> bool:
     """Whether threads of this interpreter run Python code one at a time."""
     enabled: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
     return enabled
-
-
-def set_thread_nice(thread: int, nice: int) -> bool:
-    """Give a thread of this process a nice; False where another thread could have it."""
-    return change_nice(thread, nice) is not NiceChange.TOO_LOW

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from time import perf_counter_ns
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from aioktask.engine.claims import PartedClaims
 from aioktask.engine.events import EventKind
@@ -1077,9 +1077,6 @@ class State:
                 self.update(run)
         self.signals.generation += 1
         self.summon(perf_counter_ns())
-
-
-Command = tuple[Callable[..., None], Any]
 
 
 def helper_beneath(stint: Stint) -> Helper | None:

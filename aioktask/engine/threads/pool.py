@@ -42,7 +42,6 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
-from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
@@ -575,13 +574,6 @@ class Pool:
         for helper in helpers:
             if helper.present.acquire(timeout=max(until - time.monotonic(), 0)):
                 helper.present.release()
-
-    # What others read.
-
-    @property
-    def cap(self) -> Cap:
-        """The most helpers, and why."""
-        return self.adapter.cap
 
 
 _OWN_FILES.add(__file__)

@@ -406,14 +406,10 @@ def check(world: World) -> None:
     assert later.done_units == later.size
 
 
-# What is amiss today. A leaver whose command is struck is woken, sees that it may not go, and waits
-# again, for ever; who waits for a run that is struck in `State._end` is not woken; `Loans.rebuild`
-# does not find the entry of a run that broke down while a chunk of it waited; starts of helpers are
-# not counted anew.
+# What is amiss today: who waits for a run that is struck in `State._end` is not woken at every line
+# of it, and starts of helpers are not counted anew.
 AMISS = {
-    "a leaver is woken, and is not let go": ("leave", "leave and cancel"),
     "State._end is not gone through": ("ends", "raised"),
-    "Loans.rebuild raises": ("remove waiter", "limit"),
     "starts are not counted anew": (
         "admit",
         "admit awaited",
@@ -426,7 +422,7 @@ AMISS = {
 
 def marked(name: str, deed: Deed) -> Any:
     reasons = [reason for reason, names in AMISS.items() if name in names]
-    marks = [pytest.mark.xfail(strict=False, reason=reason) for reason in reasons]
+    marks = [pytest.mark.xfail(strict=True, reason=reason) for reason in reasons]
     return pytest.param(deed, id=name, marks=marks)
 
 
