@@ -41,7 +41,12 @@ def test_a_limit_that_is_raised_while_the_job_runs_is_used(learn: str, raised: s
 
     with Coordinator(None if raised == "handle" else 1) as coordinator:
         job = Job(
-            fn, 10**9, learn=learn, remember=False, max_threads=1 if raised == "handle" else None
+            fn,
+            10**9,  # longer than the test, also in chunks of 1
+            chunk=None if learn in ("both", "chunk") else 1,
+            learn=learn,
+            remember=False,
+            max_threads=1 if raised == "handle" else None,
         )
         handle = coordinator.submit(job)
         assert begun.wait(10)
