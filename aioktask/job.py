@@ -525,7 +525,7 @@ def set_failure(exc: BaseException, told: Failure, parent: int = 0) -> None:
 
 
 class ChunkOwner(Protocol):
-    """Who knows what happens to a chunk: a helper's frame in the engine."""
+    """Who knows what happens to a chunk: the part in the job of the thread that it runs on."""
 
     def advance(self, start: int, stop: int, upto: int) -> None: ...
 

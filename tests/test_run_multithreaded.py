@@ -343,7 +343,7 @@ async def test_a_short_job_is_served_beside_a_long_one() -> None:
             gate._open.wait(0.001)
 
     async with Coordinator() as coordinator:
-        long = coordinator.submit(Job(busy, 1_000_000, chunk=1, name="long"))
+        long = coordinator.submit(Job(busy, 100_000, chunk=1, name="long"))
         await anyio.to_thread.run_sync(started.wait)
         await run_multithreaded(Job(lambda a, b: None, 4, chunk=1, name="short"))
         assert not long.done()

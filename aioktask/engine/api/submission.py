@@ -15,7 +15,7 @@ from typing import Any
 
 from aioktask.engine.loops.coroutine_undo import UndoLoop
 from aioktask.engine.loops.loop import Loop, running_loop
-from aioktask.engine.priority import submitted_nice, waiter_nice
+from aioktask.engine.priority import MOST_NICE, submitted_nice, waiter_nice
 from aioktask.engine.state.admission import own_nice
 from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
 from aioktask.engine.state.dispatch import State
@@ -82,7 +82,7 @@ def _context_for_threads() -> Context:
 
 def nice_of_waiter(outer: Stint | None, run: Run) -> int:
     """What the waiter itself lends: nothing inside a chunk, since that chunk's job lends."""
-    return run.nice if outer is not None else waiter_nice(None, run.nice)
+    return MOST_NICE if outer is not None else waiter_nice(None, run.nice)
 
 
 def needed_loop(what: str) -> Loop:

@@ -75,7 +75,7 @@ class State:
         cap: What the machine and the user give the process, before shares with other processes.
         tunables: The process's.
         turner: The helper that takes this turn, which is the first to get work if it is idle.
-        starting: How many helpers are being started.
+        starting: Helpers that are being started.
         closing: Whether the interpreter exits.
         ended: Whether it has, as far as the engine goes: nothing is taken in any more.
         no_more_threads: Whether the system refused the last thread.
@@ -109,7 +109,7 @@ class State:
         self.helpers: dict[Helper, None] = {}
         self.idle: deque[Helper] = deque()
         self.turner: Helper | None = None
-        self.starting = 0
+        self.starting: dict[Helper, None] = {}
         self.closing = self.ended = False
         self.crowded_until = 0
         self.no_more_threads = False
@@ -120,7 +120,7 @@ class State:
 
     def __repr__(self) -> str:
         return (
-            f"{len(self.helpers)} helpers, {len(self.idle)} idle, {self.starting} starting; "
+            f"{len(self.helpers)} helpers, {len(self.idle)} idle, {len(self.starting)} starting; "
             f"{self.scheduler}; {list(self.runs)}"
         )
 
@@ -509,13 +509,6 @@ class State:
         self.raised(stint, error, now)
         self.reconsider(stint, now)
 
-    def caller_waits(self, run: Run, caller: Caller) -> None:
-        """The calling thread would take more chunks, if there are any."""
-        if run.over or not run.number or caller.quits or caller.serving is not None:
-            self.out.parkings.append(caller.parking)
-        elif not self.enter_caller(run, caller, perf_counter_ns()):
-            run.caller = caller
-
     def caller_left(self, run: Run, caller: Caller, error: BaseException | None) -> None:
         """The calling thread takes no further part.
 
@@ -552,7 +545,7 @@ class State:
 
     def helper_came(self, helper: Helper) -> bool:
         """A helper was started; whether it is wanted."""
-        self.starting -= 1
+        self.starting.pop(helper, None)
         if self.closing and not self.runs:
             return False
         self.no_more_threads = False
@@ -585,14 +578,30 @@ class State:
         """A helper that was woken wakes more, if there is work for them."""
         self.summon(perf_counter_ns())
 
-    def not_started(self, run: None, error: BaseException) -> None:
-        """A helper could not be started. Without any, nothing would ever run: end what waits."""
-        self.starting -= 1
+    def not_started(self, run: None, helper: Helper, error: BaseException) -> None:
+        """A helper could not be started, or ended where it began.
+
+        Without any, nothing would ever run: what waits is ended.
+        """
+        if helper in self.helpers:
+            self._strike_out(helper)
+        elif helper not in self.starting:
+            return
+        self.starting.pop(helper, None)
         self.no_more_threads = True
         if self.idle:  # one of too high a nice is better than none
             self.summon(perf_counter_ns(), starts=False)
         if not self.starting:
             self._end_unservable(error)
+
+    def _strike_out(self, helper: Helper) -> None:
+        """Forget a helper that ended before it began what it was to serve."""
+        if helper.stint is not None and helper.stint in self.serving:
+            self._recall(helper, perf_counter_ns())
+        if helper.idle:
+            helper.idle = False
+            self.idle.remove(helper)
+        self.helpers.pop(helper, None)
 
     def _end_unservable(self, error: BaseException | None = None) -> None:
         """End the runs that no thread will ever serve, when no further one can be had.
@@ -929,10 +938,11 @@ class State:
                 return
             idle = self._take_idle(_urgency_offered(entry))
             if idle is None:
-                wanted = self.scheduler.wanted(SUMMON_AHEAD) - self.starting
+                wanted = self.scheduler.wanted(SUMMON_AHEAD) - len(self.starting)
                 if wanted > 0 and starts:
-                    self.starting += wanted
-                    self.out.starts += wanted
+                    fresh = [Helper() for _ in range(wanted)]
+                    self.starting |= dict.fromkeys(fresh)
+                    self.out.starts += fresh
                 return
             idle.idle = False
             idle.called = True
@@ -1036,10 +1046,13 @@ class State:
 
     def rebuild(self) -> None:
         """Count anew what is counted outside of runs and stints."""
+        self.idle = deque(helper for helper in self.idle if helper.idle)
         for helper in self.helpers:
             stint = helper.stint
-            if stint is not None and helper.called and stint not in self.serving:
+            if stint is None or (helper.called and stint not in self.serving):
+                helper.idle = helper in self.idle
                 self._rest(helper)
+        self.out.starts = [helper for helper in self.starting if not helper.asked_for]
         entries = [run.entry for run in self.runs]
         waiting = [
             (wait, run)

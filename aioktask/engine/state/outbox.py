@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING
 
@@ -20,23 +21,25 @@ class Outbox:
 
     Attributes:
         renices: Helpers whose threads should perhaps be of another nice.
+        notes: What is to be attached to which exception, whose class is anybody's.
         events: What is to be told, each in the context of who submitted the run.
         waiters: Who is to be woken.
         undos: Runs whose coroutine undo should begin.
         parkings: Those of threads that have work now.
-        starts: How many helpers should be started.
+        starts: Helpers that should be started.
         dropped: What may be finalized now.
     """
 
-    __slots__ = ("dropped", "events", "parkings", "renices", "starts", "undos", "waiters")
+    __slots__ = ("dropped", "events", "notes", "parkings", "renices", "starts", "undos", "waiters")
 
     def __init__(self) -> None:
         self.renices: list[Helper] = []
+        self.notes: list[tuple[BaseException, str]] = []
         self.events: list[tuple[Context, events.Event]] = []
-        self.waiters: list[Waiter] = []
+        self.waiters: deque[Waiter] = deque()
         self.undos: list[Run] = []
         self.parkings: list[Parking] = []
-        self.starts = 0
+        self.starts: list[Helper] = []
         self.dropped: list[object] = []
 
     def __bool__(self) -> bool:
@@ -46,12 +49,16 @@ class Outbox:
             or self.dropped
             or self.starts
             or self.events
+            or self.notes
             or self.renices
             or self.undos
         )
 
     def tell(self, run: Run) -> None:
         """Take what the run has to tell."""
+        if run.note is not None:
+            self.notes.append(run.note)
+            run.note = None
         if run.news:
             context = run.context.copy()
             self.events += ((context, event) for event in run.news)

@@ -159,7 +159,7 @@ def raisable(error: BaseException) -> BaseException:
     )
     if trio is not None:
         misread = (*misread, trio.Cancelled)
-    if not isinstance(error, misread):
+    if not issubclass(type(error), misread):  # an instance might say that it is another's
         return error
     wrapped = RuntimeError(f"the job's function raised {type(error).__name__}")
     wrapped.__cause__ = error

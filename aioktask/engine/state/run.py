@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import threading
 import weakref
@@ -165,6 +164,7 @@ class Run:
     broken = False  # whether the engine itself failed in a turn for it
     error: BaseException | None = None
     error_chunk: range | None = None
+    note: tuple[BaseException, str] | None = None  # to be attached to the error, outside the lock
     errors: tuple[BaseException, ...] = ()
     failed: tuple[Failed, ...] = ()
     # What of it is undone.
@@ -535,7 +535,7 @@ class Run:
         if chunk:
             self.failed += (Failed(chunk.start, upto, chunk.stop),)
         self.done_units += upto - chunk.start
-        if isinstance(error, ChunkCancelled) and self.unwanted():
+        if issubclass(type(error), ChunkCancelled) and self.unwanted():
             if self.error is None:
                 self.stop_by_cancel()
         elif chunk:
@@ -611,10 +611,7 @@ class Run:
             return
         self.error = record.raisable(error)
         self.error_chunk = chunk
-        note = f"raised {where} of the job {self.name!r}"
-        with contextlib.suppress(Exception):  # the user's class may refuse
-            if note not in getattr(self.error, "__notes__", ()):
-                BaseException.add_note(self.error, note)
+        self.note = self.error, f"raised {where} of the job {self.name!r}"
 
     def stop_by_cancel(self) -> None:
         """A cancel takes effect, if it came in time."""

@@ -72,10 +72,12 @@ class Helper:
         idle: Whether it is among the idle ones, so may be given work.
         ends: Whether it was woken to end.
         relays: Whether it should wake more helpers before it works.
+        asked_for: Whether the keeper was told, or is being told, to start it.
         present: Held by the thread as long as it runs.
     """
 
     __slots__ = (
+        "asked_for",
         "boost",
         "born_nice",
         "called",
@@ -104,6 +106,7 @@ class Helper:
         self.idle = False
         self.ends = False
         self.relays = False
+        self.asked_for = False
 
 
 class Caller:

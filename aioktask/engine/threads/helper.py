@@ -50,11 +50,11 @@ class HelperThread:
 
     __slots__ = ("_helper", "_pool", "_state", "_topology")
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, helper: Helper) -> None:
         self._pool = pool
         self._state = pool.state
         self._topology = pool.adapter.topology
-        self._helper = Helper()
+        self._helper = helper
 
     def start(self) -> None:
         """On the keeper: start it."""
@@ -62,7 +62,7 @@ class HelperThread:
             self._helper.nice = process_nice()
             start_thread(self._live, NAME)
         except BaseException as error:  # the system has no more threads for us
-            self._pool.post(State.not_started, None, error)
+            self._pool.post(State.not_started, None, self._helper, error)
 
     def _live(self) -> None:
         helper, pool = self._helper, self._pool
@@ -76,7 +76,7 @@ class HelperThread:
                 helper.born_nice = helper.nice
                 came = self._come()
             except BaseException as error:
-                pool.post(State.not_started, None, error)
+                pool.post(State.not_started, None, helper, error)
                 return
             while came:
                 try:
@@ -91,7 +91,11 @@ class HelperThread:
         with pool.lock:
             try:
                 pool.begin_turn(helper)
-                came = self._state.helper_came(helper)
+                try:
+                    came = self._state.helper_came(helper)
+                except BaseException as error:
+                    pool.recover(None, error)
+                    came = helper in self._state.helpers
                 if came and pool.adapter.topology is not self._topology:  # since the keeper began
                     pool.adapter.bind(helper)
                 pool.drain()
@@ -267,7 +271,7 @@ class HelperThread:
         while True:
             hungry = helper.idle and state.several_chunks_wait()
             if hungry:
-                pool.signals.generation += 1
+                self._ask_for_a_share()
             if helper.parking.wait(pause if hungry else IDLE_SECONDS):
                 return not helper.ends
             pause = min(pause * 2, HUNGRY_SECONDS_MOST)
@@ -275,11 +279,19 @@ class HelperThread:
                 continue
             with pool.lock:
                 goes = state.helper_goes(helper)
-            # Who posted meanwhile, or before that, may have counted on this helper.
+            # Who posted meanwhile left it to who holds the lock; who did before, to this helper.
             if pool.inbox:
                 pool.turn()
             if goes:
                 return False
+
+    def _ask_for_a_share(self) -> None:
+        """Have stretches given back, of which this idle helper may get a part."""
+        pool = self._pool
+        with pool.lock:
+            pool.signals.generation += 1
+        if pool.inbox:
+            pool.turn()
 
 
 def end_child(stint: Stint) -> NoReturn:

@@ -27,6 +27,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -228,12 +229,18 @@ class Pool:
                     self.recover(command[1], another, waiting=command[2:])
 
     def take_outbox(self) -> Outbox | None:
-        """What the turn has to say, if anything."""
+        """What the turn has to say, if anything: as a whole, or nothing where memory is short."""
         state = self.state
-        if not state.out:
+        out = state.out
+        if not out:
             return None
-        out, state.out = state.out, Outbox()
-        self.news += out.events
+        fresh = Outbox()
+        while out.events:
+            self.news.append(out.events[0])
+            del out.events[0]
+        for helper in out.starts:
+            helper.asked_for = True
+        state.out = fresh
         return out
 
     def recover(
@@ -264,24 +271,43 @@ class Pool:
             _show()
 
     def send(self, out: Outbox) -> None:
-        """Do what a turn left to be done, the lock being free."""
+        """Do what a turn left to be done, the lock being free; anew where memory was short."""
+        for _ in range(TRIES):
+            try:
+                self._send(out)
+            except BaseException:
+                _show()
+                continue
+            return
+
+    def _send(self, out: Outbox) -> None:
+        """Do it, each thing taken out of the outbox once it is done; done twice it does no harm."""
         # Before anybody is woken, who might tell of what comes after, or close what a job held.
         out.dropped.clear()
+        while out.notes:
+            _attach(*out.notes.pop())
         if self.news:
             self._tell()
         if out.renices:
-            self.adapter.set_nices(out.renices)
-        for parking in out.parkings:
-            parking.unpark()
-        for _ in range(out.starts):
-            self._have_helper_started()
+            renices, out.renices = out.renices, []
+            self.adapter.set_nices(renices)
+        while out.parkings:
+            out.parkings[-1].unpark()
+            out.parkings.pop()
+        while out.starts:
+            self._have_started(out.starts[-1])
+            out.starts.pop()
         # In this order: who leaves a coordinator asks whether those before it were told.
-        for waiter in out.waiters:
+        while out.waiters:
+            waiter = out.waiters[0]
             _insistently(waiter.wake)
             self._woken.append(waiter)
-        for run in out.undos:
+            out.waiters.popleft()
+        while out.undos:
+            run = out.undos[-1]
             if run.loop is not None:
                 _insistently(partial(run.loop.start_undo, run))
+            out.undos.pop()
 
     def _wake_again(self) -> None:
         """Wake those anew whose wake-up got lost on their loop.
@@ -327,12 +353,11 @@ class Pool:
         finally:
             local.inside = inside
 
-    def _have_helper_started(self) -> None:
-        helper = HelperThread(self)
+    def _have_started(self, helper: Helper) -> None:
         try:
-            self.keeper.soon(helper.start)
+            self.keeper.soon(HelperThread(self, helper).start)
         except BaseException as error:
-            self.post(State.not_started, None, error)
+            self.post(State.not_started, None, helper, error)
 
     # What is asked for, on any thread.
 
@@ -355,6 +380,7 @@ class Pool:
         self.inbox.append((State.admit, run, waiter, caller, nested, detects))
         refuses = (group.closed or state.closing) and (state.ended or not nested)
         if refuses and run.decide_entry(Entrance.REFUSED) is Entrance.REFUSED:
+            self.wake()  # a turn lets go of what was posted
             if state.closing:
                 raise RuntimeError("the interpreter is exiting: no job can be submitted")
             raise RuntimeError("the coordinator was left or shut down: it takes no more jobs")
@@ -505,7 +531,7 @@ class Pool:
             return False
         self._wake_again()
         self._post_left_behind()
-        if self.state.busy:
+        if self.state.busy or self.state.out:
             self.adapter.look_around()
             self.post(State.find_unattended, None)
             self.turn()
@@ -582,6 +608,13 @@ _OWN_FILES.add(__file__)
 def _engine_failed(run: Run | None, error: BaseException) -> tuple[Any, events.Event]:
     name, number = ("", 0) if run is None else (run.name, run.number)
     return Context(), events.Event(EventKind.ENGINE_FAILED, name, number, {"error": error}, False)
+
+
+def _attach(error: BaseException, note: str) -> None:
+    """Attach the note, unless it is there, or the exception's class refuses."""
+    with contextlib.suppress(Exception):
+        if note not in getattr(error, "__notes__", ()):
+            BaseException.add_note(error, note)
 
 
 def _has_room(calls: int) -> bool:

@@ -21,6 +21,7 @@ from aioktask.engine.state.workers import ThreadWaiter
 from aioktask.errors import JobCancelled
 from aioktask.job import Report
 from tests.engine.threads.stepping import ALL, Actor, Play, Stage, staged
+from tests.support.lines import AT_LINES
 
 # Puts the threads of a play on the stage; what it returns is asserted when nobody can go on.
 Plot = Callable[[Stage], Callable[[], None]]
@@ -38,7 +39,7 @@ def assert_at_rest(stage: Stage) -> None:
     assert not state.runs
     assert not state.serving
     assert state.scheduler.running == 0
-    assert state.starting == 0
+    assert not state.starting
     assert set(state.idle) == set(state.helpers)
     assert not pool.lock.locked()
 
@@ -294,8 +295,9 @@ def perform(stage: Stage, stops: tuple[int, ...]) -> bool:
     return not left
 
 
+@AT_LINES
 @PLAYED
-def test_nothing_waits_for_ever_where_one_thread_stops_at_any_line(plot: Plot) -> None:
+def test_nothing_waits_for_ever_where_one_thread_stops_at_any_line(plot: Plot, step: int) -> None:
     """Each thread stops once, at each of its lines, until all others wait."""
     number = 0
     stopped = True
@@ -304,11 +306,12 @@ def test_nothing_waits_for_ever_where_one_thread_stops_at_any_line(plot: Plot) -
             ended = plot(stage)
             stopped = perform(stage, (number,))
             finish(stage, ended)
-        number += 1
+        number += step
     assert number > 50
 
 
-def test_what_two_threads_post_is_applied_where_any_two_stop_at_any_lines() -> None:
+@AT_LINES
+def test_what_two_threads_post_is_applied_where_any_two_stop_at_any_lines(step: int) -> None:
     """Two threads that post a command each; they and who takes the turn stop twice in all."""
     first = 0
     more = True
@@ -320,9 +323,9 @@ def test_what_two_threads_post_is_applied_where_any_two_stop_at_any_lines() -> N
                 ended = two_posts(stage)
                 stopped = perform(stage, (first, second))
                 finish(stage, ended)
-            second += 1
-        more = second > first + 1
-        first += 1
+            second += step
+        more = second > first + step
+        first += step
     assert first > 20
 
 
