@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
-# What every test shares: the loops it runs on, how hard hypothesis looks, how often threads switch.
+# What every test shares: the loops it runs on, how hard hypothesis looks, how often threads switch,
+# what the collector looks at.
 #
 # An async test carries `pytest.mark.anyio` and runs on each of LOOPS. A test that is about one of
 # them alone says so: `@pytest.mark.parametrize("anyio_backend", ["trio"])`.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -39,6 +42,15 @@ hypothesis.settings.load_profile(os.environ.get("AIOKTASK_TEST_PROFILE", "everyd
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     """The loop that an async test runs on, as anyio's plugin wants it."""
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _collections_look_at_the_module_alone() -> Iterator[None]:
+    """Many tests call for the collector, which would look at all that pytest holds each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def pytest_configure() -> None:

@@ -172,28 +172,37 @@ class Pool:
 
         Called on threads on which the engine may be interrupted by finalizers only.
         """
-        inbox, lock = self.inbox, self.lock
-        for _ in range(MOST_TURNS):
-            if not inbox or not lock.acquire(blocking=False):
-                return
-            inside, local.inside = local.inside, True
-            try:
-                self.begin_turn(helper)
-                self.drain()
-                out = self.take_outbox()
-            finally:
-                self.end_turn()
-                lock.release()
-                local.inside = inside
-            if self.dead:
-                return
-            if out is not None:
-                self.send(out)
-            if inbox:
-                time.sleep(0)  # a loop may want the GIL
-        # Where turns make more to do than they do, others go on, so that this thread comes to work.
-        if inbox:
-            self.wake()
+        # Until all is sent: others may wait for that, for whom a finalizer here would wait.
+        inside, local.inside = local.inside, True
+        try:
+            for _ in range(MOST_TURNS):
+                if not self.inbox or not self._take_a_turn(helper):
+                    return
+                if self.inbox:
+                    time.sleep(0)  # a loop may want the GIL
+            # Where turns make more to do than they do, others go on, and this thread comes to work.
+            if self.inbox:
+                self.wake()
+        finally:
+            local.inside = inside
+
+    def _take_a_turn(self, helper: Helper | None) -> bool:
+        """One turn; False when another thread takes one, or there is nobody to take one for."""
+        lock = self.lock
+        if not lock.acquire(blocking=False):
+            return False
+        try:
+            self.begin_turn(helper)
+            self.drain()
+            out = self.take_outbox()
+        finally:
+            self.end_turn()
+            lock.release()
+        if self.dead:
+            return False
+        if out is not None:
+            self.send(out)
+        return True
 
     def turn_of(self, helper: Helper) -> None:
         """Take a turn on this helper's thread, which may get work by it."""
