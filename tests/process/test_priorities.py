@@ -235,13 +235,15 @@ def test_a_waiter_of_the_same_nice_lends_nothing() -> None:
 
 
 def test_a_renice_before_the_start_and_during_the_undo() -> None:
-    main = """
+    normal, high = levels()
+    main = f"""
         aioktask.set_max_threads(1)
         order = []
         def undo(start, stop):
             order.append(nice())
             say("undoing")
             until(lambda: "undo" in released)
+            until(lambda: nice() == {high})  # a turn sets it
             order.append(nice())
         def fail(start, stop):
             if start:
@@ -266,7 +268,6 @@ def test_a_renice_before_the_start_and_during_the_undo() -> None:
         except OSError:
             note("undone", 0, *order)
     """
-    normal, high = levels()
     with Child(PROGRAM, main, environ={"AIOKTASK_GIVE_WAY": "0"}) as child:
         child.hear("undoing")
         child.open()
