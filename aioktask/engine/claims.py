@@ -29,8 +29,8 @@ class Claims:
         self.chunk = chunk
         self.free = [(each.start, each.stop) for each in ranges if each]
         self.free.reverse()
-        self._edges = frozenset(start for start, _ in self.free)
-        self.left = sum(stop - start for start, stop in self.free)
+        self._edges = frozenset([start for start, _ in self.free])
+        self.left = sum([stop - start for start, stop in self.free])
 
     def at(self, node: int | None) -> Claims:
         """Where a thread that is bound to this node, or to none, takes from."""

@@ -174,6 +174,7 @@ class Handle(Generic[T]):
             pool.post(State.add_waiter, run, waiter, outer, False)
             await wait_until(waiter, lambda: run.over)
         except BaseException:
+            waiter.left = True
             pool.post(State.remove_waiter, run, waiter)
             raise
 

@@ -118,7 +118,11 @@ async def _run_owned(
         pool.cancel(run)
         raise
     except BaseException as error:
-        await _see_to_its_end(pool, loop, run, waiter, job, error)
+        if not run.refused and pool.cancel(run) and run.never_starts:  # nothing to wait for
+            waiter.left = True
+            run.name_outcome(error, job)
+        else:
+            await _see_to_its_end(pool, loop, run, waiter, job, error)
         raise
     finally:
         del run, waiter

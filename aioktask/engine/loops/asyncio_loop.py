@@ -31,7 +31,7 @@ LOOK_SECONDS = 0.05
 class AsyncioWaiter:
     """A task of an asyncio loop that waits."""
 
-    __slots__ = ("_future", "_loop", "_lost", "_woken", "nice", "refused")
+    __slots__ = ("_future", "_loop", "_lost", "_woken", "left", "nice", "refused")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, nice: int, lost: Callable[[], None] | None
@@ -40,12 +40,15 @@ class AsyncioWaiter:
         self._future = loop.create_future()
         self._lost = lost
         self._woken = False
+        self.left = False
         self.nice = nice
         self.refused: DeadlockError | None = None
         if wakeups_can_be_lost(loop):
             loop.call_later(LOOK_SECONDS, self._look)
 
     def wake(self) -> None:
+        if self.left:
+            return
         self._woken = True
         posted = Posted(self._set, self._lost)
         self._lost = None  # which refers to the run

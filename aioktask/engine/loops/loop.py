@@ -21,10 +21,15 @@ if TYPE_CHECKING:
 
 
 class AsyncWaiter(Protocol):
-    """A task that waits. It may be woken more than once, and without a reason."""
+    """A task that waits. It may be woken more than once, and without a reason.
+
+    Attributes:
+        left: Whether it waits no more, so that nothing need be sent to its loop.
+    """
 
     nice: int
     refused: DeadlockError | None
+    left: bool
 
     def wake(self) -> None:
         """Wake the task, on any thread."""

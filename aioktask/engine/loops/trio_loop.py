@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class TrioWaiter:
     """A task of a trio run that waits."""
 
-    __slots__ = ("_event", "_lost", "_token", "_woken", "nice", "refused")
+    __slots__ = ("_event", "_lost", "_token", "_woken", "left", "nice", "refused")
 
     def __init__(
         self, token: trio.lowlevel.TrioToken, nice: int, lost: Callable[[], None] | None
@@ -32,10 +32,13 @@ class TrioWaiter:
         self._event = sys.modules["trio"].Event()
         self._lost = lost
         self._woken = False
+        self.left = False
         self.nice = nice
         self.refused: DeadlockError | None = None
 
     def wake(self) -> None:
+        if self.left:
+            return
         self._woken = True
         posted = Posted(self._set, self._lost)
         self._lost = None

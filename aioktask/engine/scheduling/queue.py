@@ -314,6 +314,15 @@ class Scheduler:
                 return foreground[0][-1]
         return self._owed[0][-1] if self._owed else None
 
+    def is_free_for(self, entry: Entry) -> bool:
+        """Whether a helper may serve an entry at once that is in no queue: no other one waits."""
+        queues, group = self._queues, entry.group
+        if queues.foreground or queues.background or self._owed or self.running >= self.cap:
+            return False
+        if entry.gives_way or entry.loan is not None:
+            return False
+        return group.cap is None or group.threads < group.cap
+
     def may_enter(self, entry: Entry) -> bool:
         """Whether a calling thread may serve it: always, unless it gives way to other processes."""
         return not entry.in_background or self.background < self.background_cap

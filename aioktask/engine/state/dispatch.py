@@ -180,16 +180,36 @@ class State:
         if self.advice is not None:
             run.tell(EventKind.BOUND_TO_ONE_CPU, advice=self.advice)
             self.advice = None
-        if run.claimable:
+        if not run.claimable:
+            self.update(run)
+        elif caller is not None or not self._serve_by_turner(run):
             self.scheduler.set_ready(run.entry)
             self.signals.generation += 1
             now = perf_counter_ns()
             if caller is not None:
                 self.enter_caller(run, caller, now)
             self.summon(now)
-        else:
-            self.update(run)
         self.out.tell(run)
+
+    def _serve_by_turner(self, run: Run) -> bool:
+        """Have the helper whose turn this is serve a run that wants one thread, if none else waits.
+
+        So a job the size of a request stands in no queue.
+        """
+        helper, entry = self.turner, run.entry
+        if helper is None or not helper.idle or entry.limit > 1:
+            return False
+        if not self.scheduler.is_free_for(entry) or not self._can_serve_at(helper, entry.nice):
+            return False
+        self.idle.remove(helper)
+        helper.idle = False
+        helper.called = True
+        if not self._assign(helper, run, perf_counter_ns()):
+            self._rest(helper)
+            self.update(run)
+        elif run.claims.left:
+            self.scheduler.set_ready(entry)
+        return True
 
     def _do_not_begin(self, run: Run, error: BaseException | None = None) -> None:
         """End a run that did not begin: by an error, or else as one that was cancelled."""
@@ -767,6 +787,9 @@ class State:
             return False
         if stint.node is not None and not stint.off_node and self._migrates(stint):
             return False
+        if not run.claims.left:
+            self.scheduler.set_idle(run.entry)
+            return False
         return self._claim(stint, now)
 
     def _migrates(self, stint: Stint) -> bool:
@@ -851,8 +874,8 @@ class State:
         if stint in self.serving:
             self._leave(stint, now, began=True)
         if isinstance(thread, Helper):
-            self.find_work(thread, now)
-            self.summon(now)
+            if self.find_work(thread, now):
+                self.summon(now)
             return thread.stint
         assert isinstance(thread, Caller)
         if run.over or not self.enter_caller(run, thread, now):
@@ -863,14 +886,19 @@ class State:
         self.summon(now)
         return None
 
-    def find_work(self, helper: Helper, now: int) -> None:
-        """Give the helper its next stint, or count it among the idle ones."""
+    def find_work(self, helper: Helper, now: int) -> bool:
+        """Give the helper its next stint, or count it among the idle ones.
+
+        Whether more work may be waiting for others.
+        """
         entry = self.scheduler.choose()
-        if entry is None or not self._can_serve_at(helper, _urgency_offered(entry)):
+        if entry is None:
             self._rest(helper)
-            return
-        if not self._assign(helper, entry.run, now):
+            return False
+        fits = self._can_serve_at(helper, _urgency_offered(entry))
+        if not fits or not self._assign(helper, entry.run, now):
             self._rest(helper)
+        return True
 
     def _rest(self, helper: Helper) -> None:
         helper.stint = None

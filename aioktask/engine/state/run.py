@@ -160,7 +160,7 @@ class Run:
     lent: Literal["no", "at once", "at a chunk boundary"] = "no"
     scaled_at = 0  # the number of the chunk size when the number of threads was last found
     # What went wrong.
-    cancelled = False
+    cancelled = cancel_posted = False
     broken = False  # whether the engine itself failed in a turn for it
     error: BaseException | None = None
     error_chunk: range | None = None
@@ -270,7 +270,7 @@ class Run:
     @property
     def never_starts(self) -> bool:
         """Whether it was cancelled before a chunk began: it is as good as over."""
-        return self._start.get("start") is Start.NEVER
+        return bool(self._start) and self._start.get("start") is Start.NEVER
 
     def commit(self) -> bool:
         """Take the result of a run that is held for it, if no cancel came before.
@@ -358,7 +358,7 @@ class Run:
         It is over, or as good as that, or its result was taken.
         """
         phase = self.phase
-        if phase is Phase.DONE or ("start" in self._start and self.never_starts):
+        if phase is Phase.DONE or self.never_starts:
             return True
         return phase is Phase.SETTLED and self.decided is Decision.SUCCESS
 
@@ -552,7 +552,7 @@ class Run:
     def _close_stretch(self, stint: Stint, done: int, free: int, now: int) -> None:
         """What the stint claimed is done up to `done`, and free again from `free` on."""
         chunks = stint.chunks_up_to(done)
-        if chunks and (stint.pace is None or self.undoing):
+        if chunks and self.claims.left and (stint.pace is None or self.undoing):
             thread = stint.thread
             factor = MAIN_THREAD_FACTOR if isinstance(thread, Caller) and thread.main else 1
             stint.chunks = next_stretch(chunks, now - stint.claimed_at, factor)
@@ -783,16 +783,16 @@ class Run:
         reference, and finalizers are anybody's code.
         """
         self.dropped = (
-            *self.dropped,
+            self.dropped,
             self.fn,
             self._bound,
-            tuple(self.stints.values()),
+            self.stints,
             self.loop,
             self.parent,
             self.tree,
             self.initial,
+            self.job,
         )
-        self.used = tuple([(stint.busy, stint.cpu) for stint in self.stints.values()]) or self.used
         for stint in self.stints.values():
             # Its thread looks at the stint once more after the waiter was woken, who may by then
             # want to close the memory that the job's function holds.
@@ -804,7 +804,6 @@ class Run:
         self.loop = self.parent = self.parent_stint = self.caller = None
         if self.reduces or self.tree is not None:
             self.tree, self.initial = None, ...
-        self.dropped = (*self.dropped, self.job)
         self.job = OVER.job
 
     def check_done(self, result: object) -> type:

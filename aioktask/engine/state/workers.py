@@ -31,10 +31,11 @@ class Parking:
 
     def unpark(self) -> None:
         """Open it."""
-        try:  # noqa: SIM105 - on the path of every short job
-            self._lock.release()
-        except RuntimeError:  # open already
-            pass
+        if self._lock.locked():
+            try:  # noqa: SIM105 - on the path of every short job
+                self._lock.release()
+            except RuntimeError:  # somebody else was quicker
+                pass
 
 
 class Waiter(Protocol):
@@ -69,6 +70,7 @@ class Helper:
         in_background: Whether it served a background job since the last sample.
         called: Whether it was given work while it was idle, and has not begun it yet.
         stint: What it serves or is about to.
+        begun: What its thread has begun to serve, in a turn of its own.
         idle: Whether it is among the idle ones, so may be given work.
         ends: Whether it was woken to end.
         relays: Whether it should wake more helpers before it works.
@@ -78,6 +80,7 @@ class Helper:
 
     __slots__ = (
         "asked_for",
+        "begun",
         "boost",
         "born_nice",
         "called",
@@ -103,6 +106,7 @@ class Helper:
         self.in_background = False
         self.called = False
         self.stint: Stint | None = None
+        self.begun: Stint | None = None
         self.idle = False
         self.ends = False
         self.relays = False

@@ -87,21 +87,21 @@ class HelperThread:
 
     def _come(self) -> bool:
         """Be one of the helpers; False if none is wanted any more."""
-        pool, helper = self._pool, self._helper
+        pool, helper, state = self._pool, self._helper, self._state
         with pool.lock:
             try:
-                pool.begin_turn(helper)
+                state.turner = helper
                 try:
-                    came = self._state.helper_came(helper)
+                    came = state.helper_came(helper)
                 except BaseException as error:
                     pool.recover(None, error)
-                    came = helper in self._state.helpers
+                    came = helper in state.helpers
                 if came and pool.adapter.topology is not self._topology:  # since the keeper began
                     pool.adapter.bind(helper)
                 pool.drain()
                 out = pool.take_outbox()
             finally:
-                pool.end_turn()
+                state.turner = None
         if out is not None:
             pool.send(out)
         return came
@@ -109,6 +109,7 @@ class HelperThread:
     def _failed(self, error: BaseException) -> None:
         """An exception struck outside of the job's function and of any turn: memory was short."""
         try:
+            self._helper.begun = None
             self._pool.post(State.helper_failed, None, self._helper, error)
             self._pool.turn()
         except BaseException:
@@ -134,28 +135,19 @@ class HelperThread:
 
     def _begin(self) -> Stint | None:
         """What the helper serves from this moment on, so that it cannot be recalled any more."""
-        pool, helper = self._pool, self._helper
-        if self._assigned() is None:
-            return None
-        with pool.lock:
-            try:
-                pool.begin_turn(helper)
-                helper.called = False
-                stint = self._assigned()
-                if stint is None or pool.adapter.fit(helper):
-                    return stint
-                helper.called = True
-                self._state.refused(helper)
-                out = pool.take_outbox()
-            finally:
-                pool.end_turn()
-        if out is not None:
-            pool.send(out)
-        return None
-
-    def _assigned(self) -> Stint | None:
-        """What it is to serve: turns on other threads give and take that."""
-        return self._helper.stint
+        pool, helper, state = self._pool, self._helper, self._state
+        if helper.begun is None and helper.stint is not None:  # given to it in another's turn
+            with pool.lock:
+                try:
+                    state.turner = helper
+                    pool.begin(helper)
+                    out = pool.take_outbox()
+                finally:
+                    state.turner = None
+            if out is not None:
+                pool.send(out)
+        stint, helper.begun = helper.begun, None
+        return stint
 
     def _serve_with_state(self, stint: Stint) -> None:
         """Serve, the thread having what the submitting one had beside its context."""
@@ -218,7 +210,7 @@ class HelperThread:
             error.with_traceback(beyond_engine(error.__traceback__))
         with pool.lock:
             try:
-                pool.begin_turn(helper)
+                state.turner = helper
                 if pool.inbox:
                     pool.drain()
                 run = stint.run
@@ -235,7 +227,7 @@ class HelperThread:
                 del run, error
                 out = pool.take_outbox()
             finally:
-                pool.end_turn()
+                state.turner = None
         if out is not None:
             pool.send(out)
         if pool.inbox:
@@ -254,12 +246,15 @@ class HelperThread:
         else:
             state.raised(stint, error, now)
         following = state.reconsider(stint, now)
-        if following is not stint:
+        if following is None:
             return False
         if not pool.adapter.fit(helper):
             state.refused(helper)
             return False
-        return True
+        if following is stint:
+            return True
+        helper.begun = following
+        return False
 
     def _stay(self) -> bool:
         """Wait, idle, until somebody posted or there is work; False when the helper should end."""

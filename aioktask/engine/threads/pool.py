@@ -97,6 +97,7 @@ class Pool:
         self._may_skip_wake = gil_is_on()
         self.news: deque[tuple[Context, events.Event]] = deque()  # to be told, in this order
         self._pending: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # see `post_once`
+        self._spare: Outbox | None = None
         self._woken: deque[Waiter] = deque()  # who was woken since the keeper looked
         self._telling = threading.Lock()  # held by who tells; only tried
 
@@ -188,15 +189,17 @@ class Pool:
 
     def _take_a_turn(self, helper: Helper | None) -> bool:
         """One turn; False when another thread takes one, or there is nobody to take one for."""
-        lock = self.lock
+        lock, state = self.lock, self.state
         if not lock.acquire(blocking=False):
             return False
         try:
-            self.begin_turn(helper)
+            state.turner = helper
             self.drain()
+            if helper is not None and helper.called:
+                self.begin(helper)
             out = self.take_outbox()
         finally:
-            self.end_turn()
+            state.turner = None
             lock.release()
         if self.dead:
             return False
@@ -211,13 +214,20 @@ class Pool:
             self.inbox.append((State.relay, None))
         self.turn(helper)
 
-    def begin_turn(self, helper: Helper | None) -> None:
-        """A turn begins, on this helper's thread if it is one. The caller holds the lock."""
-        self.state.turner = helper
+    def begin(self, helper: Helper) -> None:
+        """In a turn on this helper's thread: have it begin what it was called for.
 
-    def end_turn(self) -> None:
-        """It ends."""
-        self.state.turner = None
+        Unless that is nothing any more, or its thread may not have the nice for it. From now on the
+        work cannot be recalled.
+        """
+        if helper.stint is None:
+            return
+        helper.called = False
+        if self.adapter.fit(helper):
+            helper.begun = helper.stint
+        else:
+            helper.called = True
+            self.state.refused(helper)
 
     def drain(self) -> None:
         """Apply commands, in a turn."""
@@ -243,12 +253,13 @@ class Pool:
         out = state.out
         if not out:
             return None
-        fresh = Outbox()
+        fresh = self._spare or Outbox()
         while out.events:
             self.news.append(out.events[0])
             del out.events[0]
         for helper in out.starts:
             helper.asked_for = True
+        self._spare = None
         state.out = fresh
         return out
 
@@ -287,6 +298,7 @@ class Pool:
             except BaseException:
                 _show()
                 continue
+            self._spare = out  # empty by now
             return
 
     def _send(self, out: Outbox) -> None:
@@ -399,8 +411,10 @@ class Pool:
         """End a run; whether that came in time, also when it was cancelled before."""
         if not run.cancel():
             return False
-        if not (run.cancelled or run.over):
-            self.post_once((State.cancel, run), State.cancel, run)
+        # One command is enough. Who is struck between the two steps here leaves it to the keeper.
+        if not (run.cancelled or run.over or run.cancel_posted):
+            run.cancel_posted = True
+            self.post(State.cancel, run)
         return True
 
     def commit(self, run: Run) -> bool:
