@@ -48,7 +48,7 @@ _NAMES = {
     "Learned": "aioktask.job",
     "OnDemand": "aioktask.ondemand",
     "Part": "aioktask.job",
-    "Plan": "aioktask.engine.plan",
+    "Plan": "aioktask.engine.ranges.plan",
     "Progress": "aioktask.job",
     "Report": "aioktask.job",
     "Speed": "aioktask.job",
@@ -74,8 +74,8 @@ if TYPE_CHECKING:
     from aioktask.engine.api.handle import Handle
     from aioktask.engine.api.process import configure, max_threads, set_max_threads, tunables
     from aioktask.engine.api.run_job import plan, run_multithreaded, run_multithreaded_sync
-    from aioktask.engine.plan import Plan
     from aioktask.engine.priority import priority
+    from aioktask.engine.ranges.plan import Plan
     from aioktask.engine.state.current import current_chunk
     from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
     from aioktask.job import Chunk, Failure, Job, Learned, Part, Progress, Report, Speed, failure

@@ -25,7 +25,7 @@ from aioktask.bench.drawing import draw
 from aioktask.bench.machine import info, info_text, machine_text, packages_text
 from aioktask.bench.target import TargetError, job_from
 from aioktask.engine.api.process import current_pool
-from aioktask.engine.plan import cut
+from aioktask.engine.ranges.plan import cut
 
 # How many boundaries `plan` shows at either end.
 SHOWN = 3

@@ -26,7 +26,7 @@ from aioktask.bench.compiled import compiled
 from aioktask.bench.ladder import cell_of
 from aioktask.bench.measure import Contender, Promise, Result
 from aioktask.bench.workloads import SUITE, Workload
-from aioktask.engine.plan import leaf_size
+from aioktask.engine.ranges.plan import leaf_size
 from aioktask.memory import residency
 
 SMALL = 0.002

@@ -19,7 +19,7 @@ from aioktask import Job, Learned, failure, max_threads, run_multithreaded
 from aioktask.bench.ladder import Cell, beside, cell_name, cell_of, cells_of, ladder, scheme
 from aioktask.bench.measure import Contender, Interval, alternate, ratio
 from aioktask.bench.target import TargetError, copy_of, told
-from aioktask.engine.plan import most_threads, round_up
+from aioktask.engine.ranges.plan import most_threads, round_up
 
 __all__ = ["BEST", "COLD", "ENOUGH", "PLAIN", "WARM", "Curve", "measure", "time_text"]
 

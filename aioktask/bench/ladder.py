@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from aioktask.engine.plan import round_up
+from aioktask.engine.ranges.plan import round_up
 
 __all__ = [
     "Cell",

@@ -34,7 +34,7 @@ from aioktask.bench.ladder import (
 from aioktask.bench.measure import PAIRS, Contender, Promise, Result, alternate, interval, ratio
 from aioktask.bench.table import Table
 from aioktask.bench.workloads import SUITE, Workload
-from aioktask.engine.plan import leaf_size
+from aioktask.engine.ranges.plan import leaf_size
 
 __all__ = ["LONG_JOBS", "run"]
 

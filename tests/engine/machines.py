@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from aioktask.engine.scaling import Scaling
-from aioktask.engine.sizing import MOST_CHUNKS, STRETCH_NS, SizeLesson, Sizes
+from aioktask.engine.learning.scaling import Scaling
+from aioktask.engine.learning.sizing import MOST_CHUNKS, STRETCH_NS, SizeLesson, Sizes
 
 CLAIM_NS = 5_000.0
 CALL_NS = 300.0

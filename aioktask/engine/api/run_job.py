@@ -26,7 +26,7 @@ from aioktask.engine.api.submission import (
 )
 from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop
 from aioktask.engine.loops.waiting import wait_until_shielded
-from aioktask.engine.plan import Plan, make_plan, with_learned
+from aioktask.engine.ranges.plan import Plan, make_plan, with_learned
 from aioktask.engine.state.admission import remembered
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
 from aioktask.engine.state.dispatch import State

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from aioktask.engine.lessons import Lesson, Lessons, key_of
-from aioktask.engine.plan import CHUNKS_PER_THREAD, split, undo_grain
-from aioktask.engine.scaling import Scaling
-from aioktask.engine.sizing import Sizes
+from aioktask.engine.learning.lessons import Lesson, Lessons, key_of
+from aioktask.engine.learning.scaling import Scaling
+from aioktask.engine.learning.sizing import Sizes
+from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, split, undo_grain
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
 from aioktask.engine.tunables import Tunables

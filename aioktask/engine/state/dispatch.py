@@ -23,11 +23,11 @@ from collections.abc import Iterable
 from time import perf_counter_ns
 from typing import Literal, Protocol
 
-from aioktask.engine.claims import PartedClaims
 from aioktask.engine.events import EventKind
-from aioktask.engine.lessons import Lessons
+from aioktask.engine.learning.lessons import Lessons
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
+from aioktask.engine.ranges.claims import PartedClaims
 from aioktask.engine.scheduling.background import BackgroundShare
 from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.scheduling.loans import Loans

@@ -12,7 +12,7 @@ import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from aioktask.engine.undo import merge, subtract
+from aioktask.engine.ranges.undo import merge, subtract
 from aioktask.errors import UndoFailed
 from aioktask.job import Failure, Learned, Progress, Report, Speed, set_failure, told_within
 

@@ -26,11 +26,14 @@ from types import EllipsisType, TracebackType
 from typing import Any, Literal, Protocol
 
 from aioktask.engine import events
-from aioktask.engine.claims import Claims, PartedClaims
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.inherited import captured
-from aioktask.engine.lessons import Key, Lesson, Lessons
-from aioktask.engine.plan import (
+from aioktask.engine.learning.lessons import Key, Lesson, Lessons
+from aioktask.engine.learning.scaling import Scaling
+from aioktask.engine.learning.sizing import Sizes
+from aioktask.engine.learning.stretch import next_stretch
+from aioktask.engine.ranges.claims import Claims, PartedClaims
+from aioktask.engine.ranges.plan import (
     Split,
     chunk_size,
     count_chunks,
@@ -38,17 +41,14 @@ from aioktask.engine.plan import (
     node_of,
     undo_grain,
 )
-from aioktask.engine.reduction import Tree
-from aioktask.engine.scaling import Scaling
+from aioktask.engine.ranges.tree import Tree
+from aioktask.engine.ranges.undo import Failed, merge, outcome, subtract
 from aioktask.engine.scheduling.queue import Entry
-from aioktask.engine.sizing import Sizes
 from aioktask.engine.state import record
 from aioktask.engine.state.current import enclosing
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.stint import Stint, check_done
 from aioktask.engine.state.workers import Caller, Waiter
-from aioktask.engine.tuning import next_stretch
-from aioktask.engine.undo import Failed, merge, outcome, subtract
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
 from aioktask.job import Bound, Failure, Job, Report, set_failure, told_of
 

@@ -15,10 +15,10 @@ from contextvars import Context
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
+from aioktask.engine.learning.scores import Pace
 from aioktask.engine.machine.os_threads import cpu_time_ns, kernel_and_delay_ns
-from aioktask.engine.reduction import push
+from aioktask.engine.ranges.tree import push
 from aioktask.engine.scheduling.queue import Seat
-from aioktask.engine.scores import Pace
 from aioktask.errors import ChunkCancelled
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 from aioktask import Job
-from aioktask.engine.sizing import Sizes
+from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.state import admission
 from aioktask.engine.state.dispatch import CROWDED_NS
 from aioktask.engine.state.workers import Caller

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job, Part
-from aioktask.engine.plan import node_of, spans
+from aioktask.engine.ranges.plan import node_of, spans
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper

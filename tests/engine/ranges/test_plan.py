@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.plan import (
+from aioktask.engine.ranges.plan import (
     CHUNKS_PER_THREAD,
     MOST_LEAVES,
     chunk_size,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aioktask.engine.curve import LONGEST_NS, MUCH_BETTER, Curve
-from aioktask.engine.scores import KEPT_SAMPLES, Pace
+from aioktask.engine.learning.curve import LONGEST_NS, MUCH_BETTER, Curve
+from aioktask.engine.learning.scores import KEPT_SAMPLES, Pace
 
 __all__ = ["LONG_TRIAL_NS", "PROBES_SHARE", "Search"]
 

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.curve import LONGEST_ALONE_NS, LONGEST_NS, Curve
-from aioktask.engine.search import PROBES_SHARE
-from aioktask.engine.sizing import FIRST_SHARE, MOST_CHUNKS, SizeLesson, Sizes
+from aioktask.engine.learning.curve import LONGEST_ALONE_NS, LONGEST_NS, Curve
+from aioktask.engine.learning.search import PROBES_SHARE
+from aioktask.engine.learning.sizing import FIRST_SHARE, MOST_CHUNKS, SizeLesson, Sizes
 from tests.engine.machines import Cost, Machine, best_fixed, by_size, curve, simulate
 
 # What was measured of an expression of temporaries, of memset, and of faulting in pages: units are

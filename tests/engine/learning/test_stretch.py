@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.tuning import MOST_CHUNKS, TARGET_NS, next_stretch
+from aioktask.engine.learning.stretch import MOST_CHUNKS, TARGET_NS, next_stretch
 
 CHUNKS = st.integers(1, MOST_CHUNKS)
 WALL_NS = st.integers(0, 10**6) | st.integers(0, 10**12)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from aioktask import Job
-from aioktask.engine.lessons import MOST_LESSONS, Lesson, Lessons, key_of
+from aioktask.engine.learning.lessons import MOST_LESSONS, Lesson, Lessons, key_of
 
 
 def work(start: int, stop: int) -> None: ...

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.claims import Claims
-from aioktask.engine.reduction import Node, Tree, push
-from aioktask.engine.tuning import next_stretch
+from aioktask.engine.learning.stretch import next_stretch
+from aioktask.engine.ranges.claims import Claims
+from aioktask.engine.ranges.tree import Node, Tree, push
 
 
 def combine(left: str, right: str) -> str:

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aioktask.engine.claims import Claims, PartedClaims
-from aioktask.engine.plan import count_chunks, cut
-from aioktask.engine.tuning import MOST_CHUNKS, next_stretch
+from aioktask.engine.learning.stretch import MOST_CHUNKS, next_stretch
+from aioktask.engine.ranges.claims import Claims, PartedClaims
+from aioktask.engine.ranges.plan import count_chunks, cut
 
 OWNERS = range(4)
 

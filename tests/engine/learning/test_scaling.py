@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.scaling import Scaling
+from aioktask.engine.learning.scaling import Scaling
 from tests.engine.machines import Cost, Machine, by_size, simulate
 
 SECOND = 1_000_000_000

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from types import FunctionType, MethodType
 from typing import Any
 
-from aioktask.engine.plan import undo_grain
-from aioktask.engine.scaling import Scaling
-from aioktask.engine.sizing import SizeLesson
+from aioktask.engine.learning.scaling import Scaling
+from aioktask.engine.learning.sizing import SizeLesson
+from aioktask.engine.ranges.plan import undo_grain
 from aioktask.job import Job
 
 MOST_LESSONS = 512

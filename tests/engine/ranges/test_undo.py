@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.claims import Claims
-from aioktask.engine.plan import cut
-from aioktask.engine.undo import Failed, Outcome, merge, outcome, subtract
+from aioktask.engine.ranges.claims import Claims
+from aioktask.engine.ranges.plan import cut
+from aioktask.engine.ranges.undo import Failed, Outcome, merge, outcome, subtract
 
 ranges = st.builds(range, st.integers(-30, 30), st.integers(-30, 30))
 

@@ -2,9 +2,9 @@
 # Which chunk size a function is fastest with, found out while it works.
 #
 # Pure: finished stretches in, the next stretch out. Here is decided which size is in use and how a
-# stretch fits into what is left; what is known is in engine/curve and engine/scores, what to try in
-# engine/search. A choice is made under the engine's lock and, mostly, the interpreter's: so seldom,
-# and with little thinking.
+# stretch fits into what is left; what is known is in `curve` and `scores`, what to try in `search`.
+# A choice is made under the engine's lock and, mostly, the interpreter's: so seldom, and with
+# little thinking.
 """The chunk size that is used."""
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from aioktask.engine.curve import FAR_SLOWER, LONGEST_NS, SHORTEST_NS, Curve
-from aioktask.engine.plan import CHUNKS_PER_THREAD, round_up
-from aioktask.engine.scores import Pace, Scores
-from aioktask.engine.search import LONG_TRIAL_NS, Search
+from aioktask.engine.learning.curve import FAR_SLOWER, LONGEST_NS, SHORTEST_NS, Curve
+from aioktask.engine.learning.scores import Pace, Scores
+from aioktask.engine.learning.search import LONG_TRIAL_NS, Search
+from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, round_up
 
 __all__ = ["SizeLesson", "Sizes"]
 

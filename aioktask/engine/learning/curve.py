@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from aioktask.engine.plan import CHUNKS_PER_THREAD, round_up
-from aioktask.engine.scores import Scores
+from aioktask.engine.learning.scores import Scores
+from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, round_up
 
 __all__ = ["FAR_SLOWER", "LONGEST_ALONE_NS", "LONGEST_NS", "MUCH_BETTER", "SHORTEST_NS", "Curve"]
 

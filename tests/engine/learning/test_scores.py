@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.scores import KEPT_SAMPLES, SURE_SAMPLES, Pace, Scores
+from aioktask.engine.learning.scores import KEPT_SAMPLES, SURE_SAMPLES, Pace, Scores
 
 speeds = st.floats(0.01, 100.0)
 
