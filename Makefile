@@ -6,6 +6,7 @@
 #
 #   make demo        what the library is for, as a table, in under a minute
 #   make test        the tests
+#   make help        all targets
 #
 #   make ARGS="-k undo -x" test                  arguments for pytest
 #   make ARGS="overhead --json out.json" bench   arguments for the benchmark
@@ -29,14 +30,24 @@ LINT := $(VENV)/group-lint
 TESTS := $(VENV)/group-tests
 
 .DEFAULT_GOAL := test
-.PHONY: demo test test-long test-switching sweep sweep-sampled guest lint format types layers doctest docs examples bench clean
+.PHONY: help check demo test test-long test-switching sweep sweep-sampled guest lint format types layers doctest docs examples bench clean
 
 # Two installs into one environment at a time would break it.
 .NOTPARALLEL:
 
+# The last line of the comment above each target.
+help:
+	@awk '/^# /{said = substr($$0, 3)} /^[a-z][a-z-]*:/{sub(/:.*/, ""); printf "  %-16s %s\n", $$0, said} /^$$/{said = ""}' Makefile
+
+# Before a commit: lint, types, layers, and the tests of what changed since the last one.
+check: lint types layers $(TESTS)
+	$(IN_VENV) -m tests.support.changed $(ARGS)
+
+# What the library is for, as a table.
 demo: $(BENCH)
 	$(IN_VENV) -m aioktask demo $(ARGS)
 
+# The everyday tests.
 test: $(TESTS)
 	$(PYTEST) $(ARGS)
 
@@ -63,10 +74,12 @@ sweep: $(TESTS)
 guest: $(TESTS)
 	$(PYTEST) -m guest --timeout=300 tests/guest $(ARGS)
 
+# Likely bugs, misuse of async, and one form of the code.
 lint: $(LINT)
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
 
+# Bring the code into that form.
 format: $(LINT)
 	$(IN_VENV) -m ruff check --fix .
 	$(IN_VENV) -m ruff format .
@@ -75,13 +88,16 @@ format: $(LINT)
 types: $(LINT) $(TESTS)
 	$(IN_VENV) -m mypy
 
+# Who imports whom.
 layers: $(LINT)
 	$(VENV)/bin/lint-imports
 
+# The examples in docstrings and in docs/.
 doctest: $(TESTS) $(DOCS)
 	$(PYTEST) --doctest-modules aioktask
 	$(SPHINX) -b doctest docs build/doctest
 
+# The documentation, into build/docs.
 docs: $(DOCS)
 	$(SPHINX) -b html docs build/docs
 	@echo "read build/docs/index.html"
@@ -93,9 +109,11 @@ examples: $(INSTALLED)
 		$(IN_VENV) -W error "$$example" || exit 1; \
 	done
 
+# The promises, measured beside peers: ARGS=overhead one of them.
 bench: $(BENCH)
 	$(IN_VENV) -m aioktask bench $(ARGS)
 
+# Remove all that make made.
 clean:
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find aioktask docs examples tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: MIT
+"""Run the tests of what changed since the last commit: `make check`.
+
+A changed test runs. For a changed module those tests run that import it, or a package that it is
+in; the slow ones and the machines of others do not.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SECONDS = 45  # that the tests may take in all, before the rest is left to `make test`
+
+
+def changed() -> list[Path]:
+    """The Python files that differ from the last commit, new ones included."""
+    told = subprocess.run(
+        ["git", "status", "--porcelain", "--untracked-files=all"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    paths = [Path(line[3:].split(" -> ")[-1]) for line in told.splitlines()]
+    return [path for path in paths if path.suffix == ".py" and path.is_file()]
+
+
+def tests_of(paths: list[Path]) -> list[str]:
+    """The test modules that these paths are, or that name them in an import."""
+    modules = {".".join(path.with_suffix("").parts) for path in paths if path.parts[0] != "tests"}
+    found = {path for path in paths if path.name.startswith("test_")}
+    for test in Path("tests").rglob("test_*.py"):
+        if "guest" in test.parts:
+            continue
+        text = test.read_text(encoding="utf-8")
+        if any(f"{module} " in text or f"{module}\n" in text for module in modules):
+            found.add(test)
+    return sorted(str(path) for path in found)
+
+
+def main() -> int:
+    tests = tests_of(changed())
+    if not tests:
+        print("nothing that tests import has changed since the last commit")
+        return 0
+    options = ["-q", "-x", "--no-header", f"--session-timeout={SECONDS}"]
+    return subprocess.call([sys.executable, "-m", "pytest", *options, *tests, *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
