@@ -35,86 +35,75 @@ TESTS := $(VENV)/group-tests
 # Two installs into one environment at a time would break it.
 .NOTPARALLEL:
 
-# The last line of the comment above each target.
-help:
-	@awk '/^# /{said = substr($$0, 3)} /^[a-z][a-z-]*:/{sub(/:.*/, ""); printf "  %-16s %s\n", $$0, said} /^$$/{said = ""}' Makefile
+help:  ## what there is
+	@sed -nE 's/^([a-z-]+):.*  ## (.*)/  \1\t\2/p' Makefile | expand -t 18
 
-# Before a commit: lint, types, layers, and the tests of what changed since the last one.
-check: lint types layers $(TESTS)
+check: lint types layers $(TESTS)  ## before a commit: lint, types, layers, the tests of what changed
 	$(IN_VENV) -m tests.support.changed $(ARGS)
 
-# What the library is for, as a table.
-demo: $(BENCH)
+demo: $(BENCH)  ## what the library is for, as a table
 	$(IN_VENV) -m aioktask demo $(ARGS)
 
-# The everyday tests.
-test: $(TESTS)
+test: $(TESTS)  ## the everyday tests
 	$(PYTEST) $(ARGS)
 
 # What is marked slow, with long hypothesis runs: 15 minutes a test at most, 30 in all.
-test-long: $(TESTS)
+test-long: $(TESTS)  ## the slow ones, with long hypothesis runs
 	AIOKTASK_TEST_PROFILE=long AIOKTASK_TEST_INTERRUPTIONS=nothing $(PYTEST) -m "slow and not guest" --timeout=900 --session-timeout=1800 $(ARGS)
 
 # The suite with a thread switch tried every microsecond, 5000 times as often as usual; what runs in
 # processes of its own, as the sweep does, apart.
-test-switching: $(TESTS)
+test-switching: $(TESTS)  ## the everyday tests, a thread switch tried every microsecond
 	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 --ignore=tests/interruption $(ARGS)
 
 # The library's calls, interrupted at a sample of their lines by a seed that is printed: 8 minutes at
 # most. AIOKTASK_TEST_SEED=7 repeats a sample.
-sweep-sampled: $(TESTS)
+sweep-sampled: $(TESTS)  ## calls interrupted at their lines, a sample
 	$(PYTEST) -m sweep --timeout=600 tests/interruption $(ARGS)
 
 # The same at every line, of every call, in every way: some hours.
-sweep: $(TESTS)
+sweep: $(TESTS)  ## the same at every line: some hours
 	AIOKTASK_TEST_SWEEP=whole $(PYTEST) -m sweep --timeout=36000 tests/interruption $(ARGS)
 
 # In a machine with two nodes, huge pages and an IOMMU, which is built and emulated: see
 # tests/guest/README.md. Five minutes a test at most: an emulated CPU is slow.
-guest: $(TESTS)
+guest: $(TESTS)  ## the tests that need an emulated machine
 	$(PYTEST) -m guest --timeout=300 tests/guest $(ARGS)
 
-# Likely bugs, misuse of async, and one form of the code.
-lint: $(LINT)
+lint: $(LINT)  ## likely bugs, misuse of async, one form of the code
 	$(IN_VENV) -m ruff check .
 	$(IN_VENV) -m ruff format --check .
 
-# Bring the code into that form.
-format: $(LINT)
+format: $(LINT)  ## bring the code into that form
 	$(IN_VENV) -m ruff check --fix .
 	$(IN_VENV) -m ruff format .
 
 # The tests' group too: mypy reads trio and uvloop, which the engine knows how to wake.
-types: $(LINT) $(TESTS)
+types: $(LINT) $(TESTS)  ## mypy, strict
 	$(IN_VENV) -m mypy
 
-# Who imports whom.
-layers: $(LINT)
+layers: $(LINT)  ## who imports whom
 	$(VENV)/bin/lint-imports
 
-# The examples in docstrings and in docs/.
-doctest: $(TESTS) $(DOCS)
+doctest: $(TESTS) $(DOCS)  ## the examples in docstrings and in docs/
 	$(PYTEST) --doctest-modules aioktask
 	$(SPHINX) -b doctest docs build/doctest
 
-# The documentation, into build/docs.
-docs: $(DOCS)
+docs: $(DOCS)  ## the documentation, into build/docs
 	$(SPHINX) -b html docs build/docs
 	@echo "read build/docs/index.html"
 
 # With what a user has: the package and its dependencies, and every warning an error.
-examples: $(INSTALLED)
+examples: $(INSTALLED)  ## every program in examples/
 	@for example in examples/*.py; do \
 		echo "--- $$example"; \
 		$(IN_VENV) -W error "$$example" || exit 1; \
 	done
 
-# The promises, measured beside peers: ARGS=overhead one of them.
-bench: $(BENCH)
+bench: $(BENCH)  ## the promises, measured beside peers
 	$(IN_VENV) -m aioktask bench $(ARGS)
 
-# Remove all that make made.
-clean:
+clean:  ## remove all that make made
 	rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find aioktask docs examples tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
