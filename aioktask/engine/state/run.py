@@ -693,8 +693,9 @@ class Run:
         return isinstance(self.verdict, UndoFailed)
 
     def _stop(self) -> None:
-        found = outcome(range(self.job.start, self.job.stop), self.claims.free, self.failed)
-        self.to_undo, self.unknown = found.done, found.unknown
+        if not self.never_starts:  # else nothing was done
+            found = outcome(range(self.job.start, self.job.stop), self.claims.free, self.failed)
+            self.to_undo, self.unknown = found.done, found.unknown
         if self.tree is not None:
             self.tree.waiting.clear()
         if self.job.undo is None or not self.to_undo:
