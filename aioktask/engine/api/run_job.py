@@ -96,6 +96,7 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
             await _see_to_its_end(pool, loop, run, waiter, job, error)
         raise
     finally:
+        run.failure = None  # no call, in which a handler might raise
         del run, waiter  # which the exception's traceback leads to
 
 
@@ -211,6 +212,7 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
         run.name_outcome(error, job)
         raise
     finally:
+        run.failure = None  # no call, in which a handler might raise
         del stint, caller, asked, run
 
 

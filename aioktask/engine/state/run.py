@@ -183,7 +183,7 @@ class Run:
     told = False  # whether somebody got it
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
-    _failure: Failure | None = None
+    failure: Failure | None = None
     _plain_value: type | None = None  # of what `reduce` returned last
 
     def __init__(
@@ -756,20 +756,20 @@ class Run:
         )
 
     def _finish(self) -> None:
-        self._failure = record.failure(self)
+        self.failure = record.failure(self)
         self.verdict = self.error
         if self.error is not None:
-            set_failure(self.error, self._failure, self.parent_number)
+            set_failure(self.error, self.failure, self.parent_number)
         if self.undo_errors:
             cause = self.error if self.error is not None else self.cancellation()
-            self.verdict = record.undo_failed(self, self._failure, cause)
-            self.tell(EventKind.UNDO_FAILED, ranges=self._failure.done, error=self.verdict)
+            self.verdict = record.undo_failed(self, self.failure, cause)
+            self.tell(EventKind.UNDO_FAILED, ranges=self.failure.done, error=self.verdict)
         elif self.undoing:
-            self.tell(EventKind.UNDONE, ranges=self._failure.undone)
+            self.tell(EventKind.UNDONE, ranges=self.failure.undone)
         if self.error is not None:
             self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk)
         else:
-            self.tell(EventKind.CANCELLED, done=self._failure.done, undone=self._failure.undone)
+            self.tell(EventKind.CANCELLED, done=self.failure.done, undone=self.failure.undone)
         if self.verdict is not None:
             self._trace = self.verdict.__traceback__
         self.errors, self.failed, self.undo_errors = (), (), ()
@@ -827,8 +827,8 @@ class Run:
     def cancellation(self) -> JobCancelled:
         """A new exception that tells a waiter of the cancel."""
         error = JobCancelled(f"the job {self.name!r} was cancelled")
-        if self._failure is not None:
-            set_failure(error, self._failure, self.parent_number)
+        if self.failure is not None:
+            set_failure(error, self.failure, self.parent_number)
         return error
 
     def _is_told(self) -> None:
@@ -842,7 +842,7 @@ class Run:
             return self.report
         verdict, trace = self.verdict or self.cancellation(), self._trace
         if self.owned:  # nobody else will ask, and the traceback will lead back to here
-            self.verdict = self.error = self._trace = self._failure = None
+            self.verdict = self.error = self._trace = None  # `name_outcome` may need the failure
         try:
             # Each raise would add to the traceback of the one exception that all waiters get.
             raise verdict.with_traceback(trace)
@@ -859,7 +859,7 @@ class Run:
             return
         self._is_told()
         verdict, self.verdict, self.error = self.verdict, None, None
-        self._trace = self._failure = None
+        self._trace = None
         assert verdict is not None
         verdict.__cause__ = cause
         try:
@@ -873,10 +873,10 @@ class Run:
         That is an exception which is not the job's: a cancellation, or one that struck from
         outside.
         """
+        found = self.failure
         if not self.ended or told_of(error) is not None:
             return
-        found, self._failure = self._failure, None
-        if found is None:
+        if found is None:  # it is over for nobody but the owner: none began, or all is done
             done = () if self.never_starts else merge([range(job.start, job.stop)])
             found = Failure(job, None, (), done, (), ())
         set_failure(error, found, self.parent_number)
