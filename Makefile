@@ -49,7 +49,7 @@ test: $(TESTS)  ## the everyday tests
 
 # What is marked slow, with long hypothesis runs: 15 minutes a test at most, 30 in all.
 test-long: $(TESTS)  ## the slow ones, with long hypothesis runs
-	AIOKTASK_TEST_PROFILE=long AIOKTASK_TEST_INTERRUPTIONS=nothing $(PYTEST) -m "slow and not guest" --timeout=900 --session-timeout=1800 $(ARGS)
+	AIOKTASK_TEST_PROFILE=long $(PYTEST) -m "slow and not guest" --timeout=900 --session-timeout=1800 $(ARGS)
 
 # The suite with a thread switch tried every microsecond, 5000 times as often as usual; what runs in
 # processes of its own, as the sweep does, apart.
