@@ -51,10 +51,13 @@ test: $(TESTS)  ## the everyday tests
 test-long: $(TESTS)  ## the slow ones, with long hypothesis runs
 	AIOKTASK_TEST_PROFILE=long $(PYTEST) -m "slow and not guest" --timeout=900 --session-timeout=1800 $(ARGS)
 
-# The suite with a thread switch tried every microsecond, 5000 times as often as usual; what runs in
-# processes of its own, as the sweep does, apart.
-test-switching: $(TESTS)  ## the everyday tests, a thread switch tried every microsecond
-	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 --ignore=tests/interruption $(ARGS)
+# What runs threads in this process, with a thread switch tried every microsecond, 5000 times as
+# often as usual. What is pure, or runs in processes of its own, would show nothing new.
+UNSWITCHED := engine/learning engine/machine engine/ranges engine/scheduling guest interruption process \
+	test_bench_* test_command_line.py test_curve.py test_drawing.py test_guest_* test_imports.py
+test-switching: $(TESTS)  ## tests of threads, a thread switch tried every microsecond
+	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 \
+		$(UNSWITCHED:%=--ignore-glob='tests/%') $(ARGS)
 
 # The library's calls, interrupted at a sample of their lines by a seed that is printed: 8 minutes at
 # most. AIOKTASK_TEST_SEED=7 repeats a sample.
