@@ -482,13 +482,14 @@ class _Attributes(dict[str, Any]):
     without, and arrives where there is no aioktask.
 
     Attributes:
-        told: What `failure` tells.
+        told: What `failure` tells; of a job of which no chunk began the job alone, since a crowd of
+            them may be cancelled at once, and few are asked about.
         parent: The number of the run that the failed job is nested in, or 0.
     """
 
     __slots__ = ("parent", "told")
 
-    told: Failure
+    told: Failure | Job[Any]
     parent: int
 
     def __reduce__(self) -> tuple[type[dict[str, Any]], tuple[dict[str, Any]]]:
@@ -503,17 +504,22 @@ _attributes: GetSetDescriptorType = vars(BaseException)["__dict__"]
 def told_of(exc: BaseException) -> Failure | None:
     """What `set_failure` attached last, if anything."""
     found = _attributes.__get__(exc)
-    return found.told if type(found) is _Attributes else None
+    if type(found) is not _Attributes:
+        return None
+    told = found.told
+    return told if isinstance(told, Failure) else Failure(told, None, (), (), (), ())
 
 
 def told_within(exc: BaseException, run: int) -> Failure | None:
     """What `set_failure` attached last, if it is of a job that was nested in this run."""
     found = _attributes.__get__(exc)
-    return found.told if type(found) is _Attributes and found.parent == run else None
+    return told_of(exc) if type(found) is _Attributes and found.parent == run else None
 
 
-def set_failure(exc: BaseException, told: Failure, parent: int = 0) -> None:
+def set_failure(exc: BaseException, told: Failure | Job[Any], parent: int = 0) -> None:
     """Attach `told` to `exc`, for `failure`; `parent` is the run that its job is nested in, or 0.
+
+    Of a job of which no chunk began, the job is enough.
 
     The exception's class has no say in it, and whoever pickles or copies it sees nothing of it.
     """

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# What the engine costs where the work costs nothing: a chunk, an awaited job, a job's memory.
+# What the engine costs where the work costs nothing: a chunk, an awaited job, a crowd that goes
+# away, a job's memory.
 #
 # Everything is per chunk or per awaited job, each chunk is one call of the same empty function, and
 # the engine's jobs carry an `undo=`, since that is what the bookkeeping is for.
@@ -12,10 +13,17 @@ import importlib.util
 import statistics
 import threading
 import tracemalloc
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
+from time import perf_counter, thread_time
 
 import aioktask
 from aioktask import Job, Report, run_multithreaded, set_max_threads
@@ -29,6 +37,7 @@ from aioktask.bench.measure import (
     alternate,
     interval,
     ratio,
+    turns,
 )
 from aioktask.bench.peers import PEERS, nothing
 from aioktask.bench.table import Table
@@ -37,6 +46,7 @@ __all__ = ["run"]
 
 HELPERS = (1, 2, 4, 16)
 MICRO = 1e6
+MILLI = 1e3
 KIB = 1 << 10
 
 
@@ -44,6 +54,7 @@ def run(quick: bool, progress: Callable[[str], object]) -> Result:
     """The cost of an empty chunk, of a short awaited job, and the memory that a job adds."""
     result = Result("overhead", quick)
     _awaited_job(result, quick, progress)  # first, while there are as many helpers as usual
+    _crowds(result, quick, progress)
     with _threads(max(HELPERS)):
         _empty_chunk(result, quick, progress)
         _memory(result, quick, progress)
@@ -132,7 +143,12 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
         for _ in range(awaits):
             await asyncio.to_thread(nothing, 0, 1)
 
+    async def gathered(one: Callable[[], Coroutine[None, None, object]]) -> None:
+        await asyncio.gather(*[one() for _ in range(together)])
+
+    together = 100 if quick else 2000
     rows: list[tuple[object, ...]] = []
+    more: list[tuple[object, ...]] = []
     for loop, factory in _loops().items():
         if factory is None:
             rows.append((loop, "not installed", None, None, None))
@@ -147,6 +163,33 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
                 ],
                 pairs,
             )
+            pair = [
+                Contender("aioktask", lambda: runner.run(jobs()), awaits),
+                Contender("to_thread", lambda: runner.run(to_thread()), awaits),
+            ]
+            cpu = alternate(pair, pairs // 2, clock=thread_time)
+            at_once = alternate(
+                [
+                    Contender(
+                        "aioktask",
+                        lambda: runner.run(gathered(lambda: run_multithreaded(job))),
+                        together,
+                    ),
+                    Contender(
+                        "to_thread",
+                        lambda: runner.run(gathered(lambda: asyncio.to_thread(nothing, 0, 1))),
+                        together,
+                    ),
+                ],
+                pairs // 2,
+            )
+        for what, figures in (
+            ("the loop thread's CPU time", cpu),
+            (f"of {together:,} at once", at_once),
+        ):
+            each = [_micro(figures[name]) for name in ("aioktask", "to_thread")]
+            more.append((loop, what, *each, ratio(figures["aioktask"], figures["to_thread"])))
+            result.samples[f"short awaited job, {what}, on {loop}"] = figures
         share = ratio(times["aioktask"], times["to_thread"])
         micro = [_micro(times[name]) for name in ("aioktask", "to_thread", "bare")]
         rows.append((loop, *micro, share))
@@ -165,6 +208,109 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
             ),
         )
     )
+    result.tables.append(
+        Table(
+            "What else a short job costs",
+            ("", "", "run_multithreaded, us", "to_thread, us", "job / to_thread"),
+            more,
+            ("At once: so many are gathered, and what is told is the time of one.",),
+        )
+    )
+
+
+def _crowds(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
+    """How long the loop is kept when many tasks that wait are cancelled in one go."""
+    crowd = 200 if quick else 10_000
+    rounds = 2 if quick else 7
+    progress(f"crowds: {rounds} rounds")
+    kept: dict[str, list[float]] = {name: [] for name in _CROWDS}
+    with asyncio.Runner() as runner:
+        for order in turns(len(kept), rounds):
+            for name in [list(kept)[at] for at in order]:
+                kept[name].append(runner.run(_kept(_CROWDS[name], crowd)))
+    bare = kept[BARE]
+    rows: list[tuple[object, ...]] = []
+    for name, seconds in kept.items():
+        later = interval((a - b) * MILLI for a, b in zip(seconds, bare, strict=True))
+        beside = (None, None) if name == BARE else (later, ratio(seconds, bare))
+        rows.append((name, interval(each * MILLI for each in seconds), *beside))
+    result.samples["crowds, seconds that the loop is kept"] = {
+        name: tuple(values) for name, values in kept.items()
+    }
+    result.tables.append(
+        Table(
+            f"{crowd:,} tasks, cancelled in one go",
+            ("they wait for", "the loop is kept, ms", "longer than futures, ms", "of futures"),
+            rows,
+            (
+                "Kept: the longest that a callback of the loop had to wait, on asyncio, from the "
+                "first cancel on until all tasks are done.",
+            ),
+        )
+    )
+
+
+@asynccontextmanager
+async def _bare_futures(tasks: int) -> AsyncIterator[list[asyncio.Task[object]]]:
+    loop = asyncio.get_running_loop()
+
+    async def wait() -> object:
+        return await loop.create_future()
+
+    yield [asyncio.ensure_future(wait()) for _ in range(tasks)]
+
+
+@asynccontextmanager
+async def _one_job(tasks: int) -> AsyncIterator[list[asyncio.Task[object]]]:
+    release = threading.Event()
+    async with aioktask.Coordinator() as coordinator:
+        handle = coordinator.submit(Job(lambda start, stop: release.wait(60), 1, chunk=1))
+
+        async def wait() -> object:
+            return await handle
+
+        yield [asyncio.ensure_future(wait()) for _ in range(tasks)]
+        release.set()
+
+
+@asynccontextmanager
+async def _own_jobs(tasks: int) -> AsyncIterator[list[asyncio.Task[object]]]:
+    release = threading.Event()
+    job = Job(lambda start, stop: release.wait(60), 1, chunk=1)
+    yield [asyncio.ensure_future(run_multithreaded(job)) for _ in range(tasks)]
+
+
+Crowd = Callable[[int], AbstractAsyncContextManager[list[asyncio.Task[object]]]]
+
+BARE = "futures that nobody sets"
+
+_CROWDS: dict[str, Crowd] = {
+    "one job, awaited by all": _one_job,
+    "a job each": _own_jobs,
+    BARE: _bare_futures,
+}
+
+
+async def _kept(crowd: Crowd, size: int) -> float:
+    """Seconds that the loop is kept at most while such a crowd is cancelled."""
+    worst = 0.0
+
+    async def tick() -> None:
+        nonlocal worst
+        while True:
+            begun = perf_counter()
+            await asyncio.sleep(0)
+            worst = max(worst, perf_counter() - begun)
+
+    async with crowd(size) as tasks:
+        await asyncio.sleep(0.5)  # until the engine has nothing to do but wait
+        ticking = asyncio.ensure_future(tick())
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        ticking.cancel()
+    return worst
 
 
 def _run_bare(

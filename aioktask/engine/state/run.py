@@ -873,12 +873,14 @@ class Run:
         That is an exception which is not the job's: a cancellation, or one that struck from
         outside.
         """
-        found = self.failure
+        found: Failure | Job[Any] | None = self.failure
         if not self.ended or told_of(error) is not None:
             return
         if found is None:  # it is over for nobody but the owner: none began, or all is done
-            done = () if self.never_starts else merge([range(job.start, job.stop)])
-            found = Failure(job, None, (), done, (), ())
+            if self.never_starts:
+                found = job
+            else:
+                found = Failure(job, None, (), merge([range(job.start, job.stop)]), (), ())
         set_failure(error, found, self.parent_number)
 
     def tell(self, kind: EventKind, **details: object) -> None:

@@ -148,15 +148,18 @@ class Pool:
         # what is read here was written.
         if self._may_skip_wake and self.lock.locked():
             return
-        try:
-            idle = self.state.idle[0]
-        except IndexError:
+        idle = self.state.idle
+        if idle:
             try:
-                self.keeper.wake()
-            except RuntimeError:
-                self._without_threads()
-            return
-        idle.parking.unpark()
+                idle[0].parking.unpark()
+            except IndexError:  # it has work by now
+                pass
+            else:
+                return
+        try:
+            self.keeper.wake()
+        except RuntimeError:
+            self._without_threads()
 
     def _without_threads(self) -> None:
         """The system has no thread for the keeper: where there is no helper either, work here.
