@@ -220,9 +220,10 @@ class Pool:
         self.state.turner = None
 
     def drain(self) -> None:
-        """Apply commands, in a turn."""
+        """Apply commands, in a turn: of those that are there now, or a turn that makes more
+        commands than it applies would hold the lock for as long as it may."""
         inbox, state = self.inbox, self.state
-        for _ in range(COMMANDS_A_TURN):
+        for _ in range(min(len(inbox), COMMANDS_A_TURN)):
             if not inbox:
                 return
             command = inbox.popleft()
