@@ -422,8 +422,17 @@ def helper_call(trial: Trial) -> Iterator[None]:
 @way
 def helper_call_everywhere(trial: Trial) -> Iterator[None]:
     """A tracing function calls the library at every line that helpers pass."""
-    trial.world.on_chunk = on_helpers(EveryPlace(trial.intrude))
-    yield
+    over = False  # the threads are traced for ever
+
+    def intrude() -> None:
+        if not over:
+            trial.intrude()
+
+    trial.world.on_chunk = on_helpers(EveryPlace(intrude))
+    try:
+        yield
+    finally:
+        over = True
 
 
 @way
@@ -486,8 +495,10 @@ def collector(trial: Trial) -> Iterator[None]:
 def profile(trial: Trial) -> Iterator[None]:
     """A profiling function calls the library whenever code of it calls or returns."""
 
+    over = False  # threads that began meanwhile keep the function
+
     def look(frame: FrameType, event: str, argument: object) -> None:
-        if frame.f_code.co_filename.startswith(LIBRARY):
+        if not over and frame.f_code.co_filename.startswith(LIBRARY):
             trial.intrude()
 
     threading.setprofile(look)
@@ -495,6 +506,7 @@ def profile(trial: Trial) -> Iterator[None]:
     try:
         yield
     finally:
+        over = True
         sys.setprofile(None)
         threading.setprofile(None)
 
