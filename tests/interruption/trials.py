@@ -28,7 +28,7 @@ from aioktask import JobCancelled
 from tests.interruption import calls, children, questions
 from tests.interruption.calls import Call, World, warm_up
 from tests.interruption.children import Say
-from tests.interruption.intruders import HARMLESS, Intruder
+from tests.interruption.intruders import Intruder
 from tests.interruption.strikes import (
     LIBRARY,
     STRIKE,
@@ -108,8 +108,7 @@ def run_trial(spec: Spec, say: Say) -> dict[str, Any] | None:
     sys.unraisablehook = lambda found: trial.unraisable.append(found.exc_value)
     threading.excepthook = lambda found: trial.unraisable.append(found.exc_value)
     if spec.intruder:
-        most = 10**9 if spec.intruder in HARMLESS else MOST_OFTEN
-        trial.intruder = Intruder(spec.intruder, trial.world, most)
+        trial.intruder = Intruder(spec.intruder, trial.world, MOST_OFTEN)
         if spec.warm:
             trial.world.start_background()
     strike = STRIKES[spec.way](trial)
