@@ -98,6 +98,7 @@ class Pool:
         self.news: deque[tuple[Context, events.Event]] = deque()  # to be told, in this order
         self._pending: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # see `post_once`
         self._woken: deque[Waiter] = deque()  # who was woken since the keeper looked
+        self._unsent: deque[Outbox] = deque()  # see `keep`
         self._telling = threading.Lock()  # held by who tells; only tried
 
     def __repr__(self) -> str:
@@ -191,18 +192,30 @@ class Pool:
         lock = self.lock
         if not lock.acquire(blocking=False):
             return False
+        out: Outbox | None = None
         try:
-            self.begin_turn(helper)
-            self.drain()
-            out = self.take_outbox()
-        finally:
-            self.end_turn()
-            lock.release()
-        if self.dead:
-            return False
-        if out is not None:
-            self.send(out)
+            try:
+                try:
+                    self.begin_turn(helper)
+                    self.drain()
+                    out = self.take_outbox()
+                finally:
+                    self.end_turn()
+            finally:
+                lock.release()
+            if self.dead:
+                return False
+            if out is not None:
+                self.send(out)
+        except BaseException:
+            self.keep(out)
+            raise
         return True
+
+    def keep(self, out: Outbox | None) -> None:
+        """Leave what a turn has to say to the keeper: memory was short before it could be sent."""
+        if out is not None:
+            self._unsent.append(out)
 
     def turn_of(self, helper: Helper) -> None:
         """Take a turn on this helper's thread, which may get work by it."""
@@ -226,9 +239,11 @@ class Pool:
         for _ in range(min(len(inbox), COMMANDS_A_TURN)):
             if not inbox:
                 return
-            command = inbox.popleft()
-            # What it refers to goes when the lock is free.
+            command = inbox[0]
+            # What it refers to goes when the lock is free. Before it is taken out, or it would be
+            # lost where memory is short.
             state.out.dropped.append(command)
+            inbox.popleft()
             try:
                 command[0](state, *command[1:])
             except BaseException as error:
@@ -539,6 +554,8 @@ class Pool:
         """On the keeper: follow what changed; False when there is nothing to look after."""
         if self.dead:
             return False
+        while self._unsent:
+            self.send(self._unsent.popleft())
         self._wake_again()
         self._post_left_behind()
         if self.state.busy or self.state.out:
