@@ -49,6 +49,27 @@ async def test_a_job_wakes_its_loop_once(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(calls) == 1
 
 
+@pytest.mark.asyncio
+async def test_a_wakeup_that_memory_was_too_short_for_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The loop never had it, so it dropped nothing, after which a job would be undone."""
+    loop = asyncio.get_running_loop()
+    post = loop.call_soon_threadsafe
+    refused: list[object] = []
+
+    def refuse_once(callback: Callable[..., object], *args: Any, context: Any = None) -> object:
+        if not refused:
+            refused.append(None)
+            raise MemoryError("planted")
+        return post(callback, *args, context=context)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", refuse_once)
+    report = await run_multithreaded(Job(lambda a, b: None, 8, chunk=1, undo=lambda a, b: None))
+    assert report.chunks == 8
+    assert refused
+
+
 def test_wakeups_are_trusted_with_a_gil_and_on_other_loops(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -154,13 +154,13 @@ def process_tunables(environ: Mapping[str, str], calls: Mapping[str, tuple[str, 
         ValueError: A variable is set to what it may not be, and no call says otherwise.
     """
     unsaid = {
-        name: text
-        for name, text in environ.items()
-        if name not in {TUNABLES[each].variable for each in calls}
+        known.variable: environ.get(known.variable, "")
+        for known in TUNABLES.values()
+        if known.name not in calls
     }
     values = from_environment(unsaid)
     sources = {
-        name: f"{TUNABLES[name].variable}={environ[TUNABLES[name].variable].strip()}"
+        name: f"{TUNABLES[name].variable}={unsaid[TUNABLES[name].variable].strip()}"
         for name in values
     }
     for name, (source, value) in calls.items():

@@ -85,10 +85,11 @@ class Work:
     # The three ways to a section.
 
     def _background_chunk(self, start: int, stop: int) -> None:
-        self._do_next(None, self._background.nice)
+        self._do_next(None, self._background.nice, self._background)
 
     def _urgent_chunk(self, request: Request, start: int, stop: int) -> None:
-        self._do_next(request, request.nice)
+        stint = local.stint
+        self._do_next(request, request.nice, None if stint is None else stint.run)
 
     def ask(self, request: Request, *, takes_part: bool) -> Handle[None] | None:
         """Have the request's sections done next; the run that does them, or None if none waits.
@@ -116,7 +117,7 @@ class Work:
                 self._urgent.append(urgent)
         if not takes_part:
             return urgent
-        while self._do_next(request, request.nice):
+        while self._do_next(request, request.nice, None):
             pass
         return None
 
@@ -156,10 +157,11 @@ class Work:
         """Whether sections may begin: nobody ended it, nor the coordinator."""
         return not (self.closed or self._background.cancel_asked)
 
-    def _do_next(self, request: Request | None, nice: int) -> bool:
+    def _do_next(self, request: Request | None, nice: int, by: Run | None) -> bool:
         """Take the next section, of the request if there is one, and do it; whether one was left.
 
-        The section's exception is kept, not raised.
+        The section's exception is kept, not raised. Where memory was short before it had a run, who
+        asks for the section is told what ends the run `by` whose chunk this is.
         """
         caller = Caller(nice, local.stint, main=is_main_thread())
         with self.lock:
@@ -168,8 +170,13 @@ class Work:
             index = self.sections.take() if request is None else self.sections.take_of(request)
             if index is None:
                 return False
-            run = self._run_of(index, nice)
-            self.running[index] = self._handle_of(run)
+            try:
+                run = self._run_of(index, nice)
+                handle = self.running[index] = self._handle_of(run)
+            except BaseException:
+                if by is not None:
+                    self._failed[index] = _Raised(self._handle_of(by))
+                raise
         try:
             if len(caller.stints) > DEEPEST:
                 self._submit(run)
@@ -187,9 +194,12 @@ class Work:
                 self._pool.cancel(run)
             raise
         finally:
-            if run.refused or run.cancel_asked:  # before it began, or struck from outside
-                with self.lock:
+            with self.lock:
+                if run.refused or run.cancel_asked:  # before it began, or struck from outside
                     self.running.pop(index, None)
+                elif not self.sections.is_done(index):  # the engine failed before its chunk could
+                    self.running.pop(index, None)
+                    self._failed.setdefault(index, _Raised(handle))
         return True
 
     def _run_of(self, index: int, nice: int) -> Run:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -47,6 +48,21 @@ def test_the_environment_speaks_for_the_process(
     found = process_tunables(environ, {})
     assert found.data() == {**Tunables().data(), **expected}
     assert set(found.sources) == set(expected)
+
+
+class _ManyVariables(dict[str, str]):
+    """An environment that is too large to be gone through."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("every variable was looked at")
+
+    items = keys = values = __iter__  # type: ignore[assignment]
+
+
+def test_of_the_environment_only_the_table_s_variables_are_read() -> None:
+    """What a call costs does not depend on how many variables there are beside them."""
+    environ = _ManyVariables({"AIOKTASK_LEARN": "nothing", "OTHER": "1"})
+    assert process_tunables(environ, {"nice": ("a call", 3)}).learn == "nothing"
 
 
 def test_a_call_goes_before_a_variable_even_a_wrong_one() -> None:

@@ -35,6 +35,7 @@ from aioktask import (
     JobCancelled,
     OnDemand,
     current_chunk,
+    failure,
     priority,
     run_multithreaded,
     run_multithreaded_sync,
@@ -62,15 +63,26 @@ class Work:
         self.undoes = False
         self.must_finish = True  # when nothing strikes
         self.on_chunk: Callable[[], object] = _nothing
+        self.named: set[int] = set()  # the units that a chunk was told of, for which this ran
 
     def fn(self, start: int, stop: int) -> object:
         self.on_chunk()
         if start <= self.fails_at < stop:
             raise Planted(f"in {start} to {stop}")
         if self.nested is not None and start == 0:
-            run_multithreaded_sync(self.nested.job())
+            self.nested.run_nested()
         self.done[start:stop] = [count + 1 for count in self.done[start:stop]]
         return None
+
+    def run_nested(self) -> None:
+        """In a chunk of another job. What that is told goes on as what its own job raised."""
+        try:
+            run_multithreaded_sync(self.job())
+        except BaseException as error:
+            with contextlib.suppress(LookupError):
+                told = failure(error)
+                self.named = set().union(*told.done, *told.unknown)
+            raise
 
     def value(self, start: int, stop: int) -> tuple[range, ...]:
         self.fn(start, stop)

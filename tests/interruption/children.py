@@ -26,6 +26,10 @@ LIMIT_SECONDS = float(os.environ.get("AIOKTASK_SWEEP_LIMIT", "10"))
 # A child that has taken so long probably hangs and uses no CPU: others may run beside it.
 SLOW_SECONDS = 1.0
 MOST_SLOW = 40
+# What has come to its limit is asked so often whether it still works: it does if it used more than
+# so much CPU time (in ticks of 10 ms) meanwhile. The keeper that looks around uses less.
+LOOK_SECONDS = 2.0
+IDLE_TICKS = 10
 
 # A child ends with its parent, however that ends.
 PR_SET_PDEATHSIG = 1
@@ -90,6 +94,8 @@ class Child:
     begun: float
     stabbed: bool = False
     begun_to_die: float = 0.0
+    used: int = 0  # CPU time, as it was looked at last
+    used_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -199,11 +205,20 @@ class Children:
 
 
 def _works(child: Child, now: float) -> bool:
-    """Whether it has something to do, on a machine that is busy; what spins is given some time."""
+    """Whether a thread of it has something to do, on a machine that is busy.
+
+    What spins is given some time.
+    """
     if now - child.begun > 4 * LIMIT_SECONDS:
         return False
-    with open(f"/proc/{child.pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[0] == b"R"
+    if now - child.used_at > LOOK_SECONDS:
+        with open(f"/proc/{child.pid}/stat", "rb") as file:
+            stat = file.read().rpartition(b")")[2].split()
+        used = int(stat[11]) + int(stat[12])
+        works = used - child.used > IDLE_TICKS
+        child.used, child.used_at = used, now
+        return works
+    return True
 
 
 def _contents(file: int) -> str:

@@ -206,14 +206,20 @@ INTRUDERS: dict[str, Callable[[World], None]] = {
 # Those that change little for whom they interrupt, and so may be called again and again.
 HARMLESS = ("progress", "renice", "limit", "cancel_other", "look", "cap", "configure")
 
+# So often in one trial. On helpers some of them make work, in which they are called again; and on a
+# machine that is busy a few thousand of them are seconds.
+MOST_HARMLESS = 2000
+MOST_OFTEN = {"configure": 500, "look": 500}  # a millisecond each
+
 
 class Intruder:
     """Calls the library, once or often, from any thread, and writes down what came of it."""
 
-    def __init__(self, name: str, world: World, most: int = 10**9) -> None:
+    def __init__(self, name: str, world: World, most: int) -> None:
         self.name = name
         self.world = world
-        self.most = most
+        self.most = MOST_OFTEN.get(name, MOST_HARMLESS) if name in HARMLESS else most
+        self._process = os.getpid()  # what one forks intrudes no more: forks would fork
         self.calls = 0
         self.refused: list[str] = []
         self.faults: list[str] = []
@@ -222,7 +228,7 @@ class Intruder:
 
     def __call__(self, *ignored: object) -> None:
         thread = get_ident()
-        if thread in self._inside or self.calls >= self.most:
+        if thread in self._inside or self.calls >= self.most or os.getpid() != self._process:
             return
         self._inside.add(thread)
         self.calls += 1

@@ -56,8 +56,24 @@ def is_one_of(error: BaseException, kinds: tuple[type[BaseException], ...]) -> b
     return any(isinstance(each, kinds) for each in related(error))
 
 
-def done_or_undone(work: Work, error: BaseException | None) -> str:
-    """What became of the units: "all", "none", "named", "kept", or what is wrong."""
+def told_to_waiters(world: World) -> list[BaseException]:
+    """What whoever waits for the jobs of the call is told, also where the call did not wait."""
+    told: list[BaseException] = []
+    for handle in world.handles:
+        try:
+            handle.result(timeout=LATER_SECONDS)
+        except BaseException as error:
+            told.append(error)
+    return told
+
+
+def done_or_undone(work: Work, *errors: BaseException | None) -> str:
+    """What became of the units: "all", "none", "named", "kept", or what is wrong.
+
+    Args:
+        work: Of the job.
+        errors: What the caller got, and whoever waits.
+    """
     if any(count > 1 for count in work.done):
         return f"wrong: done more than once: {work.done}"
     if any(undone > done for done, undone in zip(work.done, work.undone, strict=True)):
@@ -67,7 +83,7 @@ def done_or_undone(work: Work, error: BaseException | None) -> str:
         return "all"
     if not kept:
         return "none"
-    if kept <= named(error):
+    if kept <= work.named.union(*map(named, errors)):
         return "named"
     if not work.undoes:  # what is done without an undo stays done, and nothing promises to name it
         return "kept"

@@ -119,12 +119,15 @@ class Recorder(Tracer):
         super().__init__(opcodes=opcodes)
         self.places: list[Place] = []
         self.exits: set[Place] = set()  # those between a `with` block and its `__exit__`
+        self.quiet: set[Place] = set()  # those where memory cannot end
 
     def passing(self, frame: FrameType, key: tuple[CodeType, int]) -> None:
         place = self.place_of(frame, key)
         self.places.append(place)
         if frame.f_lasti in with_exits(frame.f_code):
             self.exits.add(place.point)
+        if not self.opcodes and frame.f_lineno not in allocating_lines(frame.f_code):
+            self.quiet.add(place.point)
 
 
 class Striker(Tracer):
@@ -136,6 +139,7 @@ class Striker(Tracer):
         self.act = act
         self.soon = soon
         self.struck = False
+        self.over = False
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Any:
         code = frame.f_code
@@ -144,7 +148,7 @@ class Striker(Tracer):
         return super()._call(frame, event, argument)
 
     def passing(self, frame: FrameType, key: tuple[CodeType, int]) -> None:
-        if self.struck or self.place_of(frame, key) != self.place:
+        if self.struck or self.over or self.place_of(frame, key) != self.place:
             return
         self.struck = True
         if self.soon:
@@ -181,7 +185,10 @@ _pending = _Pending()
 
 @functools.cache
 def with_exits(code: CodeType) -> frozenset[int]:
-    """Offsets of the instructions that call `__exit__` at the normal end of a `with`."""
+    """Offsets of the instructions that call `__exit__` at the normal end of a `with`.
+
+    Where a value is returned from inside the block, it is put aside first.
+    """
     steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "PRECALL")]
     found: set[int] = set()
     for index in range(len(steps) - 3):
@@ -189,5 +196,63 @@ def with_exits(code: CodeType) -> frozenset[int]:
         if call.opname.startswith("CALL") and all(
             step.opname.startswith("LOAD") and step.argval is None for step in nones
         ):
-            found.update(range(nones[0].offset, call.offset + 1))
+            first = index
+            while first and steps[first - 1].opname in ("NOP", "SWAP"):
+                first -= 1
+            found.update(range(steps[first].offset, call.offset + 1))
+    return frozenset(found)
+
+
+# Instructions that never allocate: among the others are some that seldom do.
+_QUIET = [
+    "CACHE",
+    "COPY",
+    "EXTENDED_ARG",
+    "IS_OP",
+    "LOAD_CONST",
+    "LOAD_FAST",
+    "LOAD_GLOBAL",
+    "LOAD_ATTR",
+    "NOP",
+    "POP_EXCEPT",
+    "POP_TOP",
+    "PRECALL",
+    "PUSH_EXC_INFO",
+    "PUSH_NULL",
+    "RERAISE",
+    "RESUME",
+    "RETURN_VALUE",
+    "STORE_ATTR",
+    "STORE_FAST",
+    "SWAP",
+    "DELETE_FAST",
+    "CHECK_EXC_MATCH",
+    "BEFORE_WITH",
+    "LOAD_METHOD",
+    "LOAD_DEREF",
+    "COPY_FREE_VARS",
+]
+# Nor do these methods of a lock.
+_QUIET_METHODS = ("release", "acquire", "locked")
+
+
+@functools.cache
+def allocating_lines(code: CodeType) -> frozenset[int]:
+    """The lines of it where memory may end: a call, or anything that makes an object.
+
+    In a line like `try:` or `return out` it cannot, and there an exception would come between the
+    steps of a `with`, or between a value and who gets it.
+    """
+    found: set[int] = set()
+    method = ""
+    for step in dis.get_instructions(code):
+        line = step.positions.lineno if step.positions is not None else None
+        if step.opname in ("LOAD_METHOD", "LOAD_ATTR"):
+            method = str(step.argval)
+        quiet = step.opname in _QUIET or "JUMP" in step.opname
+        quiet = quiet or (step.opname.startswith("CALL") and method in _QUIET_METHODS)
+        if step.opname.startswith("CALL"):
+            method = ""
+        if line is not None and not quiet:
+            found.add(line)
     return frozenset(found)

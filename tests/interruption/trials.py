@@ -28,7 +28,7 @@ from aioktask import JobCancelled
 from tests.interruption import calls, children, questions
 from tests.interruption.calls import Call, World, warm_up
 from tests.interruption.children import Say
-from tests.interruption.intruders import HARMLESS, Intruder
+from tests.interruption.intruders import Intruder
 from tests.interruption.strikes import (
     LIBRARY,
     STRIKE,
@@ -108,8 +108,7 @@ def run_trial(spec: Spec, say: Say) -> dict[str, Any] | None:
     sys.unraisablehook = lambda found: trial.unraisable.append(found.exc_value)
     threading.excepthook = lambda found: trial.unraisable.append(found.exc_value)
     if spec.intruder:
-        most = 10**9 if spec.intruder in HARMLESS else MOST_OFTEN
-        trial.intruder = Intruder(spec.intruder, trial.world, most)
+        trial.intruder = Intruder(spec.intruder, trial.world, MOST_OFTEN)
         if spec.warm:
             trial.world.start_background()
     strike = STRIKES[spec.way](trial)
@@ -170,14 +169,16 @@ def _ask(trial: Trial) -> dict[str, Any]:
         say("(c) leaving the coordinators")
         questions.settled(world)
         say("(b) all or nothing")
+        told = questions.told_to_waiters(world)
+        failed = any(questions.is_one_of(each, trial.may_strike_with) for each in told)
         for work in world.works:
-            found = questions.done_or_undone(work, error)
+            found = questions.done_or_undone(work, error, *told)
             verdict.setdefault("units", []).append(found)
             if found.startswith("wrong"):
                 yield f"(b) {found}, after {error!r}"
-            elif error is None and work.must_finish and found != "all":
+            elif error is None and work.must_finish and found != "all" and not failed:
                 yield f"(b) the call returned, but {found} is done"
-            elif found == "named" and error is None:
+            elif found == "named" and error is None and not told:
                 yield "(b) the call returned, but something is left"
         say("(c) what intruders submitted")
         for work in world.others:
@@ -407,7 +408,10 @@ def helper_error(trial: Trial) -> Iterator[None]:
     trial.struck = lambda: striker.struck
     trial.may_strike_with = (MemoryError,)
     trial.world.on_chunk = on_helpers(striker)
-    yield
+    try:
+        yield
+    finally:
+        striker.over = True  # the threads are traced for ever, and later jobs are not to be struck
 
 
 @way
@@ -422,8 +426,17 @@ def helper_call(trial: Trial) -> Iterator[None]:
 @way
 def helper_call_everywhere(trial: Trial) -> Iterator[None]:
     """A tracing function calls the library at every line that helpers pass."""
-    trial.world.on_chunk = on_helpers(EveryPlace(trial.intrude))
-    yield
+    over = False  # the threads are traced for ever
+
+    def intrude() -> None:
+        if not over:
+            trial.intrude()
+
+    trial.world.on_chunk = on_helpers(EveryPlace(intrude))
+    try:
+        yield
+    finally:
+        over = True
 
 
 @way
@@ -486,8 +499,10 @@ def collector(trial: Trial) -> Iterator[None]:
 def profile(trial: Trial) -> Iterator[None]:
     """A profiling function calls the library whenever code of it calls or returns."""
 
+    over = False  # threads that began meanwhile keep the function
+
     def look(frame: FrameType, event: str, argument: object) -> None:
-        if frame.f_code.co_filename.startswith(LIBRARY):
+        if not over and frame.f_code.co_filename.startswith(LIBRARY):
             trial.intrude()
 
     threading.setprofile(look)
@@ -495,6 +510,7 @@ def profile(trial: Trial) -> Iterator[None]:
     try:
         yield
     finally:
+        over = True
         sys.setprofile(None)
         threading.setprofile(None)
 
@@ -564,12 +580,14 @@ def on_helpers(tracer: Tracer) -> Callable[[], None]:
 def record(call: Call, warm: bool, way: str, say: Say) -> list[tuple[str, bool]] | None:
     """Every place that the call passes, in order, and whether it is the exit of a `with`.
 
-    Of the main thread by lines, or "opcodes", or of "helpers". None is returned where that is said
-    when the interpreter has ended.
+    Of helpers a place where memory cannot end counts as such too. The ways are the main thread's
+    lines, or "opcodes", or the lines of "helpers". None is returned where that is said when the
+    interpreter has ended.
     """
 
     def found() -> list[tuple[str, bool]]:
-        return [(str(place), place.point in recorder.exits) for place in list(recorder.places)]
+        left_out = recorder.exits | recorder.quiet if way == "helpers" else recorder.exits
+        return [(str(place), place.point in left_out) for place in list(recorder.places)]
 
     _quieten()
     if warm:

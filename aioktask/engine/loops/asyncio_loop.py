@@ -51,11 +51,14 @@ class AsyncioWaiter:
             return
         self._woken = True
         posted = Posted(self._set, self._lost)
-        self._lost = None  # which refers to the run
-        try:  # noqa: SIM105 - on the path of every short job
+        try:
             self._loop.call_soon_threadsafe(posted)
         except RuntimeError:  # the loop is closed: `posted` tells of the loss
             pass
+        except BaseException:  # memory was short
+            posted.withdraw()
+            raise
+        self._lost = None  # which refers to the run
 
     def _look(self) -> None:
         if self._woken:

@@ -18,6 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from aioktask.engine.machine.os_threads import start_thread
+from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
 from aioktask.engine.threads.pool import Pool
@@ -197,9 +198,14 @@ class CoroutineUndo:
         following = CoroutineUndo(self._pool, self._run, self._loop, pieces, errors)
         self._run.undo_task = following
         try:
-            start_thread(following.run_fresh, "aioktask undo")
+            start_thread(following._live, "aioktask undo")
         except RuntimeError:  # no thread can be started any more
             following.run_fresh()
+
+    def _live(self) -> None:
+        """Be a thread of its own, which is in nobody's way."""
+        local.inside = False
+        self.run_fresh()
 
     def run_fresh(self) -> None:
         """Run in a fresh loop, on the calling thread."""

@@ -23,14 +23,19 @@ class Posted:
         *,
         completed: bool = False,
     ) -> None:
+        self._lost: Callable[[], None] | None = None  # until all is set
         self._callback = callback
-        self._lost = lost
         self._completed = completed
+        self._lost = lost
 
     def __call__(self) -> None:
         if not self._completed:
             self._lost = None
         self._callback()
+        self._lost = None
+
+    def withdraw(self) -> None:
+        """It was not given to the loop, and another one will be: nothing is lost."""
         self._lost = None
 
     def __del__(self) -> None:

@@ -41,9 +41,14 @@ class TrioWaiter:
             return
         self._woken = True
         posted = Posted(self._set, self._lost)
-        self._lost = None
-        with contextlib.suppress(sys.modules["trio"].RunFinishedError):
+        try:
             self._token.run_sync_soon(posted)
+        except sys.modules["trio"].RunFinishedError:
+            pass  # `posted` tells of the loss
+        except BaseException:  # memory was short
+            posted.withdraw()
+            raise
+        self._lost = None  # which refers to the run
 
     def _set(self) -> None:
         self._event.set()

@@ -66,8 +66,8 @@ class _Unawaited(threading.Event):
         return True
 
 
-class _Thread(threading.Thread):
-    """A thread whose `start` does not wait until it runs.
+class EngineThread(threading.Thread):
+    """A thread of the engine, whose `start` does not wait until it runs.
 
     `threading.Thread.start` waits, without a limit, for an event that the new thread sets in Python
     code. For want of memory that may never come, and a signal handler that raises in this wait
@@ -111,7 +111,7 @@ def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
         RuntimeError: The system has no more threads for this process.
     """
     try:
-        thread = _Thread(target, name)
+        thread = EngineThread(target, name)
         thread.start()
     except (MemoryError, OSError, RuntimeError) as error:
         note_denial("start a thread", errno.EAGAIN)

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
+from aioktask.engine.machine.os_threads import EngineThread
 from aioktask.errors import DeadlockError
 from aioktask.job import Chunk
 
@@ -35,8 +36,13 @@ class _Local(threading.local):
     """
 
     stint: Stint | None = None
-    inside = False
+    inside = True  # until it is known
     takes_part: tuple[Run, ...] = ()
+
+    def __init__(self) -> None:
+        # In each thread where it looks here first: what a profiling function calls in one of the
+        # engine's before its first line may not wait, since others wait for that line.
+        self.inside = isinstance(threading.current_thread(), EngineThread)
 
 
 local = _Local()

@@ -692,10 +692,14 @@ class State:
         self.runs.pop(run, None)
         group.runs.pop(run, None)
         self._lend(self.loans.forget(run.entry))
+        self._is_gone(run)
+
+    def _is_gone(self, run: Run) -> None:
+        """A run is not among the runs any more: who waited for that is woken."""
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
-        self._let_leave(group)
+        self._let_leave(run.group)
         if self.all_over is not None and not self.runs:
-            out.waiters.append(self.all_over)
+            self.out.waiters.append(self.all_over)
 
     def _lend(self, entries: list[Entry]) -> None:
         """The loans of these entries changed."""
@@ -1055,22 +1059,41 @@ class State:
         What is counted elsewhere is counted anew, from what stands with runs and stints. The run
         ends by the exception: how much of it is done is not known any more.
         """
-        if run is not None and run.number and not run.over:
-            for stint in [each for each in self.serving if each.run is run]:
-                stint.live = False
-                del self.serving[stint]
-                if isinstance(stint.thread, Caller):
-                    stint.thread.serving = stint.thread.stint = None
-                    self.out.parkings.append(stint.thread.parking)
-            run.break_down(error)
-        elif run is not None and not run.number and not run.over:
+        # Another one too, if a claim in the same turn left it half-way.
+        half_way = [each for each in self.runs if each.version & 1 and each is not run]
+        if run is not None and run.number:
+            half_way.append(run)
+        elif run is not None and not run.over:
             self._do_not_begin(run, error)
-        for stint in [each for each in self.serving if each.run.over or not each.live]:
-            stint.live = False
-            del self.serving[stint]
+        for each in half_way:
+            if not each.over:
+                self._break_down(each, error)
+        for stint in list(self.serving):
+            caller = stint.thread
+            if stint.run.over or not stint.live or stint.stretch_start >= stint.stretch_stop:
+                stint.live = False  # the last: it was struck before it had something to walk
+                del self.serving[stint]
+                if isinstance(caller, Caller):
+                    caller.serving = caller.stint = None
+                    if not (caller.quits or stint.run.over):
+                        stint.run.caller = caller
+            elif isinstance(caller, Caller) and caller.serving is not stint:
+                self._hand_over(stint)
         self.rebuild()
         if run is not None and run in self.runs:
             self._end(run)
+        elif run is not None and run.number:  # struck just after it was taken out
+            self._is_gone(run)
+
+    def _break_down(self, run: Run, error: BaseException) -> None:
+        """End a run that a turn left half-way, whoever serves it."""
+        for stint in [each for each in self.serving if each.run is run]:
+            stint.live = False
+            del self.serving[stint]
+            if isinstance(stint.thread, Caller):
+                stint.thread.serving = stint.thread.stint = None
+                self.out.parkings.append(stint.thread.parking)
+        run.break_down(error)
 
     def rebuild(self) -> None:
         """Count anew what is counted outside of runs and stints."""
@@ -1080,6 +1103,8 @@ class State:
             if stint is None or (helper.called and stint not in self.serving):
                 helper.idle = helper in self.idle
                 self._rest(helper)
+            elif helper.called:  # and perhaps not woken yet
+                self.out.parkings.append(helper.parking)
         self.out.starts = [helper for helper in self.starting if not helper.asked_for]
         entries = [run.entry for run in self.runs]
         waiting = [

@@ -656,6 +656,7 @@ class Run:
     def break_down(self, error: BaseException) -> None:
         """End it where a turn failed half-way, so that what was done is not known any more."""
         self.broken = True
+        self.version += self.version & 1
         if self.over:
             return
         untouched = [range(*each) for each in self.claims.free] if not self.undoing else []

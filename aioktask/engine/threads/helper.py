@@ -28,6 +28,7 @@ from aioktask.engine.machine.os_threads import (
 )
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper
 
@@ -88,22 +89,27 @@ class HelperThread:
     def _come(self) -> bool:
         """Be one of the helpers; False if none is wanted any more."""
         pool, helper, state = self._pool, self._helper, self._state
-        with pool.lock:
-            try:
-                state.turner = helper
+        out: Outbox | None = None
+        try:
+            with pool.lock:
                 try:
-                    came = state.helper_came(helper)
-                except BaseException as error:
-                    pool.recover(None, error)
-                    came = helper in state.helpers
-                if came and pool.adapter.topology is not self._topology:  # since the keeper began
-                    pool.adapter.bind(helper)
-                pool.drain()
-                out = pool.take_outbox()
-            finally:
-                state.turner = None
-        if out is not None:
-            pool.send(out)
+                    state.turner = helper
+                    try:
+                        came = state.helper_came(helper)
+                    except BaseException as error:
+                        pool.recover(None, error)
+                        came = helper in state.helpers
+                    if came and pool.adapter.topology is not self._topology:  # another since
+                        pool.adapter.bind(helper)
+                    pool.drain()
+                    out = pool.take_outbox()
+                finally:
+                    state.turner = None
+            if out is not None:
+                pool.send(out)
+        except BaseException:
+            pool.keep(out)
+            raise
         return came
 
     def _failed(self, error: BaseException) -> None:
@@ -137,15 +143,20 @@ class HelperThread:
         """What the helper serves from this moment on, so that it cannot be recalled any more."""
         pool, helper, state = self._pool, self._helper, self._state
         if helper.begun is None and helper.stint is not None:  # given to it in another's turn
-            with pool.lock:
-                try:
-                    state.turner = helper
-                    pool.begin(helper)
-                    out = pool.take_outbox()
-                finally:
-                    state.turner = None
-            if out is not None:
-                pool.send(out)
+            out: Outbox | None = None
+            try:
+                with pool.lock:
+                    try:
+                        state.turner = helper
+                        pool.begin(helper)
+                        out = pool.take_outbox()
+                    finally:
+                        state.turner = None
+                if out is not None:
+                    pool.send(out)
+            except BaseException:
+                pool.keep(out)
+                raise
         stint, helper.begun = helper.begun, None
         return stint
 
@@ -208,28 +219,33 @@ class HelperThread:
         error = raised.pop() if raised else None
         if error is not None:
             error.with_traceback(beyond_engine(error.__traceback__))
-        with pool.lock:
-            try:
-                state.turner = helper
-                if pool.inbox:
-                    pool.drain()
-                run = stint.run
+        out: Outbox | None = None
+        try:
+            with pool.lock:
                 try:
-                    stays = self._next(stint, position, now, error)
-                except BaseException as failure:
-                    pool.recover(run, failure)
-                    stays = False
-                    if helper.stint is stint and stint not in state.serving:
-                        helper.stint = None
-                        state.find_work(helper, now)
-                if error is not None:
-                    state.out.dropped.append(error)
-                del run, error
-                out = pool.take_outbox()
-            finally:
-                state.turner = None
-        if out is not None:
-            pool.send(out)
+                    state.turner = helper
+                    if pool.inbox:
+                        pool.drain()
+                    run = stint.run
+                    try:
+                        stays = self._next(stint, position, now, error)
+                    except BaseException as failure:
+                        pool.recover(run, failure)
+                        stays = False
+                        if helper.stint is not None and helper.stint not in state.serving:
+                            helper.stint = None
+                            state.find_work(helper, now)
+                    if error is not None:
+                        state.out.dropped.append(error)
+                    del run, error
+                    out = pool.take_outbox()
+                finally:
+                    state.turner = None
+            if out is not None:
+                pool.send(out)
+        except BaseException:
+            pool.keep(out)
+            raise
         if pool.inbox:
             pool.turn(helper)
         return stays

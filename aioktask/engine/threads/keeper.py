@@ -17,6 +17,7 @@ import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 from aioktask.engine.machine.os_threads import (
@@ -30,6 +31,10 @@ from aioktask.engine.state.workers import Parking
 
 # How often the keeper looks around while there is anything to look after.
 WATCH_SECONDS = 0.1
+
+# So many threads are on their way to be the keeper, at most. Code of the program that runs in each
+# of them (a profiling function) may want the keeper too, and each would start more of them.
+MOST_COMING = 8
 
 
 class Kept(Protocol):
@@ -55,6 +60,7 @@ class Keeper:
         self._errands: deque[Callable[[], None]] = deque()
         self._watched: list[weakref.WeakMethod[Callable[[], bool]]] = []  # the keeper's own
         self._seat = threading.Lock()  # held by the one keeper; only tried
+        self._coming: dict[object, None] = {}  # for each thread that was started to be the keeper
         self.running = False
         self._stops = False
         self._ended = threading.Lock()  # held by the thread while it runs
@@ -70,8 +76,14 @@ class Keeper:
         Raises:
             RuntimeError: It is not there yet, and the system has no thread for it.
         """
-        if not self.running:
-            start_thread(self._keep, NAME)
+        if not self.running and len(self._coming) < MOST_COMING:
+            mark = object()
+            self._coming[mark] = None
+            try:
+                start_thread(partial(self._keep, mark), NAME)
+            except BaseException:
+                self._coming.pop(mark, None)
+                raise
         self._parking.unpark()
 
     def soon(self, errand: Callable[[], None]) -> None:
@@ -88,8 +100,9 @@ class Keeper:
         reference = weakref.WeakMethod(look)
         self.soon(lambda: self._watched.append(reference))
 
-    def _keep(self) -> None:
+    def _keep(self, mark: object) -> None:
         if not self._seat.acquire(blocking=False):  # somebody was quicker
+            self._coming.pop(mark, None)
             return
         with self._ended:
             self.running = True

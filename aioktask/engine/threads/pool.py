@@ -97,8 +97,9 @@ class Pool:
         self._may_skip_wake = gil_is_on()
         self.news: deque[tuple[Context, events.Event]] = deque()  # to be told, in this order
         self._pending: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # see `post_once`
-        self._spare: Outbox | None = None
+        self._spare: Outbox | None = None  # one that was sent, for a turn to come
         self._woken: deque[Waiter] = deque()  # who was woken since the keeper looked
+        self._unsent: deque[Outbox] = deque()  # see `keep`
         self._telling = threading.Lock()  # held by who tells; only tried
 
     def __repr__(self) -> str:
@@ -195,20 +196,32 @@ class Pool:
         lock, state = self.lock, self.state
         if not lock.acquire(blocking=False):
             return False
+        out: Outbox | None = None
         try:
-            state.turner = helper
-            self.drain()
-            if helper is not None and helper.called:
-                self.begin(helper)
-            out = self.take_outbox()
-        finally:
-            state.turner = None
-            lock.release()
-        if self.dead:
-            return False
-        if out is not None:
-            self.send(out)
+            try:
+                try:
+                    state.turner = helper
+                    self.drain()
+                    if helper is not None and helper.called:
+                        self.begin(helper)
+                    out = self.take_outbox()
+                finally:
+                    state.turner = None
+            finally:
+                lock.release()
+            if self.dead:
+                return False
+            if out is not None:
+                self.send(out)
+        except BaseException:
+            self.keep(out)
+            raise
         return True
+
+    def keep(self, out: Outbox | None) -> None:
+        """Leave what a turn has to say to the keeper: memory was short before it could be sent."""
+        if out is not None:
+            self._unsent.append(out)
 
     def turn_of(self, helper: Helper) -> None:
         """Take a turn on this helper's thread, which may get work by it."""
@@ -233,14 +246,17 @@ class Pool:
             self.state.refused(helper)
 
     def drain(self) -> None:
-        """Apply commands, in a turn."""
+        """Apply commands, in a turn: of those that are there now, or a turn that makes more
+        commands than it applies would hold the lock for as long as it may."""
         inbox, state = self.inbox, self.state
-        for _ in range(COMMANDS_A_TURN):
+        for _ in range(min(len(inbox), COMMANDS_A_TURN)):
             if not inbox:
                 return
-            command = inbox.popleft()
-            # What it refers to goes when the lock is free.
+            command = inbox[0]
+            # What it refers to goes when the lock is free. Before it is taken out, or it would be
+            # lost where memory is short.
             state.out.dropped.append(command)
+            inbox.popleft()
             try:
                 command[0](state, *command[1:])
             except BaseException as error:
@@ -256,13 +272,14 @@ class Pool:
         out = state.out
         if not out:
             return None
-        fresh = self._spare or Outbox()
+        fresh, self._spare = self._spare, None
+        if fresh is None:
+            fresh = Outbox()
         while out.events:
             self.news.append(out.events[0])
             del out.events[0]
         for helper in out.starts:
             helper.asked_for = True
-        self._spare = None
         state.out = fresh
         return out
 
@@ -555,6 +572,8 @@ class Pool:
         """On the keeper: follow what changed; False when there is nothing to look after."""
         if self.dead:
             return False
+        while self._unsent:
+            self.send(self._unsent.popleft())
         self._wake_again()
         self._post_left_behind()
         if self.state.busy or self.state.out:

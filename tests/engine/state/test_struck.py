@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -23,7 +24,8 @@ from aioktask.engine.scheduling import queue
 from aioktask.engine.state import dispatch
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
-from aioktask.engine.state.run import Phase, Run
+from aioktask.engine.state.run import Decision, Phase, Run
+from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
 from aioktask.engine.threads.helper import HelperThread
 from aioktask.engine.threads.pool import Pool
@@ -51,6 +53,7 @@ class World:
         patch.setattr(pool.adapter, "bind", lambda helper: None)
         self.woken: list[Waiter] = []
         self.runs: list[Run] = []
+        self.walked: defaultdict[Run, list[int]] = defaultdict(list)  # the units, as they came
         self.waiters: list[Waiter] = []  # who should be woken
         self.helpers: dict[Helper, HelperThread] = {}
         self.group = RunGroup(4)
@@ -139,8 +142,17 @@ class World:
         helper.called = False
         now = stint.claimed_at + 1_000_000
         position = stint.chunk_start if error else stint.stretch_stop
+        self.walk(stint, position)
         self.helpers[helper]._come_back(stint, position, now, [error] if error else [])
         self.turn()
+
+    def walk(self, stint: Stint, position: int) -> None:
+        """What its thread does with a stretch."""
+        if stint.run.over:
+            return
+        assert stint.stretch_start < stint.stretch_stop, "nothing to walk: fn gets an empty range"
+        if not stint.run.undoing:
+            self.walked[stint.run] += range(stint.chunk_start, position)
 
     def serving(self, run: Run) -> Helper:
         return next(each for each in self.helpers if each.stint and each.stint.run is run)
@@ -157,6 +169,7 @@ class World:
             if self.caller.stint is not None:
                 stint, self.caller.stint = self.caller.stint, None
                 now = stint.claimed_at + 1_000_000
+                self.walk(stint, stint.stretch_stop)
                 self.apply(State.caller_walked, stint.run, stint, stint.stretch_stop, now)
                 continue
             for helper in self.helpers:
@@ -301,6 +314,7 @@ def walked_as_caller(world: World) -> None:
     stint = world.caller.stint
     assert stint is not None
     world.caller.stint = None
+    world.walk(stint, stint.stretch_stop)
     world.apply(State.caller_walked, stint.run, stint, stint.stretch_stop, stint.claimed_at + 1000)
 
 
@@ -322,6 +336,13 @@ def went_as_caller(world: World) -> None:
     world.waiters.remove(world.caller)
     world.caller.present.release()
     world.apply(State.find_unattended, None)
+
+
+def goes_on_elsewhere(world: World) -> None:
+    """A helper's run ends, and another one waits for a thread."""
+    helper = world.serving(world.short)
+    world.submit("next")
+    world.come_back(helper)
 
 
 def sampled(world: World) -> None:
@@ -364,6 +385,7 @@ DEEDS: dict[str, Deed] = {
     "walked": lambda world: world.come_back(world.serving(world.awaited)),
     "raised": lambda world: world.come_back(world.serving(world.awaited), ValueError("planted")),
     "ends": lambda world: world.come_back(world.serving(world.short)),
+    "goes on elsewhere": goes_on_elsewhere,
     "walked as caller": walked_as_caller,
     "raised as caller": raised_as_caller,
     "left as caller": left_as_caller,
@@ -388,6 +410,9 @@ def check(world: World) -> None:
     assert not unwoken
     assert world.leaver.gone or world.leaver.waiter not in world.waiters
     assert all(run.over or run.phase is Phase.DONE for run in world.runs)
+    for run in world.runs:
+        if run.decided is Decision.SUCCESS:
+            assert sorted(world.walked[run]) == list(range(run.size)), f"{run} left something out"
     assert (state.scheduler.running, state.scheduler.background) == (0, 0)
     assert not state.waiting
     assert not state.waits
