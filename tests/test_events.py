@@ -29,6 +29,8 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
+from aioktask.engine.state.outbox import Outbox
+from aioktask.engine.state.run import Run
 
 Told = MutableMapping[str, Any]
 
@@ -139,6 +141,26 @@ def test_events_of_a_job_come_in_order_whichever_threads_tell_them(
     for number in range(100):
         names = heard.names(f"job {number}")
         assert names == ["job_submitted", "job_started", *middle, last], number
+
+
+def test_a_result_that_is_taken_in_the_middle_of_a_turn_is_told_after_what_came_before(
+    heard: Heard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell = Outbox.tell
+
+    def tell_and_be_taken(out: Outbox, run: Run) -> None:
+        tell(out, run)
+        if run.settled and run.decided is None:
+            for owner in run.waiters:
+                owner.wake()
+            until = time.monotonic() + 20
+            while run.decided is None and time.monotonic() < until:
+                os.sched_yield()
+
+    monkeypatch.setattr(Outbox, "tell", tell_and_be_taken)
+    run_multithreaded_sync(Job(nothing, 0, undo=nothing, name="numbers"))
+    heard.wait_for("numbers", "job_finished")
+    assert heard.names("numbers") == ["job_submitted", "job_finished"]
 
 
 def test_each_run_of_a_job_has_a_number_of_its_own(heard: Heard) -> None:
@@ -277,6 +299,7 @@ async def test_a_failure_that_a_task_waits_for_is_only_noted(heard: Heard) -> No
 @pytest.mark.anyio
 async def test_an_awaited_job_tells_the_same_on_every_loop(heard: Heard) -> None:
     await run_multithreaded(Job(nothing, 100, chunk=10, undo=nothing, name="numbers"))
+    heard.wait_for("numbers", "job_finished")
     assert heard.names("numbers") == ["job_submitted", "job_started", "job_finished"]
     with pytest.raises(ValueError, match="planted"):
         await run_multithreaded(

@@ -280,7 +280,6 @@ class Run:
         """
         if self.phase is not Phase.SETTLED or self.decide(Decision.SUCCESS) is not Decision.SUCCESS:
             return False
-        self._tell_success()
         self.let_go()
         self.dropped = ()
         return True
@@ -641,6 +640,7 @@ class Run:
     def committed(self) -> None:
         """The owner took the result of a run that was held: see `commit`."""
         self.phase = Phase.DONE
+        self._tell_success()
 
     def undo_ended(self, errors: tuple[tuple[range, BaseException], ...]) -> None:
         """The coroutine undo is through; which pieces raised, or were killed with their loop."""

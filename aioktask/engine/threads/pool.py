@@ -377,23 +377,6 @@ class Pool:
                 telling.release()
         local.inside = inside
 
-    def _tell_here(self, run: Run) -> None:
-        """Tell what a run that was committed has to tell, on its owner's thread.
-
-        No lock is taken here, where a handler may raise in any line; who holds it tells this too.
-        """
-        context = run.context.copy()
-        news = run.news
-        while news:
-            self.news.append((context, news.pop(0)))
-        inside, local.inside = local.inside, True
-        try:
-            while self.news and not self._telling.locked():
-                context, event = self.news.popleft()
-                context.run(events.emit, event)
-        finally:
-            local.inside = inside
-
     def _have_started(self, helper: Helper) -> None:
         try:
             self.keeper.soon(HelperThread(self, helper).start)
@@ -446,12 +429,11 @@ class Pool:
             return True
         if not run.commit():
             return False
-        # A turn will only strike it from the list: that can wait for the next one.
+        # A turn will only strike it from the list, and tell of it where somebody listens: else that
+        # can wait for the next one.
         self.inbox.append((State.committed, run))
-        if run.group.closed or self.state.closing:
+        if run.heard or run.group.closed or self.state.closing:
             self.wake()
-        if run.heard:
-            self._tell_here(run)
         return True
 
     def leave(self, group: RunGroup, leaver: Leaver, *, cancels: bool) -> None:
