@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import functools
 import gc
@@ -407,21 +406,31 @@ def _only_in_the_engine(frame: FrameType | None) -> bool:
     return False
 
 
+class _Garbage:
+    """What only the collector ends.
+
+    A class of this module, since free-threaded Python 3.13 keeps each class, and what it refers to.
+    """
+
+    def __init__(self, ended: Callable[[], None]) -> None:
+        self.me = self
+        self.ended = ended
+
+    def __del__(self) -> None:
+        self.ended()
+
+
 @contextlib.contextmanager
 def _finalizers(rng: random.Random, trials: list[Trial]) -> Iterator[None]:
     over = False
 
-    class Garbage:
-        def __init__(self) -> None:
-            self.me = self
-
-        def __del__(self) -> None:
-            if not over:
-                _intrude(rng, trials)
-                Garbage()
+    def intrude_again() -> None:
+        if not over:
+            _intrude(rng, trials)
+            _Garbage(intrude_again)
 
     before = gc.get_threshold()
-    Garbage()
+    _Garbage(intrude_again)
     gc.set_threshold(rng.randint(1, 50), 1000, 1000)
     try:
         yield
@@ -452,13 +461,12 @@ def _denials(rng: random.Random) -> Iterator[None]:
                     raise RuntimeError("can't start new thread")
                 return started(*args, **kwargs)
 
-            started = _thread.start_new_thread
-            for module, name in (
-                (_thread, "start_new_thread"),
-                (_thread, "start_new"),
-                (threading, "_start_new_thread"),
-            ):
-                patch.setattr(module, name, start)
+            # What threading.Thread.start calls: the latter since Python 3.13.
+            name = "_start_new_thread"
+            if not hasattr(threading, name):
+                name = "_start_joinable_thread"
+            started = getattr(threading, name)
+            patch.setattr(threading, name, start)
         yield
 
 
