@@ -16,7 +16,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,7 +63,7 @@ class Work:
         self.undoes = False
         self.must_finish = True  # when nothing strikes
         self.on_chunk: Callable[[], object] = _nothing
-        self.named: set[int] = set()  # the units that a chunk was told of, for which this ran
+        self.named: set[int] = set()  # see `naming`
 
     def fn(self, start: int, stop: int) -> object:
         self.on_chunk()
@@ -76,8 +76,14 @@ class Work:
 
     def run_nested(self) -> None:
         """In a chunk of another job. What that is told goes on as what its own job raised."""
-        try:
+        with self.naming():
             run_multithreaded_sync(self.job())
+
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Note which units an exception names that does not come out of the call as it is."""
+        try:
+            yield
         except BaseException as error:
             with contextlib.suppress(LookupError):
                 told = failure(error)
@@ -318,7 +324,8 @@ async def run_cancelled(world: World) -> None:
             work.fn(start, stop)
 
         work.undoes = True
-        await run_multithreaded(Job(fn, UNITS, chunk=1, max_threads=1, undo=work.undo))
+        with work.naming():
+            await run_multithreaded(Job(fn, UNITS, chunk=1, max_threads=1, undo=work.undo))
 
 
 def soon_on_this_loop() -> Callable[[Callable[[], object]], object]:

@@ -201,7 +201,8 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
     nested = stint is not None and stint.run.group is group
     asked: Interrupts | None = None
     try:
-        with Interrupts(pool, run, caller) as asked:
+        asked = Interrupts(pool, run, caller)  # before it may be struck as it is entered
+        with asked:
             return _run_here(pool, run, caller, asked, nested=nested)
     except BaseException as error:
         if asked is not None:

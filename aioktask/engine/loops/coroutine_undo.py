@@ -36,15 +36,18 @@ LOOKS = 10
 class UndoLoop:
     """The loop on which a run's coroutine undo is to run: what the run knows of it."""
 
-    __slots__ = ("_loop", "_pool")
+    __slots__ = ("_loop", "_pool", "_undo")
 
     def __init__(self, pool: Pool, loop: Loop) -> None:
         self._pool = pool
         self._loop = loop
+        self._undo: CoroutineUndo | None = None
 
     def start_undo(self, run: Run) -> None:
-        """Begin to undo the run's pieces."""
-        CoroutineUndo(self._pool, run, self._loop, deque(run.undo_pieces), ()).start()
+        """Begin to undo the run's pieces; again, where memory was short in the middle of that."""
+        if self._undo is None:
+            self._undo = CoroutineUndo(self._pool, run, self._loop, deque(run.undo_pieces), ())
+        self._undo.start()
 
 
 class CoroutineUndo:
@@ -96,6 +99,8 @@ class CoroutineUndo:
 
     def start(self) -> None:
         """Have the loop begin; or a fresh one, at the exit of the interpreter."""
+        if self._over:
+            return
         self._run.undo_task = self
         if self._pool.state.closing and not self._loop.is_running():
             self._elsewhere_soon()

@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio.lowlevel
 
@@ -63,8 +64,23 @@ class TrioWaiter:
             self._event = sys.modules["trio"].Event()
 
     def wait(self) -> Awaitable[object]:
-        waiting: Awaitable[object] = self._event.wait()
-        return waiting
+        return _protected_wait()(self._event)
+
+
+async def _wait(event: trio.Event) -> None:
+    await event.wait()
+
+
+@functools.cache
+def _protected_wait() -> Callable[[trio.Event], Awaitable[None]]:
+    """`_wait` with Ctrl-C held off but where it blocks.
+
+    One that struck inside trio's own `Event.wait` left the task among those that wait for the
+    event, which would be woken once too often: an internal error of trio's.
+    """
+    protect: Any = sys.modules["trio"].lowlevel.enable_ki_protection
+    protected: Callable[[trio.Event], Awaitable[None]] = protect(_wait)
+    return protected
 
 
 class TrioLoop:

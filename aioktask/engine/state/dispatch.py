@@ -690,12 +690,12 @@ class State:
         run.left_by = {}
         # Not before: what strikes until here finds the run, and ends it anew.
         self.runs.pop(run, None)
-        group.runs.pop(run, None)
         self._lend(self.loans.forget(run.entry))
         self._is_gone(run)
 
     def _is_gone(self, run: Run) -> None:
         """A run is not among the runs any more: who waited for that is woken."""
+        run.group.runs.pop(run, None)
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
         self._let_leave(run.group)
         if self.all_over is not None and not self.runs:

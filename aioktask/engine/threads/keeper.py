@@ -106,9 +106,12 @@ class Keeper:
             return
         with self._ended:
             self.running = True
-            local.inside = True
-            name_this_thread(f"{NAME} keeper")
-            be_like_the_process()
+            try:
+                local.inside = True
+                name_this_thread(f"{NAME} keeper")
+                be_like_the_process()
+            except BaseException:  # no memory for that, and from now on nobody starts another one
+                _show()
             next_look = 0.0
             busy = True
             while not self._stops:

@@ -545,6 +545,8 @@ class Pool:
             while timeout < 0 or timeout > SIGNAL_SECONDS:
                 if waiter.parking.wait(SIGNAL_SECONDS):
                     return True
+                if self.inbox and not self.keeper.running:  # no memory for its thread to begin
+                    self.wake()
                 timeout = max(timeout - SIGNAL_SECONDS, 0) if timeout >= 0 else timeout
         return waiter.parking.wait(timeout)
 
