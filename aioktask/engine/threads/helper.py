@@ -261,16 +261,12 @@ class HelperThread:
                 return True
         else:
             state.raised(stint, error, now)
-        following = state.reconsider(stint, now)
-        if following is None:
+        state.reconsider(stint, now)
+        pool.begin(helper)
+        if helper.begun is not stint:
             return False
-        if not pool.adapter.fit(helper):
-            state.refused(helper)
-            return False
-        if following is stint:
-            return True
-        helper.begun = following
-        return False
+        helper.begun = None  # it goes on at once
+        return True
 
     def _stay(self) -> bool:
         """Wait, idle, until somebody posted or there is work; False when the helper should end."""

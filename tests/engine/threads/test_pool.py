@@ -3,10 +3,19 @@
 
 from __future__ import annotations
 
+from contextvars import copy_context
+from typing import TYPE_CHECKING
+
+from aioktask import Job
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.run import Run
+from aioktask.engine.threads.helper import HelperThread
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import Tunables
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_a_turn_applies_what_was_there_when_it_began() -> None:
@@ -24,3 +33,34 @@ def test_a_turn_applies_what_was_there_when_it_began() -> None:
         pool.drain()
     assert applied == ["again", "once"]
     assert list(pool.inbox) == [(post_another, None)]
+
+
+def test_a_helper_that_finds_a_cancelled_job_first_has_begun_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or it could be recalled while it walks, and two threads would have one stretch."""
+    pool = Pool(read_topology(), Tunables(max_threads=1))
+    state = pool.state
+    monkeypatch.setattr(pool, "wake", lambda: None)
+    monkeypatch.setattr(pool, "_have_started", lambda helper: None)
+    monkeypatch.setattr(pool.adapter, "fit", lambda helper: True)
+    runs = []
+    for name in ("first", "cancelled", "next"):
+        job = Job(lambda start, stop: None, 4, chunk=4, name=name)
+        run = Run(job, state.root, nice=0, context=copy_context())
+        pool.submit(run)
+        runs.append(run)
+    pool.turn()
+    helper = next(iter(state.starting))
+    thread = HelperThread(pool, helper)
+    assert thread._come()
+    stint = thread._begin()
+    assert stint is not None
+    assert stint.run is runs[0]
+    assert runs[1].cancel()  # and its command is on the way
+    assert not thread._come_back(stint, 4, stint.claimed_at + 1_000, [])
+    following = helper.stint
+    assert following is not None
+    assert following.run is runs[2]
+    assert not helper.called
+    assert thread._begin() is following
