@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 import aioktask
 from aioktask import Coordinator, Handle, Job, configure, tunables
+from aioktask.engine.threads.adapt import Adapter
 from aioktask.engine.tunables import NO_SHARE, TUNABLES, Tunables, checked, process_tunables
 
 
@@ -131,6 +133,29 @@ def submit(coordinator: Coordinator, nice: int = 3) -> Handle[None]:
 def gives_way(handle: Handle[None]) -> bool:
     handle.result()  # by then a turn has taken it in
     return handle._run.entry.gives_way
+
+
+def test_two_threads_may_change_two_of_them_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    main = threading.current_thread()
+    others: list[threading.Thread] = []
+    publish = Adapter.configure
+
+    def publish_late(adapter: Adapter, found: Tunables) -> None:
+        if threading.current_thread() is main and not others:
+            others.append(threading.Thread(target=configure, kwargs={"nice": 7}))
+            others[0].start()
+            others[0].join()
+        publish(adapter, found)
+
+    monkeypatch.setattr(Adapter, "configure", publish_late)
+    before = tunables()
+    try:
+        configure(learn="nothing")
+        assert (tunables()["learn"], tunables()["nice"]) == ("nothing", 7)
+    finally:
+        configure(learn=before["learn"], nice=before["nice"])
 
 
 def test_each_can_be_changed_while_running() -> None:

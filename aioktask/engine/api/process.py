@@ -105,7 +105,11 @@ def _set(source: str, **values: Any) -> None:
             _calls.pop(name, None)
         else:
             _calls[name] = found
-    current_pool().adapter.configure(process_tunables(os.environ, dict(_calls)))
+    adapter = current_pool().adapter
+    published: dict[str, tuple[str, Any]] | None = None
+    while published != _calls:  # another thread, or a handler, may set something meanwhile
+        published = dict(_calls)
+        adapter.configure(process_tunables(os.environ, published))
 
 
 def _without_none(

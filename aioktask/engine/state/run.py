@@ -207,8 +207,8 @@ class Run:
             parent: The chunk that somebody waits in, or on behalf of, for this run.
             owned: Whether one call waits for it and will take the result.
         """
-        # From its 31st attribute on an object has a dictionary, which is made as that is set. CPython
-        # 3.11 crashed there, a turn being at it, in random schedules with finalizers: so it is made
+        # From its 31st attribute on an object has a dictionary, which is made as that is set.
+        # CPython 3.11 crashed there, in a turn, in random schedules with finalizers: so it is made
         # here, where nobody else knows the run yet.
         vars(self)
         self.job = job
