@@ -150,9 +150,10 @@ def name_this_thread(name: str) -> None:
 
 def _name_in_kernel(name: str) -> None:
     global _prctl
-    if _prctl is not None:
+    prctl = _prctl  # another thread may find out meanwhile that it is refused
+    if prctl is not None:
         kernel_name = name.encode("utf-8", "replace")[:_NAME_BYTES].replace(b"\0", b"?")
-        if _prctl(_PR_SET_NAME, kernel_name):
+        if prctl(_PR_SET_NAME, kernel_name):
             note_denial("prctl(PR_SET_NAME), a thread's name", ctypes.get_errno())
             _prctl = None
 
