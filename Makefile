@@ -30,7 +30,7 @@ LINT := $(VENV)/group-lint
 TESTS := $(VENV)/group-tests
 
 .DEFAULT_GOAL := test
-.PHONY: help check demo test test-long test-switching sweep sweep-sampled guest lint format types layers doctest docs examples bench clean
+.PHONY: help check demo test test-long test-switching sweep sweep-sampled test-pythons guest lint format types layers doctest docs examples bench clean
 
 # Two installs into one environment at a time would break it.
 .NOTPARALLEL:
@@ -49,7 +49,7 @@ test: $(TESTS)  ## the everyday tests
 
 # What is marked slow, with long hypothesis runs: 15 minutes a test at most, 30 in all.
 test-long: $(TESTS)  ## the slow ones, with long hypothesis runs
-	AIOKTASK_TEST_PROFILE=long $(PYTEST) -m "slow and not guest" --timeout=900 --session-timeout=1800 $(ARGS)
+	AIOKTASK_TEST_PROFILE=long AIOKTASK_TEST_INTERRUPTIONS="nothing alarm" $(PYTEST) -m "slow and not guest" --timeout=900 --session-timeout=1800 $(ARGS)
 
 # What runs threads in this process, with a thread switch tried every microsecond, 5000 times as
 # often as usual. What is pure, or runs in processes of its own, would show nothing new.
@@ -58,6 +58,11 @@ UNSWITCHED := engine/learning engine/machine engine/ranges engine/scheduling gue
 test-switching: $(TESTS)  ## tests of threads, a thread switch tried every microsecond
 	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 \
 		$(UNSWITCHED:%=--ignore-glob='tests/%') $(ARGS)
+
+# The fault harness and the engine's tests on free-threaded Python, which is built at first, from
+# Debian's copy of the source, in some ten minutes; ARGS=3.13t for one version.
+test-pythons: $(TESTS)  ## the fault harness and the engine's tests on a free-threaded Python
+	$(IN_VENV) -m tests.pythons $(ARGS)
 
 # The library's calls, interrupted at a sample of their lines by a seed that is printed: 8 minutes at
 # most. AIOKTASK_TEST_SEED=7 repeats a sample.

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -16,12 +17,15 @@ from typing import Any
 import hypothesis
 import pytest
 
-# On Windows uvloop does not exist; everywhere else the tests' dependency group brings it.
+# The tests' dependency group brings uvloop, but not to Windows, and there are no wheels of it for
+# free-threaded Python 3.13.
 LOOPS: dict[str, Any] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
     "asyncio+uvloop": pytest.param(
         ("asyncio", {"use_uvloop": True}),
-        marks=pytest.mark.skipif(sys.platform == "win32", reason="uvloop does not run on Windows"),
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
+        ),
     ),
     "trio": ("trio", {}),
 }
@@ -64,4 +68,6 @@ def pytest_configure() -> None:
 
 def pytest_report_header() -> str:
     profile = os.environ.get("AIOKTASK_TEST_PROFILE", "everyday")
-    return f"aioktask: profile {profile}, thread switch interval {sys.getswitchinterval():g} s"
+    gil = "on" if getattr(sys, "_is_gil_enabled", lambda: True)() else "off"
+    interval = sys.getswitchinterval()
+    return f"aioktask: profile {profile}, thread switch interval {interval:g} s, GIL {gil}"

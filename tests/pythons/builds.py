@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+# A free-threaded CPython, built from the source that Debian's mirror has beside its packages.
+#
+# It is the original source: Debian's own, patched for its packages, makes interpreters that cannot
+# make virtual environments. apt fetches and checks it, with lists of its own, so nothing is changed
+# on the machine and no root is needed. What was built stays in the cache.
+"""Interpreters that no distribution has."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from tests.guest.cache import locked, made_once
+from tests.guest.packages import Unavailable
+
+__all__ = ["Unavailable", "cache_directory", "interpreter"]
+
+_TOOLS = ("apt-get", "cc", "make", "tar")
+_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+
+# Where a source is looked for, the newest first: a mirror may list what it does not have (yet).
+_SUITES = ("sid", "forky", "trixie")
+
+# Without what takes the compiler longest, and what only CPython's own tests need.
+_CONFIGURE = ("--disable-gil", "--disable-test-modules", "--quiet")
+_FLAGS = "OPT=-DNDEBUG -O1 -g0"
+
+# Seconds, for a build on two CPUs that others use as well.
+_PATIENCE = 3600
+
+
+def cache_directory() -> Path:
+    """`$AIOKTASK_PYTHONS`, else `aioktask-pythons` where the user's caches are."""
+    chosen = os.environ.get("AIOKTASK_PYTHONS")
+    if chosen:
+        return Path(chosen).absolute()
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "aioktask-pythons"
+
+
+def interpreter(version: str) -> Path:
+    """The interpreter of a version such as 3.13t, from the cache or built now.
+
+    Raises:
+        Unavailable: It is not there and cannot be built here; the message says why.
+    """
+    cache = cache_directory()
+    with locked(cache):
+        prefix = made_once(cache / version, lambda target: _build(version, cache, target))
+    return prefix / "bin" / f"python{version}"
+
+
+def _build(version: str, cache: Path, target: Path) -> None:
+    if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        raise Unavailable(f"needs Debian's packages and a compiler: no {', '.join(missing)} here")
+    # In the folder of unfinished things that the cache clears.
+    work = target.parent / "work"
+    archive = _source(version.removesuffix("t"), work)
+    tree = work / "tree"
+    tree.mkdir()
+    _run("tar", "--extract", "--strip-components=1", "--file", str(archive), cwd=tree)
+    prefix = cache / version
+    _run("./configure", f"--prefix={prefix}", *_CONFIGURE, cwd=tree)
+    _run("make", f"-j{os.cpu_count() or 1}", _FLAGS, cwd=tree)
+    _run("make", _FLAGS, f"DESTDIR={work / 'installed'}", "install", cwd=tree)
+    (work / "installed" / prefix.relative_to("/")).rename(target)
+
+
+def _source(version: str, work: Path) -> Path:
+    """The archive of the original source.
+
+    Raises:
+        Unavailable: No suite of Debian has it.
+    """
+    mirror = _mirror()
+    said = []
+    for suite in _SUITES:
+        folder = work / suite
+        (folder / "lists" / "partial").mkdir(parents=True)
+        (folder / "archives" / "partial").mkdir(parents=True)
+        signed = f" [signed-by={_KEYRING}]" if _KEYRING.exists() else ""
+        (folder / "sources.list").write_text(f"deb-src{signed} {mirror} {suite} main\n")
+        options = [
+            f"Dir::Etc::sourcelist={folder / 'sources.list'}",
+            "Dir::Etc::sourceparts=/dev/null",
+            f"Dir::State::lists={folder / 'lists'}",
+            f"Dir::Cache={folder}",
+            "Acquire::Languages=none",
+            "Acquire::http::Timeout=30",
+            "APT::Sandbox::User=",
+            "APT::Update::Error-Mode=any",
+        ]
+        apt = ["apt-get", "--quiet", *(part for each in options for part in ("-o", each))]
+        try:
+            _run(*apt, "update", cwd=folder)
+            _run(*apt, "source", "--download-only", "--tar-only", f"python{version}", cwd=folder)
+        except Unavailable as error:
+            said.append(f"{suite}: {error}")
+            continue
+        return next(folder.glob("*.orig.tar.*z*"))
+    why = "; ".join(said)
+    raise Unavailable(f"no suite of Debian has the source of Python {version} here: {why}")
+
+
+def _mirror() -> str:
+    """The mirror that this machine's apt takes Debian's packages from."""
+    shown = _run("apt-get", "indextargets", "--format", "$(ORIGIN) $(SUITE) $(REPO_URI)")
+    for line in shown.splitlines():
+        if found := re.fullmatch(r"Debian \S+ (\S+/debian/?)", line):
+            return found[1]
+    raise Unavailable("this machine's apt has no mirror of Debian (after `apt-get update`)")
+
+
+def _run(*command: str, cwd: Path | None = None) -> str:
+    try:
+        ended = subprocess.run(
+            command,
+            cwd=cwd,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise Unavailable(f"{' '.join(command)}: no end after {_PATIENCE} s") from None
+    if ended.returncode != 0:
+        said = "; ".join((ended.stderr or ended.stdout).strip().splitlines()[-3:])
+        raise Unavailable(f"{command[0]}: exit code {ended.returncode}: {said}")
+    return ended.stdout
