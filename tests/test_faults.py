@@ -132,6 +132,12 @@ async def test_every_unit_is_done_or_undone_or_untouched_in_thousands_of_schedul
     await schedules(1_000_000, LONG)
 
 
+# What an alarm raises in a finalizer goes nowhere, and Python tells of it.
+ALARMS_STRIKE_FINALIZERS = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
 def sync_schedules(first: int, count: int) -> None:
     for seed in range(first, first + count):
         rng = random.Random(seed)
@@ -148,10 +154,12 @@ def sync_schedules(first: int, count: int) -> None:
             raise
 
 
+@ALARMS_STRIKE_FINALIZERS
 def test_the_sync_form_does_or_undoes_every_unit() -> None:
     sync_schedules(0, EVERYDAY)
 
 
 @pytest.mark.slow
+@ALARMS_STRIKE_FINALIZERS
 def test_the_sync_form_does_or_undoes_every_unit_in_thousands_of_schedules() -> None:
     sync_schedules(1_000_000, LONG)

@@ -32,6 +32,9 @@ ITSELF, SUCCESSOR = "itself", "successor"
 # After so many of the keeper's looks, a tenth of a second each, the loop is asked again.
 LOOKS = 10
 
+# A task that trio was given has begun before the loop called back so often.
+PROBES = 3
+
 
 class UndoLoop:
     """The loop on which a run's coroutine undo is to run: what the run knows of it."""
@@ -62,12 +65,14 @@ class CoroutineUndo:
         "__weakref__",
         "_began",
         "_errors",
+        "_in_hand",
         "_left",
         "_looks",
         "_loop",
         "_over",
         "_pieces",
         "_pool",
+        "_probes",
         "_run",
         "_spawned",
         "_undo",
@@ -92,7 +97,9 @@ class CoroutineUndo:
         self._undo = run.job.undo
         self._working = threading.Lock()
         self._began = self._spawned = False
+        self._in_hand = False  # whether the first of the pieces may be undone in part
         self._looks = 0
+        self._probes = 0  # how often the loop called back since the task should have begun
         self._over: dict[str, str] = {}  # who ended it: this task, or who took its place
         self.context = run.context
         self.task: object = None
@@ -135,8 +142,18 @@ class CoroutineUndo:
     def _has_died(self) -> bool:
         if self._working.locked():
             return False
-        ended = getattr(self.task, "done", None)  # trio's tasks do not tell
-        return self._began if ended is None else bool(ended())
+        ended = getattr(self.task, "done", None)
+        if ended is not None:
+            return bool(ended())
+        if self._began or self._probes >= PROBES:  # trio's tasks do not tell
+            return True
+        if self._spawned:
+            self._loop.post(self._probe, None)
+        return False
+
+    def _probe(self) -> None:
+        """On the loop: it goes on, and the task that was spawned before should have begun."""
+        self._probes += 1
 
     def _spawn(self) -> None:
         if self._spawned or self._over:
@@ -162,14 +179,17 @@ class CoroutineUndo:
             pieces, errors = self._pieces, self._errors
             while pieces and not self._over:
                 try:
+                    self._in_hand = True
                     await self._undo_piece(pieces[0])
                     pieces.popleft()
+                    self._in_hand = False
                 except GeneratorExit:
                     raise
                 except BaseException as error:
                     if pieces and not self._over:
                         errors.append((pieces[0], error))
                         pieces.popleft()
+                    self._in_hand = False
             self._end()
             self.task = None  # which would refer to itself, if this ended by an exception
 
@@ -194,7 +214,7 @@ class CoroutineUndo:
         if self._over or self._over.setdefault("by", SUCCESSOR) is not SUCCESSOR:
             return
         pieces, errors = deque(self._pieces), tuple(self._errors)
-        if self._began and pieces:
+        if self._in_hand and pieces:
             if not errors or errors[-1][0] is not pieces[0]:
                 error = RuntimeError("the event loop was closed while the undo ran on it")
                 errors = (*errors, (pieces[0], error))

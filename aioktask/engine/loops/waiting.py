@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 import anyio
@@ -40,8 +41,12 @@ async def wait_until_shielded(
         The first cancellation of asyncio's own that came meanwhile.
     """
     first: asyncio.CancelledError | None = None
-    scope = _entered() if loop.shields_at_once else None
+    # Known before it is entered, so that it is left also where a handler raises just after that.
+    scope: anyio.CancelScope | None = None
     try:
+        if loop.shields_at_once:
+            scope = anyio.CancelScope(shield=True)
+            scope.__enter__()
         while not done():
             try:
                 waiter.renew()
@@ -52,17 +57,13 @@ async def wait_until_shielded(
                     first = cancelled
                 elif scope is None:
                     # A scope of anyio cancels again and again; asyncio's own cancel passes it.
-                    scope = _entered()
+                    scope = anyio.CancelScope(shield=True)
+                    scope.__enter__()
     except GeneratorExit:  # the loop is gone, so the scope cannot be left in its task
         scope = None
         raise
     finally:
         if scope is not None:
-            scope.__exit__(None, None, None)
+            with contextlib.suppress(RuntimeError):  # it was struck before it was entered
+                scope.__exit__(None, None, None)
     return first
-
-
-def _entered() -> anyio.CancelScope:
-    scope = anyio.CancelScope(shield=True)
-    scope.__enter__()
-    return scope
