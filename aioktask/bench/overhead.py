@@ -275,9 +275,20 @@ async def _one_job(tasks: int) -> AsyncIterator[list[asyncio.Task[object]]]:
 
 @asynccontextmanager
 async def _own_jobs(tasks: int) -> AsyncIterator[list[asyncio.Task[object]]]:
-    release = threading.Event()
-    job = Job(lambda start, stop: release.wait(60), 1, chunk=1)
-    yield [asyncio.ensure_future(run_multithreaded(job)) for _ in range(tasks)]
+    begun, release = threading.Semaphore(0), threading.Event()
+    helpers = aioktask.max_threads()
+    job = Job(nothing, 1, chunk=1)
+
+    def keep_a_helper(start: int, stop: int) -> None:
+        begun.release()
+        release.wait(60)
+
+    async with aioktask.Coordinator() as coordinator:
+        coordinator.submit(Job(keep_a_helper, helpers, chunk=1))
+        for _ in range(helpers):
+            await asyncio.to_thread(begun.acquire)
+        yield [asyncio.ensure_future(run_multithreaded(job)) for _ in range(tasks)]
+        release.set()
 
 
 Crowd = Callable[[int], AbstractAsyncContextManager[list[asyncio.Task[object]]]]
