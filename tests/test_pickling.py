@@ -212,9 +212,13 @@ def test_an_exception_arrives_where_there_is_no_aioktask() -> None:
 
 
 def cancelled_job() -> JobCancelled:
+    def until_cancelled(start: int, stop: int) -> None:
+        while True:
+            current_chunk().check_cancelled()
+
     with Coordinator() as coordinator:
-        handle = coordinator.submit(Job(lambda a, b: current_chunk().check_cancelled(), 10**9))
-        handle.cancel()
+        handle = coordinator.submit(Job(until_cancelled, 10))
+        assert handle.cancel()
         with pytest.raises(JobCancelled) as caught:
             handle.result()
     assert failure(caught.value).job is handle.job
