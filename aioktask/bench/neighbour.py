@@ -72,7 +72,7 @@ class Meeting:
 def run(quick: bool, progress: Progress) -> Result:
     """Neighbours and jobs, each beside the other; and a background job that someone waits for."""
     result = Result("neighbour", quick)
-    times = Times(0.1, 0.1, 0.15) if quick else Times(0.5, 0.6, 0.8)
+    times = Times(0.3, 0.1, 0.15) if quick else Times(0.5, 0.6, 0.8)
     rounds = 1 if quick else PAIRS
     with workers(1) as ([worker], _):
         with laps(times.lap) as neighbours:
@@ -144,13 +144,15 @@ def _tell(
         (ALONE, MILLI * statistics.median(alone), 1, None, None, None)
     ]
     for nice, found in met.items():
+        # On a machine that is too busy the job may have done nothing before.
+        shares = [each.beside / each.before for each in found if each.before]
         rows.append(
             (
                 f"beside a job at nice {nice}",
                 MILLI * statistics.median(laps_of[nice]),
                 slower[nice],
                 MEGA * statistics.median(each.before for each in found),
-                interval(each.beside / each.before for each in found),
+                interval(shares) if shares else None,
                 interval(MILLI * each.back for each in found),
             )
         )
