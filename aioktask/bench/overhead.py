@@ -167,7 +167,7 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
                 Contender("aioktask", lambda: runner.run(jobs()), awaits),
                 Contender("to_thread", lambda: runner.run(to_thread()), awaits),
             ]
-            cpu = alternate(pair, pairs // 2, clock=thread_time)
+            cpu = alternate(pair, pairs // 4, clock=thread_time)
             at_once = alternate(
                 [
                     Contender(
@@ -181,7 +181,7 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
                         together,
                     ),
                 ],
-                pairs // 2,
+                pairs // 4,
             )
         for what, figures in (
             ("the loop thread's CPU time", cpu),
@@ -220,8 +220,8 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
 
 def _crowds(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
     """How long the loop is kept when many tasks that wait are cancelled in one go."""
-    crowd = 200 if quick else 10_000
-    rounds = 2 if quick else 7
+    crowd = 200 if quick else 5_000
+    rounds = 2 if quick else 6
     progress(f"crowds: {rounds} rounds")
     kept: dict[str, list[float]] = {name: [] for name in _CROWDS}
     with asyncio.Runner() as runner:

@@ -295,8 +295,12 @@ class HelperThread:
     def _ask_for_a_share(self) -> None:
         """Have stretches given back, of which this idle helper may get a part."""
         pool = self._pool
-        with pool.lock:
+        if not pool.lock.acquire(blocking=False):
+            return  # a turn is at it, and this thread looks again soon
+        try:
             pool.signals.generation += 1
+        finally:
+            pool.lock.release()
         if pool.inbox:
             pool.turn()
 
