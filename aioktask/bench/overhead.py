@@ -147,6 +147,7 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
         await asyncio.gather(*[one() for _ in range(together)])
 
     together = 100 if quick else 2000
+    fewer = 2 if quick else 7
     rows: list[tuple[object, ...]] = []
     more: list[tuple[object, ...]] = []
     for loop, factory in _loops().items():
@@ -167,7 +168,7 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
                 Contender("aioktask", lambda: runner.run(jobs()), awaits),
                 Contender("to_thread", lambda: runner.run(to_thread()), awaits),
             ]
-            cpu = alternate(pair, pairs // 4, clock=thread_time)
+            cpu = alternate(pair, fewer, clock=thread_time)
             at_once = alternate(
                 [
                     Contender(
@@ -181,7 +182,7 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
                         together,
                     ),
                 ],
-                pairs // 4,
+                fewer,
             )
         for what, figures in (
             ("the loop thread's CPU time", cpu),
