@@ -2,8 +2,9 @@
 # What the engine costs where the work costs nothing: a chunk, an awaited job, a crowd that goes
 # away, a job's memory.
 #
-# Everything is per chunk or per awaited job, each chunk is one call of the same empty function, and
-# the engine's jobs carry an `undo=`, since that is what the bookkeeping is for.
+# Chunks and awaited jobs are told one by one: each chunk is one call of the same empty function,
+# and the engine's jobs carry an `undo=`, since that is what the bookkeeping is for. A crowd is told
+# as a whole, by how long it keeps the loop.
 """`bench overhead`."""
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ KIB = 1 << 10
 
 
 def run(quick: bool, progress: Callable[[str], object]) -> Result:
-    """The cost of an empty chunk, of a short awaited job, and the memory that a job adds."""
+    """The cost of an empty chunk, a short awaited job and a crowd; the memory that a job adds."""
     result = Result("overhead", quick)
     _awaited_job(result, quick, progress)  # first, while there are as many helpers as usual
     _crowds(result, quick, progress)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Run the tests of what changed since the last commit: `make check`.
 
-A changed test runs. For a changed module those tests run that import it, or a package that it is
-in; the slow ones and the machines of others do not.
+A changed test runs, and for a changed module those that import it by name. Slow ones and those of
+the emulated machine do not.
 """
 
 from __future__ import annotations

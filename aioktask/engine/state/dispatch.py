@@ -195,6 +195,9 @@ class State:
         """Have the helper whose turn this is serve a run that wants one thread, if none else waits.
 
         So a job the size of a request stands in no queue.
+
+        Returns:
+            Whether it did; else the run has still to be queued.
         """
         helper, entry = self.turner, run.entry
         if helper is None or not helper.idle or entry.limit > 1:
@@ -893,7 +896,8 @@ class State:
     def find_work(self, helper: Helper, now: int) -> bool:
         """Give the helper its next stint, or count it among the idle ones.
 
-        Whether more work may be waiting for others.
+        Returns:
+            Whether more work may be waiting for others.
         """
         entry = self.scheduler.choose()
         if entry is None:

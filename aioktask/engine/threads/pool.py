@@ -233,8 +233,8 @@ class Pool:
     def begin(self, helper: Helper) -> None:
         """In a turn on this helper's thread: have it begin what it was called for.
 
-        Unless that is nothing any more, or its thread may not have the nice for it. From now on the
-        work cannot be recalled.
+        From now on the work cannot be recalled. The helper begins nothing where the work was taken
+        back meanwhile, or where its thread may not have the nice for it.
         """
         if helper.stint is None:
             return

@@ -639,3 +639,27 @@ def test_a_calling_thread_at_a_high_nice_does_not_hold_back_new_jobs() -> None:
     since = dict(world.served)
     world.run(200 * SLICE_NS)
     assert world.shares([long, new], since) == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+def test_a_job_goes_past_the_queues_only_where_nothing_else_waits_and_no_cap_is_reached() -> None:
+    def free(*, cap: int = 2, group: Group | None = None, waits: bool = False, **but: Any) -> bool:
+        scheduler = Scheduler(cap)
+        entry = Entry("new", group or Group(), 0, 1)
+        for name, value in but.items():
+            setattr(entry, name, value)
+        scheduler.add(entry)
+        if waits:
+            other = Entry("other", Group(), 0, 1)
+            scheduler.add(other)
+            scheduler.set_ready(other)
+        return scheduler.is_free_for(entry)
+
+    full = Group(1)
+    full.threads = 1
+    assert free()
+    assert free(group=Group(1))
+    assert not free(cap=0)
+    assert not free(waits=True)
+    assert not free(group=full)
+    assert not free(gives_way=True)
+    assert not free(loan=-5)
