@@ -259,3 +259,36 @@ def test_a_calling_thread_goes_on_with_what_a_helper_gave_back() -> None:
         run_multithreaded_sync(Job(chunk, 5000, chunk=1), coordinator=coordinator)
     assert counter.value == 5000
     assert urgent[0].result().chunks == 200
+
+
+def test_a_chunk_that_waits_lends_its_own_job_s_nice_also_after_a_renice() -> None:
+    """Not the nice that the awaited job had when the wait began."""
+    waits, gate, applied = threading.Event(), threading.Event(), threading.Event()
+    handles: list[Handle[Any]] = []
+
+    def outer(start: int, stop: int) -> None:
+        handles[0].result()
+
+    def inner(start: int, stop: int) -> None:
+        waits.set()
+        gate.wait(20)
+
+    aioktask.set_max_threads(2)
+    pool = current_pool()
+    with Coordinator() as coordinator:
+        handles.append(coordinator.submit(Job(inner, 1, nice=0, name="inner")))
+        assert waits.wait(20)
+        coordinator.submit(Job(outer, 1, nice=10, name="outer"))
+        run = handles[0]._run
+        try:
+            while not run.waiters:  # until the chunk's wait has been applied
+                applied.clear()
+                pool.post(lambda state, run: applied.set(), None)
+                assert applied.wait(20)
+            handles[0].renice(15)
+            applied.clear()
+            pool.post(lambda state, run: applied.set(), None)
+            assert applied.wait(20)
+            assert (run.entry.nice, run.entry.loan) == (15, 10)
+        finally:
+            gate.set()
