@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import re
 import time
 import weakref
@@ -148,7 +147,7 @@ LATER: tuple[Callable[[], str | None], ...] = (
 
 def forgotten(watches: list[weakref.ref[Any]]) -> str | None:
     """Nothing refers to what the struck jobs referred to, once threads that served are parked."""
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + LATER_SECONDS
     while True:
         gc.collect()
         left = [watch() for watch in watches if watch() is not None]
@@ -157,4 +156,4 @@ def forgotten(watches: list[weakref.ref[Any]]) -> str | None:
         if time.monotonic() > deadline:
             return f"{len(left)} of the struck jobs' functions are still referred to"
         left.clear()
-        os.sched_yield()
+        time.sleep(0.001)  # a keeper in the middle of many short reads needs the GIL for each

@@ -115,7 +115,9 @@ class AsyncioLoop:
         # Not by create_task(context=...), which many task factories do not take.
         work = undo.work()
         try:
-            undo.task = undo.context.copy().run(self._loop.create_task, work)
+            task = undo.context.copy().run(self._loop.create_task, work)
+            undo.tasks.add(task)
+            task.add_done_callback(undo.tasks.discard)
         except BaseException:
             work.close()
             raise

@@ -32,7 +32,7 @@ ITSELF, SUCCESSOR = "itself", "successor"
 # After so many of the keeper's looks, a tenth of a second each, the loop is asked again.
 LOOKS = 10
 
-# A task that trio was given has begun before the loop called back so often.
+# A task that is not in `tasks` has begun before the loop called back so often, or never will.
 PROBES = 3
 
 
@@ -58,7 +58,9 @@ class CoroutineUndo:
 
     Attributes:
         context: That of the run.
-        task: What the loop made of it: asyncio itself keeps tasks by weak references only.
+        tasks: What asyncio made of it, until that is done: asyncio itself keeps tasks by weak
+            references only. It tells of a task's exception once nothing refers to the task, and
+            that exception refers to this object.
     """
 
     __slots__ = (
@@ -78,7 +80,7 @@ class CoroutineUndo:
         "_undo",
         "_working",
         "context",
-        "task",
+        "tasks",
     )
 
     def __init__(
@@ -102,7 +104,7 @@ class CoroutineUndo:
         self._probes = 0  # how often the loop called back since the task should have begun
         self._over: dict[str, str] = {}  # who ended it: this task, or who took its place
         self.context = run.context
-        self.task: object = None
+        self.tasks: set[object] = set()
 
     def start(self) -> None:
         """Have the loop begin; or a fresh one, at the exit of the interpreter."""
@@ -130,7 +132,7 @@ class CoroutineUndo:
         Nor does one tell of a call that a signal handler's exception ended, or of a task.
         """
         if self._over:
-            self.task = None
+            self.tasks.clear()
             return False
         self._looks += 1
         if self._loop.is_closed() or self._has_died():
@@ -142,12 +144,9 @@ class CoroutineUndo:
     def _has_died(self) -> bool:
         if self._working.locked():
             return False
-        ended = getattr(self.task, "done", None)
-        if ended is not None:
-            return bool(ended())
-        if self._began or self._probes >= PROBES:  # trio's tasks do not tell
+        if self._began or self._probes >= PROBES:
             return True
-        if self._spawned:
+        if self._spawned and not self.tasks:  # it was cancelled before it began, or is trio's
             self._loop.post(self._probe, None)
         return False
 
@@ -174,24 +173,30 @@ class CoroutineUndo:
 
     async def work(self) -> None:
         """Undo piece by piece. A cancellation of this task costs one piece, not the rest."""
-        with self._working:
+        with self._working:  # no `try` in here: at that very word an exception would leave it held
             self._began = True
-            pieces, errors = self._pieces, self._errors
-            while pieces and not self._over:
-                try:
-                    self._in_hand = True
-                    await self._undo_piece(pieces[0])
-                    pieces.popleft()
-                    self._in_hand = False
-                except GeneratorExit:
-                    raise
-                except BaseException as error:
-                    if pieces and not self._over:
-                        errors.append((pieces[0], error))
-                        pieces.popleft()
-                    self._in_hand = False
+            await self._undo_pieces()
             self._end()
-            self.task = None  # which would refer to itself, if this ended by an exception
+
+    async def _undo_pieces(self) -> None:
+        pieces, errors = self._pieces, self._errors
+        piece: range | None = None
+        while pieces and not self._over:
+            try:
+                piece = pieces[0]
+                self._in_hand = True
+                await self._undo_piece(piece)
+                pieces.popleft()
+                self._in_hand = False
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                if piece is None or self._over or not pieces or pieces[0] is not piece:
+                    self._in_hand = False  # nor is it this piece's: the loop tells of it
+                    raise
+                errors.append((piece, error))
+                pieces.popleft()
+                self._in_hand = False
 
     async def _undo_piece(self, piece: range) -> None:
         undo = self._undo
@@ -219,7 +224,7 @@ class CoroutineUndo:
                 error = RuntimeError("the event loop was closed while the undo ran on it")
                 errors = (*errors, (pieces[0], error))
             pieces.popleft()
-        self.task = None
+        self.tasks.clear()
         following = CoroutineUndo(self._pool, self._run, self._loop, pieces, errors)
         self._run.undo_task = following
         try:
