@@ -89,10 +89,19 @@ def done_or_undone(work: Work, *errors: BaseException | None) -> str:
     return f"wrong: neither done, undone nor named: {sorted(kept)}"
 
 
-def settled(world: World) -> None:
-    """Leave what coordinators there are, so that no job of the call is under way."""
+def settled(world: World) -> list[UndoFailed]:
+    """Leave what coordinators there are, so that no job of the call is under way.
+
+    Returns:
+        What undo could not do: an exception may have closed the loop that it ran on.
+    """
+    failed: list[UndoFailed] = []
     for coordinator in world.coordinators:
-        coordinator.__exit__(None, None, None)
+        try:
+            coordinator.__exit__(None, None, None)
+        except UndoFailed as error:
+            failed.append(error)
+    return failed
 
 
 def counted(world: World) -> str | None:

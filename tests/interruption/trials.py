@@ -171,9 +171,12 @@ def _ask(trial: Trial) -> dict[str, Any]:
         say("the background job is ended")
         world.stop_background()
         say("(c) leaving the coordinators")
-        questions.settled(world)
+        left = questions.settled(world)
+        verdict["left"] = bool(left)
+        if left and not struck:
+            yield f"(c) leaving raised {left[0]!r}"
         say("(b) all or nothing")
-        told = questions.told_to_waiters(world)
+        told = [*left, *questions.told_to_waiters(world)]
         failed = any(questions.is_one_of(each, trial.may_strike_with) for each in told)
         for work in world.works:
             found = questions.done_or_undone(work, error, *told)
@@ -205,6 +208,8 @@ def _ask(trial: Trial) -> dict[str, Any]:
 
         verdict["fault"] = f"{say.last}: {type(unexpected).__name__}: {unexpected}"
         verdict["error"] = "".join(traceback.format_exception(unexpected))[-3000:]
+        return verdict
+    if verdict.get("left"):  # anyio holds the task of a loop that was closed inside its scope
         return verdict
     say("(c) nothing refers to the jobs")
     watches = [weakref.ref(each) for each in (*world.works, *world.others)]

@@ -40,13 +40,20 @@ async def wait_until_shielded(
     Returns:
         The first cancellation of asyncio's own that came meanwhile.
     """
+    shield = _Shield()
+    try:
+        return await _wait_across_cancellations(loop, waiter, done, shield)
+    finally:
+        shield.leave()  # again, should a handler have raised while it was left
+
+
+async def _wait_across_cancellations(
+    loop: Loop, waiter: AsyncWaiter, done: Callable[[], bool], shield: _Shield
+) -> asyncio.CancelledError | None:
     first: asyncio.CancelledError | None = None
-    # Known before it is entered, so that it is left also where a handler raises just after that.
-    scope: anyio.CancelScope | None = None
     try:
         if loop.shields_at_once:
-            scope = anyio.CancelScope(shield=True)
-            scope.__enter__()
+            shield.enter()
         while not done():
             try:
                 waiter.renew()
@@ -55,15 +62,39 @@ async def wait_until_shielded(
             except asyncio.CancelledError as cancelled:
                 if first is None:
                     first = cancelled
-                elif scope is None:
+                else:
                     # A scope of anyio cancels again and again; asyncio's own cancel passes it.
-                    scope = anyio.CancelScope(shield=True)
-                    scope.__enter__()
+                    shield.enter()
     except GeneratorExit:  # the loop is gone, so the scope cannot be left in its task
-        scope = None
+        shield.forget()
         raise
     finally:
-        if scope is not None:
-            with contextlib.suppress(RuntimeError):  # it was struck before it was entered
-                scope.__exit__(None, None, None)
+        shield.leave()
     return first
+
+
+class _Shield:
+    """A shielded scope of anyio's for a part of a function, entered at need."""
+
+    __slots__ = ("_scope",)
+
+    def __init__(self) -> None:
+        self._scope: anyio.CancelScope | None = None
+
+    def enter(self) -> None:
+        """Enter the scope, unless that was done."""
+        if self._scope is None:
+            # Known before it is entered, so that it is left also where a handler raises in between.
+            self._scope = anyio.CancelScope(shield=True)
+            self._scope.__enter__()
+
+    def leave(self) -> None:
+        """Leave the scope, where it was entered; again is no harm."""
+        if self._scope is not None:
+            with contextlib.suppress(RuntimeError):  # it was not entered, or is left already
+                self._scope.__exit__(None, None, None)
+            self._scope = None
+
+    def forget(self) -> None:
+        """Do not leave the scope."""
+        self._scope = None
