@@ -25,7 +25,7 @@ from aioktask.engine.machine.os_threads import (
     thread_nice_now,
 )
 from aioktask.engine.machine.slots import Slots, slots_path
-from aioktask.engine.machine.topology import Topology, Watched, read_topology
+from aioktask.engine.machine.topology import Topology, Watched
 
 __all__ = ["Monitor", "Observation"]
 
@@ -80,6 +80,11 @@ class Monitor:
         self._share: str | None = None
         self._nice_tried: int | None = None
 
+    def doubt(self) -> None:
+        """Have the next sample of the machine read it, whether it seems to have changed or not."""
+        self._watched.doubt()
+        self._topology_at = 0
+
     def sample(self, wish: int, share: str | None, helpers: Mapping[int, bool]) -> Observation:
         """Take a sample.
 
@@ -93,8 +98,8 @@ class Monitor:
         topology = None
         if now - self._topology_at >= TOPOLOGY_NS:
             self._topology_at = now
-            if self._watched.changed():
-                topology = read_topology()
+            topology = self._watched.read()
+            if topology is not None:
                 self._cpus = topology.cpus
         nice = self._nice()
         return Observation(

@@ -74,10 +74,10 @@ class Topology:
 
 
 class Watched:
-    """Says, cheaply, whether the machine may have changed since it was asked last.
+    """Reads the machine again where it may have changed since it was read last.
 
-    What is looked at: the affinity, the CPUs that are online, the process's cgroup, and the files
-    of the quotas on its path, or where one would appear.
+    What is looked at, cheaply: the affinity, the CPUs that are online, the process's cgroup, and
+    the files of the quotas on its path, or where one would appear.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -85,22 +85,30 @@ class Watched:
         self._files: tuple[Path, ...] = ()
         self._seen: tuple[object, ...] | None = ()
 
-    def changed(self) -> bool:
-        """Whether anything is different. The first answer is yes.
+    def read(self) -> Topology | None:
+        """The machine, if anything is different, or may be. The first answer is the machine.
 
         Where something cannot be read for want of descriptors or memory, nothing is known to be
         different: a quota that cannot be seen for a while has not gone.
         """
         seen = self._look()
         if seen is None or seen == self._seen:
-            return False
+            return None
         self._files = (
             self._root / "sys/devices/system/cpu/online",
             self._root / "proc/self/cgroup",
             *quota_files(self._root),
         )
-        self._seen = self._look()
-        return self._seen is not None
+        before = self._look()
+        topology = read_topology(self._root)
+        after = self._look()
+        # What changed while it was read may change back before the next look.
+        self._seen = after if after == before else ()
+        return None if before is None or after is None else topology
+
+    def doubt(self) -> None:
+        """Have the machine read again the next time, different or not."""
+        self._seen = ()
 
     def _look(self) -> tuple[object, ...] | None:
         contents = [try_read(file) for file in self._files]

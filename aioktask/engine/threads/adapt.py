@@ -50,6 +50,7 @@ class Adapter:
         self.share: int | None = None
         self.monitor = Monitor(topology)
         self._rests = True
+        self._followed = topology  # what the keeper, or nobody yet, saw last
         state = pool.state
         state.base_nice = process_nice()
         state.may_lower = may_lower(state.base_nice)  # the keeper's first sample may come late
@@ -98,6 +99,9 @@ class Adapter:
         for each in helpers:
             each.in_background = state.serves_background(each)
         share = None if self.tunables.share == NO_SHARE else self.tunables.share
+        if self.topology is not self._followed:  # a `refresh`, which may have read it long ago
+            self._followed = self.topology
+            self.monitor.doubt()
         self._follow(self.monitor.sample(wish, share, asked))
 
     def rest(self) -> None:
@@ -118,6 +122,7 @@ class Adapter:
         self.share = seen.share
         if seen.topology is not None:
             be_like_the_process()  # here, on the keeper, whose affinity new helpers get
+            self._followed = seen.topology
             self._follow_topology(seen.topology)
             with pool.lock:
                 state.node_cpus = _cpus_by_node(seen.topology)

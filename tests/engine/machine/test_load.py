@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aioktask.engine.machine import topology
 from aioktask.engine.machine.load import idle_ns, pressure_us, thread_times_ns
-from aioktask.engine.machine.topology import Watched
+from aioktask.engine.machine.topology import Topology, Watched, read_topology
 
 STAT = b"""cpu  10 20 30 4000 50 0 0 0 0 0
 cpu0 1 2 3 100 10 0 0 0 0 0
@@ -84,8 +85,8 @@ def test_what_the_cap_follows_from_is_watched(tmp_path: Path) -> None:
     put(tmp_path, "sys/fs/cgroup/app/cpu.max", b"max 100000\n")
     put(tmp_path, "sys/devices/system/cpu/online", b"0-3\n")
     watched = Watched(tmp_path)
-    assert watched.changed()
-    assert not watched.changed()
+    assert watched.read() is not None
+    assert watched.read() is None
     for name, text in (
         ("sys/fs/cgroup/app/cpu.max", b"150000 100000\n"),
         ("sys/fs/cgroup/cpu.max", b"200000 100000\n"),  # appears above the process's own
@@ -94,13 +95,41 @@ def test_what_the_cap_follows_from_is_watched(tmp_path: Path) -> None:
         ("sys/fs/cgroup/other/cpu.max", b"50000 100000\n"),
     ):
         put(tmp_path, name, text)
-        assert watched.changed(), name
-        assert not watched.changed()
+        assert watched.read() is not None, name
+        assert watched.read() is None
     before = os.sched_getaffinity(0)
     if len(before) > 1:
         try:
             os.sched_setaffinity(0, {min(before)})
-            assert watched.changed()
+            assert watched.read() is not None
         finally:
             os.sched_setaffinity(0, before)
-        assert watched.changed()
+        assert watched.read() is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the affinity")
+def test_what_changes_while_it_is_read_and_then_back_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The look says what was before, and the machine that was read is of afterwards."""
+    put(tmp_path, "proc/self/cgroup", b"0::/\n")
+    mount = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    put(tmp_path, "proc/self/mountinfo", mount)
+    put(tmp_path, "sys/devices/system/cpu/online", b"0-3\n")
+    put(tmp_path, "sys/fs/cgroup/cpu.max", b"max 100000\n")
+    watched = Watched(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def while_it_changes(root: Path) -> Topology:
+            put(tmp_path, "sys/fs/cgroup/cpu.max", b"150000 100000\n")
+            return read_topology(root)
+
+        patch.setattr(topology, "read_topology", while_it_changes)
+        found = watched.read()
+    assert found is not None
+    assert found.quota is not None
+    put(tmp_path, "sys/fs/cgroup/cpu.max", b"max 100000\n")
+    found = watched.read()
+    assert found is not None
+    assert found.quota is None
+    assert watched.read() is None

@@ -4,12 +4,16 @@
 from __future__ import annotations
 
 from contextvars import copy_context
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aioktask import Job
-from aioktask.engine.machine.topology import read_topology
+from aioktask.engine.machine.quota import Quota
+from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
+from aioktask.engine.threads import adapt
 from aioktask.engine.threads.helper import HelperThread
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import Tunables
@@ -64,3 +68,21 @@ def test_a_helper_that_finds_a_cancelled_job_first_has_begun_the_next_one(
     assert following.run is runs[2]
     assert not helper.called
     assert thread._begin() is following
+
+
+def test_a_machine_that_was_read_long_ago_does_not_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`max_threads` reads it, is interrupted, and meanwhile the keeper sees a newer one."""
+    now = read_topology()
+    old = replace(now, quota=Quota(150_000, 100_000, Path("cpu.max")))
+    pool = Pool(now, Tunables())
+    monkeypatch.setattr(pool, "wake", lambda: None)
+
+    def slowly() -> Topology:
+        pool.adapter.look_around()
+        return old
+
+    monkeypatch.setattr(adapt, "read_topology", slowly)
+    pool.adapter.refresh()
+    assert pool.adapter.topology == old
+    pool.adapter.look_around()
+    assert pool.adapter.topology == now
