@@ -291,9 +291,6 @@ def test_a_node_may_lose_its_cpus_while_a_job_has_a_part_there(
         job.ends()
 
 
-@pytest.mark.xfail(
-    strict=False, reason="now and then, in an emulated machine, since the state changes in turns"
-)
 def test_a_node_whose_cpus_come_back_serves_its_part_again(offline: Callable[[int], None]) -> None:
     with running(parts=HALVES) as job:
         for cpu in NODES[1]:
