@@ -31,10 +31,10 @@ def sweep(*arguments: str) -> None:
         pytest.fail(f"see what the sweep printed; the end of it: {done.stdout[-1500:]}", False)
 
 
-# The kinds of which every strike that was tried leaves nothing behind. `memory` is not among them,
-# nor `alarm_soon`, which may raise in a loop's own code, where a callback of asyncio's is lost.
+# The kinds of which every strike that was tried leaves nothing behind. `alarm_soon` is not among
+# them: it may raise in a loop's own code, where a callback of asyncio's is lost.
 PROVED = (
-    "alarm,audit,call,finalizer,helper_call,helper_error,hook,interrupt,kill,log,opcode,"
+    "alarm,audit,call,finalizer,helper_call,helper_error,hook,interrupt,kill,log,memory,opcode,"
     "recursion,weakref_callback"
 )
 # Those too, but a trial takes a second or more: here of the sync form and of coordinators only.

@@ -94,7 +94,11 @@ class Adapter:
         state = pool.state
         helpers = list(state.helpers)
         with pool.lock:
-            wish = state.scheduler.wish(self.cap.threads)
+            try:
+                wish = state.scheduler.wish(self.cap.threads)
+            except BaseException as error:  # it counts, and was struck while it did
+                pool.recover(None, error)
+                raise
         asked = {each.native: each.in_background for each in helpers}
         for each in helpers:
             each.in_background = state.serves_background(each)

@@ -104,6 +104,15 @@ class Keeper:
         if not self._seat.acquire(blocking=False):  # somebody was quicker
             self._coming.pop(mark, None)
             return
+        try:
+            self._keep_seated()
+        except BaseException:  # no memory to begin: the next one may have it
+            self.running = False
+            self._coming.pop(mark, None)
+            self._seat.release()
+            raise
+
+    def _keep_seated(self) -> None:
         with self._ended:
             self.running = True
             try:
