@@ -558,7 +558,10 @@ class Run:
         if chunks and self.claims.left and (stint.pace is None or self.undoing):
             thread = stint.thread
             factor = MAIN_THREAD_FACTOR if isinstance(thread, Caller) and thread.main else 1
-            stint.chunks = next_stretch(chunks, now - stint.claimed_at, factor)
+            # What chunks cost, without what it took to get them: else many helpers that wait for
+            # the lock would take less and less at a time, and wait the more.
+            wall = now - max(stint.claimed_at, stint.walked_at)
+            stint.chunks = next_stretch(chunks, wall, factor)
         if chunks and not self.undoing:
             self._learn(stint, done - stint.stretch_start, now)
         self.version += 1

@@ -122,7 +122,7 @@ class Stint:
         self.measured_size = -1
         self.threads = 0
         self.claimed_at = self.entered_at = self.slice_end = 0
-        self.walked_at = 0  # when the stretch was begun, where the size is being learned
+        self.walked_at = 0  # when the walk of the stretch was begun
         self.advanced_from: int | None = None  # the chunk that `advanced_to` is about
         self.advanced_to = 0
         self.busy = self.cpu = self.cpu_mark = 0
@@ -146,8 +146,7 @@ class Stint:
         fn = run.fn
         chunk = self.chunk
         generation = self.generation
-        if self.pace is not None:  # what chunks cost, without what it took to get them
-            self.walked_at = perf_counter_ns()
+        self.walked_at = perf_counter_ns()
         position, stop = self.chunk_start, self.stretch_stop
         end = self.first_chunk_stop
         plain: type | None = None  # what a result was that says nothing
@@ -177,6 +176,7 @@ class Stint:
         position, stop = self.chunk_start, self.stretch_stop
         leaf = position // chunk - run.job.start // chunk
         plain: type | None = None
+        self.walked_at = perf_counter_ns()
         while True:
             self.chunk_start = position
             end = min(position - position % chunk + chunk, stop)

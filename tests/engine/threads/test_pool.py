@@ -86,3 +86,28 @@ def test_a_machine_that_was_read_long_ago_does_not_stay(monkeypatch: pytest.Monk
     assert pool.adapter.topology == old
     pool.adapter.look_around()
     assert pool.adapter.topology == now
+
+
+def test_waiting_for_the_lock_makes_stretches_no_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the chunks took counts, not when they were claimed."""
+    pool = Pool(read_topology(), Tunables(max_threads=1))
+    state = pool.state
+    monkeypatch.setattr(pool, "wake", lambda: None)
+    monkeypatch.setattr(pool, "_have_started", lambda helper: None)
+    monkeypatch.setattr(pool.adapter, "fit", lambda helper: True)
+    job = Job(lambda start, stop: None, 1000, chunk=1)
+    pool.submit(Run(job, state.root, nice=0, context=copy_context()))
+    pool.turn()
+    thread = HelperThread(pool, next(iter(state.starting)))
+    assert thread._come()
+    stint = thread._begin()
+    assert stint is not None
+    taken = [stint.chunks]
+    for _ in range(4):
+        position = stint.walk(pool.signals)
+        now = stint.walked_at + 1000
+        stint.claimed_at = now - 2_000_000  # so long it waited before it could begin to walk
+        stint.slice_end = now + 1_000_000
+        assert thread._come_back(stint, position, now, [])
+        taken.append(stint.chunks)
+    assert taken == [taken[0] * 2**times for times in range(5)]
