@@ -77,13 +77,18 @@ def test_this_machine_tells_of_this_thread() -> None:
     assert ran > 0
 
 
+def put_machine(root: Path) -> None:
+    """Four CPUs, and a cgroup `app` without a quota."""
+    put(root, "proc/self/cgroup", b"0::/app\n")
+    mount = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    put(root, "proc/self/mountinfo", mount)
+    put(root, "sys/fs/cgroup/app/cpu.max", b"max 100000\n")
+    put(root, "sys/devices/system/cpu/online", b"0-3\n")
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the affinity")
 def test_what_the_cap_follows_from_is_watched(tmp_path: Path) -> None:
-    put(tmp_path, "proc/self/cgroup", b"0::/app\n")
-    mount = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
-    put(tmp_path, "proc/self/mountinfo", mount)
-    put(tmp_path, "sys/fs/cgroup/app/cpu.max", b"max 100000\n")
-    put(tmp_path, "sys/devices/system/cpu/online", b"0-3\n")
+    put_machine(tmp_path)
     watched = Watched(tmp_path)
     assert watched.read() is not None
     assert watched.read() is None
@@ -112,23 +117,19 @@ def test_what_changes_while_it_is_read_and_then_back_is_read_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The look says what was before, and the machine that was read is of afterwards."""
-    put(tmp_path, "proc/self/cgroup", b"0::/\n")
-    mount = b"30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
-    put(tmp_path, "proc/self/mountinfo", mount)
-    put(tmp_path, "sys/devices/system/cpu/online", b"0-3\n")
-    put(tmp_path, "sys/fs/cgroup/cpu.max", b"max 100000\n")
+    put_machine(tmp_path)
     watched = Watched(tmp_path)
     with monkeypatch.context() as patch:
 
         def while_it_changes(root: Path) -> Topology:
-            put(tmp_path, "sys/fs/cgroup/cpu.max", b"150000 100000\n")
+            put(tmp_path, "sys/fs/cgroup/app/cpu.max", b"150000 100000\n")
             return read_topology(root)
 
         patch.setattr(topology, "read_topology", while_it_changes)
         found = watched.read()
     assert found is not None
     assert found.quota is not None
-    put(tmp_path, "sys/fs/cgroup/cpu.max", b"max 100000\n")
+    put(tmp_path, "sys/fs/cgroup/app/cpu.max", b"max 100000\n")
     found = watched.read()
     assert found is not None
     assert found.quota is None

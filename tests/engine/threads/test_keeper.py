@@ -68,3 +68,24 @@ def test_a_thread_that_could_not_be_started_is_not_on_its_way(
         with pytest.raises(RuntimeError, match="new thread"):
             keeper.wake()
     assert asked == 2 * MOST_COMING
+
+
+def test_who_died_as_it_began_makes_room_for_another(
+    started: Started, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper(_Kept())
+    keeper.wake()
+
+    def no_memory(self: Keeper) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "_keep_seated", no_memory)
+        with pytest.raises(MemoryError):
+            started.pop()()
+    assert not keeper.running
+    keeper.wake()
+    began: list[Keeper] = []
+    monkeypatch.setattr(Keeper, "_keep_seated", lambda self: began.append(self))
+    started.pop()()
+    assert began == [keeper]
