@@ -8,7 +8,9 @@
 # What strikes "at" a place does so inside the tracing function, so an exception comes out exactly
 # there. That is more than the interpreter does: it looks at signals when a function begins, when a
 # loop goes back and when a call of a C function returns, and never between the last line of a
-# `with` and its `__exit__` (bpo-29988). What strikes "soon" is a signal that is pending from that
+# `with` and its `__exit__` (bpo-29988). Where an exception is about to be handled it would also be
+# more than the interpreter bears, see `handles`: there the strike comes one instruction later. What
+# strikes "soon" is a signal that is pending from that
 # place on, and its handler runs where the interpreter next looks, as for a real one.
 """Strike at any line of the library."""
 
@@ -140,6 +142,7 @@ class Striker(Tracer):
         self.soon = soon
         self.struck = False
         self.over = False
+        self._late: FrameType | None = None  # in which the next instruction is struck
 
     def _call(self, frame: FrameType, event: str, argument: object) -> Any:
         code = frame.f_code
@@ -150,6 +153,21 @@ class Striker(Tracer):
     def passing(self, frame: FrameType, key: tuple[CodeType, int]) -> None:
         if self.struck or self.over or self.place_of(frame, key) != self.place:
             return
+        if frame.f_lasti in handles(frame.f_code):
+            self._late = frame
+            frame.f_trace_opcodes = True
+        else:
+            self._strike()
+
+    def _step(self, frame: FrameType, event: str, argument: object) -> Any:
+        if frame is self._late:
+            if event != "opcode" or frame.f_lasti in handles(frame.f_code):
+                return self._step
+            self._late = None
+            self._strike()
+        return super()._step(frame, event, argument)
+
+    def _strike(self) -> None:
         self.struck = True
         if self.soon:
             # Else the handler would run as the tracing function is called the next time.
@@ -181,6 +199,18 @@ class _Pending:
 
 
 _pending = _Pending()
+
+
+@functools.cache
+def handles(code: CodeType) -> frozenset[int]:
+    """Offsets of the instructions with which the handling of an exception begins.
+
+    The interpreter unwinds what is raised there as if the instruction had been carried out: it
+    takes a wrong value off the stack, and keeps the exception that was handled for ever. Only a
+    tracing function can raise there.
+    """
+    steps = dis.get_instructions(code)
+    return frozenset(step.offset for step in steps if step.opname == "PUSH_EXC_INFO")
 
 
 @functools.cache
