@@ -192,6 +192,10 @@ class Work:
         except BaseException:
             if not run.over:  # struck before it was submitted
                 self._pool.cancel(run)
+            if by is not None:  # who asks for the section is told what struck here
+                with self.lock:
+                    if not self.sections.is_done(index):
+                        self._failed.setdefault(index, _Raised(self._handle_of(by)))
             raise
         finally:
             with self.lock:

@@ -153,7 +153,11 @@ def _name_in_kernel(name: str) -> None:
     prctl = _prctl  # another thread may find out meanwhile that it is refused
     if prctl is not None:
         kernel_name = name.encode("utf-8", "replace")[:_NAME_BYTES].replace(b"\0", b"?")
-        if prctl(_PR_SET_NAME, kernel_name):
+        try:
+            refused = prctl(_PR_SET_NAME, kernel_name)
+        except ctypes.ArgumentError:  # so ctypes says that memory was short; a name is no matter
+            return
+        if refused:
             note_denial("prctl(PR_SET_NAME), a thread's name", ctypes.get_errno())
             _prctl = None
 
