@@ -79,7 +79,7 @@ def test_wakeups_are_trusted_with_a_gil_and_on_other_loops(
         (False, uvloop, True),
         (False, asyncio, False),
     ):
-        monkeypatch.setattr("sys._is_gil_enabled", lambda gil=gil: gil, raising=False)
+        monkeypatch.setattr(asyncio_loop, "_gil_is_on", lambda gil=gil: gil)
         loop = kind.new_event_loop()
         try:
             assert asyncio_loop.wakeups_can_be_lost(loop) is can_be_lost

@@ -114,6 +114,7 @@ async def _run_owned(
                 waiter.renew()
                 if not (run.over or (run.settled and not run.cancel_asked)):
                     await waiter.wait()
+            waiter.left = True  # it waits no more
             return run.result()
     except GeneratorExit:
         pool.cancel(run)

@@ -27,6 +27,8 @@ _ANYIO_ON_ASYNCIO = "anyio._backends._asyncio"
 # free-threaded CPython, uvloop's call_soon_threadsafe has no lock).
 LOOK_SECONDS = 0.05
 
+_gil_is_on: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)
+
 
 class AsyncioWaiter:
     """A task of an asyncio loop that waits."""
@@ -135,5 +137,6 @@ class AsyncioLoop:
 
 def wakeups_can_be_lost(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether ``call_soon_threadsafe`` of this loop may lose a call."""
-    gil = getattr(sys, "_is_gil_enabled", None)
-    return gil is not None and not gil() and type(loop).__module__.startswith("uvloop")
+    if _gil_is_on is None or _gil_is_on():
+        return False
+    return type(loop).__module__.startswith("uvloop")

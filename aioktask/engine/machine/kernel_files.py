@@ -16,6 +16,9 @@ from aioktask.engine.machine.denials import note_denial
 
 __all__ = ["read_bytes", "read_text", "try_read"]
 
+# Most of these files are shorter; what is read at a time has to be allocated at its full size.
+PART_BYTES = 1 << 13
+
 _SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
@@ -37,9 +40,10 @@ def read_text(path: str | Path, name: str = "") -> str:
 def try_read(path: str | Path, name: str = "") -> bytes | None:
     """The contents of a file as by `read_bytes`, but None where only a shortage was in the way."""
     try:
-        with open(path, "rb", buffering=0) as file:
+        # By its name, since of a Path without memory the interpreter says that it is no path.
+        with open(str(path), "rb", buffering=0) as file:
             parts = []
-            while part := file.read(1 << 16):
+            while part := file.read(PART_BYTES):
                 parts.append(part)
         return b"".join(parts)
     except OSError as error:

@@ -150,6 +150,21 @@ class Split:
         return sum(count_chunks(span.start, span.stop, self.chunk) for span in self.spans)
 
 
+def one_chunk(job: Job[Any]) -> int:
+    """The chunk size of a job that is one chunk on every machine; 0 for any other.
+
+    Such a job is one stretch too, and nothing can be learned of it.
+    """
+    if job.reduce is not None or job.parts or not job.size:
+        return 0
+    chunk = job.chunk
+    if chunk is None:
+        if worthwhile_threads(job) > 1:  # the size of the chunks depends on the threads
+            return 0
+        chunk = chunk_size(job.size, 1, min_chunk=job.min_chunk, align=job.align)
+    return chunk if (job.start + job.size - 1) // chunk == job.start // chunk else 0
+
+
 def most_threads(job: Job[Any]) -> int:
     """The most threads that may serve the job, whatever the machine."""
     worth = worthwhile_threads(job)

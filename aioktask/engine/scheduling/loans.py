@@ -47,6 +47,10 @@ class Loans:
         _count(self._waiting, entry, nice, 1)
         return self.reckon(entry) if nice < entry.urgency else []
 
+    def add_first(self, entry: Entry, nice: int) -> None:
+        """`add_waiter` for the first one of a job, which lends nothing."""
+        self._waiting[entry] = {nice: 1}
+
     def remove_waiter(self, entry: Entry, nice: int) -> list[Entry]:
         """Count one no more; without effect on a job that was forgotten."""
         if nice not in self._waiting.get(entry, ()):

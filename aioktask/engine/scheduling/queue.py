@@ -35,6 +35,8 @@ NICE_0_WEIGHT = 1024.0
 # How many of those that wait are named in the representation of a scheduler.
 NAMED = 10
 
+_WEIGHTS = {nice: NICE_0_WEIGHT / 1.25**nice for nice in range(-20, 20)}
+
 # Chunks and not an undo, runtime, nice, sequence, and whose key it is. No two have one sequence.
 Key = tuple[bool, float, int, int, "Entry"]
 
@@ -44,7 +46,7 @@ def weight(nice: int) -> float:
 
     Source: ``sched_prio_to_weight`` of the Linux scheduler, which rounds these numbers.
     """
-    return NICE_0_WEIGHT / 1.25**nice
+    return _WEIGHTS[nice]
 
 
 class Seat(Enum):
@@ -53,6 +55,9 @@ class Seat(Enum):
     OWN = "own"
     LENT = "lent"  # at a waiter's nice
     BACKGROUND = "background"  # its own, and it gives way to other processes
+
+
+OWN, LENT, BACKGROUND = Seat  # quicker to look up
 
 
 class Queues:
@@ -285,11 +290,11 @@ class Scheduler:
 
     def take_loan(self, entry: Entry, seat: Seat) -> Seat:
         """Move a thread that serves the entry in another seat to the waiter's nice."""
-        if seat is Seat.BACKGROUND:
+        if seat is BACKGROUND:
             self.background -= 1
         entry.loan_taken = True
         self._place(entry)
-        return Seat.LENT
+        return LENT
 
     def owe(self, entry: Entry, count: int) -> None:
         """Take in that `count` more (or fewer) chunks wait for this job."""
@@ -314,12 +319,10 @@ class Scheduler:
                 return foreground[0][-1]
         return self._owed[0][-1] if self._owed else None
 
-    def is_free_for(self, entry: Entry) -> bool:
-        """Whether a helper may serve an entry at once that is in no queue: no other one waits."""
-        queues, group = self._queues, entry.group
+    def has_room(self, group: Group) -> bool:
+        """Whether a helper may serve a job of the group at once: no other one waits for helpers."""
+        queues = self._queues
         if queues.foreground or queues.background or self._owed or self.running >= self.cap:
-            return False
-        if entry.gives_way or entry.loan is not None:
             return False
         return group.cap is None or group.threads < group.cap
 
@@ -355,18 +358,18 @@ class Scheduler:
         """
         self._count(entry, 1, counted, counted_in_group)
         if entry.loan is not None and not entry.loan_taken:
-            return self.take_loan(entry, Seat.OWN)
+            return self.take_loan(entry, OWN)
         self._follow_threads(entry)
         if entry.gives_way and not entry.undoing and not counted:
             self.background += 1
-            return Seat.BACKGROUND
-        return Seat.OWN
+            return BACKGROUND
+        return OWN
 
     def leave(
         self,
         entry: Entry,
         wall_ns: int,
-        seat: Seat = Seat.OWN,
+        seat: Seat = OWN,
         *,
         counted: bool = False,
         counted_in_group: bool = False,
@@ -376,22 +379,48 @@ class Scheduler:
         self.charge(entry, wall_ns, seat)
         self._vacate(entry, seat)
 
-    def charge(self, entry: Entry, wall_ns: int, seat: Seat = Seat.OWN) -> None:
+    def enter_at_once(self, entry: Entry) -> None:
+        """`add` and `enter` for an entry with nothing more to claim, where its group `has_room`."""
+        entry.runtime = entry.loan_runtime = self._floor
+        self._sequence += 1
+        entry.sequence = self._sequence
+        entry.threads = 1
+        entry.group.threads += 1
+        self.running += 1
+
+    def leave_at_once(self, entry: Entry, wall_ns: int) -> None:
+        """`leave` for the only thread of an entry that has nothing to claim, in its own seat."""
+        group = entry.group
+        entry.threads = 0
+        group.threads -= 1
+        self.running -= 1
+        entry.served = True
+        used = entry.runtime = entry.runtime + entry.cost(wall_ns)
+        if group.cap is not None:
+            self._send_delegates(group)
+        self._move_floor(used)
+
+    def charge(self, entry: Entry, wall_ns: int, seat: Seat = OWN) -> None:
         """Count the wall time of one thread against the entry's share, or against its loan."""
         if not entry.served:
             entry.served = True
             if entry.key is not None:
                 insort(self._queues_of(entry.group).served, entry.key[1])
-        if seat is Seat.LENT and entry.loan is not None:
+        if seat is LENT and entry.loan is not None:
             entry.loan_runtime += wall_ns * NICE_0_WEIGHT / weight(entry.loan)
             used = entry.loan_runtime
         else:
             entry.runtime += entry.cost(wall_ns)
             used = entry.runtime
         self._place(entry)
-        # New jobs start with the least runtime among those that were served and might be served
-        # now. It moves with what is used up, and jobs that have not been served are left out: or a
-        # stream of short jobs, each starting there, would always come before a long one.
+        self._move_floor(used)
+
+    def _move_floor(self, used: float) -> None:
+        """Have new jobs start with the least runtime of those that were and might be served now.
+
+        It moves with what is used up, and jobs that have not been served are left out: or a stream
+        of short jobs, each starting there, would always come before a long one.
+        """
         served = self._queues.served
         self._floor = max(self._floor, min(served[0], used) if served else used)
 
@@ -425,9 +454,9 @@ class Scheduler:
             entry.key = entry.owed_key = None
         for entry, seat, counted, counted_in_group in serving:
             self._count(entry, 1, counted, counted_in_group)
-            if seat is Seat.LENT:
+            if seat is LENT:
                 entry.loan_taken = True
-            elif seat is Seat.BACKGROUND:
+            elif seat is BACKGROUND:
                 self.background += 1
         for entry in sorted(everybody, key=Entry.new_key):
             if entry.ready:
@@ -444,9 +473,9 @@ class Scheduler:
             self.running += threads
 
     def _vacate(self, entry: Entry, seat: Seat) -> None:
-        if seat is Seat.BACKGROUND:
+        if seat is BACKGROUND:
             self.background -= 1
-        elif seat is Seat.LENT:
+        elif seat is LENT:
             entry.loan_taken = False
             self._place(entry)
 

@@ -31,12 +31,28 @@ from aioktask.engine.ranges.claims import PartedClaims
 from aioktask.engine.scheduling.background import BackgroundShare
 from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.scheduling.loans import Loans
-from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Scheduler, Seat
+from aioktask.engine.scheduling.queue import (
+    BACKGROUND,
+    LENT,
+    SLICE_NS,
+    Entry,
+    Scheduler,
+)
 from aioktask.engine.scheduling.waits import Waits
 from aioktask.engine.state.admission import begin_run, gives_way
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.outbox import Outbox
-from aioktask.engine.state.run import Decision, Entrance, Phase, Run, Wait
+from aioktask.engine.state.run import (
+    ADMITTED,
+    CANCEL,
+    FAILURE,
+    REFUSED,
+    SETTLED,
+    SUCCESS,
+    Run,
+    Wait,
+)
+from aioktask.engine.state.short import begin_at_once, end_at_once
 from aioktask.engine.state.stint import Signals, Stint
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.engine.tunables import Tunables
@@ -76,6 +92,7 @@ class State:
         tunables: The process's.
         turner: The helper that takes this turn, which is the first to get work if it is idle.
         starting: Helpers that are being started.
+        numbers: How many runs were taken in.
         closing: Whether the interpreter exits.
         ended: Whether it has, as far as the engine goes: nothing is taken in any more.
         no_more_threads: Whether the system refused the last thread.
@@ -115,7 +132,7 @@ class State:
         self.no_more_threads = False
         self.all_over: Waiter | None = None
         self.advice: str | None = None
-        self._numbers = 0
+        self.numbers = 0
         self._looked: Iterable[Run] = iter(())  # where the looks after owners stand
 
     def __repr__(self) -> str:
@@ -148,26 +165,33 @@ class State:
             if waiter is not None and run.over:  # it was cancelled before it came
                 self.out.waiters.append(waiter)
             return
-        group = run.group
+        group, helper = run.group, self.turner
         refuses = (group.shut or self.closing) and not nested
         if self.ended or refuses:
-            run.decide_entry(Entrance.REFUSED)
-        elif run.decide_entry(Entrance.ADMITTED) is not Entrance.ADMITTED:
+            run.decide_entry(REFUSED)
+        elif run.decide_entry(ADMITTED) is not ADMITTED:
             refuses = True
+        elif (
+            caller is None
+            and helper is not None
+            and helper.idle
+            and begin_at_once(self, run, waiter, helper, perf_counter_ns())
+        ):
+            return
         if waiter is not None:
             run.waiters.setdefault(waiter, Wait(run.parent_stint, detects=detects))
         if self.ended or refuses:
             self._do_not_begin(run)
             return
-        self._numbers += 1
+        self.numbers += 1
         try:
-            begin_run(run, self._numbers, self.cap, self.tunables, self.lessons)
+            begin_run(run, self.numbers, self.cap, self.tunables, self.lessons)
         except BaseException as error:
             self._do_not_begin(run, error)
             self.out.tell(run)
             return
         if self.runs:
-            self.crowded_until = run.submitted_at + CROWDED_NS
+            self.expect_others(run.submitted_at)
         self.runs[run] = None
         group.runs[run] = None
         self.scheduler.add(run.entry)
@@ -182,7 +206,7 @@ class State:
             self.advice = None
         if not run.claimable:
             self.update(run)
-        elif caller is not None or not self._serve_by_turner(run):
+        else:
             self.scheduler.set_ready(run.entry)
             self.signals.generation += 1
             now = perf_counter_ns()
@@ -191,32 +215,13 @@ class State:
             self.summon(now)
         self.out.tell(run)
 
-    def _serve_by_turner(self, run: Run) -> bool:
-        """Have the helper whose turn this is serve a run that wants one thread, if none else waits.
-
-        So a job the size of a request stands in no queue.
-
-        Returns:
-            Whether it did; else the run has still to be queued.
-        """
-        helper, entry = self.turner, run.entry
-        if helper is None or not helper.idle or entry.limit > 1:
-            return False
-        if not self.scheduler.is_free_for(entry) or not self._can_serve_at(helper, entry.nice):
-            return False
-        self.idle.remove(helper)
-        helper.idle = False
-        helper.called = True
-        if not self._assign(helper, run, perf_counter_ns()):
-            self._rest(helper)
-            self.update(run)
-        elif run.claims.left:
-            self.scheduler.set_ready(entry)
-        return True
+    def expect_others(self, now: int) -> None:
+        """There are several jobs, so more of them will come beside each other."""
+        self.crowded_until = now + CROWDED_NS
 
     def _do_not_begin(self, run: Run, error: BaseException | None = None) -> None:
         """End a run that did not begin: by an error, or else as one that was cancelled."""
-        if run.decide(Decision.CANCEL if error is None else Decision.FAILURE) is Decision.CANCEL:
+        if run.decide(CANCEL if error is None else FAILURE) is CANCEL:
             run.cancelled = True
         run.do_not_begin(error)
         self.out.waiters += run.waiters
@@ -228,7 +233,7 @@ class State:
         """A cancel that came in time takes effect."""
         if run.over or run.cancelled or run.error is not None:
             return
-        if run.decided is not Decision.CANCEL:
+        if run.decided is not CANCEL:
             return
         if not run.number:  # it was posted before the run, which is not going to come
             self._do_not_begin(run)
@@ -241,9 +246,9 @@ class State:
 
     def committed(self, run: Run) -> None:
         """The owner of a run took its result."""
-        if run.phase is Phase.SETTLED and run.decided is Decision.SUCCESS:
+        if run.phase is SETTLED and run.decided is SUCCESS:
             run.committed()
-            self._end(run)
+            self.end(run)
 
     def add_waiter(self, run: Run, waiter: Waiter, stint: Stint | None, detects: bool) -> None:
         """Have `waiter` woken when the run is over; or at once, when it would wait for ever.
@@ -507,7 +512,7 @@ class State:
                 continue
             if each.cancel():
                 self.cancel(each)
-            elif each.phase is Phase.SETTLED:
+            elif each.phase is SETTLED:
                 self.committed(each)
         for stint in list(self.serving):
             caller = stint.thread
@@ -654,13 +659,13 @@ class State:
             self.scheduler.set_idle(run.entry)
             if run.entry.threads or run.async_undo or run.over:
                 return
-            if run.phase is Phase.SETTLED and not run.cancelled:
+            if run.phase is SETTLED and not run.cancelled:
                 return
             run.advance()
             if run.over:
-                self._end(run)
+                self.end(run)
                 return
-            if run.phase is Phase.SETTLED:
+            if run.phase is SETTLED:
                 self.out.waiters += run.waiters
                 return
             self.signals.generation += 1  # an undo goes before chunks
@@ -674,7 +679,8 @@ class State:
         self.scheduler.set_ready(run.entry, undoing=run.undoing)
         self._ask_caller(run)
 
-    def _end(self, run: Run) -> None:
+    def end(self, run: Run) -> None:
+        """A run is over: who waits for it is woken, and it is not among the runs any more."""
         group = run.group
         out = self.out
         out.dropped += (run, run.dropped)
@@ -722,7 +728,7 @@ class State:
                     self._recall(stint.thread, now)
             for stint in run.stints.values():
                 helper = helper_beneath(stint)
-                if stint.live and helper is not None and self._can_serve_at(helper, run.urgency):
+                if stint.live and helper is not None and self.can_serve_at(helper, run.urgency):
                     stint.seat = self.scheduler.take_loan(entry, stint.seat)
                     _lent(run, "at once")
                     if stint.thread is not helper:
@@ -753,12 +759,12 @@ class State:
         run = stint.run
         if run.over:
             return helper.nice
-        nice = run.urgency if stint.seat is Seat.LENT else run.entry.nice
+        nice = run.urgency if stint.seat is LENT else run.entry.nice
         if helper.boost is not None:
             nice = min(nice, helper.boost)
         return thread_nice(nice, self.base_nice, gil=self.gil)
 
-    def _can_serve_at(self, helper: Helper, nice: int) -> bool:
+    def can_serve_at(self, helper: Helper, nice: int) -> bool:
         """Whether the helper's thread can have what a job of this nice wants, or must do."""
         if self.no_more_threads or self.may_lower or not self.may_set_nice:
             return True
@@ -777,18 +783,21 @@ class State:
     def serves_background(self, helper: Helper) -> bool:
         """Whether the helper serves a job that gives way to other processes."""
         stint = helper.stint
-        return stint is not None and stint.seat is Seat.BACKGROUND
+        return stint is not None and stint.seat is BACKGROUND
 
     # Threads that serve runs.
 
     def walked(self, stint: Stint, position: int, now: int) -> bool:
         """The stint walked up to `position`; whether it has a new stretch and may go on at once."""
         run = stint.run
+        at_end = not run.claims.left and position == stint.stretch_stop
+        if at_end and end_at_once(self, stint, now):
+            return False
         run.walked(stint, position, now)
         if run.thread_limit != run.entry.limit:
             self.scheduler.set_limit(run.entry, run.thread_limit)
             self.signals.generation += 1
-        if stint.seat is Seat.BACKGROUND and self._must_pause(stint, now):
+        if stint.seat is BACKGROUND and self._must_pause(stint, now):
             return False
         if self.signals.generation != stint.generation or now >= stint.slice_end:
             return False
@@ -886,7 +895,7 @@ class State:
             return thread.stint
         assert isinstance(thread, Caller)
         if run.over or not self.enter_caller(run, thread, now):
-            if run.over or run.phase is Phase.SETTLED:
+            if run.over or run.phase is SETTLED:
                 self.out.parkings.append(thread.parking)
             else:
                 run.caller = thread
@@ -903,7 +912,7 @@ class State:
         if entry is None:
             self._rest(helper)
             return False
-        fits = self._can_serve_at(helper, _urgency_offered(entry))
+        fits = self.can_serve_at(helper, _urgency_offered(entry))
         if not fits or not self._assign(helper, entry.run, now):
             self._rest(helper)
         return True
@@ -924,12 +933,12 @@ class State:
         if not self.idle:
             return None
         turner = self.turner
-        if turner is not None and turner.idle and self._can_serve_at(turner, nice):
+        if turner is not None and turner.idle and self.can_serve_at(turner, nice):
             self.idle.remove(turner)
             return turner
         if self.may_lower:
             return self.idle.popleft()
-        fitting = [helper for helper in self.idle if self._can_serve_at(helper, nice)]
+        fitting = [helper for helper in self.idle if self.can_serve_at(helper, nice)]
         if not fitting:
             return None
         helper = max(fitting, key=lambda each: each.nice)
@@ -1014,9 +1023,9 @@ class State:
             run.entry, counted=stint.counted, counted_in_group=stint.counted_in_group
         )
         self.serving[stint] = None
-        if stint.seat is Seat.LENT:
+        if stint.seat is LENT:
             _lent(run, "at once")
-        elif stint.seat is Seat.BACKGROUND and isinstance(stint.thread, Helper):
+        elif stint.seat is BACKGROUND and isinstance(stint.thread, Helper):
             stint.thread.in_background = True
         run.enter(stint, now)
         stint.slice_end = now + SLICE_NS
@@ -1025,9 +1034,9 @@ class State:
     def _claim(self, stint: Stint, now: int) -> bool:
         run = stint.run
         if len(self.runs) > 1:
-            self.crowded_until = now + CROWDED_NS
+            self.expect_others(now)
         if run.sizes is not None:
-            pauses = stint.seat is Seat.BACKGROUND and self.background.pausing
+            pauses = stint.seat is BACKGROUND and self.background.pausing
             run.sizes.be_alone(now >= self.crowded_until and not pauses)
         claimed = run.claim(stint, now, self.signals.generation)
         if not run.claims.left:
@@ -1044,7 +1053,7 @@ class State:
             counted=stint.counted,
             counted_in_group=stint.counted_in_group,
         )
-        if stint.seat is Seat.LENT:
+        if stint.seat is LENT:
             helper = helper_beneath(stint)
             if helper is not None and helper is not stint.thread:
                 helper.boost = None
@@ -1085,7 +1094,7 @@ class State:
                 self._hand_over(stint)
         self.rebuild()
         if run is not None and run in self.runs:
-            self._end(run)
+            self.end(run)
         elif run is not None and run.number:  # struck just after it was taken out
             self._is_gone(run)
 
@@ -1142,7 +1151,7 @@ class State:
         for run in list(self.runs):
             if run.over:
                 self.scheduler.set_idle(run.entry)
-                self._end(run)
+                self.end(run)
             else:
                 self.update(run)
         self.signals.generation += 1

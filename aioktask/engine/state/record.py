@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from aioktask.job import Failure, Learned, Progress, Report, Speed, set_failure,
 
 if TYPE_CHECKING:
     from aioktask.engine.state.run import Run
+    from aioktask.engine.state.stint import Stint
 
 
 def report(run: Run) -> Report[Any]:
@@ -35,13 +37,35 @@ def report(run: Run) -> Report[Any]:
     )
 
 
+def report_of_one(run: Run, stint: Stint) -> Report[Any]:
+    """`report` for a run that one thread served, and that makes no value and learned nothing."""
+    queued = run.first_claim - run.submitted_at
+    return Report(
+        None,
+        run.peak_threads,
+        run.chunks_done,
+        queued / 1e9,
+        max(run.last_chunk - run.first_claim, 0) / 1e9,
+        stint.cpu / 1e9,
+        (stint.busy / 1e9,),
+        _fixed(run.chunk_planned, min(run.threads_planned, run.limit)),
+        run.lent,
+    )
+
+
+@functools.lru_cache(64)
+def _fixed(chunk: int, threads: int) -> Learned:
+    """What is told where nothing was learned."""
+    return Learned(chunk, threads)
+
+
 def learned(run: Run) -> Learned:
     """What the run came to know of its function."""
     sizes, scaling = run.sizes, run.scaling
     threads = min(run.threads_planned, run.limit, run.threads_learned)
     holds_gil = scaling is not None and scaling.holds_gil
     if sizes is None:
-        return Learned(run.split.chunk, threads, holds_gil=holds_gil)
+        return Learned(run.chunk_planned, threads, holds_gil=holds_gil)
     return Learned(
         chunk=sizes.chunk,
         threads=threads,

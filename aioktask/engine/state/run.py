@@ -101,6 +101,14 @@ class Start(Enum):
     NEVER = "never"
 
 
+# A member of an Enum is looked up by a function of its class (Python 3.11), which takes ten times
+# as long as a look at a name of the module; and every job asks for some twenty of them.
+WORK, SETTLED, UNDO, DONE = Phase
+SUCCESS, FAILURE, CANCEL = Decision
+ADMITTED, REFUSED = Entrance
+CLAIMED, NEVER = Start
+
+
 class UndoLoop(Protocol):
     """The loop that a coroutine undo runs on."""
 
@@ -139,14 +147,14 @@ class Run:
     """
 
     # What most runs never change stands on the class: a run is made for every request of a server.
-    phase = Phase.WORK
+    phase = WORK
     number = 0  # of this run in the process; given when a turn takes it in
     caller: Caller | None = None  # a calling thread that would take more chunks
     tree: Tree | None = None  # of a reduce
     initial: object | EllipsisType = ...
     entry: Entry
     claims: Claims = Claims((), 1)
-    split = Split(threads=0, chunk=1, spans=())
+    chunk_planned = 1  # units of a chunk where the size is not learned
     sizes: Sizes | None = None  # where the chunk size is learned
     scaling: Scaling | None = None  # where the number of threads is learned
     key: Key | None = None  # under which that is remembered, if it is
@@ -266,15 +274,15 @@ class Run:
 
         Where no chunk has begun, none will.
         """
-        if self.decide(Decision.CANCEL) is not Decision.CANCEL:
+        if self.decide(CANCEL) is not CANCEL:
             return False
-        self._start.setdefault("start", Start.NEVER)
+        self._start.setdefault("start", NEVER)
         return True
 
     @property
     def never_starts(self) -> bool:
         """Whether it was cancelled before a chunk began: it is as good as over."""
-        return bool(self._start) and self._start.get("start") is Start.NEVER
+        return bool(self._start) and self._start.get("start") is NEVER
 
     def commit(self) -> bool:
         """Take the result of a run that is held for it, if no cancel came before.
@@ -282,7 +290,7 @@ class Run:
         Called by the owner, on its own thread: from now on nothing can undo the run, and turns have
         no more to do with what it held, which goes.
         """
-        if self.phase is not Phase.SETTLED or self.decide(Decision.SUCCESS) is not Decision.SUCCESS:
+        if self.phase is not SETTLED or self.decide(SUCCESS) is not SUCCESS:
             return False
         self.let_go()
         self.dropped = ()
@@ -302,7 +310,7 @@ class Run:
     ) -> None:
         """A turn takes the run in, as this number of its process."""
         job = self.job
-        self.split = cut
+        self.chunk_planned = cut.chunk
         self.sizes, self.scaling, self.key, self.lessons = sizes, scaling, key, lessons
         grain = cut.chunk if sizes is None else sizes.grain
         if job.parts and any(part.node is not None for part in job.parts):
@@ -324,6 +332,67 @@ class Run:
                 chunk=cut.chunk if sizes is None else sizes.chunk,
                 threads=self.threads_planned,
             )
+
+    def begin_whole(self, number: int, chunk: int, cap: int) -> None:
+        """`begin` for a run that is one chunk; its `entry` is made."""
+        self.claims = Claims((), chunk)
+        self.chunk_planned = chunk
+        self.threads_planned = self.limit if self.limit < cap else cap
+        self.number = number
+
+    def may_start(self) -> bool:
+        """Whether its first chunk may begin, which no cancel prevents from now on."""
+        if self._decision:
+            return False
+        return self._start.setdefault("start", CLAIMED) is CLAIMED
+
+    def enter_whole(self, stint: Stint, chunk: int, now: int) -> None:
+        """`enter` and `claim` for a run that is one chunk."""
+        job = self.job
+        self.version += 1
+        self.peak_threads = stint.threads = 1
+        self.first_claim = stint.entered_at = stint.claimed_at = now
+        stint.chunk = chunk
+        stint.chunk_start = stint.stretch_start = job.start
+        stint.first_chunk_stop = stint.stretch_stop = job.start + job.size
+        stint.live = True
+        self.version += 1
+
+    def may_end_at_once(self) -> bool:
+        """Whether it succeeds as soon as its only thread has walked what is claimed."""
+        if (
+            self.phase is not WORK
+            or self.sizes is not None
+            or self.scaling is not None
+            or self.reduces
+            or self.heard
+            or len(self.stints) > 1
+            or self._bound.value is not None
+        ):
+            return False
+        if self.hold:
+            return not self._decision
+        return self.decide(SUCCESS) is SUCCESS
+
+    def end_whole(self, stint: Stint, now: int) -> None:
+        """`walked`, `leave` and `advance` for what `may_end_at_once`."""
+        stop = stint.stretch_stop
+        self.version += 1
+        self.done_units += stop - stint.stretch_start
+        self.chunks_done += stint.chunks_up_to(stop)
+        self.last_chunk = now
+        stint.stretch_start = stint.chunk_start = stop
+        self.version += 1
+        stint.live = False
+        stint.busy += now - stint.entered_at
+        stint.cpu += stint.cpu_now - stint.cpu_mark
+        stint.cpu_mark = stint.cpu_now
+        self.report = record.report_of_one(self, stint)
+        if self.hold:
+            self.phase = SETTLED
+        else:
+            self.let_go()
+            self.phase = DONE
 
     @property
     def urgency(self) -> int:
@@ -352,7 +421,7 @@ class Run:
 
     @property
     def over(self) -> bool:
-        return self.phase is Phase.DONE
+        return self.phase is DONE
 
     @property
     def ended(self) -> bool:
@@ -361,29 +430,29 @@ class Run:
         It is over, or as good as that, or its result was taken.
         """
         phase = self.phase
-        if phase is Phase.DONE or self.never_starts:
+        if phase is DONE or self.never_starts:
             return True
-        return phase is Phase.SETTLED and self.decided is Decision.SUCCESS
+        return phase is SETTLED and self.decided is SUCCESS
 
     @property
     def cancel_asked(self) -> bool:
         """Whether a cancel came in time, whether it took effect yet or not."""
-        return self.decided is Decision.CANCEL
+        return self.decided is CANCEL
 
     @property
     def refused(self) -> bool:
         """Whether it was not taken in, and will not be."""
-        return self._entrance.get("entry") is Entrance.REFUSED
+        return self._entrance.get("entry") is REFUSED
 
     @property
     def settled(self) -> bool:
         """Whether all is done, and a cancel may still undo it."""
-        return self.phase is Phase.SETTLED
+        return self.phase is SETTLED
 
     @property
     def working(self) -> bool:
         """Whether there are chunks that have not ended, or not begun."""
-        return self.phase is Phase.WORK
+        return self.phase is WORK
 
     @property
     def unfinished(self) -> bool:
@@ -400,9 +469,9 @@ class Run:
         """Whether a thread would find something to do."""
         if not self.claims.left or self.never_starts:
             return False
-        if self.phase is Phase.WORK:
+        if self.phase is WORK:
             return not self.stopping
-        return self.phase is Phase.UNDO and not self.async_undo
+        return self.phase is UNDO and not self.async_undo
 
     def unwanted(self) -> bool:
         """Whether this run, or one in whose chunk somebody waits for it, wants no more work."""
@@ -472,7 +541,7 @@ class Run:
         """Give the stint a stretch to walk; False when there is none."""
         if not self.claimable:
             return False
-        if not self.chunks_done and self._start.setdefault("start", Start.CLAIMED) is Start.NEVER:
+        if not self.chunks_done and self._start.setdefault("start", CLAIMED) is NEVER:
             return False
         self.version += 1
         if self.sizes is None or self.undoing:
@@ -611,7 +680,7 @@ class Run:
             if error is not self.error:
                 self.errors += (error,)
             return
-        if self.decide(Decision.FAILURE) is Decision.CANCEL:  # it came in time, and was told so
+        if self.decide(FAILURE) is CANCEL:  # it came in time, and was told so
             self.cancelled = True
             self.errors += (error,)
             return
@@ -621,32 +690,32 @@ class Run:
 
     def stop_by_cancel(self) -> None:
         """A cancel takes effect, if it came in time."""
-        if self.decide(Decision.CANCEL) is Decision.CANCEL:
+        if self.decide(CANCEL) is CANCEL:
             self.cancelled = True
 
     # The run as a whole.
 
     def advance(self) -> None:
         """Nobody is inside and nothing is claimable: go on to what comes next."""
-        if self.phase is Phase.WORK and not self.stopping:
+        if self.phase is WORK and not self.stopping:
             if self.hold:
-                if self.decided is not Decision.CANCEL:
+                if self.decided is not CANCEL:
                     self._make_report()
-                    self.phase = Phase.SETTLED
+                    self.phase = SETTLED
                     return
-            elif self.decide(Decision.SUCCESS) is Decision.SUCCESS:
+            elif self.decide(SUCCESS) is SUCCESS:
                 self._make_report()
                 self._end_well()
                 return
             self.cancelled = True  # it came in time, and its command is on the way
-        if self.phase is Phase.UNDO:
+        if self.phase is UNDO:
             self._finish()
         elif not self.over:
             self._stop()
 
     def committed(self) -> None:
         """The owner took the result of a run that was held: see `commit`."""
-        self.phase = Phase.DONE
+        self.phase = DONE
         self._tell_success()
 
     def undo_ended(self, errors: tuple[tuple[range, BaseException], ...]) -> None:
@@ -668,9 +737,9 @@ class Run:
             return
         untouched = [range(*each) for each in self.claims.free] if not self.undoing else []
         whole = range(self.job.start, self.job.stop)
-        unknown = subtract(whole, untouched) if self.number else ()
+        unknown = subtract(whole, untouched) if self.first_claim else ()
         self.to_undo, self.unknown, self.undo_errors = (), unknown, ()
-        if self.decide(Decision.FAILURE) is Decision.CANCEL and self.error is None:
+        if self.decide(FAILURE) is CANCEL and self.error is None:
             self.cancelled = True
             if self.job.undo is not None:  # who cancelled is told of more than the cancel
                 self.undo_errors, self.unknown = tuple((each, error) for each in unknown), ()
@@ -710,7 +779,7 @@ class Run:
             self.claims.clear()
             self._finish()
             return
-        self.phase = Phase.UNDO
+        self.phase = UNDO
         self.undoing = True
         self.async_undo = self.job.undo_is_async
         self.reduces = False
@@ -738,7 +807,7 @@ class Run:
     def _end_well(self) -> None:
         self._tell_success()
         self.let_go()
-        self.phase = Phase.DONE
+        self.phase = DONE
 
     def _tell_success(self) -> None:
         report = self.report
@@ -783,7 +852,7 @@ class Run:
         self.errors, self.failed, self.undo_errors = (), (), ()
         self.undo_task = None
         self.let_go()
-        self.phase = Phase.DONE
+        self.phase = DONE
 
     def let_go(self) -> None:
         """Let go of what only a running job needs.
@@ -846,7 +915,7 @@ class Run:
     def result(self) -> Report[Any]:
         """The report of a run that is over or committed, or what it raises."""
         self._is_told()
-        if self.report is not None and self.decided is Decision.SUCCESS:
+        if self.report is not None and self.decided is SUCCESS:
             return self.report
         verdict, trace = self.verdict or self.cancellation(), self._trace
         if self.owned:  # nobody else will ask, and the traceback will lead back to here
@@ -906,4 +975,4 @@ _NOTHING: Bound[Any] = Bound(_nothing)
 
 # What stints of a run that is over refer to.
 OVER = Run(Job(_nothing, 0, name="over"), RunGroup(), nice=0, context=Context())
-OVER.phase = Phase.DONE
+OVER.phase = DONE

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aioktask.engine.learning.scores import Pace
 from aioktask.engine.machine.os_threads import cpu_time_ns, kernel_and_delay_ns
 from aioktask.engine.ranges.tree import push
-from aioktask.engine.scheduling.queue import Seat
+from aioktask.engine.scheduling.queue import BACKGROUND, OWN
 from aioktask.errors import ChunkCancelled
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Stint:
         self.cpu_charged = 0  # the thread's CPU time up to which a background job has paid
         # When a background thread was kept from its CPU last, and how long in all until then.
         self.contended: tuple[int, int] = (0, 0)
-        self.seat = Seat.OWN
+        self.seat = OWN
         self.node: int | None = None  # whose parts of the job it takes first
         self.off_node = False
         self.look_at = 0  # how long busy, when it is asked again what it waited for
@@ -210,7 +210,7 @@ class Stint:
 
         Called by the thread itself, outside the lock: the system calls may take a while.
         """
-        background = self.seat is Seat.BACKGROUND
+        background = self.seat is BACKGROUND
         run = self.run
         stays = now < self.slice_end and signals.generation == self.generation
         if stays and run.claims.left and not background:

@@ -47,7 +47,7 @@ from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.outbox import Outbox
-from aioktask.engine.state.run import Entrance, Run
+from aioktask.engine.state.run import REFUSED, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
 from aioktask.engine.threads.adapt import Adapter, cap_of
@@ -403,7 +403,7 @@ class Pool:
         group, state = run.group, self.state
         self.inbox.append((State.admit, run, waiter, caller, nested, detects))
         refuses = (group.closed or state.closing) and (state.ended or not nested)
-        if refuses and run.decide_entry(Entrance.REFUSED) is Entrance.REFUSED:
+        if refuses and run.decide_entry(REFUSED) is REFUSED:
             self.wake()  # a turn lets go of what was posted
             if state.closing:
                 raise RuntimeError("the interpreter is exiting: no job can be submitted")
