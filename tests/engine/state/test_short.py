@@ -100,7 +100,14 @@ class World:
         self.runs.append(run)
         waiter = None if waits is None else ThreadWaiter(waits)
         self.waiters.append(waiter)
+        before = state.signals.generation
         self.turn(helper, lambda: state.admit(run, waiter, None, False, False))
+        if run.number and not run.over and not run.entry.ready:
+            # The long way has others choose anew although nothing is left for them to choose: this
+            # is the one difference.
+            state.signals.generation = before
+            for stint in state.serving:
+                stint.generation = min(stint.generation, before)
 
     def walk(self, which: int, part: int) -> None:
         """The helper walks its stretch, as a helper thread would, or a part of it."""
