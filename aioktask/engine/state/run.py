@@ -274,7 +274,7 @@ class Run:
 
         Where no chunk has begun, none will.
         """
-        if self.decide(CANCEL) is not CANCEL:
+        if self._decision.setdefault("end", CANCEL) is not CANCEL:
             return False
         self._start.setdefault("start", NEVER)
         return True
@@ -282,7 +282,7 @@ class Run:
     @property
     def never_starts(self) -> bool:
         """Whether it was cancelled before a chunk began: it is as good as over."""
-        return bool(self._start) and self._start.get("start") is NEVER
+        return self._start.get("start") is NEVER
 
     def commit(self) -> bool:
         """Take the result of a run that is held for it, if no cancel came before.
@@ -950,15 +950,20 @@ class Run:
         That is an exception which is not the job's: a cancellation, or one that struck from
         outside.
         """
-        found: Failure | Job[Any] | None = self.failure
+        found = self.failure
         if not self.ended or told_of(error) is not None:
             return
         if found is None:  # it is over for nobody but the owner: none began, or all is done
             if self.never_starts:
-                found = job
-            else:
-                found = Failure(job, None, (), merge([range(job.start, job.stop)]), (), ())
+                self.name_job(error, job)
+                return
+            found = Failure(job, None, (), merge([range(job.start, job.stop)]), (), ())
         set_failure(error, found, self.parent_number)
+
+    def name_job(self, error: BaseException, job: Job[Any]) -> None:
+        """`name_outcome` for a run of which no chunk began, nor will."""
+        if told_of(error) is None:
+            set_failure(error, job, self.parent_number)
 
     def tell(self, kind: EventKind, **details: object) -> None:
         self.news.append(
