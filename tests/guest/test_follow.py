@@ -419,9 +419,6 @@ def throttled(way: str, cgroup: Path, **environ: str) -> int:
     return times
 
 
-@pytest.mark.xfail(
-    strict=False, reason="now and then, in an emulated machine, since the state changes in turns"
-)
 @pytest.mark.parametrize("way", ["awaited", "sync"])
 def test_under_a_quota_a_job_is_throttled_no_more_than_one_thread(cgroup: Path, way: str) -> None:
     (cgroup / "cpu.max").write_text("150000 100000")
@@ -492,9 +489,6 @@ def test_chunks_of_a_part_run_on_the_cpus_of_its_node(limit: int | None) -> None
         assert affinity <= NODES[part.node], (part, affinity)
 
 
-@pytest.mark.xfail(
-    strict=False, reason="now and then, in an emulated machine, since the state changes in turns"
-)
 def test_no_more_helpers_are_bound_to_a_node_than_its_limit() -> None:
     with running(parts=HALVES, per_node=1) as job:
         bound = lambda: [list(affinities_of(NAME).values()).count(cpus) for cpus in NODES]  # noqa: E731
@@ -544,9 +538,6 @@ def nodes_of(address: int, nbytes: int) -> list[int]:
     return _libc.nodes_of_pages(pages).tolist()
 
 
-@pytest.mark.xfail(
-    strict=False, reason="now and then, in an emulated machine, since the state changes in turns"
-)
 @pytest.mark.parametrize("own", [True, False])
 def test_memory_lies_on_the_node_of_the_part_that_touches_it(own: bool) -> None:
     """Bound to the node by `allocate`; or not, and then it is where it is touched first."""

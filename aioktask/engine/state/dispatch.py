@@ -817,7 +817,7 @@ class State:
         """Choose the node whose parts the helper serves, and whether it is bound there.
 
         The one with the fewest helpers for its CPUs, of those that have room. Without room anywhere
-        it helps from where it is.
+        it helps from where it is, bound there only where that node has room for it.
         """
         claims = stint.run.claims
         stint.off_node = False
@@ -826,7 +826,7 @@ class State:
             return
         there = dict.fromkeys(self.node_cpus, 0)
         for other in self.serving:
-            if other.node in there and not other.off_node and isinstance(other.thread, Helper):
+            if other.node in there and isinstance(other.thread, Helper):
                 there[other.node] += 1
         room = {
             node: (there[node] / len(self.node_cpus[node]), node != helper.node, node)
@@ -836,7 +836,9 @@ class State:
         if room:
             stint.node = min(room, key=room.__getitem__)
         else:
-            stint.node, stint.off_node = helper.node, True
+            home, stint.off_node = helper.node, True
+            if home in there and there[home] < self._node_limit(stint.run, home):
+                stint.node = home
 
     def _node_limit(self, run: Run, node: int) -> int:
         """The most helpers that may be bound to the node for this run."""

@@ -12,7 +12,7 @@ from aioktask.engine.ranges.plan import node_of, spans
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper
-from tests.engine.state.turns import a_run, a_state, admit, idle_helper, stint_of
+from tests.engine.state.turns import a_run, a_state, admit, stint_of
 
 CHUNK = 8
 
@@ -40,8 +40,13 @@ def submit(state: State, *sizes: int, nodes: list[int | None] | None = None) -> 
     )
 
 
-def helper(state: State) -> Helper:
-    made = idle_helper(state)
+def helper(state: State, node: int | None = None) -> Helper:
+    """A helper that was started, and that an earlier job has perhaps left bound to a node."""
+    made = Helper()
+    made.native = 1
+    made.node = node
+    state.helpers[made] = None
+    state.find_work(made, 0)
     made.node = state.node_of(made)
     return made
 
@@ -73,8 +78,7 @@ def test_a_helper_serves_its_own_node_while_that_has_work(
         stint = stint_of(who)
         for node, count in enumerate(cpus):
             serving = [each.stint for each in helpers if each.stint and each.stint.node == node]
-            placed = [each for each in serving if not each.off_node]
-            assert len(placed) <= count, "no more are placed on a node than it has CPUs"
+            assert len(serving) <= count, "no more are bound to a node than it has CPUs"
         node = node_of(run.job, stint.stretch_start)
         assert node is not None
         if stint.node is not None and not stint.off_node:
@@ -128,15 +132,16 @@ def test_a_node_without_cpus_is_served_from_elsewhere() -> None:
     assert set(seen) == {0, 1}
 
 
+@pytest.mark.parametrize("before", [None, 0, 1])
 @pytest.mark.parametrize("limit", [1, 3])
-def test_a_limit_for_each_node_is_kept(limit: int) -> None:
+def test_a_limit_for_each_node_is_kept(limit: int, before: int | None) -> None:
+    """Also where an earlier job left all helpers bound to one node."""
     state = machine(4, 4)
     state.node_limit = limit
     submit(state, 10_000, 10_000)
-    stints = [helper(state).stint for _ in range(8)]
-    for node in (0, 1):
-        placed = [each for each in stints if each and each.node == node and not each.off_node]
-        assert len(placed) == limit
+    bound = [helper(state, before).node for _ in range(8)]
+    assert (bound.count(0), bound.count(1)) == (limit, limit)
+    assert all(each.stint is not None for each in state.helpers), "the others help from anywhere"
 
 
 def test_parts_without_a_node_bind_nobody() -> None:
