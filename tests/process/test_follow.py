@@ -40,7 +40,11 @@ ENDLESS = """
     def helpers():
         found = []
         for task in pathlib.Path("/proc/self/task").iterdir():
-            if (task / "comm").read_text().strip() == "endless":
+            try:
+                name = (task / "comm").read_text().strip()
+            except (FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
+                continue
+            if name == "endless":
                 found.append(int(task.name))
         return found
 

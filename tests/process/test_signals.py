@@ -395,9 +395,11 @@ def blocked_signals(pid: int) -> dict[str, list[set[int]]]:
     """The signal masks of a process's threads, by the name of the thread."""
     masks: dict[str, list[set[int]]] = {}
     for task in Path(f"/proc/{pid}/task").iterdir():
-        status = dict(
-            line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if line
-        )
+        try:
+            lines = (task / "status").read_text().splitlines()
+        except (FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
+            continue
+        status = dict(line.split(":\t", 1) for line in lines if line)
         bits = int(status["SigBlk"], 16)
         blocked = {number + 1 for number in range(64) if bits >> number & 1}
         masks.setdefault("main" if task.name == str(pid) else status["Name"], []).append(blocked)

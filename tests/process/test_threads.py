@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -31,12 +32,12 @@ def helpers():
 
 def kernel_names(child: Child) -> list[str]:
     """What the kernel calls the child's threads, but for the main one."""
-    tasks = Path(f"/proc/{child.process.pid}/task")
-    return sorted(
-        (task / "comm").read_text().removesuffix("\n")
-        for task in tasks.iterdir()
-        if task.name != str(child.process.pid)
-    )
+    names = []
+    for task in Path(f"/proc/{child.process.pid}/task").iterdir():
+        if task.name != str(child.process.pid):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+                names.append((task / "comm").read_text().removesuffix("\n"))
+    return sorted(names)
 
 
 @pytest.mark.parametrize(
