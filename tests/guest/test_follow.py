@@ -533,11 +533,31 @@ def test_helpers_are_free_again_when_the_part_is_done() -> None:
         job.ends()
 
 
+BALANCING = Path("/proc/sys/kernel/numa_balancing")
+
+
 def nodes_of(address: int, nbytes: int) -> list[int]:
     pages = np.arange(address, address + nbytes, PAGE, dtype=np.uintp)
     return _libc.nodes_of_pages(pages).tolist()
 
 
+@pytest.fixture
+def pages_stay() -> Iterator[None]:
+    """The kernel takes no page away to see who uses it, nor moves it there.
+
+    While it looks, it does not say on which node the page is.
+    """
+    try:
+        before = BALANCING.read_text()
+    except FileNotFoundError:  # this kernel never does
+        yield
+        return
+    BALANCING.write_text("0")
+    yield
+    BALANCING.write_text(before)
+
+
+@pytest.mark.usefixtures("pages_stay")
 @pytest.mark.parametrize("own", [True, False])
 def test_memory_lies_on_the_node_of_the_part_that_touches_it(own: bool) -> None:
     """Bound to the node by `allocate`; or not, and then it is where it is touched first."""
