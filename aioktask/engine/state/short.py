@@ -76,7 +76,8 @@ def end_at_once(state: State, stint: Stint, now: int) -> bool:
         Whether it has ended, and the helper serves nothing; else nothing is changed.
     """
     run = stint.run
-    if stint.seat is not OWN or not run.may_end_at_once():
+    # A calling thread may count as running without this stint, and has more to be told.
+    if not isinstance(stint.thread, Helper) or stint.seat is not OWN or not run.may_end_at_once():
         return False
     del state.serving[stint]
     state.scheduler.leave_at_once(run.entry, now - stint.entered_at)

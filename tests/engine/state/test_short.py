@@ -23,7 +23,7 @@ from aioktask.engine.state import dispatch
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.stint import Stint
-from aioktask.engine.state.workers import Helper, ThreadWaiter
+from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter
 from tests.engine.state.turns import a_state, idle_helper
 
 
@@ -308,6 +308,25 @@ def test_a_job_of_one_chunk_takes_the_short_way() -> None:
     assert world.taken == 4
     assert world.runs[0].over
     assert world.runs[1].settled
+
+
+def test_a_calling_thread_inside_a_chunk_takes_the_long_way() -> None:
+    """It counts as running before and after, by the chunk that it is in."""
+    world = World(True, 2)
+    state = world.state
+    world.submit(0, Job(_nothing, 5, chunk=8), 0, True)
+    outer = world.helpers[0].stint
+    assert outer is not None
+    run = Run(Job(_nothing, 1), world.group, nice=0, context=copy_context(), parent=outer)
+    caller = Caller(0, outer)
+    state.admit(run, caller, caller, True, True)
+    stint = caller.stint
+    assert stint is not None
+    assert (stint.counted, stint.counted_in_group) == (True, True)
+    state.caller_walked(run, stint, stint.stretch_stop, world.now)
+    assert run.over
+    assert caller.serving is None
+    assert (state.scheduler.running, world.group.threads) == (1, 1)
 
 
 @given(_jobs(), st.integers(1, 4), st.integers(1, 4), st.integers(1, 64))
