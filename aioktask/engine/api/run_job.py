@@ -122,7 +122,7 @@ async def _run_owned(
     except BaseException as error:
         if not run.refused and pool.cancel(run) and run.never_starts:  # nothing to wait for
             waiter.left = True
-            run.name_job(error, job)
+            run.name_outcome(error, job)
         else:
             await _see_to_its_end(pool, loop, run, waiter, job, error)
         raise

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 
 class Claims:
@@ -25,14 +25,9 @@ class Claims:
 
     __slots__ = ("_edges", "chunk", "free", "left")
 
-    def __init__(self, ranges: Sequence[range], chunk: int) -> None:
+    def __init__(self, ranges: Iterable[range], chunk: int) -> None:
         self.chunk = chunk
-        self.free: list[tuple[int, int]] = []
-        self._edges: frozenset[int] = frozenset()
-        self.left = 0
-        if not ranges:
-            return
-        self.free += [(each.start, each.stop) for each in ranges if each]
+        self.free = [(each.start, each.stop) for each in ranges if each]
         self.free.reverse()
         self._edges = frozenset([start for start, _ in self.free])
         self.left = sum([stop - start for start, stop in self.free])

@@ -48,7 +48,7 @@ class Loans:
         return self.reckon(entry) if nice < entry.urgency else []
 
     def add_first(self, entry: Entry, nice: int) -> None:
-        """`add_waiter` for the first one of a job, which lends nothing."""
+        """Count the first who waits for a job, at a nice that lends it nothing."""
         self._waiting[entry] = {nice: 1}
 
     def remove_waiter(self, entry: Entry, nice: int) -> list[Entry]:

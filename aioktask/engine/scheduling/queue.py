@@ -57,7 +57,8 @@ class Seat(Enum):
     BACKGROUND = "background"  # its own, and it gives way to other processes
 
 
-OWN, LENT, BACKGROUND = Seat  # quicker to look up
+# A name of the module is looked up in a tenth of the time that a member of an Enum takes.
+OWN, LENT, BACKGROUND = Seat
 
 
 class Queues:
@@ -380,25 +381,16 @@ class Scheduler:
         self._vacate(entry, seat)
 
     def enter_at_once(self, entry: Entry) -> None:
-        """`add` and `enter` for an entry with nothing more to claim, where its group `has_room`."""
+        """Let a new job start, and count its first thread, which has all that there is to claim.
+
+        Its group `has_room`, so the job stands in no queue.
+        """
         entry.runtime = entry.loan_runtime = self._floor
         self._sequence += 1
         entry.sequence = self._sequence
         entry.threads = 1
         entry.group.threads += 1
         self.running += 1
-
-    def leave_at_once(self, entry: Entry, wall_ns: int) -> None:
-        """`leave` for the only thread of an entry that has nothing to claim, in its own seat."""
-        group = entry.group
-        entry.threads = 0
-        group.threads -= 1
-        self.running -= 1
-        entry.served = True
-        used = entry.runtime = entry.runtime + entry.cost(wall_ns)
-        if group.cap is not None:
-            self._send_delegates(group)
-        self._move_floor(used)
 
     def charge(self, entry: Entry, wall_ns: int, seat: Seat = OWN) -> None:
         """Count the wall time of one thread against the entry's share, or against its loan."""
@@ -412,15 +404,11 @@ class Scheduler:
         else:
             entry.runtime += entry.cost(wall_ns)
             used = entry.runtime
-        self._place(entry)
-        self._move_floor(used)
-
-    def _move_floor(self, used: float) -> None:
-        """Have new jobs start with the least runtime of those that were and might be served now.
-
-        It moves with what is used up, and jobs that have not been served are left out: or a stream
-        of short jobs, each starting there, would always come before a long one.
-        """
+        if entry.ready or entry.group.cap is not None:
+            self._place(entry)
+        # New jobs start with the least runtime among those that were served and might be served
+        # now. It moves with what is used up, and jobs that have not been served are left out: or a
+        # stream of short jobs, each starting there, would always come before a long one.
         served = self._queues.served
         self._floor = max(self._floor, min(served[0], used) if served else used)
 

@@ -19,9 +19,9 @@ from aioktask.job import Job
 
 
 def begin_run(run: Run, number: int, cap: int, tunables: Tunables, lessons: Lessons) -> None:
-    """Have the run begin under this cap of the process, as this number of it."""
+    """Have the run begin under this cap of the process and its coordinator, as this number."""
     job, group = run.job, run.group
-    cut = split(job, cap if group.cap is None else min(cap, group.cap))
+    cut = split(job, cap)
     wanted = learns(job, group, tunables)
     sizes = scaling = key = None
     if wanted != "nothing" and job.size > CHUNKS_PER_THREAD * undo_grain(job):

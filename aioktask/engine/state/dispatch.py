@@ -52,7 +52,7 @@ from aioktask.engine.state.run import (
     Run,
     Wait,
 )
-from aioktask.engine.state.short import begin_at_once, end_at_once
+from aioktask.engine.state.short import begin_at_once
 from aioktask.engine.state.stint import Signals, Stint
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.engine.tunables import Tunables
@@ -185,7 +185,7 @@ class State:
             return
         self.numbers += 1
         try:
-            begin_run(run, self.numbers, self.cap, self.tunables, self.lessons)
+            begin_run(run, self.numbers, self.cap_of(group), self.tunables, self.lessons)
         except BaseException as error:
             self._do_not_begin(run, error)
             self.out.tell(run)
@@ -214,6 +214,10 @@ class State:
                 self.enter_caller(run, caller, now)
             self.summon(now)
         self.out.tell(run)
+
+    def cap_of(self, group: RunGroup) -> int:
+        """The most threads that a job of the group may have, before shares with other processes."""
+        return self.cap if group.cap is None else min(self.cap, group.cap)
 
     def expect_others(self, now: int) -> None:
         """There are several jobs, so more of them will come beside each other."""
@@ -248,7 +252,7 @@ class State:
         """The owner of a run took its result."""
         if run.phase is SETTLED and run.decided is SUCCESS:
             run.committed()
-            self.end(run)
+            self._end(run)
 
     def add_waiter(self, run: Run, waiter: Waiter, stint: Stint | None, detects: bool) -> None:
         """Have `waiter` woken when the run is over; or at once, when it would wait for ever.
@@ -416,8 +420,7 @@ class State:
 
     def _move_limit(self, run: Run) -> None:
         """Bring the run's limit in line with what it follows from: the one place that does."""
-        group_cap = run.group.cap
-        run.caps_moved(self.cap if group_cap is None else min(self.cap, group_cap))
+        run.caps_moved(self.cap_of(run.group))
         if run.entry.limit != run.thread_limit:
             self.scheduler.set_limit(run.entry, run.thread_limit)
             self._ask_caller(run)
@@ -663,7 +666,7 @@ class State:
                 return
             run.advance()
             if run.over:
-                self.end(run)
+                self._end(run)
                 return
             if run.phase is SETTLED:
                 self.out.waiters += run.waiters
@@ -679,7 +682,7 @@ class State:
         self.scheduler.set_ready(run.entry, undoing=run.undoing)
         self._ask_caller(run)
 
-    def end(self, run: Run) -> None:
+    def _end(self, run: Run) -> None:
         """A run is over: who waits for it is woken, and it is not among the runs any more."""
         group = run.group
         out = self.out
@@ -790,9 +793,6 @@ class State:
     def walked(self, stint: Stint, position: int, now: int) -> bool:
         """The stint walked up to `position`; whether it has a new stretch and may go on at once."""
         run = stint.run
-        at_end = not run.claims.left and position == stint.stretch_stop
-        if at_end and end_at_once(self, stint, now):
-            return False
         run.walked(stint, position, now)
         if run.thread_limit != run.entry.limit:
             self.scheduler.set_limit(run.entry, run.thread_limit)
@@ -1096,7 +1096,7 @@ class State:
                 self._hand_over(stint)
         self.rebuild()
         if run is not None and run in self.runs:
-            self.end(run)
+            self._end(run)
         elif run is not None and run.number:  # struck just after it was taken out
             self._is_gone(run)
 
@@ -1153,7 +1153,7 @@ class State:
         for run in list(self.runs):
             if run.over:
                 self.scheduler.set_idle(run.entry)
-                self.end(run)
+                self._end(run)
             else:
                 self.update(run)
         self.signals.generation += 1

@@ -19,17 +19,17 @@ from aioktask.job import Failure, Learned, Progress, Report, Speed, set_failure,
 
 if TYPE_CHECKING:
     from aioktask.engine.state.run import Run
-    from aioktask.engine.state.stint import Stint
 
 
 def report(run: Run) -> Report[Any]:
     """What a run tells that succeeded."""
+    first = run.first_claim
     return Report(
         value=run.value,
         peak_threads=run.peak_threads,
         chunks=run.chunks_done,
-        queued=(run.first_claim - run.submitted_at) / 1e9 if run.first_claim else 0.0,
-        elapsed=_elapsed(run),
+        queued=(first - run.submitted_at) / 1e9 if first else 0.0,
+        elapsed=max(run.last_chunk - first, 0) / 1e9 if first else 0.0,
         cpu_time=sum([cpu for _, cpu in run.used]) / 1e9,
         busy=tuple(sorted([wall / 1e9 for wall, _ in run.used], reverse=True)),
         learned=learned(run),
@@ -37,26 +37,10 @@ def report(run: Run) -> Report[Any]:
     )
 
 
-def report_of_one(run: Run, stint: Stint) -> Report[Any]:
-    """`report` for a run that one thread served, and that makes no value and learned nothing."""
-    queued = run.first_claim - run.submitted_at
-    return Report(
-        None,
-        run.peak_threads,
-        run.chunks_done,
-        queued / 1e9,
-        max(run.last_chunk - run.first_claim, 0) / 1e9,
-        stint.cpu / 1e9,
-        (stint.busy / 1e9,),
-        _fixed(run.chunk_planned, min(run.threads_planned, run.limit)),
-        run.lent,
-    )
-
-
 @functools.lru_cache(64)
-def _fixed(chunk: int, threads: int) -> Learned:
-    """What is told where nothing was learned."""
-    return Learned(chunk, threads)
+def _fixed(chunk: int, threads: int, holds_gil: bool) -> Learned:
+    """What is told where the chunk size was not looked for."""
+    return Learned(chunk, threads, holds_gil=holds_gil)
 
 
 def learned(run: Run) -> Learned:
@@ -65,7 +49,7 @@ def learned(run: Run) -> Learned:
     threads = min(run.threads_planned, run.limit, run.threads_learned)
     holds_gil = scaling is not None and scaling.holds_gil
     if sizes is None:
-        return Learned(run.chunk_planned, threads, holds_gil=holds_gil)
+        return _fixed(run.chunk_planned, threads, holds_gil)
     return Learned(
         chunk=sizes.chunk,
         threads=threads,

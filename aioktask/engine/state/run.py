@@ -274,7 +274,7 @@ class Run:
 
         Where no chunk has begun, none will.
         """
-        if self._decision.setdefault("end", CANCEL) is not CANCEL:
+        if self.decide(CANCEL) is not CANCEL:
             return False
         self._start.setdefault("start", NEVER)
         return True
@@ -334,10 +334,19 @@ class Run:
             )
 
     def begin_whole(self, number: int, chunk: int, cap: int) -> None:
-        """`begin` for a run that is one chunk; its `entry` is made."""
+        """A turn takes the run, which is one chunk, in, as this number of its process.
+
+        Its only thread, which comes in the same turn, has that chunk: nothing is free.
+
+        Args:
+            number: Of the run.
+            chunk: The size that chunks of the job have.
+            cap: The most threads that the run could have, were it longer.
+        """
+        self.entry = Entry(self, self.group, self.nice, self.limit)
         self.claims = Claims((), chunk)
         self.chunk_planned = chunk
-        self.threads_planned = self.limit if self.limit < cap else cap
+        self.threads_planned = min(self.limit, cap)
         self.number = number
 
     def may_start(self) -> bool:
@@ -347,7 +356,7 @@ class Run:
         return self._start.setdefault("start", CLAIMED) is CLAIMED
 
     def enter_whole(self, stint: Stint, chunk: int, now: int) -> None:
-        """`enter` and `claim` for a run that is one chunk."""
+        """The stint's thread serves this run from now on, and has the one chunk that it is."""
         job = self.job
         self.version += 1
         self.peak_threads = stint.threads = 1
@@ -357,42 +366,6 @@ class Run:
         stint.first_chunk_stop = stint.stretch_stop = job.start + job.size
         stint.live = True
         self.version += 1
-
-    def may_end_at_once(self) -> bool:
-        """Whether it succeeds as soon as its only thread has walked what is claimed."""
-        if (
-            self.phase is not WORK
-            or self.sizes is not None
-            or self.scaling is not None
-            or self.reduces
-            or self.heard
-            or len(self.stints) > 1
-            or self._bound.value is not None
-        ):
-            return False
-        if self.hold:
-            return not self._decision
-        return self.decide(SUCCESS) is SUCCESS
-
-    def end_whole(self, stint: Stint, now: int) -> None:
-        """`walked`, `leave` and `advance` for what `may_end_at_once`."""
-        stop = stint.stretch_stop
-        self.version += 1
-        self.done_units += stop - stint.stretch_start
-        self.chunks_done += stint.chunks_up_to(stop)
-        self.last_chunk = now
-        stint.stretch_start = stint.chunk_start = stop
-        self.version += 1
-        stint.live = False
-        stint.busy += now - stint.entered_at
-        stint.cpu += stint.cpu_now - stint.cpu_mark
-        stint.cpu_mark = stint.cpu_now
-        self.report = record.report_of_one(self, stint)
-        if self.hold:
-            self.phase = SETTLED
-        else:
-            self.let_go()
-            self.phase = DONE
 
     @property
     def urgency(self) -> int:
@@ -950,20 +923,15 @@ class Run:
         That is an exception which is not the job's: a cancellation, or one that struck from
         outside.
         """
-        found = self.failure
+        found: Failure | Job[Any] | None = self.failure
         if not self.ended or told_of(error) is not None:
             return
         if found is None:  # it is over for nobody but the owner: none began, or all is done
             if self.never_starts:
-                self.name_job(error, job)
-                return
-            found = Failure(job, None, (), merge([range(job.start, job.stop)]), (), ())
+                found = job
+            else:
+                found = Failure(job, None, (), merge([range(job.start, job.stop)]), (), ())
         set_failure(error, found, self.parent_number)
-
-    def name_job(self, error: BaseException, job: Job[Any]) -> None:
-        """`name_outcome` for a run of which no chunk began, nor will."""
-        if told_of(error) is None:
-            set_failure(error, job, self.parent_number)
 
     def tell(self, kind: EventKind, **details: object) -> None:
         self.news.append(

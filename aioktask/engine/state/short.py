@@ -1,21 +1,20 @@
 # SPDX-License-Identifier: MIT
-# The short way of a job the size of a request: one chunk, at once.
+# The short way in of a job the size of a request.
 #
 # A job of one chunk that comes to an idle helper while nothing else waits needs no queue, no cut
-# and no learning; and a run whose only helper has walked the last stretch is over. Both functions
-# leave the state as the long way through `State.admit` or `State.walked` would, by a fifth of the
-# calls, or change nothing and say so, and the long way follows. So what comes meanwhile (a cancel,
-# another limit, an exception in the middle of a turn) finds nothing special about such a run.
-"""Jobs of one chunk."""
+# and no learning. `begin_at_once` leaves the state as the rest of `State.admit` would, with fewer
+# calls, or changes nothing and says so, and the long way follows. So what comes meanwhile (a
+# cancel, another limit, an exception in the middle of a turn) finds nothing special about such a
+# run, and it ends as any other.
+"""The beginning of jobs of one chunk."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from aioktask.engine.ranges.plan import one_chunk
-from aioktask.engine.scheduling.queue import OWN, SLICE_NS, Entry
+from aioktask.engine.scheduling.queue import SLICE_NS
 from aioktask.engine.state.run import Run, Wait
-from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper, Waiter
 
 if TYPE_CHECKING:
@@ -45,11 +44,9 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
     ):
         return False
     stint = run.stint_of(helper)
-    entry = run.entry = Entry(run, group, nice, run.limit)
     state.numbers += 1
-    run.begin_whole(
-        state.numbers, chunk, state.cap if group.cap is None else min(state.cap, group.cap)
-    )
+    run.begin_whole(state.numbers, chunk, state.cap_of(group))
+    entry = run.entry
     if state.runs:
         state.expect_others(now)
     state.runs[run] = None
@@ -66,24 +63,4 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
     stint.slice_end = now + SLICE_NS
     stint.generation = state.signals.generation
     run.enter_whole(stint, chunk, now)
-    return True
-
-
-def end_at_once(state: State, stint: Stint, now: int) -> bool:
-    """End the work on a run whose only helper has walked its last stretch.
-
-    Returns:
-        Whether it has ended, and the helper serves nothing; else nothing is changed.
-    """
-    run = stint.run
-    # A calling thread may count as running without this stint, and has more to be told.
-    if not isinstance(stint.thread, Helper) or stint.seat is not OWN or not run.may_end_at_once():
-        return False
-    del state.serving[stint]
-    state.scheduler.leave_at_once(run.entry, now - stint.entered_at)
-    run.end_whole(stint, now)
-    if run.settled:
-        state.out.waiters += run.waiters
-    else:
-        state.end(run)
     return True

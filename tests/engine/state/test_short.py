@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# The short way of jobs of one chunk: whatever comes, it leaves what the long way leaves.
+# The short way in of jobs of one chunk: whatever comes, it leaves what the long way leaves.
 #
 # Two states get the same commands in the same order; one of them has no short way. After each
 # command everything is compared that a later turn could look at, the clocks being the test's own.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aioktask import Job
@@ -20,10 +20,10 @@ from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import one_chunk, split
 from aioktask.engine.scheduling.queue import SLICE_NS
 from aioktask.engine.state import dispatch
-from aioktask.engine.state.group import RunGroup
-from aioktask.engine.state.run import Run
+from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.run import Run, Wait
 from aioktask.engine.state.stint import Stint
-from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter
+from aioktask.engine.state.workers import Helper, ThreadWaiter
 from tests.engine.state.turns import a_state, idle_helper
 
 
@@ -58,8 +58,7 @@ class World:
         self.now += 1_000
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(dispatch, "perf_counter_ns", lambda: self.now)
-            for name in ("begin_at_once", "end_at_once"):
-                patch.setattr(dispatch, name, self._way(getattr(dispatch, name)))
+            patch.setattr(dispatch, "begin_at_once", self._way(dispatch.begin_at_once))
             self.state.turner = None if helper is None else self.helpers[helper]
             what()
             self.state.turner = None
@@ -86,18 +85,34 @@ class World:
 
         return way
 
-    def submit(self, helper: int | None, job: Job[Any], waits: int | None, grouped: bool) -> None:
+    def submit(
+        self,
+        helper: int | None,
+        job: Job[Any],
+        waits: int | None,
+        grouped: bool,
+        how: str = "plain",
+    ) -> None:
         state = self.state
+        inside = self.helpers[0].stint if how == "nested" else None
         run = Run(
             job,
             self.group if grouped else state.root,
             nice=job.nice,
             context=copy_context(),
             owned=waits is not None,
+            parent=inside if inside is not None and inside.live else None,
         )
         run.submitted_at = self.now
-        run.heard = False
+        run.heard = how == "heard"
+        if how == "cancelled":
+            run.cancel()
+        elif how == "advised":  # the first job tells what there is to tell of the process
+            state.advice = "bind fewer"
         self.runs.append(run)
+        if how == "awaited before":
+            self.waiters.append(ThreadWaiter(0))
+            run.waiters[self.waiters[-1]] = Wait(None, detects=False)  # type: ignore[index]
         waiter = None if waits is None else ThreadWaiter(waits)
         self.waiters.append(waiter)
         before = state.signals.generation
@@ -130,6 +145,17 @@ class World:
                 self.state.reconsider(stint, self.now)
 
         self.turn(which, come_back)
+
+    def leave(self) -> None:
+        """The first helper's chunk, or nobody's, waits until the coordinator has no run left.
+
+        Chunks of the coordinator may still submit some.
+        """
+        waiter = ThreadWaiter(MOST_NICE)
+        self.waiters.append(waiter)
+        leaver = Leaver(waiter, self.helpers[0].stint, detects=False)
+        self.turn(None, lambda: self.state.leave_group(None, self.group, leaver, False))
+        self.group.closed = self.group.shut = False
 
     def wait_in_chunk(self, run: Run, which: int) -> None:
         """The chunk that the helper is in begins to wait for the run."""
@@ -168,6 +194,7 @@ class World:
             ],
             "idle": [self.helpers.index(helper) for helper in state.idle],
             "serving": [self._stint(stint, number) for stint in state.serving],
+            "leavers": (len(self.group.leavers), state.advice),
             "each": [self._run(run, number) for run in self.runs],
             "told": self.told,
         }
@@ -187,10 +214,10 @@ class World:
     def _run(self, run: Run, number: dict[Run, int]) -> object:
         names = (
             "number phase limit threads_planned done_units chunks_done peak_threads first_claim "
-            "last_chunk cancelled error undoing lent chunk_planned owned hold nice used_up "
+            "last_chunk cancelled error undoing lent chunk_planned owned hold nice heard "
             "decided never_starts over ended settled claimable working unfinished"
         )
-        found = {each: getattr(run, each, None) for each in names.split()}
+        found = {each: getattr(run, each) for each in names.split()}
         found |= {
             "entry": run.number
             and {
@@ -227,6 +254,7 @@ _SUBMIT = st.tuples(
     _jobs(),
     st.sampled_from([None, 0, 0, 0, 19, -5]),
     st.sampled_from([False, False, True]),
+    st.sampled_from(["plain"] * 6 + ["heard", "nested", "cancelled", "advised", "awaited before"]),
 )
 _WALK = st.tuples(st.just("walk"), st.integers(0, 1), st.sampled_from([0, 0, 0, 1]))
 _STEPS = st.lists(
@@ -243,28 +271,49 @@ _STEPS = st.lists(
         st.tuples(st.just("renice"), st.integers(0, 9), st.integers(-4, 4)),
         st.tuples(st.just("limit"), st.integers(0, 9), st.integers(1, 3)),
         st.tuples(st.just("cap"), st.integers(1, 3)),
+        st.tuples(st.just("leave")),
         st.tuples(st.just("time"), st.just(SLICE_NS)),
     ),
     min_size=5,
     max_size=40,
 )
-# Two helpers at the same job to its end.
-_TOGETHER = [
-    ("submit", 0, {"size": 4, "chunk": 1}, 0, False),
-    *[("walk", helper, 0) for helper in (0, 1, 0, 1)],
-]
+# What random steps seldom come to: two helpers at the same job to its end; and jobs of one chunk
+# that must go the long way.
+_SHORT = {"size": 1, "chunk": 1}
+_HELD = {**_SHORT, "undo": _undo}
+_SELDOM: dict[str, list[tuple[Any, ...]]] = {
+    "two helpers": [
+        ("submit", 0, {"size": 4, "chunk": 1}, 0, False),
+        *[("walk", helper, 0) for helper in (0, 1, 0, 1)],
+    ],
+    "for a chunk": [
+        ("submit", 0, _SHORT, None, False),
+        ("submit", 1, _SHORT, 19, False, "nested"),
+    ],
+    "a chunk leaves": [
+        ("submit", 0, _HELD, 0, True),
+        ("walk", 0, 0),
+        ("submit", 0, _SHORT, 0, False),
+        ("leave",),
+        ("submit", 1, _SHORT, 0, True),
+    ],
+    "advice": [("submit", 0, _SHORT, 0, False, "advised")],
+    "no room": [("submit", 0, _SHORT, 0, True), ("submit", 1, _SHORT, 0, True)],
+}
 
 
 def _take(world: World, step: tuple[Any, ...]) -> None:
     what, *arguments = step
     state = world.state
     if what == "submit":
-        helper, job, waits, grouped = arguments
-        world.submit(helper, Job(_nothing, **job), waits, grouped)
+        helper, job, *rest = arguments
+        world.submit(helper, Job(_nothing, **job), *rest)
     elif what == "walk":
         world.walk(*arguments)
     elif what == "time":
         world.now += arguments[0]
+    elif what == "leave":
+        world.leave()
     elif what == "cap":
         world.turn(None, lambda: state.set_caps(arguments[0], None))
     elif arguments[0] < len(world.runs):
@@ -286,11 +335,19 @@ def _take(world: World, step: tuple[Any, ...]) -> None:
 
 
 @given(st.sampled_from([1, 2, 2, 3]), st.sampled_from([(0, 0), (0, 3)]), _STEPS)
-@example(2, (0, 0), _TOGETHER)
 @settings(max_examples=600, deadline=None)
 def test_the_short_way_leaves_what_the_long_one_leaves(
     cap: int, nices: tuple[int, int], steps: list[tuple[Any, ...]]
 ) -> None:
+    _compare(cap, nices, steps)
+
+
+@pytest.mark.parametrize("steps", _SELDOM.values(), ids=list(_SELDOM))
+def test_so_it_does_where_it_may_not_be_taken(steps: list[tuple[Any, ...]]) -> None:
+    _compare(2, (0, 0), steps)
+
+
+def _compare(cap: int, nices: tuple[int, int], steps: list[tuple[Any, ...]]) -> None:
     worlds = [World(short, cap, nices) for short in (True, False)]
     for step in steps:
         for world in worlds:
@@ -305,28 +362,9 @@ def test_a_job_of_one_chunk_takes_the_short_way() -> None:
     for undo in (None, _undo):
         world.submit(0, Job(_nothing, 5, chunk=8, undo=undo), 0, False)
         world.walk(0, 0)
-    assert world.taken == 4
+    assert world.taken == 2
     assert world.runs[0].over
     assert world.runs[1].settled
-
-
-def test_a_calling_thread_inside_a_chunk_takes_the_long_way() -> None:
-    """It counts as running before and after, by the chunk that it is in."""
-    world = World(True, 2)
-    state = world.state
-    world.submit(0, Job(_nothing, 5, chunk=8), 0, True)
-    outer = world.helpers[0].stint
-    assert outer is not None
-    run = Run(Job(_nothing, 1), world.group, nice=0, context=copy_context(), parent=outer)
-    caller = Caller(0, outer)
-    state.admit(run, caller, caller, True, True)
-    stint = caller.stint
-    assert stint is not None
-    assert (stint.counted, stint.counted_in_group) == (True, True)
-    state.caller_walked(run, stint, stint.stretch_stop, world.now)
-    assert run.over
-    assert caller.serving is None
-    assert (state.scheduler.running, world.group.threads) == (1, 1)
 
 
 @given(_jobs(), st.integers(1, 4), st.integers(1, 4), st.integers(1, 64))
