@@ -39,6 +39,7 @@ from aioktask import (
 from aioktask.engine import events
 from aioktask.engine.events import EventKind
 from aioktask.engine.state.current import enclosing_run, local
+from aioktask.ondemand import _work
 from aioktask.ondemand._sections import Request, Sections
 from tests.gates import PATIENCE, eventually, turns_pass, units
 
@@ -710,6 +711,25 @@ def breaks_at(*starts: int) -> Callable[[int, int], None]:
             raise Broken(start)
 
     return initialise
+
+
+@pytest.mark.anyio
+async def test_what_strikes_the_helper_at_a_section_reaches_who_ensures_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It strikes outside of the section's own function, as where memory is short."""
+    struck = MemoryError("planted")
+
+    def strike(*args: object, **kwargs: object) -> None:
+        raise struck
+
+    monkeypatch.setattr(_work, "run_here", strike)
+    for ask in (lambda d: d.ensure(0, 1), lambda d: d.ensure(2, 3), lambda d: d.wait()):
+        table = OnDemand(Job(lambda a, b: None, 3, max_threads=1), section=1)
+        with pytest.raises(MemoryError) as info:
+            async with table:
+                await ask(table)
+        assert info.value is struck
 
 
 @pytest.mark.anyio

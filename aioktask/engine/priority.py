@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
 from typing import SupportsIndex
@@ -149,7 +150,9 @@ def thread_nice(nice: int, base: int, *, gil: bool) -> int:
     return min(base + ABOVE_LOOP + above, MOST_NICE)
 
 
+_is_gil_enabled: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+
+
 def gil_is_on() -> bool:
     """Whether threads of this interpreter run Python code one at a time."""
-    enabled: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
-    return enabled
+    return _is_gil_enabled()

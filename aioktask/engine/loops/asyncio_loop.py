@@ -15,6 +15,7 @@ import anyio
 import anyio.lowlevel
 
 from aioktask.engine.loops.posted import Posted
+from aioktask.engine.priority import gil_is_on
 from aioktask.errors import DeadlockError
 
 if TYPE_CHECKING:
@@ -26,8 +27,6 @@ _ANYIO_ON_ASYNCIO = "anyio._backends._asyncio"
 # How often a waiter looks for itself where a wake-up can be lost (uvloop issue 720: on
 # free-threaded CPython, uvloop's call_soon_threadsafe has no lock).
 LOOK_SECONDS = 0.05
-
-_gil_is_on: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)
 
 
 class AsyncioWaiter:
@@ -137,6 +136,4 @@ class AsyncioLoop:
 
 def wakeups_can_be_lost(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether ``call_soon_threadsafe`` of this loop may lose a call."""
-    if _gil_is_on is None or _gil_is_on():
-        return False
-    return type(loop).__module__.startswith("uvloop")
+    return not gil_is_on() and type(loop).__module__.startswith("uvloop")

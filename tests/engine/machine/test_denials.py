@@ -10,7 +10,7 @@ import pytest
 
 from aioktask.engine.machine import denials, kernel_files
 from aioktask.engine.machine.denials import denied, note_denial
-from aioktask.engine.machine.kernel_files import read_bytes, read_text, try_read
+from aioktask.engine.machine.kernel_files import PART_BYTES, read_bytes, read_text, try_read
 from aioktask.engine.machine.topology import Watched
 from tests.engine.machine.test_os_threads import nothing_denied
 
@@ -84,3 +84,9 @@ def test_a_quota_that_cannot_be_seen_for_want_of_descriptors_has_not_changed(
         refuse(patch, error)
         assert watched.read() is None
     assert watched.read() is not None
+
+
+def test_a_long_file_is_read_to_its_end(tmp_path: Path) -> None:
+    text = bytes(range(256)) * (3 * PART_BYTES // 256) + b"end"
+    (tmp_path / "file").write_bytes(text)
+    assert try_read(tmp_path / "file") == text

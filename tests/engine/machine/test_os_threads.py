@@ -250,6 +250,17 @@ def test_a_name_that_the_kernel_refuses_is_asked_for_once(monkeypatch: pytest.Mo
     }
 
 
+@pytest.mark.skipif(os_threads._prctl is None, reason="prctl is Linux's")
+def test_a_name_for_which_memory_is_short_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ctypes tells that as an error of the arguments. The job goes on, and no call is refused."""
+    short = raising(os_threads.ctypes.ArgumentError("argument 2: MemoryError: "))
+    monkeypatch.setattr(os_threads, "_prctl", short)
+    monkeypatch.setattr(threading.current_thread(), "name", threading.current_thread().name)
+    name_this_thread("one")
+    assert os_threads._prctl is short
+    assert denials.denied() == {}
+
+
 def test_times_that_are_refused_are_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os_threads.time, "thread_time_ns", raising(OSError(ENOSYS, "no")))
     monkeypatch.setattr("builtins.open", raising(OSError(EACCES, "no")))
