@@ -21,7 +21,7 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
-from tests.gates import Gate, units
+from tests.gates import Gate, eventually, units
 
 pytestmark = pytest.mark.anyio
 
@@ -324,7 +324,7 @@ def test_an_undo_failure_whose_only_waiter_s_loop_is_gone_is_raised_by_leaving()
     waiting = loop.create_task(wait())
     waiting._log_destroy_pending = False  # type: ignore[attr-defined]
     loop.run_until_complete(asyncio.to_thread(gate.wait_entered))
-    assert handle._run.waiters
+    loop.run_until_complete(eventually(lambda: bool(handle._run.waiters)))  # by a turn
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
     gate.open()
