@@ -280,6 +280,11 @@ class Job(Generic[T]):
         """Whether `undo` is a coroutine function."""
         return self.undo is not None and is_async(self.undo)
 
+    @property
+    def binds(self) -> bool:
+        """Whether each run has functions and a result of its own: see `bind`."""
+        return self._bind is not None
+
     def bind(self) -> Bound[T]:
         """The function and the result of one run: called by the engine once for each run."""
         return Bound(self.fn) if self._bind is None else self._bind()

@@ -150,9 +150,9 @@ def thread_nice(nice: int, base: int, *, gil: bool) -> int:
     return min(base + ABOVE_LOOP + above, MOST_NICE)
 
 
-_is_gil_enabled: Callable[[], bool] = getattr(sys, "_is_gil_enabled", lambda: True)
+_is_gil_enabled: Callable[[], bool] | None = getattr(sys, "_is_gil_enabled", None)
 
 
 def gil_is_on() -> bool:
     """Whether threads of this interpreter run Python code one at a time."""
-    return _is_gil_enabled()
+    return _is_gil_enabled is None or _is_gil_enabled()

@@ -137,6 +137,10 @@ def _after_fork_in_child() -> None:
     local.inside = False
     for stint in list(pool.state.serving):
         stint.live = False
+    for helper in list(pool.state.helpers):
+        if helper.express is not None:
+            for stint in list(helper.express.stints.values()):
+                stint.live = False
 
 
 atexit.register(_at_exit)

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from aioktask.checks import optional
 from aioktask.engine.api.coordinator import Coordinator
@@ -26,6 +26,7 @@ from aioktask.engine.api.submission import (
 )
 from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop
 from aioktask.engine.loops.waiting import wait_until_shielded
+from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import Plan, make_plan, with_learned
 from aioktask.engine.state.admission import remembered
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
@@ -79,16 +80,18 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     """
     pool = current_pool()
     loop = needed_loop("run_multithreaded()")
-    await loop.checkpoint_if_cancelled()
+    if loop.may_be_cancelled:
+        await loop.checkpoint_if_cancelled()
     outer = enclosing_stint()
     group = _group(pool, coordinator, outer)
     run = new_run(pool, group, job, loop, parent=outer, owned=True)
     nested = outer is not None and outer.run.group is group
     waiter = loop.waiter(
-        nice_of_waiter(outer, run), lost=None if not run.hold else _Abandoned(pool, run)
+        run.nice if outer is None else MOST_NICE,  # see `nice_of_waiter`
+        lost=None if not run.hold else _Abandoned(pool, run),
     )
     try:
-        return cast("Report[T]", await _run_owned(pool, loop, run, waiter, job, nested=nested))
+        return await _run_owned(pool, loop, run, waiter, job, nested=nested)
     except GeneratorExit:
         raise
     except BaseException as error:
@@ -305,7 +308,8 @@ class _Abandoned:
 
 
 def _group(pool: Pool, coordinator: Coordinator | None, outer: Stint | None) -> RunGroup:
-    given = optional("coordinator", coordinator, Coordinator)
-    if given is not None:
+    if coordinator is not None:
+        given = optional("coordinator", coordinator, Coordinator)
+        assert given is not None
         return given.scope()[1]
     return pool.state.root if outer is None else outer.run.group

@@ -15,7 +15,8 @@ from typing import Any
 
 from aioktask.engine.loops.coroutine_undo import UndoLoop
 from aioktask.engine.loops.loop import Loop, running_loop
-from aioktask.engine.priority import MOST_NICE, submitted_nice, waiter_nice
+from aioktask.engine.priority import MOST_NICE, submitted_nice
+from aioktask.engine.ranges.plan import facts_of
 from aioktask.engine.state.admission import own_nice
 from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
 from aioktask.engine.state.dispatch import State
@@ -42,7 +43,7 @@ def new_run(
         TypeError: `job` is no Job, or its coroutine undo has no loop to run on.
     """
     undo_loop = None
-    if checked_job(job).undo_is_async:
+    if facts_of(checked_job(job)).undo_is_async:
         if loop is None:
             raise TypeError(
                 f"the undo of the job {job.name!r} is a coroutine function, which runs on the loop "
@@ -82,7 +83,7 @@ def _context_for_threads() -> Context:
 
 def nice_of_waiter(outer: Stint | None, run: Run) -> int:
     """What the waiter itself lends: nothing inside a chunk, since that chunk's job lends."""
-    return MOST_NICE if outer is not None else waiter_nice(None, run.nice)
+    return MOST_NICE if outer is not None else submitted_nice(run.nice)
 
 
 def needed_loop(what: str) -> Loop:

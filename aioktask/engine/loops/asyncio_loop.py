@@ -51,6 +51,10 @@ class AsyncioWaiter:
         if self.left:
             return
         self._woken = True
+        if self._lost is None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._set)
+            return
         posted = Posted(self._set, self._lost)
         try:
             self._loop.call_soon_threadsafe(posted)
@@ -89,13 +93,21 @@ class AsyncioWaiter:
 class AsyncioLoop:
     """An asyncio loop, uvloop's included."""
 
-    __slots__ = ("_loop",)
+    __slots__ = ("_loop", "_task")
     # Every wait below a cancelled scope is cancelled again at once: anyio's scopes apart, asyncio
     # cancels once.
     shields_at_once = False
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[object] | None = None
+    ) -> None:
         self._loop = loop
+        self._task = task  # which runs now
+
+    @property
+    def may_be_cancelled(self) -> bool:
+        # A native cancel that is pending. Where a Task does not tell, it may be.
+        return getattr(self._task, "_must_cancel", True) or _ANYIO_ON_ASYNCIO in sys.modules
 
     def waiter(self, nice: int, lost: Callable[[], None] | None = None) -> AsyncioWaiter:
         return AsyncioWaiter(self._loop, nice, lost)
@@ -103,7 +115,7 @@ class AsyncioLoop:
     async def checkpoint_if_cancelled(self) -> None:
         # A native cancel that is pending is seen by a real suspension only; suspending always would
         # cost a turn of the loop. Where a Task does not tell, suspend.
-        if getattr(asyncio.current_task(), "_must_cancel", True):
+        if getattr(self._task, "_must_cancel", True):
             await asyncio.sleep(0)
         if _ANYIO_ON_ASYNCIO in sys.modules:  # else nobody made a scope
             await anyio.lowlevel.checkpoint_if_cancelled()

@@ -57,6 +57,10 @@ class Loop(Protocol):
     def waiter(self, nice: int, lost: Callable[[], None] | None = None) -> AsyncWaiter:
         """Who waits in the running task; `lost` is called if the loop drops the wake-up."""
 
+    @property
+    def may_be_cancelled(self) -> bool:
+        """Whether a cancellation may be pending, so that it is worth to look for it."""
+
     async def checkpoint_if_cancelled(self) -> None:
         """Raise the cancellation that is pending, if one is."""
 
@@ -82,8 +86,8 @@ def running_loop() -> Loop | None:
         loop = asyncio.get_running_loop()
     except RuntimeError:
         loop = None
-    if loop is not None and asyncio.current_task(loop) is not None:
-        return AsyncioLoop(loop)
+    if loop is not None and (task := asyncio.current_task(loop)) is not None:
+        return AsyncioLoop(loop, task)
     trio = sys.modules.get("trio")  # also one that is a guest on an asyncio loop
     if trio is not None and trio.lowlevel.in_trio_task():
         return TrioLoop()

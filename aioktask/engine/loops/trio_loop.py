@@ -96,6 +96,10 @@ class TrioLoop:
         self._token = trio.lowlevel.current_trio_token()
         self._finished = trio.RunFinishedError
 
+    @property
+    def may_be_cancelled(self) -> bool:
+        return True
+
     def waiter(self, nice: int, lost: Callable[[], None] | None = None) -> TrioWaiter:
         return TrioWaiter(self._token, nice, lost)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from aioktask.job import Job
 
@@ -148,6 +148,29 @@ class Split:
     @property
     def chunks(self) -> int:
         return sum(count_chunks(span.start, span.stop, self.chunk) for span in self.spans)
+
+
+class Facts(NamedTuple):
+    """What follows from a job alone, so that it is found out once for all of its runs.
+
+    Attributes:
+        threads: The most that may serve it.
+        chunk: The size of chunks, where the job is one chunk on every machine; else 0.
+        undo_is_async: Whether its undo is a coroutine function.
+    """
+
+    threads: int
+    chunk: int
+    undo_is_async: bool
+
+
+def facts_of(job: Job[Any]) -> Facts:
+    """What follows from the job; kept with it."""
+    facts: Facts | None = vars(job).get("_facts")
+    if facts is None:
+        facts = Facts(most_threads(job), one_chunk(job), job.undo_is_async)
+        object.__setattr__(job, "_facts", facts)
+    return facts
 
 
 def one_chunk(job: Job[Any]) -> int:

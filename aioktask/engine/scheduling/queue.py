@@ -320,10 +320,15 @@ class Scheduler:
                 return foreground[0][-1]
         return self._owed[0][-1] if self._owed else None
 
+    @property
+    def anybody_waits(self) -> bool:
+        """Whether some job would be served by one helper more, if there might be one."""
+        queues = self._queues
+        return bool(queues.foreground or queues.background or self._owed)
+
     def has_room(self, group: Group) -> bool:
         """Whether a helper may serve a job of the group at once: no other one waits for helpers."""
-        queues = self._queues
-        if queues.foreground or queues.background or self._owed or self.running >= self.cap:
+        if self.anybody_waits or self.running >= self.cap:
             return False
         return group.cap is None or group.threads < group.cap
 

@@ -18,8 +18,8 @@ from aioktask.engine.tunables import Tunables
 from aioktask.job import Job
 
 
-def begin_run(run: Run, number: int, cap: int, tunables: Tunables, lessons: Lessons) -> None:
-    """Have the run begin under this cap of the process and its coordinator, as this number."""
+def begin_run(run: Run, cap: int, tunables: Tunables, lessons: Lessons) -> None:
+    """Have the run begin under this cap of the process and its coordinator."""
     job, group = run.job, run.group
     cut = split(job, cap)
     wanted = learns(job, group, tunables)
@@ -39,7 +39,7 @@ def begin_run(run: Run, number: int, cap: int, tunables: Tunables, lessons: Less
                 if known_scaling is None
                 else known_scaling.for_next_run(cut.threads)
             )
-    run.begin(number, cut, sizes=sizes, scaling=scaling, key=key, lessons=lessons)
+    run.begin(cut, sizes=sizes, scaling=scaling, key=key, lessons=lessons)
     run.entry.gives_way = gives_way(run.nice, group, tunables)
 
 

@@ -17,11 +17,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterable
 from time import perf_counter_ns
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Lessons
@@ -41,6 +42,7 @@ from aioktask.engine.scheduling.queue import (
 from aioktask.engine.scheduling.waits import Waits
 from aioktask.engine.state.admission import begin_run, gives_way
 from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.lane import Lane
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import (
     ADMITTED,
@@ -52,7 +54,7 @@ from aioktask.engine.state.run import (
     Run,
     Wait,
 )
-from aioktask.engine.state.short import begin_at_once
+from aioktask.engine.state.short import adopt, begin_at_once, take_in_settled
 from aioktask.engine.state.stint import Signals, Stint
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.engine.tunables import Tunables
@@ -92,7 +94,6 @@ class State:
         tunables: The process's.
         turner: The helper that takes this turn, which is the first to get work if it is idle.
         starting: Helpers that are being started.
-        numbers: How many runs were taken in.
         closing: Whether the interpreter exits.
         ended: Whether it has, as far as the engine goes: nothing is taken in any more.
         no_more_threads: Whether the system refused the last thread.
@@ -125,6 +126,7 @@ class State:
         self.lessons = Lessons()
         self.helpers: dict[Helper, None] = {}
         self.idle: deque[Helper] = deque()
+        self.lane = Lane(self.root)
         self.turner: Helper | None = None
         self.starting: dict[Helper, None] = {}
         self.closing = self.ended = False
@@ -132,7 +134,6 @@ class State:
         self.no_more_threads = False
         self.all_over: Waiter | None = None
         self.advice: str | None = None
-        self.numbers = 0
         self._looked: Iterable[Run] = iter(())  # where the looks after owners stand
 
     def __repr__(self) -> str:
@@ -161,7 +162,7 @@ class State:
                 since its chunk would fail while its coordinator waits for it.
             detects: Whether the chunk that the run is for waits itself.
         """
-        if run.number or run.over:
+        if run.begun or run.over:
             if waiter is not None and run.over:  # it was cancelled before it came
                 self.out.waiters.append(waiter)
             return
@@ -169,7 +170,9 @@ class State:
         refuses = (group.shut or self.closing) and not nested
         if self.ended or refuses:
             run.decide_entry(REFUSED)
-        elif run.decide_entry(ADMITTED) is not ADMITTED:
+        elif (found := run.decide_entry(ADMITTED)) is not ADMITTED:
+            if found is not REFUSED:  # a helper took it out of the lane
+                return
             refuses = True
         elif (
             caller is None
@@ -177,15 +180,16 @@ class State:
             and helper.idle
             and begin_at_once(self, run, waiter, helper, perf_counter_ns())
         ):
+            if waiter is not None and (group is self.root or not run.hold):
+                self.lane.expect(run.nice)
             return
         if waiter is not None:
             run.waiters.setdefault(waiter, Wait(run.parent_stint, detects=detects))
         if self.ended or refuses:
             self._do_not_begin(run)
             return
-        self.numbers += 1
         try:
-            begin_run(run, self.numbers, self.cap_of(group), self.tunables, self.lessons)
+            begin_run(run, self.cap_of(group), self.tunables, self.lessons)
         except BaseException as error:
             self._do_not_begin(run, error)
             self.out.tell(run)
@@ -215,6 +219,92 @@ class State:
             self.summon(now)
         self.out.tell(run)
 
+    # The lane, which is open between turns only.
+
+    def close_lane(self, now: int) -> None:
+        """At the beginning of a turn: have what members of the lane serve be runs as others."""
+        lane = self.lane
+        if lane.used and self.runs:
+            self.expect_others(now)
+        for helper in lane.closed():
+            run = helper.express
+            found = None if run is None else run.decide_entry(ADMITTED)
+            if run is not None and found is helper:
+                adopt(self, run, helper, now)
+            if helper.stint is None:
+                self._rest(helper)
+            if run is not None and found is ADMITTED:
+                self._admit_from_lane(run)
+
+    def adopt_late(self, helper: Helper, now: int) -> None:
+        """Have what the helper took out of the lane be a run as others, unless it is."""
+        run = helper.express
+        helper.express = None
+        if run is not None and not run.begun and run.decide_entry(ADMITTED) is helper:
+            if helper.idle:
+                helper.idle = False
+                self.idle.remove(helper)
+            adopt(self, run, helper, now)
+
+    def settle_lane(self, inbox: deque[tuple[Any, ...]]) -> None:
+        """At the end of a turn: open the lane, or have its jobs be taken in as others.
+
+        Args:
+            inbox: Where they go then, before what was posted after them.
+        """
+        lane = self.lane
+        if lane.expected and not inbox and self._open_lane():
+            return
+        waiting = lane.waiting
+        while waiting:
+            run = waiting.pop()
+            try:
+                inbox.appendleft((State.admit, run, run.lane_waiter, None, False, False))
+            except BaseException:
+                waiting.append(run)
+                raise
+
+    def _open_lane(self) -> bool:
+        """Open the lane for helpers that are idle, unless some job has need of them."""
+        lane, scheduler = self.lane, self.scheduler
+        if (
+            self.closing
+            or scheduler.anybody_waits
+            or any(stint.run.claims.left for stint in self.serving)
+            or self.several_chunks_wait()
+        ):
+            return False
+        room = max(scheduler.cap - scheduler.running, 0)
+        nice = thread_nice(lane.nice, self.base_nice, gil=self.gil)
+        fitting = [each for each in self.idle if each.nice == nice and each.node is None][:room]
+        full = len(fitting) == room
+        if not full and len(lane.waiting) >= len(fitting):  # more helpers may be had
+            return False
+        for helper in fitting:
+            self.idle.remove(helper)
+            helper.idle = False
+            helper.in_lane = True
+            lane.members.append(helper)
+            lane.parked.append(helper)
+        for helper in fitting[: len(lane.waiting)]:
+            if helper is not self.turner:
+                self.out.parkings.append(helper.parking)
+        lane.cap = scheduler.cap
+        lane.full = full
+        lane.open = True
+        return True
+
+    def _admit_waiting(self, group: RunGroup | None = None) -> None:
+        """Take in the jobs of the lane, of this group alone if one is given."""
+        for run in list(self.lane.waiting):
+            if group is None or run.group is group:
+                self._admit_from_lane(run)
+
+    def _admit_from_lane(self, run: Run) -> None:
+        self.admit(run, run.lane_waiter, None, False, False)
+        with contextlib.suppress(ValueError):  # a helper took it
+            self.lane.waiting.remove(run)
+
     def cap_of(self, group: RunGroup) -> int:
         """The most threads that a job of the group may have, before shares with other processes."""
         return self.cap if group.cap is None else min(self.cap, group.cap)
@@ -230,6 +320,8 @@ class State:
         run.do_not_begin(error)
         self.out.waiters += run.waiters
         run.waiters = {}
+        if run.lane_waiter is not None:
+            self.out.waiters.append(run.lane_waiter)
         self.out.dropped += (run, run.dropped)
         run.dropped = ()
 
@@ -239,9 +331,12 @@ class State:
             return
         if run.decided is not CANCEL:
             return
-        if not run.number:  # it was posted before the run, which is not going to come
-            self._do_not_begin(run)
-            return
+        if not run.begun:
+            if run.never_starts:  # it was posted before the run, which is not going to come
+                self._do_not_begin(run)
+            if not run.settled:  # else whoever walks it will find out
+                return
+            take_in_settled(self, run)
         run.cancelled = True
         if not run.never_starts:  # else nobody walks it
             self.signals.generation += 1
@@ -278,7 +373,7 @@ class State:
                 self.out.waiters.append(waiter)
                 return
         wait = run.waiters[waiter] = Wait(stint, detects=detects)
-        if run.number:  # else when it begins
+        if run.begun:  # else when it begins
             self._begin_waiting(run, waiter, wait)
             self.summon(perf_counter_ns())
 
@@ -291,7 +386,7 @@ class State:
     def remove_waiter(self, run: Run, waiter: Waiter) -> None:
         """It waits no more."""
         wait = run.waiters.pop(waiter, None)
-        if wait is not None and run.number and not run.over:
+        if wait is not None and run.begun and not run.over:
             self._lend(self.loans.remove_waiter(run.entry, waiter.nice))
             self._end_wait(run, wait)
 
@@ -329,6 +424,7 @@ class State:
 
         Where a cycle of waits would be the end of it, the leaver's waiter is refused.
         """
+        self._admit_waiting(group)
         group.closed = group.shut = True
         if cancels:
             self.cancel_group(None, group)
@@ -350,6 +446,7 @@ class State:
 
     def cancel_group(self, run: None, group: RunGroup) -> None:
         """Close a group and cancel its runs."""
+        self._admit_waiting(group)
         group.closed = group.shut = True
         for each in list(group.runs):
             each.cancel()
@@ -385,6 +482,7 @@ class State:
 
     def close(self, run: None, waiter: Waiter) -> None:
         """The interpreter exits: cancel all runs, and have `waiter` woken when none is left."""
+        self._admit_waiting()
         self.closing = True
         self.all_over = waiter
         for each in list(self.runs):
@@ -400,7 +498,7 @@ class State:
 
         Threads follow at once or at their next chunk.
         """
-        if run.over or not run.number or run.nice == run.entry.nice:
+        if run.over or not run.begun or run.nice == run.entry.nice:
             return
         self.scheduler.set_nice(run.entry, run.nice)
         yields = gives_way(run.nice, run.group, self.tunables)
@@ -412,7 +510,7 @@ class State:
 
     def set_run_limit(self, run: Run) -> None:
         """Another limit of threads, which the run has published."""
-        if run.over or not run.number:
+        if run.over or not run.begun:
             return
         self._move_limit(run)
         self.signals.generation += 1
@@ -517,6 +615,14 @@ class State:
                 self.cancel(each)
             elif each.phase is SETTLED:
                 self.committed(each)
+        settled = self.lane.settled
+        for _ in range(len(settled)):
+            each = settled.popleft()
+            assert each.attended is not None
+            if each.attended.locked():
+                settled.append(each)
+            elif each.cancel():
+                self.cancel(each)
         for stint in list(self.serving):
             caller = stint.thread
             if isinstance(caller, Caller) and not caller.present.locked():
@@ -1076,7 +1182,7 @@ class State:
         """
         # Another one too, if a claim in the same turn left it half-way.
         half_way = [each for each in self.runs if each.version & 1 and each is not run]
-        if run is not None and run.number:
+        if run is not None and run.begun:
             half_way.append(run)
         elif run is not None and not run.over:
             self._do_not_begin(run, error)
@@ -1097,7 +1203,7 @@ class State:
         self.rebuild()
         if run is not None and run in self.runs:
             self._end(run)
-        elif run is not None and run.number:  # struck just after it was taken out
+        elif run is not None and run.begun:  # struck just after it was taken out
             self._is_gone(run)
 
     def _break_down(self, run: Run, error: BaseException) -> None:

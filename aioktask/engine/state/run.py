@@ -17,6 +17,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
 import weakref
 from contextvars import Context
@@ -37,7 +38,7 @@ from aioktask.engine.ranges.plan import (
     Split,
     chunk_size,
     count_chunks,
-    most_threads,
+    facts_of,
     node_of,
     undo_grain,
 )
@@ -48,7 +49,7 @@ from aioktask.engine.state import record
 from aioktask.engine.state.current import enclosing
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.stint import Stint, check_done
-from aioktask.engine.state.workers import Caller, Waiter
+from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
 from aioktask.job import Bound, Failure, Job, Report, set_failure, told_of
 
@@ -109,6 +110,12 @@ ADMITTED, REFUSED = Entrance
 CLAIMED, NEVER = Start
 
 
+# Who ends a run of one chunk that a helper took out of the lane: that helper, or turns.
+HELPER, TURNS = "helper", "turns"
+
+_numbers = itertools.count()
+
+
 class UndoLoop(Protocol):
     """The loop that a coroutine undo runs on."""
 
@@ -148,7 +155,8 @@ class Run:
 
     # What most runs never change stands on the class: a run is made for every request of a server.
     phase = WORK
-    number = 0  # of this run in the process; given when a turn takes it in
+    begun = False  # whether a turn took it in
+    lane_waiter: Waiter | None = None  # who waits for it while it is in the lane
     caller: Caller | None = None  # a calling thread that would take more chunks
     tree: Tree | None = None  # of a reduce
     initial: object | EllipsisType = ...
@@ -192,6 +200,7 @@ class Run:
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
     failure: Failure | None = None
+    _bound: Bound[Any]
     _plain_value: type | None = None  # of what `reduce` returned last
 
     def __init__(
@@ -222,20 +231,26 @@ class Run:
         self.job = job
         self.name = job.name
         self.size = job.size
-        self._bound = job.bind()
-        self.fn = self._bound.fn
+        if job.binds:
+            self._bound = job.bind()
+            self.fn = self._bound.fn
+        else:
+            self.fn = job.fn
         self.reduces = job.reduce is not None
         if self.reduces and job.initial is not ...:
             self.initial = copy.deepcopy(job.initial)
         self.inherited = captured()  # what helpers find in their threads beside the context
         self.group = group
         self.nice = nice
-        self.limit = most_threads(job)
+        facts = facts_of(job)
+        self.limit = facts.threads
+        self.whole_chunk = facts.chunk  # the size of chunks, where it is one on every machine
         self.context = context
         self.loop = loop
         self.parent = None if parent is None else parent.run
         self.parent_stint = parent  # the chunk that waits for it from the beginning
         self.parent_number = 0 if parent is None else parent.run.number
+        self.number: int = next(_numbers)  # of this run in the process
         self.owned = owned
         self.hold = owned and job.undo is not None  # a cancel may come until `commit`
         # Held by the call that owns it while that is there: whichever way the call goes, the
@@ -245,9 +260,7 @@ class Run:
         self.left_by: dict[Leaver, Wait] = {}  # who waits to leave its coordinator
         self.news: list[Event] = []  # to be told outside the lock
         self.stints: dict[object, Stint] = {}
-        self._decision: dict[str, Decision] = {}
-        self._entrance: dict[str, Entrance] = {}
-        self._start: dict[str, Start] = {}
+        self._decided: dict[str, Any] = {}  # once each, on any thread
         self.heard = events.routine_is_heard()
         self.submitted_at = perf_counter_ns()
 
@@ -258,16 +271,22 @@ class Run:
 
     def decide(self, how: Decision) -> Decision:
         """Have the run end in this way unless that is decided already; what was decided."""
-        return self._decision.setdefault("end", how)
+        decided: Decision = self._decided.setdefault("end", how)
+        return decided
 
     @property
     def decided(self) -> Decision | None:
         """How the run ends, if that is decided."""
-        return self._decision.get("end")
+        decided: Decision | None = self._decided.get("end")
+        return decided
 
-    def decide_entry(self, what: Entrance) -> Entrance:
-        """Have the run be admitted, or refused, unless that is decided already."""
-        return self._entrance.setdefault("entry", what)
+    def decide_entry(self, what: Entrance | Helper) -> object:
+        """Have the run be admitted, refused, or taken out of the lane by this helper.
+
+        Returns:
+            What was decided, which may be another thing.
+        """
+        return self._decided.setdefault("entry", what)
 
     def cancel(self) -> bool:
         """Have the run end by a cancel, unless it is decided otherwise; whether that came in time.
@@ -276,13 +295,13 @@ class Run:
         """
         if self.decide(CANCEL) is not CANCEL:
             return False
-        self._start.setdefault("start", NEVER)
+        self._decided.setdefault("start", NEVER)
         return True
 
     @property
     def never_starts(self) -> bool:
         """Whether it was cancelled before a chunk began: it is as good as over."""
-        return self._start.get("start") is NEVER
+        return self._decided.get("start") is NEVER
 
     def commit(self) -> bool:
         """Take the result of a run that is held for it, if no cancel came before.
@@ -300,7 +319,6 @@ class Run:
 
     def begin(
         self,
-        number: int,
         cut: Split,
         *,
         sizes: Sizes | None,
@@ -308,7 +326,7 @@ class Run:
         key: Key | None,
         lessons: Lessons | None,
     ) -> None:
-        """A turn takes the run in, as this number of its process."""
+        """A turn takes the run in."""
         job = self.job
         self.chunk_planned = cut.chunk
         self.sizes, self.scaling, self.key, self.lessons = sizes, scaling, key, lessons
@@ -324,7 +342,7 @@ class Run:
         self.entry = Entry(self, self.group, self.nice, min(self.limit, self.threads_learned))
         if self.reduces:
             self.tree = Tree(count_chunks(job.start, job.stop, cut.chunk))
-        self.number = number
+        self.begun = True
         if self.heard:
             self.tell(
                 EventKind.SUBMITTED,
@@ -333,13 +351,12 @@ class Run:
                 threads=self.threads_planned,
             )
 
-    def begin_whole(self, number: int, chunk: int, cap: int) -> None:
-        """A turn takes the run, which is one chunk, in, as this number of its process.
+    def begin_whole(self, chunk: int, cap: int) -> None:
+        """A turn takes the run, which is one chunk, in.
 
         Its only thread, which comes in the same turn, has that chunk: nothing is free.
 
         Args:
-            number: Of the run.
             chunk: The size that chunks of the job have.
             cap: The most threads that the run could have, were it longer.
         """
@@ -347,30 +364,73 @@ class Run:
         self.claims = Claims((), chunk)
         self.chunk_planned = chunk
         self.threads_planned = min(self.limit, cap)
-        self.number = number
+        self.begun = True
 
     def may_start(self) -> bool:
         """Whether its first chunk may begin, which no cancel prevents from now on."""
-        if self._decision:
+        if "end" in self._decided:
             return False
-        return self._start.setdefault("start", CLAIMED) is CLAIMED
+        return self._decided.setdefault("start", CLAIMED) is CLAIMED
 
     def enter_whole(self, stint: Stint, chunk: int, now: int) -> None:
         """The stint's thread serves this run from now on, and has the one chunk that it is."""
         job = self.job
-        self.version += 1
         self.peak_threads = stint.threads = 1
         self.first_claim = stint.entered_at = stint.claimed_at = now
         stint.chunk = chunk
         stint.chunk_start = stint.stretch_start = job.start
         stint.first_chunk_stop = stint.stretch_stop = job.start + job.size
         stint.live = True
-        self.version += 1
+
+    def decide_ender(self, who: str) -> str:
+        """Have the helper that took it out of the lane end it, or turns; what was decided."""
+        decided: str = self._decided.setdefault("ender", who)
+        return decided
+
+    def end_whole(self, stint: Stint, now: int, cpu: int, cap: int) -> bool:
+        """On the helper's thread: end a run of the lane whose one chunk is done.
+
+        From now on nobody else has to do with it but its owner, and what it held goes. One with an
+        undo is settled: a cancel may still come, and then it becomes a run as others.
+
+        Args:
+            stint: The helper's.
+            now: When the chunk ended.
+            cpu: CPU time of the chunk, in ns.
+            cap: The most threads that the run could have had, were it longer.
+
+        Returns:
+            False where turns have to end it: it was cancelled, or has become theirs.
+        """
+        value = None
+        if self._bound.value is not None:
+            try:
+                value = self._bound.value()
+            except BaseException:  # turns ask again, and know what to do
+                return False
+        decided = self._decided
+        if self.hold:
+            if "end" in decided or decided.setdefault("ender", HELPER) is not HELPER:
+                return False
+        elif (
+            decided.setdefault("end", SUCCESS) is not SUCCESS
+            or decided.setdefault("ender", HELPER) is not HELPER
+        ):
+            return False
+        self.report = record.report_of_whole(self, stint, value, now, cpu, min(self.limit, cap))
+        if self.hold:
+            stint.live = False
+            self.phase = SETTLED
+            return True
+        self.let_go()
+        self.dropped = ()
+        self.phase = DONE
+        return True
 
     @property
     def urgency(self) -> int:
         """The nice at which whoever waits inside a chunk of this run waits."""
-        if not self.number:  # it has not begun, or stands for one that is over
+        if not self.begun:  # or it stands for one that is over
             return self.nice
         return self.entry.nice if self.entry.loan is None else self.entry.loan
 
@@ -415,7 +475,7 @@ class Run:
     @property
     def refused(self) -> bool:
         """Whether it was not taken in, and will not be."""
-        return self._entrance.get("entry") is REFUSED
+        return self._decided.get("entry") is REFUSED
 
     @property
     def settled(self) -> bool:
@@ -466,7 +526,8 @@ class Run:
             stint = Stint(self, thread, self.context.copy())
             stint.look_at = LOOK_NS
             stint.context.run(enclosing.set, weakref.ref(stint))
-            self.stints[thread] = stint
+            # The thread itself and a turn may both be the first to ask, in the lane.
+            stint = self.stints.setdefault(thread, stint)
         return stint
 
     def enter(self, stint: Stint, now: int) -> None:
@@ -514,7 +575,7 @@ class Run:
         """Give the stint a stretch to walk; False when there is none."""
         if not self.claimable:
             return False
-        if not self.chunks_done and self._start.setdefault("start", CLAIMED) is NEVER:
+        if not self.chunks_done and self._decided.setdefault("start", CLAIMED) is NEVER:
             return False
         self.version += 1
         if self.sizes is None or self.undoing:
@@ -945,6 +1006,8 @@ def _nothing(start: int, stop: int) -> None:
 
 _NOTHING: Bound[Any] = Bound(_nothing)
 
+
+Run._bound = _NOTHING  # of a run whose job binds nothing
 
 # What stints of a run that is over refer to.
 OVER = Run(Job(_nothing, 0, name="over"), RunGroup(), nice=0, context=Context())

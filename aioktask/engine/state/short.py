@@ -12,13 +12,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from aioktask.engine.ranges.plan import one_chunk
 from aioktask.engine.scheduling.queue import SLICE_NS
-from aioktask.engine.state.run import Run, Wait
+from aioktask.engine.state.run import TURNS, Run, Wait
+from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper, Waiter
 
 if TYPE_CHECKING:
     from aioktask.engine.state.dispatch import State
+
+
+def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
+    """Have a job of the lane, which the helper's thread walks or is about to, be a run as others.
+
+    Nothing is done where the thread is ending it at this moment.
+    """
+    if run.decide_ender(TURNS) is not TURNS:
+        return
+    stint = run.stint_of(helper)
+    state.runs[run] = None  # first: what strikes from here on ends it
+    run.version += 1
+    helper.stint = stint
+    _take_in(state, run, run.lane_waiter, stint, now)
+    if not stint.live:
+        run.enter_whole(stint, run.whole_chunk, now)
+    run.version += 1
 
 
 def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper, now: int) -> bool:
@@ -28,7 +45,7 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
         Whether it does; else nothing is changed.
     """
     group, nice, scheduler = run.group, run.nice, state.scheduler
-    chunk = one_chunk(run.job)
+    chunk = run.whole_chunk
     if (
         not chunk
         or nice > 0  # it might give way to other processes
@@ -44,23 +61,43 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
     ):
         return False
     stint = run.stint_of(helper)
-    state.numbers += 1
-    run.begin_whole(state.numbers, chunk, state.cap_of(group))
-    entry = run.entry
     if state.runs:
         state.expect_others(now)
-    state.runs[run] = None
-    group.runs[run] = None
-    scheduler.enter_at_once(entry)
-    if waiter is not None:
-        run.waiters[waiter] = Wait(None, detects=False)
-        state.loans.add_first(entry, waiter.nice)
     state.idle.remove(helper)
     helper.idle = False
     helper.called = True
     helper.stint = stint
+    _take_in(state, run, waiter, stint, now)
+    run.version += 1
+    run.enter_whole(stint, chunk, now)
+    run.version += 1
+    return True
+
+
+def _take_in(state: State, run: Run, waiter: Waiter | None, stint: Stint, now: int) -> None:
+    """Have a run be there whose one chunk the stint's thread has."""
+    group = run.group
+    run.begin_whole(run.whole_chunk, state.cap_of(group))
+    state.runs[run] = None
+    group.runs[run] = None
+    state.scheduler.enter_at_once(run.entry)
+    _count_waiter(state, run, waiter)
     state.serving[stint] = None
     stint.slice_end = now + SLICE_NS
     stint.generation = state.signals.generation
-    run.enter_whole(stint, chunk, now)
-    return True
+
+
+def take_in_settled(state: State, run: Run) -> None:
+    """Have a run be there that was done in the lane, and that its owner cancels after all."""
+    group = run.group
+    run.begin_whole(run.whole_chunk, state.cap_of(group))
+    state.runs[run] = None
+    group.runs[run] = None
+    state.scheduler.add(run.entry)
+    _count_waiter(state, run, run.lane_waiter)
+
+
+def _count_waiter(state: State, run: Run, waiter: Waiter | None) -> None:
+    if waiter is not None:
+        run.waiters[waiter] = Wait(None, detects=False)
+        state.loans.add_first(run.entry, waiter.nice)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from aioktask.errors import DeadlockError
 
 if TYPE_CHECKING:
+    from aioktask.engine.state.run import Run
     from aioktask.engine.state.stint import Stint
 
 
@@ -68,6 +69,8 @@ class Helper:
         boost: The nice of who waits for a job that runs inside this helper's chunk, if that is
             lower than the job's.
         in_background: Whether it served a background job since the last sample.
+        in_lane: Whether it is a member of the lane: see `Lane`.
+        express: The job of the lane that its thread is at, or about to claim.
         called: Whether it was given work while it was idle, and has not begun it yet.
         stint: What it serves or is about to.
         begun: What its thread has begun to serve, in a turn of its own.
@@ -85,8 +88,10 @@ class Helper:
         "born_nice",
         "called",
         "ends",
+        "express",
         "idle",
         "in_background",
+        "in_lane",
         "native",
         "nice",
         "node",
@@ -104,6 +109,8 @@ class Helper:
         self.node: int | None = None
         self.boost: int | None = None
         self.in_background = False
+        self.in_lane = False
+        self.express: Run | None = None
         self.called = False
         self.stint: Stint | None = None
         self.begun: Stint | None = None

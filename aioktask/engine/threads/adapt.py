@@ -93,12 +93,7 @@ class Adapter:
         pool = self._pool
         state = pool.state
         helpers = list(state.helpers)
-        with pool.lock:
-            try:
-                wish = state.scheduler.wish(self.cap.threads)
-            except BaseException as error:  # it counts, and was struck while it did
-                pool.recover(None, error)
-                raise
+        wish = pool.take_turn(None, self._wish)
         asked = {each.native: each.in_background for each in helpers}
         for each in helpers:
             each.in_background = state.serves_background(each)
@@ -107,6 +102,14 @@ class Adapter:
             self._followed = self.topology
             self.monitor.doubt()
         self._follow(self.monitor.sample(wish, share, asked))
+
+    def _wish(self) -> int:
+        """How many threads would serve jobs if no other process wanted any."""
+        try:
+            return self._pool.state.scheduler.wish(self.cap.threads)
+        except BaseException as error:  # it counts, and was struck while it did
+            self._pool.recover(None, error)
+            raise
 
     def rest(self) -> None:
         """There is nothing to look after for the time being: others may have the slots."""

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NoReturn
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.os_threads import (
     NAME,
+    cpu_time_ns,
     name_this_thread,
     process_nice,
     start_thread,
@@ -28,7 +29,7 @@ from aioktask.engine.machine.os_threads import (
 )
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
-from aioktask.engine.state.outbox import Outbox
+from aioktask.engine.state.run import HELPER, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper
 
@@ -49,13 +50,14 @@ EXIT_STATUS_OF_FORK = 70  # EX_SOFTWARE
 class HelperThread:
     """One helper thread of a pool, from its start to its end."""
 
-    __slots__ = ("_helper", "_pool", "_state", "_topology")
+    __slots__ = ("_helper", "_name", "_pool", "_state", "_topology")
 
     def __init__(self, pool: Pool, helper: Helper) -> None:
         self._pool = pool
         self._state = pool.state
         self._topology = pool.adapter.topology
         self._helper = helper
+        self._name = NAME
 
     def start(self) -> None:
         """On the keeper: start it."""
@@ -88,28 +90,18 @@ class HelperThread:
 
     def _come(self) -> bool:
         """Be one of the helpers; False if none is wanted any more."""
+        return self._pool.take_turn(self._helper, self._has_come)
+
+    def _has_come(self) -> bool:
         pool, helper, state = self._pool, self._helper, self._state
-        out: Outbox | None = None
         try:
-            with pool.lock:
-                try:
-                    state.turner = helper
-                    try:
-                        came = state.helper_came(helper)
-                    except BaseException as error:
-                        pool.recover(None, error)
-                        came = helper in state.helpers
-                    if came and pool.adapter.topology is not self._topology:  # another since
-                        pool.adapter.bind(helper)
-                    pool.drain()
-                    out = pool.take_outbox()
-                finally:
-                    state.turner = None
-            if out is not None:
-                pool.send(out)
-        except BaseException:
-            pool.keep(out)
-            raise
+            came = state.helper_came(helper)
+        except BaseException as error:
+            pool.recover(None, error)
+            came = helper in state.helpers
+        if came and pool.adapter.topology is not self._topology:  # another since
+            pool.adapter.bind(helper)
+        pool.drain()
         return came
 
     def _failed(self, error: BaseException) -> None:
@@ -125,40 +117,132 @@ class HelperThread:
         """Serve while there is something to serve, then be idle; False when it should end."""
         helper, pool = self._helper, self._pool
         while (stint := self._begin()) is not None:
-            name_this_thread(stint.run.name)
+            self._be_named(stint.run.name)
             if pool.inbox:  # posted while this helper held the lock, so perhaps to it
                 pool.wake()
             stint.context.run(self._serve_with_state, stint)
             del stint
+        if helper.in_lane and not self._serve_lane() and self._may_end():
+            return False
         if pool.inbox:
             pool.turn_of(helper)
-            if helper.stint is not None:
-                return True
+        if helper.stint is not None or (helper.in_lane and not pool.inbox):
+            return not helper.ends
         if not self._stay():
             return False
         pool.turn_of(helper)
         return True
 
+    def _be_named(self, name: str) -> None:
+        if name != self._name:
+            self._name = name
+            name_this_thread(name)
+
     def _begin(self) -> Stint | None:
         """What the helper serves from this moment on, so that it cannot be recalled any more."""
-        pool, helper, state = self._pool, self._helper, self._state
+        pool, helper = self._pool, self._helper
         if helper.begun is None and helper.stint is not None:  # given to it in another's turn
-            out: Outbox | None = None
-            try:
-                with pool.lock:
-                    try:
-                        state.turner = helper
-                        pool.begin(helper)
-                        out = pool.take_outbox()
-                    finally:
-                        state.turner = None
-                if out is not None:
-                    pool.send(out)
-            except BaseException:
-                pool.keep(out)
-                raise
+            pool.take_turn(helper, pool.begin, helper)
         stint, helper.begun = helper.begun, None
         return stint
+
+    def _serve_lane(self) -> bool:
+        """Serve jobs of the lane as long as no turn has other plans.
+
+        Returns:
+            False when none came for long.
+        """
+        helper, lane, inbox = self._helper, self._state.lane, self._pool.inbox
+        waiting, parked = lane.waiting, lane.parked
+        patience = HUNGRY_SECONDS
+        while helper.in_lane and not inbox:
+            try:
+                run = waiting[0]
+            except IndexError:
+                if helper not in parked and not lane.join(helper):
+                    continue
+                if helper.parking.wait(patience):
+                    if helper.ends:
+                        break
+                    patience = HUNGRY_SECONDS
+                elif patience == IDLE_SECONDS:
+                    return False
+                else:
+                    self._be_named(NAME)
+                    patience = IDLE_SECONDS
+                continue
+            if helper in parked:
+                lane.step_out(helper)
+            if len(waiting) > 1:
+                lane.wake_one()
+            # In this order: see the module of the lane.
+            helper.express = run
+            if not helper.in_lane:
+                break
+            if inbox:
+                break
+            claimed = run.decide_entry(helper) is helper
+            try:  # noqa: SIM105 - on the path of every short job
+                waiting.remove(run)
+            except ValueError:
+                pass
+            if claimed and not self._serve_whole(run):
+                break
+            helper.express = None
+        helper.express = None
+        return True
+
+    def _serve_whole(self, run: Run) -> bool:
+        """Serve a job of the lane; False where a turn came between."""
+        helper, pool = self._helper, self._pool
+        stint = run.stint_of(helper)
+        run.enter_whole(stint, run.whole_chunk, perf_counter_ns())
+        raised: list[BaseException] = []
+        position = stint.chunk_start
+        if run.may_start():
+            self._be_named(run.name)
+            before = cpu_time_ns()
+            if run.inherited:
+                with entered(run.inherited):
+                    stint.context.run(self._walk_whole, stint, run, raised)
+            else:
+                stint.context.run(self._walk_whole, stint, run, raised)
+            now, cpu = perf_counter_ns(), cpu_time_ns()
+            if not raised:
+                position = stint.chunk_start
+                if run.end_whole(stint, now, cpu - before, self._state.cap):
+                    waiter = run.lane_waiter
+                    assert waiter is not None
+                    helper.express = None
+                    lane = self._state.lane
+                    lane.parked.append(helper)
+                    if run.hold:
+                        lane.settled.append(run)
+                        if run.cancel_asked:  # while it settled, so that a turn left it alone
+                            pool.post(State.cancel, run)
+                    pool.wake_waiter(waiter)
+                    return True
+            stint.cpu_mark, stint.cpu_now = before, cpu
+        elif run.decide_ender(HELPER) is HELPER:  # it was cancelled, which ends it in a turn
+            return True
+        self._come_back(stint, position, perf_counter_ns(), raised)
+        return False
+
+    def _walk_whole(self, stint: Stint, run: Run, raised: list[BaseException]) -> None:
+        local.stint = stint
+        local.inside = False
+        try:
+            result = run.fn(stint.chunk_start, stint.stretch_stop)
+            if result is not None:
+                run.check_done(result)
+            stint.chunk_start = stint.stretch_stop
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            local.inside = True
+            local.stint = None
+        if self._pool.dead:
+            end_child(stint)
 
     def _serve_with_state(self, stint: Stint) -> None:
         """Serve, the thread having what the submitting one had beside its context."""
@@ -215,43 +299,38 @@ class HelperThread:
             raised: What was raised in the walk; it is taken out, so that no variable of the walk
                 refers to it.
         """
-        pool, state, helper = self._pool, self._state, self._helper
-        error = raised.pop() if raised else None
-        if error is not None:
-            error.with_traceback(beyond_engine(error.__traceback__))
-        out: Outbox | None = None
-        try:
-            with pool.lock:
-                try:
-                    state.turner = helper
-                    if pool.inbox:
-                        pool.drain()
-                    run = stint.run
-                    try:
-                        stays = self._next(stint, position, now, error)
-                    except BaseException as failure:
-                        pool.recover(run, failure)
-                        stays = False
-                        if helper.stint is not None and helper.stint not in state.serving:
-                            helper.stint = None
-                            state.find_work(helper, now)
-                    if error is not None:
-                        state.out.dropped.append(error)
-                    del run, error
-                    out = pool.take_outbox()
-                finally:
-                    state.turner = None
-            if out is not None:
-                pool.send(out)
-        except BaseException:
-            pool.keep(out)
-            raise
+        pool, helper = self._pool, self._helper
+        stays = pool.take_turn(helper, self._after_walk, stint, position, now, raised)
         if pool.inbox:
             pool.turn(helper)
         return stays
 
+    def _after_walk(
+        self, stint: Stint, position: int, now: int, raised: list[BaseException]
+    ) -> bool:
+        pool, state, helper = self._pool, self._state, self._helper
+        error = raised.pop() if raised else None
+        if error is not None:
+            error.with_traceback(beyond_engine(error.__traceback__))
+            state.out.dropped.append(error)
+        if pool.inbox:
+            pool.drain()
+        run = stint.run
+        try:
+            return self._next(stint, position, now, error)
+        except BaseException as failure:
+            pool.recover(run, failure)
+            if helper.stint is not None and helper.stint not in state.serving:
+                helper.stint = None
+                state.find_work(helper, now)
+            return False
+        finally:
+            del run, error
+
     def _next(self, stint: Stint, position: int, now: int, error: BaseException | None) -> bool:
         pool, state, helper = self._pool, self._state, self._helper
+        if helper.express is not None:  # it was in the lane when this turn began
+            state.adopt_late(helper, now)
         if stint not in state.serving:  # its run broke down meanwhile
             helper.stint = None
             state.find_work(helper, now)
@@ -270,10 +349,10 @@ class HelperThread:
 
     def _stay(self) -> bool:
         """Wait, idle, until somebody posted or there is work; False when the helper should end."""
-        helper, pool, state = self._helper, self._pool, self._state
+        helper, state = self._helper, self._state
         if helper.parking.wait(HUNGRY_SECONDS):
             return not helper.ends
-        name_this_thread(NAME)  # late, since the next job is often of the same name
+        self._be_named(NAME)  # late, since the next job is often of the same name
         pause = HUNGRY_SECONDS
         while True:
             hungry = helper.idle and state.several_chunks_wait()
@@ -284,13 +363,17 @@ class HelperThread:
             pause = min(pause * 2, HUNGRY_SECONDS_MOST)
             if hungry:
                 continue
-            with pool.lock:
-                goes = state.helper_goes(helper)
-            # Who posted meanwhile left it to who holds the lock; who did before, to this helper.
-            if pool.inbox:
-                pool.turn()
-            if goes:
+            if self._may_end():
                 return False
+
+    def _may_end(self) -> bool:
+        """Whether the helper, which was idle for long, is none any more."""
+        pool = self._pool
+        goes = pool.take_turn(self._helper, self._state.helper_goes, self._helper)
+        # Who posted meanwhile left it to who holds the lock; who did before, to this helper.
+        if pool.inbox:
+            pool.turn()
+        return goes
 
     def _ask_for_a_share(self) -> None:
         """Have stretches given back, of which this idle helper may get a part."""

@@ -33,10 +33,10 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from aioktask.engine import events
 from aioktask.engine.events import EventKind
@@ -54,6 +54,8 @@ from aioktask.engine.threads.adapt import Adapter, cap_of
 from aioktask.engine.threads.helper import _OWN_FILES, HelperThread, beyond_engine, end_child
 from aioktask.engine.threads.keeper import Keeper
 from aioktask.engine.tunables import Tunables
+
+T = TypeVar("T")
 
 # The main thread looks this often, while it waits, whether a signal came.
 SIGNAL_SECONDS = 1.0
@@ -149,7 +151,7 @@ class Pool:
         # what is read here was written.
         if self._may_skip_wake and self.lock.locked():
             return
-        idle = self.state.idle
+        idle = self.state.idle or self.state.lane.parked
         if idle:
             try:
                 idle[0].parking.unpark()
@@ -200,7 +202,7 @@ class Pool:
         try:
             try:
                 try:
-                    state.turner = helper
+                    self.enter_turn(helper)
                     self.drain()
                     if helper is not None and helper.called:
                         self.begin(helper)
@@ -217,6 +219,34 @@ class Pool:
             self.keep(out)
             raise
         return True
+
+    def take_turn(self, helper: Helper | None, action: Callable[..., T], *arguments: Any) -> T:
+        """Wait for the lock, and take one turn in which this is done, on this helper's thread."""
+        out: Outbox | None = None
+        try:
+            with self.lock:
+                try:
+                    self.enter_turn(helper)
+                    found = action(*arguments)
+                    out = self.take_outbox()
+                finally:
+                    self.state.turner = None
+            if out is not None:
+                self.send(out)
+        except BaseException:
+            self.keep(out)
+            raise
+        return found
+
+    def enter_turn(self, helper: Helper | None) -> None:
+        """At the beginning of a turn, on this helper's thread if on one."""
+        state = self.state
+        state.turner = helper
+        if state.lane.open:
+            try:
+                state.close_lane(time.perf_counter_ns())
+            except BaseException as error:
+                self.recover(None, error)
 
     def keep(self, out: Outbox | None) -> None:
         """Leave what a turn has to say to the keeper: memory was short before it could be sent."""
@@ -270,6 +300,8 @@ class Pool:
         """What the turn has to say, if anything: as a whole, or nothing where memory is short."""
         state = self.state
         out = state.out
+        if state.lane.expected or state.lane.waiting:
+            state.settle_lane(self.inbox)
         if not out:
             return None
         fresh, self._spare = self._spare, None
@@ -340,15 +372,18 @@ class Pool:
             out.starts.pop()
         # In this order: who leaves a coordinator asks whether those before it were told.
         while out.waiters:
-            waiter = out.waiters[0]
-            _insistently(waiter.wake)
-            self._woken.append(waiter)
+            self.wake_waiter(out.waiters[0])
             out.waiters.popleft()
         while out.undos:
             run = out.undos[-1]
             if run.loop is not None:
                 _insistently(partial(run.loop.start_undo, run))
             out.undos.pop()
+
+    def wake_waiter(self, waiter: Waiter) -> None:
+        """Wake who waits for a run."""
+        _insistently(waiter.wake)
+        self._woken.append(waiter)
 
     def _wake_again(self) -> None:
         """Wake those anew whose wake-up got lost on their loop.
@@ -401,6 +436,14 @@ class Pool:
                 run. The run has not begun then, and will not.
         """
         group, state = run.group, self.state
+        lane = state.lane
+        if waiter is not None and caller is None and lane.takes(run, group, waiter):
+            run.lane_waiter = waiter
+            lane.used = True
+            lane.waiting.append(run)
+            stands = lane.open and not (group.closed or state.closing)
+            if stands and (lane.wake_one() or lane.full):
+                return
         self.inbox.append((State.admit, run, waiter, caller, nested, detects))
         refuses = (group.closed or state.closing) and (state.ended or not nested)
         if refuses and run.decide_entry(REFUSED) is REFUSED:
@@ -429,6 +472,8 @@ class Pool:
             return True
         if not run.commit():
             return False
+        if not run.begun:  # it passed the lane
+            return True
         # A turn will only strike it from the list, and tell of it where somebody listens: else that
         # can wait for the next one.
         self.inbox.append((State.committed, run))

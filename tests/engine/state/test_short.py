@@ -117,7 +117,7 @@ class World:
         self.waiters.append(waiter)
         before = state.signals.generation
         self.turn(helper, lambda: state.admit(run, waiter, None, False, False))
-        if run.number and not run.over and not run.entry.ready:
+        if run.begun and not run.over and not run.entry.ready:
             # The long way has others choose anew although nothing is left for them to choose: this
             # is the one difference.
             state.signals.generation = before
@@ -160,7 +160,7 @@ class World:
     def wait_in_chunk(self, run: Run, which: int) -> None:
         """The chunk that the helper is in begins to wait for the run."""
         stint = self.helpers[which].stint
-        if stint is None or run.over or not run.number:
+        if stint is None or run.over or not run.begun:
             return
         waiter = ThreadWaiter(MOST_NICE)
         self.waiters.append(waiter)
@@ -170,7 +170,7 @@ class World:
         state = self.state
         scheduler, loans = state.scheduler, state.loans
         number = {run: index for index, run in enumerate(self.runs)}
-        entries = {id(run.entry): number[run] for run in self.runs if run.number}
+        entries = {id(run.entry): number[run] for run in self.runs if run.begun}
         return {
             "running": (scheduler.running, scheduler.background, scheduler._floor),
             "queued": [
@@ -187,7 +187,6 @@ class World:
             "owed": (len(scheduler._owed), sorted(state.waiting.values())),
             "runs": [number[run] for run in state.runs],
             "crowded": state.crowded_until,
-            "numbers": state.numbers,
             "helpers": [
                 (helper.idle, helper.called, self._stint(helper.stint, number), helper.boost)
                 for helper in self.helpers
@@ -213,13 +212,13 @@ class World:
 
     def _run(self, run: Run, number: dict[Run, int]) -> object:
         names = (
-            "number phase limit threads_planned done_units chunks_done peak_threads first_claim "
+            "begun phase limit threads_planned done_units chunks_done peak_threads first_claim "
             "last_chunk cancelled error undoing lent chunk_planned owned hold nice heard "
             "decided never_starts over ended settled claimable working unfinished"
         )
         found = {each: getattr(run, each) for each in names.split()}
         found |= {
-            "entry": run.number
+            "entry": run.begun
             and {
                 each: getattr(run.entry, each)
                 for each in run.entry.__slots__

@@ -193,7 +193,7 @@ class World:
             "entries": [
                 (run.name, run.entry.threads, run.entry.owed, run.entry.ready, run.entry.loan)
                 for run in self.runs
-                if run.number
+                if run.begun
             ],
             "queued": [
                 len(queue)

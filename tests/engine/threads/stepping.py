@@ -20,11 +20,11 @@ import pytest
 
 from aioktask import Job
 from aioktask.engine.machine.topology import read_topology
-from aioktask.engine.state import workers
+from aioktask.engine.state import lane, workers
 from aioktask.engine.state.current import local
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
-from aioktask.engine.state.workers import ThreadWaiter
+from aioktask.engine.state.workers import Helper, ThreadWaiter
 from aioktask.engine.threads import helper, keeper, pool
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import Tunables
@@ -36,7 +36,7 @@ STUCK_SECONDS = 60
 
 TOPOLOGY = read_topology()
 
-STEPPED = {module.__file__ for module in (pool, helper, keeper)}
+STEPPED = {module.__file__ for module in (pool, helper, keeper, lane)}
 
 
 class Actor:
@@ -121,8 +121,12 @@ class Stage:
         self.pool.lock = SteppedLock(self)  # type: ignore[assignment]
         self.pool._may_skip_wake = gil
         patch.setattr(self.pool, "look_around", lambda: False)
-        patch.setattr(self.pool.adapter, "_set_nice", lambda helper: True)
+        patch.setattr(self.pool.adapter, "_set_nice", self._set_nice)
         patch.setattr(self.pool.adapter, "bind", lambda helper: None)
+
+    def _set_nice(self, helper: Helper) -> bool:
+        helper.nice = self.pool.state.nice_of(helper)
+        return True
 
     def actor(self) -> Actor:
         """Of the calling thread."""
@@ -281,7 +285,7 @@ class Play:
     def _fn(self, start: int, stop: int) -> None:
         if self._before is not None:
             self._before(start)
-        if self._fails and start:
+        if self._fails and stop == len(self.done):
             raise ValueError("planted")
         for unit in range(start, stop):
             self.done[unit] += 1

@@ -40,7 +40,9 @@ def assert_at_rest(stage: Stage) -> None:
     assert not state.serving
     assert state.scheduler.running == 0
     assert not state.starting
-    assert set(state.idle) == set(state.helpers)
+    assert {*state.idle, *state.lane.members} == set(state.helpers)
+    assert not state.lane.waiting
+    assert not any(each.express for each in state.helpers)
     assert not pool.lock.locked()
 
 
@@ -223,7 +225,131 @@ def after_a_rest(stage: Stage) -> Callable[[], None]:
     return ended
 
 
+# Jobs of one chunk, which pass the lane once one of them has opened it.
+
+
+def opened(stage: Stage, helpers: int = 2) -> None:
+    """Have the lane be open, with so many members."""
+    plays = [Play(stage, 1, before=lambda _: meet()) for _ in range(helpers)]
+    met = [0]
+
+    def meet() -> None:
+        met[0] += 1
+        stage.wait_until(lambda: met[0] >= helpers)
+
+    for each in plays:
+        stage.spawn(each.own, "opener")
+    stage.run_on()
+    last = Play(stage, 1)
+    stage.spawn(last.own, "opener")
+    stage.run_on()
+    for each in (*plays, last):
+        assert_ended(each)
+    assert len(stage.pool.state.lane.members) == helpers
+
+
+def lane(stage: Stage, after: int = 0) -> Callable[[], None]:
+    """Three threads that submit jobs to the lane."""
+    opened(stage)
+    threads = [[Play(stage, 1) for _ in range(2)] for _ in range(3)]
+
+    def own(plays: list[Play]) -> None:
+        for each in plays:
+            each.own()
+
+    for plays in threads:
+        stage.spawn(partial(own, plays), "owner")
+    return lambda: [assert_ended(each) for plays in threads for each in plays] and None
+
+
+def lane_beside(**options: object) -> Plot:
+    """A job that passes the lane, while another one comes that cannot, or is cancelled, or both."""
+
+    def plot(stage: Stage) -> Callable[[], None]:
+        opened(stage)
+        undo = bool(options.get("undo"))
+        play = Play(stage, 1, fails=bool(options.get("fails")), undo=undo)
+        other = Play(stage, 3 if options.get("long", True) else 1)
+        when = options.get("cancelled")
+
+        def cancel() -> None:
+            stage.wait_until(lambda: play.accepted is not None)
+            if when is ALL_DONE:
+                stage.wait_until(lambda: play.run.settled or play.run.ended)
+            play.cancel()
+
+        if options.get("cancelled"):
+            stage.spawn(cancel, "canceller")
+        stage.spawn(play.own, "owner")
+        stage.spawn(other.own, "owner")
+
+        def ended() -> None:
+            assert_ended(play)
+            assert_ended(other)
+
+        return ended
+
+    return plot
+
+
+def lane_waited_for(stage: Stage) -> Callable[[], None]:
+    """Jobs in the lane, each of whose chunks waits until the next one's has begun."""
+    opened(stage)
+    begun = [False, False]
+
+    def wait(which: int) -> Callable[[int], None]:
+        def before(_: int) -> None:
+            begun[which] = True
+            stage.wait_until(lambda: all(begun))
+
+        return before
+
+    plays = [Play(stage, 1, before=wait(which)) for which in range(2)]
+    for each in plays:
+        stage.spawn(each.own, "owner")
+    return lambda: [assert_ended(each) for each in plays] and None
+
+
+def lane_left(stage: Stage) -> Callable[[], None]:
+    """A coordinator whose jobs pass the lane, and that is left meanwhile."""
+    opened(stage)
+    group = RunGroup()
+    mine, after, other = (Play(stage, 1, group=group) for _ in range(3))
+    waiter = ThreadWaiter(0)
+    leaver = Leaver(waiter, None, detects=False)
+
+    def leave() -> None:
+        mine.submit(ThreadWaiter(0))
+        stage.pool.leave(group, leaver, cancels=False)
+        while not leaver.gone:
+            waiter.parking.wait()
+        assert mine.done == [1], "who leaves has waited for it"
+        after.submit(ThreadWaiter(0))
+
+    stage.spawn(leave, "leaver")
+    stage.spawn(other.own, "owner")
+
+    def ended() -> None:
+        assert leaver.gone
+        assert mine.accepted
+        assert_ended(other)
+        assert after.accepted is False
+        assert sum(after.done) == 0
+
+    return ended
+
+
 PLAYS: dict[str, Plot] = {
+    "lane": lane,
+    "lane beside a job": lane_beside(),
+    "lane, cancelled": lane_beside(cancelled=SUBMITTED),
+    "lane, cancelled and failing": lane_beside(cancelled=SUBMITTED, fails=True),
+    "lane with undo": lane_beside(undo=True),
+    "lane with undo, cancelled": lane_beside(undo=True, cancelled=SUBMITTED, long=False),
+    "lane with undo, cancelled when done": lane_beside(undo=True, cancelled=ALL_DONE, long=False),
+    "lane with undo, failing": lane_beside(undo=True, fails=True),
+    "lane, waited for": lane_waited_for,
+    "lane, left": lane_left,
     "two jobs": two_jobs,
     "cancelled": cancelled(SUBMITTED),
     "cancelled with undo": cancelled(BEGUN, undo=True),

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+# The lane: where jobs the size of a request pass without a turn.
+#
+# A job of one chunk, awaited, without undo, at the lane's nice, needs no queue, no cut, no learning
+# and no account while nothing else waits for helpers. So a turn that leaves helpers idle opens the
+# lane for some of them, its members. Who submits such a job appends it to `waiting` and wakes a
+# member that is `parked`; the member claims it, walks it, ends it and wakes its waiter, and no turn
+# is taken. The lane is open between turns only: every turn closes it first, so whatever else
+# happens finds an ordinary state, in which
+#
+# - a job that a member is at has become a run that this helper serves (`State.adopt`);
+# - a job that nobody has claimed stands first in the inbox, as it would have without the lane;
+# - a member that is at none is idle.
+#
+# Three steps make that sure, whatever the order of threads' lines:
+#
+# - A member writes into `Helper.express` what it is about to claim, then looks whether it is still
+#   a member (`Helper.in_lane`), then claims (`Run.decide_entry`). A turn takes the membership away,
+#   then reads `express`, then claims for itself. So a job that the turn does not find is not
+#   claimed by a helper that is no member any more.
+# - Who ends a run that a member walks, that member or turns, is decided in one step (`Run.decide_
+#   server`), by the member when it is done and by the turn that adopts it.
+# - A member that has nothing to do appends itself to `parked`, then looks into `waiting`. Who
+#   submits appends to `waiting`, then looks into `parked`. A member that takes a job takes itself
+#   out of `parked`, and wakes another one where more jobs wait.
+"""The lane of short jobs."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from aioktask.engine.state.group import RunGroup
+from aioktask.engine.state.workers import Helper, Waiter
+
+if TYPE_CHECKING:
+    from aioktask.engine.state.run import Run
+
+# A lane through which nothing came so many times one after the other is not opened again.
+MOST_UNUSED = 64
+
+
+class Lane:
+    """Jobs that helpers serve without turns, and those helpers.
+
+    Attributes:
+        root: Whose jobs may have an undo: those without a coordinator, since nobody who leaves
+            one waits for a job that has settled in the lane.
+        open: Whether jobs may be appended; changed by turns, and False during each.
+        nice: Of the jobs, not above 0.
+        cap: The process's, which that of a coordinator does not undercut.
+        full: Whether no further helper could serve its jobs.
+        waiting: Jobs that nobody has claimed, and some that were claimed a moment ago.
+        parked: Members that are waiting for one, or are about to.
+        members: The helpers; turns' own.
+        expected: Whether a short job is expected soon, so that the lane is worth opening.
+        used: Whether one came since the lane was opened.
+        settled: Jobs with an undo that are done, and whose owners may not have taken the result.
+    """
+
+    __slots__ = (
+        "_unused",
+        "cap",
+        "expected",
+        "full",
+        "members",
+        "nice",
+        "open",
+        "parked",
+        "root",
+        "settled",
+        "used",
+        "waiting",
+    )
+
+    def __init__(self, root: RunGroup) -> None:
+        self.root = root
+        self.open = False
+        self.nice = self.cap = 0
+        self.full = False
+        self.waiting: deque[Run] = deque()
+        self.parked: deque[Helper] = deque()
+        self.settled: deque[Run] = deque()
+        self.members: list[Helper] = []
+        self.expected = self.used = False
+        self._unused = 0
+
+    def takes(self, run: Run, group: RunGroup, waiter: Waiter) -> bool:
+        """Whether a job that is submitted now may pass, as far as is known of it."""
+        return (
+            self.open
+            and not group.closed
+            and run.nice == self.nice
+            and (group.cap is None or group.cap >= self.cap)
+            and waiter.nice >= run.nice  # else it has a loan
+            and (not run.hold or group is self.root)
+            and not run.heard
+            and run.parent_stint is None
+            and run.whole_chunk > 0
+        )
+
+    def wake_one(self) -> bool:
+        """Wake a member that waits for a job, if one does."""
+        while True:
+            try:
+                helper = self.parked.popleft()
+            except IndexError:
+                return False
+            if helper.in_lane:
+                helper.parking.unpark()
+                return True
+
+    def join(self, helper: Helper) -> bool:
+        """On a member's thread: be among those that are woken for a job, unless one waits."""
+        self.parked.append(helper)
+        return not self.waiting
+
+    def step_out(self, helper: Helper) -> None:
+        """On a member's thread: be woken for no job, however often it said that it waits."""
+        parked = self.parked
+        try:
+            while True:
+                parked.remove(helper)
+        except ValueError:
+            return
+
+    def expect(self, nice: int) -> None:
+        """In a turn: a job came that could pass."""
+        self.expected = True
+        self.nice = nice
+        self._unused = 0
+
+    def closed(self) -> list[Helper]:
+        """In a turn: close it; who were the members."""
+        self.open = False
+        members, self.members = self.members, []
+        for helper in members:
+            helper.in_lane = False
+        self.parked.clear()
+        if self.used:
+            self.used = False
+            self._unused = 0
+        else:
+            self._unused += 1
+            self.expected = self._unused < MOST_UNUSED
+        return members
