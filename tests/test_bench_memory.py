@@ -25,7 +25,8 @@ from aioktask.bench import memory as bench
 from aioktask.bench.measure import Contender
 from aioktask.bench.memory import sweep
 from aioktask.bench.operations import Operation, Subject, Tree, fitting, reserved, trees
-from aioktask.memory import _libc, residency
+from aioktask.memory import residency
+from aioktask.memory._kernel import libc
 from tests.memory.hugepages import grow_pool
 
 MIB = 1 << 20
@@ -176,7 +177,7 @@ def test_no_c_loop_leaves_small_pages_where_huge_ones_were(operation: Operation)
                 subject.before()
                 loop(kind, subject.address, subject.nbytes, chunk, threads)
                 subject.before()
-                _libc.madvise(subject.address, subject.nbytes, _libc.Advice.MADV_POPULATE_WRITE)
+                libc.madvise(subject.address, subject.nbytes, libc.Advice.MADV_POPULATE_WRITE)
                 told = run_multithreaded_sync(residency(memory)).value
                 assert told.huge + told.maybe_huge == told.nbytes, (kind, threads, chunk)
         subject.before()

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aioktask.memory import _libc
 from aioktask.memory._extents import (
     END,
     Ranges,
@@ -35,7 +34,8 @@ from aioktask.memory._extents import (
     uninterrupted,
 )
 from aioktask.memory._hugepages import explain
-from aioktask.memory._libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Advice
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Advice
 from aioktask.memory._place import Place, descriptor_of
 from aioktask.memory._populate import kernel_can_populate, populate_pages
 
@@ -144,7 +144,7 @@ class Filling:
         if self._way is _Way.MAPPING and self._memory is None:
             self._lengthen()
             nbytes = self._stop - self._start
-            self._memory = _libc.map_file(self._file, nbytes, self._start, reserve=False)
+            self._memory = libc.map_file(self._file, nbytes, self._start, reserve=False)
             self._address = int(np.frombuffer(self._memory, np.uint8).ctypes.data)
 
     def _open(self) -> None:
@@ -203,7 +203,7 @@ class Filling:
 
     def _lengthen(self) -> None:
         if os.fstat(self._file).st_size < self._stop:
-            uninterrupted(_libc.ftruncate, self._file, self._stop)
+            uninterrupted(libc.ftruncate, self._file, self._stop)
 
     def _set_back(self) -> None:
         """Leave the file as it was, if nothing of it is done, nor on the way."""
@@ -217,7 +217,7 @@ class Filling:
             changed = os.fstat(self._file).st_size != self._size
             if changed or self._new or self._is_left_beyond():
                 self._dropped = True
-                uninterrupted(_libc.ftruncate, self._file, self._size)
+                uninterrupted(libc.ftruncate, self._file, self._size)
                 self._new = Ranges()
             if self._dropped:
                 for start, stop in self._beyond:
@@ -242,7 +242,7 @@ class Filling:
         # then quick.
         nbytes = self._stop - self._start
         with contextlib.suppress(OSError):  # Linux before 5.18
-            uninterrupted(_libc.madvise, self._address, nbytes, Advice.MADV_DONTNEED)
+            uninterrupted(libc.madvise, self._address, nbytes, Advice.MADV_DONTNEED)
         self._memory.close()
         self._memory = None
 
@@ -326,7 +326,7 @@ class Filling:
         return error
 
     def _call(self, mode: int, start: int, stop: int) -> None:
-        uninterrupted(_libc.fallocate, self._file, mode, start, stop - start)
+        uninterrupted(libc.fallocate, self._file, mode, start, stop - start)
 
     def _blocks(self) -> int:
         return os.fstat(self._file).st_blocks * _UNIT_OF_BLOCKS

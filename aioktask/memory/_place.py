@@ -11,9 +11,9 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aioktask.memory import _libc
 from aioktask.memory._extents import uninterrupted
-from aioktask.memory._libc import HUGE_PAGE
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import HUGE_PAGE
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
@@ -64,7 +64,7 @@ class Place:
         if access == os.O_RDONLY:
             text = f"{os.strerror(errno.EBADF)}: fallocate needs a file that is open for writing"
             raise OSError(errno.EBADF, text)
-        number, grain = uninterrupted(_libc.fstatfs, descriptor)
+        number, grain = uninterrupted(libc.fstatfs, descriptor)
         number &= 0xFFFFFFFF  # the kernel's words are signed on some machines
         return cls(
             identity=(status.st_dev, status.st_ino),

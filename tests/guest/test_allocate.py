@@ -9,7 +9,8 @@ import mmap
 import numpy as np
 import pytest
 
-from aioktask.memory import _hugepages, _libc, allocate
+from aioktask.memory import _hugepages, allocate
+from aioktask.memory._kernel import libc
 from tests.memory.sweep import cancelled_at, fails, shim
 
 PAGE = mmap.PAGESIZE
@@ -22,7 +23,7 @@ def pool(page_size: int) -> _hugepages.Pool:
 
 def nodes_of(address: int, nbytes: int, step: int = PAGE) -> list[int]:
     pages = np.arange(address, address + nbytes, step, dtype=np.uintp)
-    return [int(each) for each in _libc.nodes_of_pages(pages)]
+    return [int(each) for each in libc.nodes_of_pages(pages)]
 
 
 @pytest.mark.parametrize("pages", ["base", "transparent"])

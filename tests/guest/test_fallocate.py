@@ -14,15 +14,15 @@ from pathlib import Path
 import pytest
 
 from aioktask import run_multithreaded, run_multithreaded_sync
-from aioktask.memory import _libc
 from aioktask.memory._extents import knows_cachestat
 from aioktask.memory._fallocate import fallocate
+from aioktask.memory._kernel import libc
 from tests.memory.sweep import cancelled_at, fails, shim
 
-PAGE = _libc.PAGE
+PAGE = libc.PAGE
 GIB = 1 << 30
-KEEP = _libc.FALLOC_FL_KEEP_SIZE
-PUNCH = _libc.FALLOC_FL_PUNCH_HOLE | KEEP
+KEEP = libc.FALLOC_FL_KEEP_SIZE
+PUNCH = libc.FALLOC_FL_PUNCH_HOLE | KEEP
 WRITTEN, PREALLOCATED = (3, 4, 14), (0, 6, 7, 20)
 
 
@@ -34,7 +34,7 @@ def file_with_pages(folder: str, *, preallocated: bool) -> Iterator[int]:
         for page in WRITTEN:
             os.pwrite(file, b"x" * PAGE, page * PAGE)
         for page in PREALLOCATED if preallocated else ():
-            _libc.fallocate(file, KEEP, page * PAGE, PAGE)
+            libc.fallocate(file, KEEP, page * PAGE, PAGE)
         os.fsync(file)
         yield file
     finally:
@@ -55,7 +55,7 @@ def pages_of(file: int) -> list[int]:
     found = []
     for page in range(40):
         before = os.fstat(file).st_blocks
-        _libc.fallocate(file, PUNCH, page * PAGE, PAGE)
+        libc.fallocate(file, PUNCH, page * PAGE, PAGE)
         if os.fstat(file).st_blocks < before:
             found.append(page)
     return found

@@ -23,8 +23,9 @@ import pytest
 
 import aioktask
 from aioktask import Coordinator, Handle, Job, Part
-from aioktask.memory import _libc, allocate
-from aioktask.memory._libc import PAGE
+from aioktask.memory import allocate
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import PAGE
 from tests.guest.machine import MACHINE
 
 NAME = "follow"
@@ -541,7 +542,7 @@ BALANCING = Path("/proc/sys/kernel/numa_balancing")
 
 def nodes_of(address: int, nbytes: int) -> list[int]:
     pages = np.arange(address, address + nbytes, PAGE, dtype=np.uintp)
-    return _libc.nodes_of_pages(pages).tolist()
+    return libc.nodes_of_pages(pages).tolist()
 
 
 @pytest.fixture

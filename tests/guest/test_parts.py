@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from aioktask import Job, Part
-from aioktask.memory import _libc, allocate, parts
-from aioktask.memory._libc import Advice
+from aioktask.memory import allocate, parts
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import Advice
 from tests.guest.facts import HUGE_1G, HUGE_2M
 
 PAGE = mmap.PAGESIZE
@@ -22,7 +23,7 @@ MIB = 1 << 20
 
 def nodes_of(start: int, stop: int) -> list[int]:
     """The node of each page, by move_pages(2) asked one by one."""
-    return [int(_libc.nodes_of_pages(np.array([page]))[0]) for page in range(start, stop, PAGE)]
+    return [int(libc.nodes_of_pages(np.array([page]))[0]) for page in range(start, stop, PAGE)]
 
 
 @contextmanager
@@ -38,8 +39,8 @@ def laid_out(*stretches: tuple[int | None, int]) -> Iterator[Any]:
         start = array.ctypes.data
         for node, length in stretches:
             if node is not None:
-                _libc.mbind(start, length, _libc.MPOL_BIND, [node])
-                _libc.madvise(start, length, Advice.MADV_POPULATE_WRITE)
+                libc.mbind(start, length, libc.MPOL_BIND, [node])
+                libc.madvise(start, length, Advice.MADV_POPULATE_WRITE)
             start += length
         yield array
         del array

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
-from aioktask.memory._libc import PAGE
-from aioktask.memory._mappings import mappings_between
+from aioktask.memory._kernel.libc import PAGE
+from aioktask.memory._kernel.mappings import mappings_between
 from aioktask.memory._pin import pin
 from tests.guest.facts import HUGE_1G
 from tests.memory.lock_state import (

@@ -27,9 +27,10 @@ import numpy as np
 import pytest
 
 from aioktask import Coordinator
-from aioktask.memory import _memlock, allocate
-from aioktask.memory._libc import PAGE
-from aioktask.memory._memlock import Allowance
+from aioktask.memory import allocate
+from aioktask.memory._kernel import memlock
+from aioktask.memory._kernel.libc import PAGE
+from aioktask.memory._kernel.memlock import Allowance
 from aioktask.memory.vfio import Container, Device, Mapping
 from tests.guest.edu import ADDRESSES, TRANSFER, Edu, bound_to_vfio
 from tests.guest.facts import HUGE_1G, HUGE_2M
@@ -608,7 +609,7 @@ def drop_ipc_lock() -> None:
         for index, word in enumerate(struct.unpack("=6I", data.raw))
     ]
     assert libc.capset(header, struct.pack("=6I", *words)) == 0
-    assert not _memlock.allowance().privileged
+    assert not memlock.allowance().privileged
 
 
 def limit(nbytes: int) -> None:
@@ -653,7 +654,7 @@ def scenario_the_kernel_refuses_at_each_piece() -> None:
         Edu(device) as edu,
         container.map(earlier, 2 * IOVA),
         # As for who cannot know.
-        mock.patch.object(_memlock, "allowance", return_value=Allowance(None, 0, True)),
+        mock.patch.object(memlock, "allowance", return_value=Allowance(None, 0, True)),
     ):
         before = state_of(container)
         for pages in (1, CHUNK // PAGE - 1):

@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job, plan
-from aioktask.memory._libc import PAGE
-from aioktask.memory._memlock import Allowance
+from aioktask.memory._kernel.libc import PAGE
+from aioktask.memory._kernel.memlock import Allowance
 from aioktask.memory.vfio import Container, _container
 from aioktask.memory.vfio._backend import check_limit
 from aioktask.memory.vfio._devices import (

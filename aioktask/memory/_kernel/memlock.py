@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from aioktask.memory._libc import PAGE
+from aioktask.memory._kernel.libc import PAGE
 
 __all__ = ["WHAT_TO_DO", "Allowance", "allowance", "allowance_in"]
 

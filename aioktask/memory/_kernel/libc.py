@@ -6,7 +6,7 @@
 # during the call and keeps an errno for each thread; `mmap.mmap.madvise` promises neither. Nobody
 # checks lengths and addresses: a caller passes memory that it holds (see `_buffer`).
 #
-# The other modules call these functions through this module (`_libc.madvise(...)`), never by a name
+# The other modules call these functions through this module (`libc.madvise(...)`), never by a name
 # of their own: so the tests can fail the k-th of them, whichever it is.
 """Thin wrappers of system calls on memory and on what lies behind it."""
 

@@ -16,8 +16,8 @@ import struct
 import sys
 from pathlib import Path
 
-from aioktask.memory import _libc
-from aioktask.memory._libc import PAGE
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import PAGE
 
 __all__ = ["largest_page", "largest_page_in", "may_be_huge"]
 
@@ -82,7 +82,7 @@ def _by_query(maps: int, start: int, stop: int) -> int:
     while start < stop:
         asked = bytearray(_QUERY.pack(_QUERY.size, _THIS_OR_NEXT, start, *[0] * 10))
         try:
-            _libc.ioctl(maps, _PROCMAP_QUERY, asked)
+            libc.ioctl(maps, _PROCMAP_QUERY, asked)
         except FileNotFoundError:  # nothing is mapped from here on
             break
         found = _QUERY.unpack(asked)

@@ -3,7 +3,7 @@
 #
 # PROCMAP_QUERY (Linux 6.11) looks them up one by one, in microseconds. Before, /proc/self/maps is
 # read, which has a line for each mapping of the process; for it the kernel looks at no page table,
-# as it does for /proc/self/smaps, which tells the size of pages: see `_page_size`.
+# as it does for /proc/self/smaps, which tells the size of pages: see `page_size`.
 """What the kernel says of the mappings between two addresses."""
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from aioktask.memory import _libc
-from aioktask.memory._libc import PAGE
-from aioktask.memory._page_size import largest_page_in, may_be_huge
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import PAGE
+from aioktask.memory._kernel.page_size import largest_page_in, may_be_huge
 
 __all__ = ["Mapping", "mappings_between", "mappings_in"]
 
@@ -99,7 +99,7 @@ def _by_query(maps: int, start: int, stop: int) -> list[Mapping]:
     while reached < stop:
         asked = bytearray(_QUERY.pack(_QUERY.size, _THIS_OR_NEXT, reached, *[0] * 10))
         try:
-            _libc.ioctl(maps, _PROCMAP_QUERY, asked)
+            libc.ioctl(maps, _PROCMAP_QUERY, asked)
         except InterruptedError:
             continue
         except FileNotFoundError:  # nothing is mapped from here on

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from aioktask.memory import _libc
-from aioktask.memory._libc import PAGE
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import PAGE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,7 +104,7 @@ def _scan(file: int, start: int, stop: int) -> tuple[NDArray[np.int64], int]:
     place = start, stop, 0, rows.ctypes.data, len(rows), _PAGES
     wanted = 0, 0, PRESENT | SWAPPED, PRESENT | SWAPPED | NOTHING | HUGE
     asked = bytearray(_SCAN.pack(_SCAN.size, 0, *place, *wanted))
-    found = rows[: _libc.ioctl(file, _PAGEMAP_SCAN, asked)]
+    found = rows[: libc.ioctl(file, _PAGEMAP_SCAN, asked)]
     if not len(found):
         return found, stop
     # Linux up to 6.18 at least leaves the place of an earlier turn in `walk_end` when it fills its
@@ -117,7 +117,7 @@ def _read_pagemap(file: int, start: int, stop: int) -> tuple[NDArray[np.int64], 
     """The same of the older interface, which knows nothing of huge pages."""
     count = min((stop - start) // PAGE, _PAGES)
     try:
-        text = _libc.pread(file, count * 8, start // PAGE * 8)
+        text = libc.pread(file, count * 8, start // PAGE * 8)
     except InterruptedError:
         return np.empty((0, 3), np.int64), start
     entries = np.frombuffer(text, np.uint64)

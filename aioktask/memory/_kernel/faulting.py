@@ -9,8 +9,8 @@ from __future__ import annotations
 import errno
 import time
 
-from aioktask.memory import _libc
-from aioktask.memory._libc import Advice
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import Advice
 
 __all__ = ["fault_in"]
 
@@ -31,7 +31,7 @@ def fault_in(start: int, stop: int, advice: Advice) -> None:
     attempts = 0
     while True:
         try:
-            return _libc.madvise(start, stop - start, advice)
+            return libc.madvise(start, stop - start, advice)
         except InterruptedError:
             # Signal handlers have run by now, as this is Python again. What is populated is passed
             # over quickly the next time.
