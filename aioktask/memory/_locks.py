@@ -22,7 +22,7 @@ from typing import ParamSpec, TypeVar
 from aioktask.memory._kernel import libc, memlock
 from aioktask.memory._kernel.libc import PAGE
 from aioktask.memory._kernel.mappings import Mapping, mappings_between
-from aioktask.memory._pages import PinnedPages
+from aioktask.memory._pin_owners import PinnedPages
 
 __all__ = ["Locks", "of_this_process"]
 

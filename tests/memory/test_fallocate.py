@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from aioktask import UndoFailed, run_multithreaded, run_multithreaded_sync
 from aioktask.job import Job
-from aioktask.memory import _filling
+from aioktask.memory import _fallocate_run
 from aioktask.memory._extents import END, Ranges, by_cachestat, by_fiemap, gaps
 from aioktask.memory._fallocate import fallocate
 from aioktask.memory._kernel import libc
@@ -316,7 +316,7 @@ def lengthen_for_ever(file: int, step: int) -> NoReturn:
 def test_on_a_tmpfs_whose_pages_cannot_be_found(
     where: str, layout: Layout, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_filling, "knows_cachestat", lambda file: False)
+    monkeypatch.setattr(_fallocate_run, "knows_cachestat", lambda file: False)
     with folder_on(where) as folder:
         for at in itertools.count(1):
             with layout.file(folder) as file:
@@ -337,7 +337,7 @@ def test_on_a_tmpfs_whose_pages_cannot_be_found(
 def test_a_cancel_after_the_last_chunk_where_pages_are_counted(
     shm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_filling, "knows_cachestat", lambda file: False)
+    monkeypatch.setattr(_fallocate_run, "knows_cachestat", lambda file: False)
     layout = Layout([step for step in MIXED.steps if step[1] < OFFSET + NBYTES])
     with layout.file(shm) as file:
         before = state(file)
@@ -355,7 +355,7 @@ def test_a_huge_page_that_was_taken_for_one_page_is_given_back(
     at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In the first 2 MiB there is a page already, so a huge one is taken in the second alone.
-    monkeypatch.setattr(_filling, "knows_cachestat", lambda file: False)
+    monkeypatch.setattr(_fallocate_run, "knows_cachestat", lambda file: False)
     layout = Layout([("allocate", 0, PAGE)], 8 * MIB)
     with folder_on("huge tmpfs") as folder, layout.file(folder) as file:
         before = state(file)
@@ -520,7 +520,7 @@ def test_huge_pages_of_a_file_that_cannot_be_read_or_populated(
         if at % 2:
             writing = os.open(f"/proc/self/fd/{file}", os.O_WRONLY)
         else:
-            monkeypatch.setattr(_filling, "kernel_can_populate", lambda: False)
+            monkeypatch.setattr(_fallocate_run, "kernel_can_populate", lambda: False)
             writing = os.dup(file)
         try:
             with shim(fails(at)), contextlib.suppress(OSError):
@@ -807,7 +807,7 @@ def test_many_extents_are_read_in_several_calls(place: Path) -> None:
         before = state(file)
         job = fallocate(file, 2 * many * PAGE)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_filling.Filling, "_lengthen", late)
+            patch.setattr(_fallocate_run.FallocateRun, "_lengthen", late)
             error, calls = attempt(job)
         assert "late" in str(error)
         assert calls.count("fallocate") == 1 + many

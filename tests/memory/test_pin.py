@@ -29,8 +29,8 @@ from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.faulting import fault_in
 from aioktask.memory._kernel.libc import PAGE, Advice
 from aioktask.memory._kernel.mappings import Mapping, mappings_between
-from aioktask.memory._pages import PinnedPages
 from aioktask.memory._pin import Pinned, pin
+from aioktask.memory._pin_owners import PinnedPages
 from tests.gates import Gate
 from tests.memory.hugepages import HUGE
 from tests.memory.lock_state import (

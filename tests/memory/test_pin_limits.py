@@ -23,8 +23,8 @@ from aioktask.memory import _locks, _pin
 from aioktask.memory._kernel import libc, memlock
 from aioktask.memory._kernel.libc import PAGE
 from aioktask.memory._kernel.memlock import Allowance
-from aioktask.memory._pages import PinnedPages
 from aioktask.memory._pin import pin
+from aioktask.memory._pin_owners import PinnedPages
 from tests.memory.lock_state import (
     address_of,
     become_nobody,

@@ -18,7 +18,7 @@ from aioktask.memory._kernel import libc, mappings
 from aioktask.memory._kernel.libc import PAGE
 from aioktask.memory._kernel.mappings import Mapping, mappings_between, mappings_in
 from aioktask.memory._kernel.memlock import Allowance, allowance, allowance_in
-from aioktask.memory._pages import PinnedPages, Stretch
+from aioktask.memory._pin_owners import PinnedPages, Stretch
 from tests.memory.lock_state import address_of, vm_locked
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc of Linux")

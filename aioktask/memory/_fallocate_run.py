@@ -33,16 +33,16 @@ from aioktask.memory._extents import (
     knows_fiemap,
     uninterrupted,
 )
+from aioktask.memory._file_system import Place, descriptor_of
 from aioktask.memory._hugepages import explain
 from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Advice
-from aioktask.memory._place import Place, descriptor_of
 from aioktask.memory._populate import kernel_can_populate, populate_pages
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
 
-__all__ = ["Filling"]
+__all__ = ["FallocateRun"]
 
 NO_FALLOCATE = (
     "this file system cannot allocate without writing; to write zeros is what os.posix_fallocate "
@@ -63,7 +63,7 @@ class _Way(enum.Enum):
     COUNTING = "page after page, watching how many the file has"
 
 
-class Filling:
+class FallocateRun:
     """One run of the job: what it allocated, and how to take it back.
 
     Before the first chunk and when all is taken back the file is as it was, and this as new.
