@@ -17,10 +17,10 @@ import struct
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from typing import ParamSpec, TypeVar
 
 from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.libc import PAGE
+from aioktask.memory._kernel.signals import uninterrupted
 
 __all__ = [
     "END",
@@ -31,11 +31,8 @@ __all__ = [
     "gaps",
     "knows_cachestat",
     "knows_fiemap",
-    "uninterrupted",
 ]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Range = tuple[int, int]
 
 # Beyond the last byte that any file may have, and a multiple of every block size.
@@ -210,15 +207,6 @@ def by_seeking(file: int, start: int, stop: int) -> Ranges:
         start = min(uninterrupted(libc.lseek, file, first, os.SEEK_HOLE), stop)
         found.add(first, start)
     return found
-
-
-def uninterrupted(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Make a call again for as long as a signal interrupts it, of which handlers have run."""
-    while True:
-        try:
-            return call(*arguments, **options)
-        except InterruptedError:
-            continue
 
 
 def _has(call: Callable[[], object]) -> bool:

@@ -31,12 +31,12 @@ from aioktask.memory._extents import (
     gaps,
     knows_cachestat,
     knows_fiemap,
-    uninterrupted,
 )
 from aioktask.memory._file_system import Place, descriptor_of
 from aioktask.memory._hugepages import explain
 from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.libc import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Advice
+from aioktask.memory._kernel.signals import uninterrupted
 from aioktask.memory._populate import kernel_can_populate, populate_pages
 
 if TYPE_CHECKING:

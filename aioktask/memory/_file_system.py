@@ -11,9 +11,9 @@ import stat
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aioktask.memory._extents import uninterrupted
 from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.libc import HUGE_PAGE
+from aioktask.memory._kernel.signals import uninterrupted
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike

@@ -23,10 +23,10 @@ import numpy as np
 from aioktask.checks import integer
 from aioktask.job import Part
 from aioktask.memory._buffer import Buffer
-from aioktask.memory._extents import uninterrupted
 from aioktask.memory._hugepages import nodes_with_memory
 from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.libc import HUGE_PAGE, PAGE
+from aioktask.memory._kernel.signals import uninterrupted
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
