@@ -19,13 +19,13 @@ from typing import NoReturn
 from aioktask import Job, Plan, plan
 from aioktask.bench import BENCHMARKS, PICTURES
 from aioktask.bench import run as run_benchmark
-from aioktask.bench.curve import measure
-from aioktask.bench.curve_report import curve_data, curve_svg, curve_text
-from aioktask.bench.drawing import draw
-from aioktask.bench.machine import info, info_text, machine_text, packages_text
-from aioktask.bench.target import TargetError, job_from
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.ranges.plan import cut
+from aioktask.figures.drawing import draw
+from aioktask.tune.curve import measure
+from aioktask.tune.curve_report import curve_data, curve_svg, curve_text
+from aioktask.tune.machine import info, info_text, machine_text, packages_text
+from aioktask.tune.target import TargetError, job_from
 
 # How many boundaries `plan` shows at either end.
 SHOWN = 3

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.bench.machine import available_memory
-from aioktask.bench.measure import (
+from aioktask.figures.measure import (
     Contender,
     Interval,
     Promise,
@@ -24,7 +23,8 @@ from aioktask.bench.measure import (
     ratio,
     turns,
 )
-from aioktask.bench.table import Table, number, render
+from aioktask.figures.table import Table, number, render
+from aioktask.tune.machine import available_memory
 
 SECONDS = st.floats(1e-6, 1e3)
 

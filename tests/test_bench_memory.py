@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from aioktask import run_multithreaded_sync
 from aioktask.bench import cloops, operations
 from aioktask.bench import memory as bench
-from aioktask.bench.measure import Contender
 from aioktask.bench.memory import sweep
 from aioktask.bench.operations import Operation, Subject, Tree, fitting, reserved, trees
+from aioktask.figures.measure import Contender
 from aioktask.memory import residency
 from aioktask.memory._kernel import libc
 from tests.memory.hugepages import grow_pool

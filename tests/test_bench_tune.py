@@ -23,11 +23,11 @@ from aioktask.bench import BENCHMARKS, beside, tune
 from aioktask.bench.arrays import expression
 from aioktask.bench.beside import Waits, lateness, quantile, short_jobs
 from aioktask.bench.compiled import compiled
-from aioktask.bench.ladder import cell_of
-from aioktask.bench.measure import Contender, Promise, Result
 from aioktask.bench.workloads import SUITE, Workload
 from aioktask.engine.ranges.plan import leaf_size
+from aioktask.figures.measure import Contender, Promise, Result
 from aioktask.memory import residency
+from aioktask.tune.ladder import cell_of
 
 SMALL = 0.002
 

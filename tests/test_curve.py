@@ -25,12 +25,12 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
-from aioktask.bench.curve import BEST, COLD, PLAIN, WARM, Curve, measure
-from aioktask.bench.curve_report import curve_data, curve_svg, curve_text, sweep_panel
-from aioktask.bench.drawing import Point
-from aioktask.bench.ladder import beside, cells_of, ladder, scheme, thread_counts
-from aioktask.bench.target import TargetError, copy_of
+from aioktask.figures.drawing import Point
 from aioktask.job import Bound, job_that_makes
+from aioktask.tune.curve import BEST, COLD, PLAIN, WARM, Curve, measure
+from aioktask.tune.curve_report import curve_data, curve_svg, curve_text, sweep_panel
+from aioktask.tune.ladder import beside, cells_of, ladder, scheme, thread_counts
+from aioktask.tune.target import TargetError, copy_of
 
 UNITS = st.integers(1, 1 << 40)
 GRAINS = st.integers(1, 1 << 16)
@@ -180,7 +180,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Job[None]]:
         jobs.append(job)
         return run_multithreaded(job)
 
-    monkeypatch.setattr("aioktask.bench.curve.run_multithreaded", run)
+    monkeypatch.setattr("aioktask.tune.curve.run_multithreaded", run)
     return jobs
 
 

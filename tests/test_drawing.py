@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.bench import svg
-from aioktask.bench.drawing import Mark, Panel, Point, Series, draw
+from aioktask.figures import svg
+from aioktask.figures.drawing import Mark, Panel, Point, Series, draw
 
 SVG = "{http://www.w3.org/2000/svg}"
 SPEEDS = st.floats(0.001, 1000)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from aioktask.bench.measure import Result
+    from aioktask.figures.measure import Result
 
 __all__ = ["BENCHMARKS", "PICTURES", "run"]
 

@@ -25,9 +25,9 @@ import numpy as np
 
 from aioktask import Job, files, memory, run_multithreaded, run_multithreaded_sync
 from aioktask.bench.cloops import Loop
-from aioktask.bench.machine import available_memory
 from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.libc import Advice
+from aioktask.tune.machine import available_memory
 
 __all__ = [
     "GIB",

@@ -28,7 +28,8 @@ from time import perf_counter, thread_time
 
 import aioktask
 from aioktask import Job, Report, run_multithreaded, set_max_threads
-from aioktask.bench.measure import (
+from aioktask.bench.peers import PEERS, nothing
+from aioktask.figures.measure import (
     PAIRS,
     Contender,
     Interval,
@@ -40,8 +41,7 @@ from aioktask.bench.measure import (
     ratio,
     turns,
 )
-from aioktask.bench.peers import PEERS, nothing
-from aioktask.bench.table import Table
+from aioktask.figures.table import Table
 
 __all__ = ["run"]
 

@@ -15,7 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from aioktask.bench.measure import (
+from aioktask.bench.neighbours import Child, cpus, workers
+from aioktask.bench.timeline import Timeline, together
+from aioktask.engine.machine.slots import slots_path
+from aioktask.figures.measure import (
     PAIRS,
     Contender,
     Interval,
@@ -25,10 +28,7 @@ from aioktask.bench.measure import (
     interval,
     ratio,
 )
-from aioktask.bench.neighbours import Child, cpus, workers
-from aioktask.bench.table import Table
-from aioktask.bench.timeline import Timeline, together
-from aioktask.engine.machine.slots import slots_path
+from aioktask.figures.table import Table
 
 __all__ = ["Stretch", "Times", "run", "stretch"]
 

@@ -20,9 +20,13 @@ from typing import Any
 from aioktask import Job, Learned, max_threads, run_multithreaded
 from aioktask.bench.beside import SERVED, Waits, lateness, short_jobs, waits_table
 from aioktask.bench.compiled import Compiled
-from aioktask.bench.curve_report import sweep_panel
-from aioktask.bench.drawing import Panel
-from aioktask.bench.ladder import (
+from aioktask.bench.workloads import SUITE, Workload
+from aioktask.engine.ranges.plan import leaf_size
+from aioktask.figures.drawing import Panel
+from aioktask.figures.measure import PAIRS, Contender, Promise, Result, alternate, interval, ratio
+from aioktask.figures.table import Table
+from aioktask.tune.curve_report import sweep_panel
+from aioktask.tune.ladder import (
     Cell,
     beside,
     cell_name,
@@ -31,10 +35,6 @@ from aioktask.bench.ladder import (
     ladder,
     thread_counts,
 )
-from aioktask.bench.measure import PAIRS, Contender, Promise, Result, alternate, interval, ratio
-from aioktask.bench.table import Table
-from aioktask.bench.workloads import SUITE, Workload
-from aioktask.engine.ranges.plan import leaf_size
 
 __all__ = ["LONG_JOBS", "run"]
 

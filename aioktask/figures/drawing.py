@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aioktask.bench import svg
+from aioktask.figures import svg
 
 __all__ = ["Mark", "Panel", "Point", "Series", "draw"]
 

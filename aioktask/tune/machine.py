@@ -16,13 +16,13 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from aioktask.bench.table import size_text
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.machine.probe import probe
 from aioktask.engine.machine.slots import Slots, slots_path
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on, may_lower, process_nice, thread_nice
 from aioktask.engine.tunables import NO_SHARE
+from aioktask.figures.table import size_text
 
 __all__ = ["available_memory", "info", "info_text", "machine_text", "packages_text"]
 

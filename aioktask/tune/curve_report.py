@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from aioktask import Learned
-from aioktask.bench.curve import BEST, COLD, ENOUGH, PLAIN, WARM, Curve
-from aioktask.bench.drawing import Mark, Panel, Point, Series, draw
-from aioktask.bench.ladder import Cell, cell_name, cell_of
-from aioktask.bench.measure import Interval, interval, ratio
-from aioktask.bench.table import Table, number, render
+from aioktask.figures.drawing import Mark, Panel, Point, Series, draw
+from aioktask.figures.measure import Interval, interval, ratio
+from aioktask.figures.table import Table, number, render
+from aioktask.tune.curve import BEST, COLD, ENOUGH, PLAIN, WARM, Curve
+from aioktask.tune.ladder import Cell, cell_name, cell_of
 
 __all__ = ["curve_data", "curve_svg", "curve_text", "sweep_panel"]
 

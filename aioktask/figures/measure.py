@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from aioktask.bench.drawing import Panel
-from aioktask.bench.table import Table, number, render
+from aioktask.figures.drawing import Panel
+from aioktask.figures.table import Table, number, render
 
 __all__ = [
     "Contender",

@@ -16,10 +16,10 @@ from time import perf_counter
 from typing import Any
 
 from aioktask import Job, Learned, failure, max_threads, run_multithreaded
-from aioktask.bench.ladder import Cell, beside, cell_name, cell_of, cells_of, ladder, scheme
-from aioktask.bench.measure import Contender, Interval, alternate, ratio
-from aioktask.bench.target import TargetError, copy_of, told
 from aioktask.engine.ranges.plan import most_threads, round_up
+from aioktask.figures.measure import Contender, Interval, alternate, ratio
+from aioktask.tune.ladder import Cell, beside, cell_name, cell_of, cells_of, ladder, scheme
+from aioktask.tune.target import TargetError, copy_of, told
 
 __all__ = ["BEST", "COLD", "ENOUGH", "PLAIN", "WARM", "Curve", "measure", "time_text"]
 
