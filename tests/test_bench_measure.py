@@ -12,17 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.figures.measure import (
-    Contender,
-    Interval,
-    Promise,
-    Result,
-    against_best,
-    alternate,
-    interval,
-    ratio,
-    turns,
-)
+from aioktask.bench.promises import Promise, Result, against_best
+from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio, turns
 from aioktask.figures.table import Table, number, render
 from aioktask.tune.machine import available_memory
 

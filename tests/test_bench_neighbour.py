@@ -31,11 +31,11 @@ from aioktask.bench import run as run_benchmark
 from aioktask.bench.beside import quantile
 from aioktask.bench.latency import NICES, Window, nice_panels, rival_of
 from aioktask.bench.neighbour import Times, meeting
+from aioktask.bench.promises import Result
 from aioktask.bench.share import stretch
 from aioktask.bench.sines import Sines
 from aioktask.bench.timeline import Timeline, together
 from aioktask.figures.drawing import Panel, Point, Series, draw
-from aioktask.figures.measure import Result
 
 ROOT = Path(__file__).parents[1]
 

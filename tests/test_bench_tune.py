@@ -23,9 +23,10 @@ from aioktask.bench import BENCHMARKS, beside, tune
 from aioktask.bench.arrays import expression
 from aioktask.bench.beside import Waits, lateness, quantile, short_jobs
 from aioktask.bench.compiled import compiled
+from aioktask.bench.promises import Promise, Result
 from aioktask.bench.workloads import SUITE, Workload
 from aioktask.engine.ranges.plan import leaf_size
-from aioktask.figures.measure import Contender, Promise, Result
+from aioktask.figures.measure import Contender
 from aioktask.memory import residency
 from aioktask.tune.ladder import cell_of
 

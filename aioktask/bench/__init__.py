@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from aioktask.figures.measure import Result
+    from aioktask.bench.promises import Result
 
 __all__ = ["BENCHMARKS", "PICTURES", "run"]
 

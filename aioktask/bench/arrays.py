@@ -19,15 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aioktask import Job, arrays, max_threads, run_multithreaded
-from aioktask.figures.measure import (
-    PAIRS,
-    Contender,
-    Promise,
-    Result,
-    against_best,
-    alternate,
-    ratio,
-)
+from aioktask.bench.promises import PAIRS, Promise, Result, against_best
+from aioktask.figures.measure import Contender, alternate, ratio
 from aioktask.figures.table import Table, size_text
 from aioktask.tune.machine import available_memory
 

@@ -21,6 +21,7 @@ from time import perf_counter
 
 from aioktask.bench.beside import TICK, quantile
 from aioktask.bench.neighbours import cpus, spinning
+from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.sines import SIZE, Sines
 from aioktask.bench.ways import (
     HOLDS_GIL,
@@ -34,15 +35,7 @@ from aioktask.bench.ways import (
     at_nice,
 )
 from aioktask.figures.drawing import Mark, Panel, Point, Series
-from aioktask.figures.measure import (
-    PAIRS,
-    Contender,
-    Interval,
-    Promise,
-    Result,
-    alternate,
-    interval,
-)
+from aioktask.figures.measure import Contender, Interval, alternate, interval
 from aioktask.figures.table import Table
 
 __all__ = ["Window", "lateness", "nice_panels", "rival_of", "run"]

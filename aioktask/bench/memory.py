@@ -30,7 +30,8 @@ from aioktask.bench.operations import (
     populate_plainly,
     trees,
 )
-from aioktask.figures.measure import PAIRS, Contender, Promise, Result, alternate, ratio
+from aioktask.bench.promises import PAIRS, Promise, Result
+from aioktask.figures.measure import Contender, alternate, ratio
 from aioktask.figures.table import Table, size_text
 
 __all__ = ["address_of", "anonymous", "fitting", "populate_plainly", "run", "sweep"]

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 
 from aioktask.bench.neighbours import Child, Laps, cpus, laps, spinning, workers
+from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.sines import SIZE
 from aioktask.bench.timeline import Timeline
-from aioktask.figures.measure import PAIRS, Contender, Promise, Result, alternate, interval, ratio
+from aioktask.figures.measure import Contender, alternate, interval, ratio
 from aioktask.figures.table import Table
 
 __all__ = ["Meeting", "Times", "meeting", "run"]

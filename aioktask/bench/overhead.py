@@ -29,18 +29,8 @@ from time import perf_counter, thread_time
 import aioktask
 from aioktask import Job, Report, run_multithreaded, set_max_threads
 from aioktask.bench.peers import PEERS, nothing
-from aioktask.figures.measure import (
-    PAIRS,
-    Contender,
-    Interval,
-    Promise,
-    Result,
-    against_best,
-    alternate,
-    interval,
-    ratio,
-    turns,
-)
+from aioktask.bench.promises import PAIRS, Promise, Result, against_best
+from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio, turns
 from aioktask.figures.table import Table
 
 __all__ = ["run"]

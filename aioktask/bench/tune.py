@@ -20,10 +20,11 @@ from typing import Any
 from aioktask import Job, Learned, max_threads, run_multithreaded
 from aioktask.bench.beside import SERVED, Waits, lateness, short_jobs, waits_table
 from aioktask.bench.compiled import Compiled
+from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.workloads import SUITE, Workload
 from aioktask.engine.ranges.plan import leaf_size
 from aioktask.figures.drawing import Panel
-from aioktask.figures.measure import PAIRS, Contender, Promise, Result, alternate, interval, ratio
+from aioktask.figures.measure import Contender, alternate, interval, ratio
 from aioktask.figures.table import Table
 from aioktask.tune.curve_report import sweep_panel
 from aioktask.tune.ladder import (

@@ -3,38 +3,30 @@
 #
 # Contenders run in turns, so that what slows the machine down hits them all; each goes first as
 # often as the others. A comparison is the median of the ratios within a round, with an interval
-# from order statistics: no distribution is assumed, one disturbed round moves nothing. Where the
-# rival is the best of several, it is chosen on other rounds than those it is compared in, or luck
-# would count. Garbage collection is off while the clock runs, for all alike, as in `timeit`.
-"""Alternating contenders, medians, ratios with intervals, promises."""
+# from order statistics: no distribution is assumed, one disturbed round moves nothing. Garbage
+# collection is off while the clock runs, for all alike, as in `timeit`.
+"""Alternating contenders, medians, ratios with intervals."""
 
 from __future__ import annotations
 
 import gc
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 
-from aioktask.figures.drawing import Panel
-from aioktask.figures.table import Table, number, render
+from aioktask.figures.table import number
 
 __all__ = [
     "Contender",
     "Interval",
-    "Promise",
-    "Result",
-    "against_best",
     "alternate",
     "interval",
     "ratio",
     "turns",
 ]
-
-# Pairs of a comparison that a promise rests on. The interval is then the 4th to the 12th of 15.
-PAIRS = 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,116 +139,6 @@ def alternate(
                 if at >= warm_ups:
                     times[each.name].append(seconds / each.units)
     return {name: tuple(values) for name, values in times.items()}
-
-
-def against_best(
-    ours: Contender,
-    rivals: Sequence[Contender],
-    *,
-    sweep: Mapping[str, Sequence[float]],
-    pairs: int,
-) -> tuple[Contender, Mapping[str, Sequence[float]]]:
-    """The best of the rivals, and fresh pairs of it and `ours`.
-
-    Args:
-        ours: Who is compared.
-        rivals: Those to choose from.
-        sweep: Times of the rivals, by which the best is chosen.
-        pairs: How many pairs are then run.
-    """
-    best = min(rivals, key=lambda rival: statistics.median(sweep[rival.name]))
-    return best, alternate([ours, best], pairs)
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """A number that the design promises, and what was reached.
-
-    Attributes:
-        text: What is promised.
-        limit: The number.
-        at_least: Whether more is better; else less is.
-        reached: What was measured.
-    """
-
-    text: str
-    limit: float
-    at_least: bool
-    reached: Interval
-
-    @property
-    def kept(self) -> bool:
-        """Whether the interval reaches the limit."""
-        if self.at_least:
-            return self.reached.high >= self.limit
-        return self.reached.low <= self.limit
-
-
-@dataclass(slots=True)
-class Result:
-    """What a benchmark found.
-
-    Attributes:
-        name: The benchmark.
-        quick: Whether it was hurried: then nothing follows from the figures.
-        tables: To be read.
-        promises: What was promised about this, and whether it is kept.
-        samples: Seconds for one unit, by table and contender: every single value.
-        panels: What can be drawn of it, beside each other.
-    """
-
-    name: str
-    quick: bool
-    tables: list[Table] = field(default_factory=list)
-    promises: list[Promise] = field(default_factory=list)
-    samples: dict[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    panels: list[Panel] = field(default_factory=list)
-
-    def text(self) -> str:
-        """For reading."""
-        promises = Table(
-            "Promises",
-            ("", "promised", "reached (95% interval)", ""),
-            [
-                (
-                    each.text,
-                    f"{'>=' if each.at_least else '<='} {each.limit:.4g}",
-                    each.reached,
-                    "kept" if each.kept else "NOT KEPT",
-                )
-                for each in self.promises
-            ],
-            ("Kept means that the interval reaches the promised number.",),
-        )
-        parts = [render(table) for table in [*self.tables, *([promises] if self.promises else [])]]
-        if self.quick:
-            parts.append("--quick: too few rounds for the figures to mean anything.")
-        return "\n\n".join(parts)
-
-    def data(self) -> dict[str, object]:
-        """For JSON."""
-        return {
-            "benchmark": self.name,
-            "quick": self.quick,
-            "tables": [table.data() for table in self.tables],
-            "promises": [
-                {
-                    "text": each.text,
-                    "limit": each.limit,
-                    "at_least": each.at_least,
-                    "median": each.reached.median,
-                    "low": each.reached.low,
-                    "high": each.reached.high,
-                    "values": each.reached.count,
-                    "kept": each.kept,
-                }
-                for each in self.promises
-            ],
-            "samples": {
-                table: {name: list(values) for name, values in times.items()}
-                for table, times in self.samples.items()
-            },
-        }
 
 
 @contextmanager
