@@ -26,7 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aioktask.__main__ as command_line
-from aioktask.bench import BENCHMARKS, PICTURES, latency, neighbour, neighbours, share, ways, worker
+from aioktask.bench import BENCHMARKS, PICTURES, latency, neighbour, processes, share, ways, worker
 from aioktask.bench import run as run_benchmark
 from aioktask.bench.beside import quantile
 from aioktask.bench.latency import NICES, Window, nice_panels, rival_of
@@ -302,7 +302,7 @@ def gone(pid: int) -> bool:
 def test_processes_are_gone_after_their_block(error: type[BaseException] | None) -> None:
     pids: list[int] = []
     raises = contextlib.nullcontext() if error is None else pytest.raises(error)
-    with raises, neighbours.spinning(2) as spinning, neighbours.laps(0.01, 1) as running:
+    with raises, processes.spinning(2) as spinning, processes.laps(0.01, 1) as running:
         children = [*spinning, *running.children]
         assert len({child.process.pid for child in children}) == 3
         pids += [child.process.pid for child in children]
@@ -317,7 +317,7 @@ def test_processes_are_gone_after_their_block(error: type[BaseException] | None)
 def test_processes_die_with_the_one_that_started_them() -> None:
     program = (
         "import os, signal\n"
-        "from aioktask.bench.neighbours import laps, spinning, workers\n"
+        "from aioktask.bench.processes import laps, spinning, workers\n"
         "with spinning(1) as one, laps(0.01, 1) as two, workers(1) as (three, _):\n"
         "    children = [*one, *two.children, *three]\n"
         "    two.children[0].tell(str(10**15))\n"
@@ -354,8 +354,8 @@ def test_neighbours_tell_when_a_lap_began_and_ended(
     compiler: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not compiler:
-        monkeypatch.setattr(neighbours.shutil, "which", lambda name: None)
-    with neighbours.laps(0.01, 2) as running:
+        monkeypatch.setattr(processes.shutil, "which", lambda name: None)
+    with processes.laps(0.01, 2) as running:
         assert compiler or running.written_in == "Python"
         for _ in range(2):
             running.begin()
@@ -365,13 +365,13 @@ def test_neighbours_tell_when_a_lap_began_and_ended(
 
 
 def test_a_process_that_ends_is_told_of() -> None:
-    with neighbours.started([[sys.executable, "-c", "print('ready')"]]) as [child]:
+    with processes.started([[sys.executable, "-c", "print('ready')"]]) as [child]:
         with pytest.raises(ChildProcessError, match="ended with status 0"):
             child.hear()
 
 
 def test_a_worker_tells_what_it_did_and_ends() -> None:
-    with neighbours.workers(1) as ([one], one_more):
+    with processes.workers(1) as ([one], one_more):
         two = one_more()
         for child in (one, two):
             child.ask(do="once", nice=19, size=1 << 16, waiter=0)

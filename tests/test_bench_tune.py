@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job, run_multithreaded, run_multithreaded_sync
-from aioktask.bench import BENCHMARKS, beside, tune
+from aioktask.bench import BENCHMARKS, beside, learning
 from aioktask.bench.arrays import expression
 from aioktask.bench.beside import Waits, lateness, quantile, short_jobs
 from aioktask.bench.compiled import compiled
@@ -107,12 +107,12 @@ def nothing(start: int, stop: int) -> None:
 @contextmanager
 def four_threads() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tune, "max_threads", lambda: 4)
+        patch.setattr(learning, "max_threads", lambda: 4)
         yield
 
 
-def bench_of(workload: Workload) -> tune.Bench:
-    return tune.Bench("made up", workload, asyncio.Runner(), quick=False)
+def bench_of(workload: Workload) -> learning.Bench:
+    return learning.Bench("made up", workload, asyncio.Runner(), quick=False)
 
 
 @pytest.mark.parametrize("best", [(1 << 12, 4), (1 << 15, 2), (1 << 13, 1), (1 << 18, 4)])
@@ -131,9 +131,9 @@ def test_a_sweep_finds_the_best_between_the_sizes_of_its_first_pass(
     ) -> dict[str, tuple[float, ...]]:
         return {each.name: (seconds(each.name),) * rounds for each in contenders}
 
-    monkeypatch.setattr(tune, "alternate", alternate)
+    monkeypatch.setattr(learning, "alternate", alternate)
     with four_threads():
-        sweep, found = tune._sweep(bench_of(Workload(nothing, 1 << 20)))
+        sweep, found = learning._sweep(bench_of(Workload(nothing, 1 << 20)))
     assert found == best
     assert f"{best[0]} x {best[1]}" in sweep
     assert len({len(times) for times in sweep.values()}) == 1
@@ -146,7 +146,7 @@ def test_a_sweep_goes_from_10_us_to_an_even_share_on_all_threads(
     grain = 1 << power
     bench = bench_of(Workload(nothing, size, align=grain))
     with four_threads():
-        cells = tune._cells(bench, cost)
+        cells = learning._cells(bench, cost)
     assert len(set(cells)) == len(cells)
     assert all(chunk % grain == 0 for chunk, _ in cells)
     even = -(-size // (4 * grain)) * grain
@@ -156,7 +156,7 @@ def test_a_sweep_goes_from_10_us_to_an_even_share_on_all_threads(
         assert min(chunks) in (grain, even) or 5e-6 <= min(chunks) * cost <= 20e-6
     assert {threads for _, threads in cells} == {1, 2, 4}
     for cell in cells:
-        for chunk, threads in tune._around(bench, cell):
+        for chunk, threads in learning._around(bench, cell):
             assert chunk % grain == 0
             assert chunk in (2 * cell[0], cell[0] // 2)
             assert threads == cell[1]
@@ -166,8 +166,8 @@ def test_of_a_reduce_only_the_threads_vary() -> None:
     with four_threads(), SUITE["histogram, reduce"](SMALL) as workload:
         bench = bench_of(workload)
         leaf = leaf_size(bench.job())
-        assert tune._cells(bench, 1e-9) == [(leaf, 1), (leaf, 2), (leaf, 4)]
-        assert not tune._around(bench, (leaf, 2))
+        assert learning._cells(bench, 1e-9) == [(leaf, 1), (leaf, 2), (leaf, 4)]
+        assert not learning._around(bench, (leaf, 2))
 
 
 # promises
@@ -176,16 +176,16 @@ def test_of_a_reduce_only_the_threads_vary() -> None:
 def promised(**seconds: float) -> dict[str, Promise]:
     """By what is promised, for contenders that always took so long."""
     names = {
-        "plain": tune.PLAIN,
-        "rule": tune.RULE,
-        "cold": tune.COLD,
-        "warm": tune.WARM,
+        "plain": learning.PLAIN,
+        "rule": learning.RULE,
+        "cold": learning.COLD,
+        "warm": learning.WARM,
         "best": "64 x 2",
-        "prange": tune.PRANGE,
-        "kernel": tune.KERNEL,
+        "prange": learning.PRANGE,
+        "kernel": learning.KERNEL,
     }
     times = {names[each]: (value,) * 15 for each, value in seconds.items()}
-    return {each.text.partition(": ")[2]: each for each in tune._promises("a", times, "64 x 2")}
+    return {each.text.partition(": ")[2]: each for each in learning._promises("a", times, "64 x 2")}
 
 
 def test_what_is_learned_is_held_against_the_best_and_against_plain() -> None:
@@ -220,9 +220,9 @@ def test_the_longest_wait_is_what_is_promised_but_not_beside_the_gil() -> None:
     result = Result("tune", False)
     waits = [
         Waits(name, (0.001, longest, 0.002), (0.001, 0.001, 0.001))
-        for name, longest in [("nothing", 1.0), ("fill", 0.021), (tune.HOLDS_GIL, 1.0)]
+        for name, longest in [("nothing", 1.0), ("fill", 0.021), (learning.HOLDS_GIL, 1.0)]
     ]
-    tune._served(result, waits)
+    learning._served(result, waits)
     [promise] = result.promises
     assert "fill" in promise.text
     assert (promise.limit, promise.reached.high, promise.kept) == (20, pytest.approx(21), False)
@@ -310,14 +310,15 @@ def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (found.numexpr, found.prange, found.chunk) == ("not installed",) * 3
     with SUITE["matrix product"](SMALL) as workload:
         assert "not installed" in workload.note
-    result = tune.run(True, lambda line: None, frozenset({"expression"}))
+    result = learning.run(True, lambda line: None, frozenset({"expression"}))
     [table] = [table for table in result.tables if table.title == "expression"]
     assert {row[0] for row in table.rows if row[-1] == "not installed"} == {
-        tune.NUMEXPR,
-        tune.PRANGE,
-        tune.KERNEL,
+        learning.NUMEXPR,
+        learning.PRANGE,
+        learning.KERNEL,
     }
-    assert not {tune.NUMEXPR, tune.PRANGE, tune.KERNEL} & result.samples["expression"].keys()
+    measured = result.samples["expression"].keys()
+    assert not {learning.NUMEXPR, learning.PRANGE, learning.KERNEL} & measured
 
 
 # all of it
@@ -325,14 +326,14 @@ def test_what_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_hurried_run_has_a_line_a_workload_and_every_sample() -> None:
     names = ["fill", "histogram, reduce", "sha256 of blocks"]
-    result = tune.run(True, lambda line: None, frozenset(names))
+    result = learning.run(True, lambda line: None, frozenset(names))
     assert "tune" in BENCHMARKS
     summary, *tables, waits = result.tables
     assert [row[0] for row in summary.rows] == [table.title for table in tables] == names
     assert [row[0] for row in waits.rows] == ["nothing", "fill"]
     for name, line, table in zip(names, summary.rows, tables, strict=True):
         best = str(line[4])
-        asked = [tune.PLAIN, tune.RULE, best, tune.COLD, tune.WARM]
+        asked = [learning.PLAIN, learning.RULE, best, learning.COLD, learning.WARM]
         assert list(result.samples[name]) == [row[0] for row in table.rows] == asked
         assert all(len(times) == 2 for times in result.samples[name].values())
         sweep = result.samples[f"{name}, sweep"]
@@ -345,4 +346,4 @@ def test_a_hurried_run_has_a_line_a_workload_and_every_sample() -> None:
 
 def test_a_workload_that_is_not_in_the_suite_is_refused() -> None:
     with pytest.raises(ValueError, match="no workloads named \\['nonsense'\\]"):
-        tune.run(True, lambda line: None, frozenset({"nonsense", "fill"}))
+        learning.run(True, lambda line: None, frozenset({"nonsense", "fill"}))

@@ -20,7 +20,7 @@ from functools import partial
 from time import perf_counter
 
 from aioktask.bench.beside import TICK, quantile
-from aioktask.bench.neighbours import cpus, spinning
+from aioktask.bench.processes import cpus, spinning
 from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.sines import SIZE, Sines
 from aioktask.bench.ways import (

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from aioktask.bench.neighbours import Child, Laps, cpus, laps, spinning, workers
+from aioktask.bench.processes import Child, Laps, cpus, laps, spinning, workers
 from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.sines import SIZE
 from aioktask.bench.timeline import Timeline

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from aioktask.bench.neighbours import Child, cpus, workers
+from aioktask.bench.processes import Child, cpus, workers
 from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.timeline import Timeline, together
 from aioktask.engine.machine.slots import slots_path
