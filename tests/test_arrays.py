@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from aioktask import arrays, run_multithreaded_sync
 from aioktask.job import Job
-from tests.pieces import run_in_pieces
+from tests.support.pieces import run_in_pieces
 
 Run = Callable[[Job[Any]], Any]
 

@@ -23,7 +23,7 @@ from aioktask import (
     run_multithreaded,
 )
 from aioktask.engine.loops import asyncio_loop
-from tests.gates import Gate, eventually, turns_pass, units
+from tests.support.gates import Gate, eventually, turns_pass, units
 
 anywhere = pytest.mark.anyio
 on_asyncio = pytest.mark.parametrize(

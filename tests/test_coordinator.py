@@ -11,7 +11,7 @@ import pytest
 
 import aioktask
 from aioktask import Coordinator, Job, Part, plan, priority, run_multithreaded_sync
-from tests.gates import Gate, turns_pass, units
+from tests.support.gates import Gate, turns_pass, units
 
 everywhere = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ import pytest
 
 import aioktask
 from aioktask import Coordinator, JobCancelled, run_multithreaded
-from tests.harness import Trial, control, interrupted, nothing_refers_to, pool_at_rest
+from tests.support.harness import Trial, control, interrupted, nothing_refers_to, pool_at_rest
 
 EVERYDAY = 400
 LONG = 10_000

@@ -25,7 +25,7 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
-from tests.gates import Gate, turns_pass, units
+from tests.support.gates import Gate, turns_pass, units
 
 pytestmark = pytest.mark.anyio
 

@@ -41,7 +41,7 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.state.current import enclosing_run, local
 from aioktask.ondemand import _work
 from aioktask.ondemand._sections import Request, Sections
-from tests.gates import PATIENCE, eventually, turns_pass, units
+from tests.support.gates import PATIENCE, eventually, turns_pass, units
 
 
 class Doors:

@@ -21,7 +21,7 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
-from tests.gates import Gate, units
+from tests.support.gates import Gate, units
 
 pytestmark = pytest.mark.anyio
 

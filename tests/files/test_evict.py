@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from aioktask import run_multithreaded, run_multithreaded_sync
 from aioktask.files import Evicted, Tally, _evict, evict
 from aioktask.memory._kernel import libc
-from tests.open_files import open_files
-from tests.pieces import run_in_pieces
+from tests.support.open_files import open_files
+from tests.support.pieces import run_in_pieces
 
 PAGE = mmap.PAGESIZE
 SIZES = (0, 1, PAGE, PAGE + 1, 5 * PAGE - 7)

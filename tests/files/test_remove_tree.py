@@ -33,8 +33,8 @@ from aioktask.files import (
     _walk,
     remove_tree,
 )
-from tests.gates import PATIENCE
-from tests.open_files import open_files
+from tests.support.gates import PATIENCE
+from tests.support.open_files import open_files
 
 CALLS = {
     "open": os,

@@ -36,7 +36,7 @@ from tests.guest.edu import ADDRESSES, TRANSFER, Edu, bound_to_vfio
 from tests.guest.facts import HUGE_1G, HUGE_2M
 from tests.memory.lock_state import address_of, in_a_child, resident_pages
 from tests.memory.sweep import cancelled_at, fails, shim
-from tests.open_files import open_files
+from tests.support.open_files import open_files
 
 MIB = 1 << 20
 IOVA = 64 * MIB

@@ -25,7 +25,7 @@ from aioktask import run_multithreaded_sync
 from aioktask.job import Job
 from aioktask.memory import _populate, clear, populate
 from aioktask.memory._kernel import faulting, libc
-from tests.pieces import run_in_pieces
+from tests.support.pieces import run_in_pieces
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="madvise(2) of Linux")
 

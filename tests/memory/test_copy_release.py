@@ -22,7 +22,7 @@ from aioktask.memory import copy, populate, release
 from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.page_size import largest_page, largest_page_in, may_be_huge
 from tests.memory.sweep import cancelled_at, fails, shim
-from tests.pieces import run_in_pieces
+from tests.support.pieces import run_in_pieces
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="madvise(2) of Linux")
 

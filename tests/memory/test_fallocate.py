@@ -31,8 +31,8 @@ from aioktask.memory._kernel import libc
 from tests.memory.filesystems import TMPFS, block_of, has_extents, mounted, storage
 from tests.memory.hugepages import HUGE, POOL
 from tests.memory.sweep import cancelled_at, fails, shim
-from tests.open_files import open_files
-from tests.pieces import run_in_pieces
+from tests.support.open_files import open_files
+from tests.support.pieces import run_in_pieces
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fallocate(2) of Linux")
 

@@ -31,7 +31,6 @@ from aioktask.memory._kernel.libc import PAGE, Advice
 from aioktask.memory._kernel.mappings import Mapping, mappings_between
 from aioktask.memory._pin import Pinned, pin
 from aioktask.memory._pin_owners import PinnedPages
-from tests.gates import Gate
 from tests.memory.hugepages import HUGE
 from tests.memory.lock_state import (
     Pages,
@@ -43,6 +42,7 @@ from tests.memory.lock_state import (
     vm_locked,
 )
 from tests.memory.sweep import cancelled_at, fails, shim
+from tests.support.gates import Gate
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mlock2(2) of Linux")
 

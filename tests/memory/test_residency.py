@@ -36,8 +36,8 @@ from aioktask.memory._kernel.page_tables import Mapping, mappings_between
 from aioktask.memory._residency import Residency, residency
 from tests.memory.hugepages import HUGE
 from tests.memory.sweep import cancelled_at, fails, shim
-from tests.open_files import open_files
-from tests.pieces import run_in_pieces
+from tests.support.open_files import open_files
+from tests.support.pieces import run_in_pieces
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="page tables of Linux")
 
