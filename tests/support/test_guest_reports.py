@@ -22,7 +22,7 @@ from tests.guest.bed import Bed
 from tests.guest.machine import Limits
 from tests.guest.reports import FINISHED, PROBLEM, READY, REPORT, STARTED, Stream, line
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 NODEID = "tests/guest/test_it.py::test_it"
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the guest machine needs Linux")

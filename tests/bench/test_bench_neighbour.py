@@ -37,7 +37,7 @@ from aioktask.bench.sines import Sines
 from aioktask.bench.timeline import Timeline, together
 from aioktask.figures.drawing import Panel, Point, Series, draw
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # pure parts
 
