@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # Parts against pages whose nodes the test makes up, and against this machine's own pages.
-# tests/guest/test_parts.py has them on two nodes, really.
+# tests/guest/test_parts_in_guest.py has them on two nodes, really.
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def told(buffer: Any, **options: Any) -> tuple[Part, ...]:
 
 def one_node() -> None:
     if len(nodes_with_memory()) > 1:
-        pytest.skip("several nodes: tests/guest/test_parts.py looks at those")
+        pytest.skip("several nodes: tests/guest/test_parts_in_guest.py looks at those")
     page = memory_of(1)
     page[0] = 1
     try:

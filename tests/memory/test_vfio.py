@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # What of VFIO needs no device: how a range of iovas is checked and cut, what the kernel's answers
-# mean, what sysfs tells. What maps is tested with real devices: tests/guest/test_vfio.py.
+# mean, what sysfs tells. What maps is tested with real devices: tests/guest/test_vfio_in_guest.py.
 
 from __future__ import annotations
 
