@@ -28,6 +28,7 @@ from aioktask.memory import _fallocate_run
 from aioktask.memory._extents import END, Ranges, by_cachestat, by_fiemap, gaps
 from aioktask.memory._fallocate import fallocate
 from aioktask.memory._kernel import libc
+from aioktask.memory._populate import kernel_can_populate
 from tests.memory.filesystems import TMPFS, block_of, has_extents, mounted, storage
 from tests.memory.hugepages import HUGE, POOL
 from tests.memory.sweep import cancelled_at, fails, shim
@@ -43,6 +44,12 @@ PUNCH = libc.FALLOC_FL_PUNCH_HOLE | KEEP
 
 # Folders to work in: the first two are there for everybody.
 PLACES = ["shm", "tmp", "tmpfs", "huge tmpfs", "huge tmpfs within size", "ext4", "xfs", "btrfs"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernel_was_asked() -> None:
+    """Once a process: that call is none of a run, so tests that fail the k-th must not meet it."""
+    kernel_can_populate()
 
 
 @contextlib.contextmanager
