@@ -415,8 +415,14 @@ async def test_a_worker_counts_runs_that_ended_and_the_one_that_goes_on() -> Non
 # everything, in a hurry
 
 
+@pytest.fixture(scope="module")
+def children_before() -> frozenset[str]:
+    """Of other tests: multiprocessing keeps a process to the end once it was used."""
+    return frozenset(children_of(os.getpid()))
+
+
 @pytest.fixture(scope="module", params=["latency", "neighbour", "share"])
-def hurried(request: pytest.FixtureRequest) -> Iterator[Result]:
+def hurried(request: pytest.FixtureRequest, children_before: frozenset[str]) -> Iterator[Result]:
     said: list[str] = []
     yield run_benchmark(request.param, quick=True, progress=said.append)
     assert said
@@ -438,8 +444,8 @@ def test_a_hurried_run_tells_all_there_is_to_tell(hurried: Result) -> None:
         ElementTree.fromstring(draw(hurried.panels, title=PICTURES[hurried.name]))
 
 
-def test_a_hurried_run_leaves_no_process(hurried: Result) -> None:
-    assert not children_of(os.getpid())
+def test_a_hurried_run_leaves_no_process(hurried: Result, children_before: frozenset[str]) -> None:
+    assert set(children_of(os.getpid())) <= children_before
 
 
 def children_of(pid: int) -> Sequence[str]:
