@@ -16,19 +16,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from aioktask import Job, Plan, plan
+from aioktask import Job, plan
 from aioktask.bench import BENCHMARKS, PICTURES
 from aioktask.bench import run as run_benchmark
-from aioktask.bench.curve import measure
-from aioktask.bench.curve_report import curve_data, curve_svg, curve_text
-from aioktask.bench.drawing import draw
-from aioktask.bench.machine import info, info_text, machine_text, packages_text
-from aioktask.bench.target import TargetError, job_from
 from aioktask.engine.api.process import current_pool
-from aioktask.engine.ranges.plan import cut
-
-# How many boundaries `plan` shows at either end.
-SHOWN = 3
+from aioktask.figures.drawing import draw
+from aioktask.tune.curve import measure
+from aioktask.tune.curve_report import curve_data, curve_svg, curve_text
+from aioktask.tune.machine import info, info_text, machine_text, packages_text
+from aioktask.tune.plan_report import plan_data, plan_text
+from aioktask.tune.target import TargetError, job_from
 
 TUNE = """Run FUNCTION(start, stop) over the units 0 to SIZE with many chunk sizes and numbers of
 threads, and show how fast each is, what the engine chooses by itself, and whether that is the best.
@@ -82,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         facts = info()
         print(json.dumps(facts, indent=2) if asked.json else info_text(facts))
     elif asked.command == "plan":
-        print(json.dumps(_plan_data(made), indent=2) if asked.json else _plan_text(made))
+        print(json.dumps(plan_data(made), indent=2) if asked.json else plan_text(made))
     elif asked.command == "demo":
         from aioktask.demo import demo
 
@@ -160,45 +157,6 @@ def _planned_job(asked: argparse.Namespace) -> Job[None]:
         max_threads=asked.max_threads,
         name="plan",
     )
-
-
-def _ends(made: Plan) -> tuple[list[range], list[range]]:
-    """The first and the last few chunks; all are among the first if they are few."""
-    if made.chunks <= 2 * SHOWN:
-        return list(made.boundaries()), []
-    [span] = made.spans
-    last_few = (span.stop - 1) // made.chunk - (SHOWN - 1)
-    chunks = made.boundaries()
-    first = [next(chunks) for _ in range(SHOWN)]
-    return first, list(cut(last_few * made.chunk, span.stop, made.chunk))
-
-
-def _plan_data(made: Plan) -> dict[str, object]:
-    first, last = _ends(made)
-    return {
-        "threads": made.threads,
-        "chunk": made.chunk,
-        "chunks": made.chunks,
-        "limited_by": made.limited_by,
-        "notes": list(made.notes),
-        "first": [[each.start, each.stop] for each in first],
-        "last": [[each.start, each.stop] for each in last],
-    }
-
-
-def _plan_text(made: Plan) -> str:
-    first, last = _ends(made)
-    lines = [
-        f"threads     {made.threads}, limited by {made.limited_by}",
-        f"chunk       {made.chunk:,} units",
-        f"chunks      {made.chunks:,}",
-        *[f"note        {note}" for note in made.notes],
-    ]
-    shown = [f"{each.start:>20,} to {each.stop:>20,}  {len(each):>16,} units" for each in first]
-    if last:
-        shown.append(f"{'...':>20}")
-        shown += [f"{each.start:>20,} to {each.stop:>20,}  {len(each):>16,} units" for each in last]
-    return "\n".join([*lines, *(["boundaries", *shown] if shown else [])])
 
 
 def _tune(parser: _Parser, asked: argparse.Namespace) -> None:

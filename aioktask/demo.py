@@ -31,10 +31,10 @@ from aioktask import (
     run_multithreaded,
 )
 from aioktask.bench.arrays import EXPRESSION, Floats, expression
-from aioktask.bench.machine import info, machine_text
-from aioktask.bench.measure import turns
 from aioktask.bench.memory import anonymous, fitting, populate_plainly
-from aioktask.bench.table import Table, number, render, size_text
+from aioktask.figures.measure import turns
+from aioktask.figures.table import Table, number, render, size_text
+from aioktask.tune.machine import info, machine_text
 
 __all__ = ["demo"]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# The benchmarks by name: modules with `run(quick, progress)`, imported when one is asked for.
+# The benchmarks by name: a module each, with `run(quick, progress)`, imported when it is asked for.
 #
 # They hold the library to its promises: contenders alternate within one run (`measure`), what is
 # missing on this machine (a peer, a compiler, a kernel's feature) is said in the table.
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from aioktask.bench.measure import Result
+    from aioktask.bench.promises import Result
 
 __all__ = ["BENCHMARKS", "PICTURES", "run"]
 
@@ -26,6 +26,8 @@ BENCHMARKS = {
     "neighbour": "how slow other processes are beside a job, and the job beside them",
     "share": "four processes that each want every CPU, and one that is killed",
 }
+# The module of a benchmark whose name is taken: `tune` is the command for a function of one's own.
+_MODULES = {"tune": "learning"}
 # What is drawn of those of which something is.
 PICTURES = {
     "tune": "Speed by chunk size and threads, one plain call = 1",
@@ -41,5 +43,5 @@ def run(name: str, *, quick: bool = False, progress: Callable[[str], object] = p
         quick: Some seconds only, to see that it works; the figures are no use.
         progress: Called with a line about what is measured now.
     """
-    module = importlib.import_module(f"aioktask.bench.{name}")
+    module = importlib.import_module(f"aioktask.bench.{_MODULES.get(name, name)}")
     return cast("Result", module.run(quick, progress))

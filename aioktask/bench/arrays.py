@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aioktask import Job, arrays, max_threads, run_multithreaded
-from aioktask.bench.machine import available_memory
-from aioktask.bench.measure import PAIRS, Contender, Promise, Result, against_best, alternate, ratio
-from aioktask.bench.table import Table, size_text
+from aioktask.bench.promises import PAIRS, Promise, Result, against_best
+from aioktask.figures.measure import Contender, alternate, ratio
+from aioktask.figures.table import Table, size_text
+from aioktask.tune.machine import available_memory
 
 __all__ = ["expression", "run"]
 

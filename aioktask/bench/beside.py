@@ -16,7 +16,7 @@ from time import perf_counter
 
 from aioktask import Job, run_multithreaded
 from aioktask.bench.peers import nothing
-from aioktask.bench.table import Table
+from aioktask.figures.table import Table
 
 __all__ = ["TICK", "Waits", "lateness", "quantile", "short_jobs", "waits_table"]
 

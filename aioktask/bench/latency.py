@@ -20,11 +20,9 @@ from functools import partial
 from time import perf_counter
 
 from aioktask.bench.beside import TICK, quantile
-from aioktask.bench.drawing import Mark, Panel, Point, Series
-from aioktask.bench.measure import PAIRS, Contender, Interval, Promise, Result, alternate, interval
-from aioktask.bench.neighbours import cpus, spinning
+from aioktask.bench.processes import cpus, spinning
+from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.sines import SIZE, Sines
-from aioktask.bench.table import Table
 from aioktask.bench.ways import (
     HOLDS_GIL,
     LARGE_CHUNKS,
@@ -36,6 +34,9 @@ from aioktask.bench.ways import (
     Way,
     at_nice,
 )
+from aioktask.figures.drawing import Mark, Panel, Point, Series
+from aioktask.figures.measure import Contender, Interval, alternate, interval
+from aioktask.figures.table import Table
 
 __all__ = ["Window", "lateness", "nice_panels", "rival_of", "run"]
 

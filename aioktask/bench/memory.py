@@ -18,7 +18,6 @@ from typing import Any, cast
 
 from aioktask import max_threads
 from aioktask.bench import cloops
-from aioktask.bench.measure import PAIRS, Contender, Promise, Result, alternate, ratio
 from aioktask.bench.operations import (
     GIB,
     Operation,
@@ -31,7 +30,9 @@ from aioktask.bench.operations import (
     populate_plainly,
     trees,
 )
-from aioktask.bench.table import Table, size_text
+from aioktask.bench.promises import PAIRS, Promise, Result
+from aioktask.figures.measure import Contender, alternate, ratio
+from aioktask.figures.table import Table, size_text
 
 __all__ = ["address_of", "anonymous", "fitting", "populate_plainly", "run", "sweep"]
 

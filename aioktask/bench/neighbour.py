@@ -15,11 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from aioktask.bench.measure import PAIRS, Contender, Promise, Result, alternate, interval, ratio
-from aioktask.bench.neighbours import Child, Laps, cpus, laps, spinning, workers
+from aioktask.bench.processes import Child, Laps, cpus, laps, spinning, workers
+from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.sines import SIZE
-from aioktask.bench.table import Table
 from aioktask.bench.timeline import Timeline
+from aioktask.figures.measure import Contender, alternate, interval, ratio
+from aioktask.figures.table import Table
 
 __all__ = ["Meeting", "Times", "meeting", "run"]
 

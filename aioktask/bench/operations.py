@@ -25,9 +25,9 @@ import numpy as np
 
 from aioktask import Job, files, memory, run_multithreaded, run_multithreaded_sync
 from aioktask.bench.cloops import Loop
-from aioktask.bench.machine import available_memory
-from aioktask.memory import _libc
-from aioktask.memory._libc import Advice
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import Advice
+from aioktask.tune.machine import available_memory
 
 __all__ = [
     "GIB",
@@ -126,7 +126,7 @@ def address_of(memory_map: mmap.mmap) -> int:
 def populate_plainly(memory_map: mmap.mmap, nbytes: int | None = None) -> None:
     """One call over its first `nbytes`, or all of it."""
     length = len(memory_map) if nbytes is None else nbytes
-    _libc.madvise(address_of(memory_map), length, Advice.MADV_POPULATE_WRITE)
+    libc.madvise(address_of(memory_map), length, Advice.MADV_POPULATE_WRITE)
 
 
 def fitting(nbytes: int) -> int:
@@ -218,7 +218,7 @@ def _clear(nbytes: int) -> Iterator[Subject]:
     with _memory(nbytes, "any") as found:
         plain: dict[str, Call] = {
             "ndarray.fill(0)": lambda: np.frombuffer(found, np.uint8).fill(0),
-            "one memset": lambda: _libc.zero(address_of(found), nbytes),
+            "one memset": lambda: libc.zero(address_of(found), nbytes),
         }
         yield Subject(nbytes, _runs(memory.clear(found)), plain, [Loop.CLEAR], address_of(found))
 
@@ -276,14 +276,14 @@ def _pin(nbytes: int, kind: str) -> Iterator[Subject]:
         def before() -> None:
             while pinned:
                 pinned.pop().close()
-            _libc.munlock(address, nbytes)
+            libc.munlock(address, nbytes)
             found.madvise(mmap.MADV_DONTNEED)
 
         try:
             yield Subject(
                 nbytes,
                 ours,
-                {"one mlock": lambda: _libc.mlock2(address, nbytes, on_fault=False)},
+                {"one mlock": lambda: libc.mlock2(address, nbytes, on_fault=False)},
                 [Loop.PIN, Loop.LOCK],
                 address,
                 least=_least(kind),

@@ -28,20 +28,10 @@ from time import perf_counter, thread_time
 
 import aioktask
 from aioktask import Job, Report, run_multithreaded, set_max_threads
-from aioktask.bench.measure import (
-    PAIRS,
-    Contender,
-    Interval,
-    Promise,
-    Result,
-    against_best,
-    alternate,
-    interval,
-    ratio,
-    turns,
-)
 from aioktask.bench.peers import PEERS, nothing
-from aioktask.bench.table import Table
+from aioktask.bench.promises import PAIRS, Promise, Result, against_best
+from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio, turns
+from aioktask.figures.table import Table
 
 __all__ = ["run"]
 

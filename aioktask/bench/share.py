@@ -15,20 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from aioktask.bench.measure import (
-    PAIRS,
-    Contender,
-    Interval,
-    Promise,
-    Result,
-    alternate,
-    interval,
-    ratio,
-)
-from aioktask.bench.neighbours import Child, cpus, workers
-from aioktask.bench.table import Table
+from aioktask.bench.processes import Child, cpus, workers
+from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.timeline import Timeline, together
 from aioktask.engine.machine.slots import slots_path
+from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio
+from aioktask.figures.table import Table
 
 __all__ = ["Stretch", "Times", "run", "stretch"]
 

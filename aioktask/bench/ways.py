@@ -19,7 +19,7 @@ import anyio
 import anyio.to_thread
 
 from aioktask import Job, max_threads, run_multithreaded
-from aioktask.bench.neighbours import cpus
+from aioktask.bench.processes import cpus
 from aioktask.bench.sines import LARGE, SMALL, Sines
 
 __all__ = [

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any
 
 from aioktask import Coordinator, Job, priority
-from aioktask.bench.neighbours import die_with
+from aioktask.bench.processes import die_with
 from aioktask.bench.sines import Sines
 
 __all__ = ["once", "repeat"]

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from aioktask.bench.arrays import expression
 from aioktask.bench.compiled import Compiled, compiled
 from aioktask.bench.operations import address_of, anonymous, fitting
-from aioktask.memory import _libc
-from aioktask.memory._libc import PAGE, Advice
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import PAGE, Advice
 
 __all__ = ["SUITE", "Floats", "Workload", "one_blas_thread"]
 
@@ -133,10 +133,10 @@ def _populate(huge: bool, most: int) -> Make:
             address = -(-address_of(memory) // HUGE_PAGE) * HUGE_PAGE
 
             def work(start: int, stop: int) -> None:
-                _libc.madvise(start, stop - start, Advice.MADV_POPULATE_WRITE)
+                libc.madvise(start, stop - start, Advice.MADV_POPULATE_WRITE)
 
             def drop() -> None:
-                _libc.madvise(address, nbytes, Advice.MADV_DONTNEED)
+                libc.madvise(address, nbytes, Advice.MADV_DONTNEED)
 
             yield Workload(work, nbytes, address, align=page, before=drop)
 

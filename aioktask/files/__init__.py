@@ -9,7 +9,7 @@ __all__ = ["Evicted", "Removed", "Tally", "evict", "remove_tree"]
 # Where they are, for `aioktask.lazy`.
 _NAMES = {
     "Evicted": "aioktask.files._evict",
-    "Removed": "aioktask.files._remove_tree",
+    "Removed": "aioktask.files._removal",
     "Tally": "aioktask.files._tally",
     "evict": "aioktask.files._evict",
     "remove_tree": "aioktask.files._remove_tree",
@@ -17,7 +17,8 @@ _NAMES = {
 
 if TYPE_CHECKING:
     from aioktask.files._evict import Evicted, evict
-    from aioktask.files._remove_tree import Removed, remove_tree
+    from aioktask.files._removal import Removed
+    from aioktask.files._remove_tree import remove_tree
     from aioktask.files._tally import Tally
 else:
 

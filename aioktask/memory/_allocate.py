@@ -26,10 +26,11 @@ import numpy as np
 from aioktask.checks import check_flag, check_name, integer, listed
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
-from aioktask.memory import _hugepages, _libc
+from aioktask.memory import _hugepages
 from aioktask.memory._buffer import ALIGN_TO_HUGE_PAGES_FROM
 from aioktask.memory._holding import Holding, Steps
-from aioktask.memory._libc import HUGE_PAGE, PAGE, Advice
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import HUGE_PAGE, PAGE, Advice
 from aioktask.memory._populate import MIN_CHUNK as POPULATE_MIN_CHUNK
 from aioktask.memory._populate import check_kernel_can_populate, populate_pages
 from aioktask.memory._release import MIN_CHUNK as RELEASE_MIN_CHUNK
@@ -228,27 +229,27 @@ class Region(Holding):
             self._memory.close()
         except BufferError:
             whole = self._address() - self._start
-            _libc.allocate_empty_over(whole, self._length + self._slack)
+            libc.allocate_empty_over(whole, self._length + self._slack)
         self._memory = None
 
     def _map(self) -> None:
         flags = 0
         if self._pages in _RESERVED:
             flags = _MAP_HUGETLB | (self.page_size.bit_length() - 1) << _MAP_HUGE_SHIFT
-        self._memory = _libc.map_anonymous(self._length + self._slack, flags)
+        self._memory = libc.map_anonymous(self._length + self._slack, flags)
         if self._slack:
             self._start = -self._address() % HUGE_PAGE
         if self._pages not in _RESERVED:
             wants = self._pages == "transparent"
             advice = Advice.MADV_HUGEPAGE if wants else Advice.MADV_NOHUGEPAGE
             try:
-                _libc.madvise(self._address(), self._length, advice)
+                libc.madvise(self._address(), self._length, advice)
             except OSError as error:
                 if error.errno != errno.EINVAL:  # a kernel that has no transparent huge pages
                     raise
         if self._nodes:
-            policy = _libc.MPOL_INTERLEAVE if self._interleave else _libc.MPOL_BIND
-            _libc.mbind(self._address(), self._length, policy, self._nodes)
+            policy = libc.MPOL_INTERLEAVE if self._interleave else libc.MPOL_BIND
+            libc.mbind(self._address(), self._length, policy, self._nodes)
 
     def _address(self) -> int:
         assert self._memory is not None
@@ -275,7 +276,7 @@ class Region(Holding):
 
 def _drop_pages(start: int, stop: int) -> None:
     try:
-        _libc.madvise(start, stop - start, Advice.MADV_DONTNEED)
+        libc.madvise(start, stop - start, Advice.MADV_DONTNEED)
     except OSError as error:
         # Locked pages, and reserved ones before Linux 5.18, are dropped by the unmapping alone.
         if error.errno != errno.EINVAL:

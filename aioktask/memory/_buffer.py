@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, SupportsIndex
 import numpy as np
 
 from aioktask.job import Job
-from aioktask.memory._libc import HUGE_PAGE, PAGE
-from aioktask.memory._page_size import largest_page
+from aioktask.memory._kernel.libc import HUGE_PAGE, PAGE
+from aioktask.memory._kernel.page_size import largest_page
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

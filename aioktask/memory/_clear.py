@@ -7,8 +7,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, SupportsIndex
 
 from aioktask.job import Job
-from aioktask.memory import _libc
 from aioktask.memory._buffer import Buffer, job_over
+from aioktask.memory._kernel import libc
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -64,4 +64,4 @@ def clear(
 
 
 def _clear_range(_held: Buffer, start: int, stop: int) -> None:
-    _libc.zero(start, stop - start)
+    libc.zero(start, stop - start)

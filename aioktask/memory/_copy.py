@@ -8,8 +8,8 @@ import functools
 from typing import TYPE_CHECKING, SupportsIndex
 
 from aioktask.job import Job
-from aioktask.memory import _libc
 from aioktask.memory._buffer import Buffer, job_over
+from aioktask.memory._kernel import libc
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -80,4 +80,4 @@ def copy(
 
 
 def _copy_range(origin: Buffer, to: Buffer, start: int, stop: int) -> None:
-    _libc.move(start, origin.address + start - to.address, stop - start)
+    libc.move(start, origin.address + start - to.address, stop - start)

@@ -17,10 +17,10 @@ import struct
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from typing import ParamSpec, TypeVar
 
-from aioktask.memory import _libc
-from aioktask.memory._libc import PAGE
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import PAGE
+from aioktask.memory._kernel.signals import uninterrupted
 
 __all__ = [
     "END",
@@ -31,11 +31,8 @@ __all__ = [
     "gaps",
     "knows_cachestat",
     "knows_fiemap",
-    "uninterrupted",
 ]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 Range = tuple[int, int]
 
 # Beyond the last byte that any file may have, and a multiple of every block size.
@@ -113,7 +110,7 @@ def gaps(ranges: Iterable[Range], start: int, stop: int, grain: int) -> Iterator
 
 def knows_fiemap(file: int) -> bool:
     """Whether the file system tells the extents of a file."""
-    return _has(lambda: _libc.ioctl(file, _FS_IOC_FIEMAP, _fiemap(0, 1, 0, 0)))
+    return _has(lambda: libc.ioctl(file, _FS_IOC_FIEMAP, _fiemap(0, 1, 0, 0)))
 
 
 def by_fiemap(file: int, start: int, stop: int, *, sync: bool) -> Ranges:
@@ -137,7 +134,7 @@ def by_fiemap(file: int, start: int, stop: int, *, sync: bool) -> Ranges:
 def _extents(file: int, start: int, stop: int, flags: int) -> Iterator[Range]:
     while start < stop:
         asked = _fiemap(start, stop - start, flags, _EXTENTS_A_CALL)
-        uninterrupted(_libc.ioctl, file, _FS_IOC_FIEMAP, asked)
+        uninterrupted(libc.ioctl, file, _FS_IOC_FIEMAP, asked)
         mapped = _FIEMAP.unpack_from(asked)[3]
         flag = _FIEMAP_EXTENT_LAST
         for index in range(mapped):
@@ -157,7 +154,7 @@ def _fiemap(start: int, nbytes: int, flags: int, extents: int) -> bytearray:
 
 def knows_cachestat(file: int) -> bool:
     """Whether the kernel counts the pages of this file: since Linux 6.5, where that is allowed."""
-    return _has(lambda: _libc.cached_pages(file, 0, PAGE))
+    return _has(lambda: libc.cached_pages(file, 0, PAGE))
 
 
 def by_cachestat(file: int, start: int, stop: int) -> Ranges:
@@ -186,7 +183,7 @@ def _end_of_pages(file: int, start: int) -> int:
 
 
 def _pages(file: int, start: int, nbytes: int) -> int:
-    return sum(uninterrupted(_libc.cached_pages, file, start, nbytes))
+    return sum(uninterrupted(libc.cached_pages, file, start, nbytes))
 
 
 def by_seeking(file: int, start: int, stop: int) -> Ranges:
@@ -200,25 +197,16 @@ def by_seeking(file: int, start: int, stop: int) -> Ranges:
     found = Ranges()
     while start < stop:
         try:
-            first = uninterrupted(_libc.lseek, file, start, os.SEEK_DATA)
+            first = uninterrupted(libc.lseek, file, start, os.SEEK_DATA)
         except OSError as error:
             if error.errno != errno.ENXIO:  # no data from there to the end
                 raise
             break
         if first >= stop:
             break
-        start = min(uninterrupted(_libc.lseek, file, first, os.SEEK_HOLE), stop)
+        start = min(uninterrupted(libc.lseek, file, first, os.SEEK_HOLE), stop)
         found.add(first, start)
     return found
-
-
-def uninterrupted(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Make a call again for as long as a signal interrupts it, of which handlers have run."""
-    while True:
-        try:
-            return call(*arguments, **options)
-        except InterruptedError:
-            continue
 
 
 def _has(call: Callable[[], object]) -> bool:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, SupportsIndex
 
 from aioktask.checks import integer
 from aioktask.job import Bound, Job, job_that_makes
-from aioktask.memory._filling import Filling
-from aioktask.memory._place import Place
+from aioktask.memory._fallocate_run import FallocateRun
+from aioktask.memory._file_system import Place
 
 if TYPE_CHECKING:
     from _typeshed import FileDescriptorLike
@@ -106,8 +106,8 @@ def fallocate(
         threads = 1
 
     def bind() -> Bound[None]:
-        filling = Filling(file, place, start, start + size)
-        return Bound(filling.fill, undo=filling.take_back)
+        run = FallocateRun(file, place, start, start + size)
+        return Bound(run.fill, undo=run.take_back)
 
     job = Job(
         lambda first, last: bind().fn(first, last),

@@ -16,18 +16,15 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Hashable, Sequence
-from typing import ParamSpec, TypeVar
+from collections.abc import Hashable, Sequence
 
-from aioktask.memory import _libc, _memlock
-from aioktask.memory._libc import PAGE
-from aioktask.memory._mappings import Mapping, mappings_between
-from aioktask.memory._pages import PinnedPages
+from aioktask.memory._kernel import libc, memlock
+from aioktask.memory._kernel.libc import PAGE
+from aioktask.memory._kernel.mappings import Mapping, mappings_between
+from aioktask.memory._kernel.signals import uninterrupted
+from aioktask.memory._pin_owners import PinnedPages
 
 __all__ = ["Locks", "of_this_process"]
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Locks:
@@ -63,7 +60,7 @@ class Locks:
                 raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: {what}")
             free = self._pages.free(start, stop)
             unlocked = [each for pages in free for each in _unlocked(pages, mappings)]
-            if refusal := _memlock.allowance().refusal(sum(map(len, unlocked))):
+            if refusal := memlock.allowance().refusal(sum(map(len, unlocked))):
                 raise refusal
             self._pages = self._pages.held_by(owner, start, stop, unlocked)
         return mappings
@@ -79,12 +76,12 @@ class Locks:
         """
         for each in self._pages.unlocking(start, stop):
             try:
-                _uninterrupted(_libc.mlock2, each.start, len(each), on_fault=True)
+                uninterrupted(libc.mlock2, each.start, len(each), on_fault=True)
             except OSError as error:
-                known = _memlock.allowance()
+                known = memlock.allowance()
                 error.add_note(
                     f"{known.locked} bytes are locked in this process, and RLIMIT_MEMLOCK is "
-                    f"{known.limit}: {_memlock.WHAT_TO_DO}"
+                    f"{known.limit}: {memlock.WHAT_TO_DO}"
                 )
                 raise
 
@@ -99,7 +96,7 @@ class Locks:
         with self._lock:
             pages, unlock = self._pages.without(owner, start, stop)
             for each in unlock:
-                _uninterrupted(_libc.munlock, each.start, len(each))
+                uninterrupted(libc.munlock, each.start, len(each))
             self._pages = pages
 
 
@@ -127,15 +124,6 @@ def _unlocked(pages: range, mappings: Sequence[Mapping]) -> list[range]:
         part = range(max(each.start, pages.start), min(each.stop, pages.stop))
         if not part or each.page != PAGE:
             continue
-        if not _uninterrupted(_libc.any_locked, part.start, len(part)):
+        if not uninterrupted(libc.any_locked, part.start, len(part)):
             found.append(part)
     return found
-
-
-def _uninterrupted(call: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
-    """Call it until no signal interrupts it."""
-    while True:
-        try:
-            return call(*arguments, **options)
-        except InterruptedError:
-            continue

@@ -22,11 +22,11 @@ import numpy as np
 
 from aioktask.checks import integer
 from aioktask.job import Part
-from aioktask.memory import _libc
 from aioktask.memory._buffer import Buffer
-from aioktask.memory._extents import uninterrupted
 from aioktask.memory._hugepages import nodes_with_memory
-from aioktask.memory._libc import HUGE_PAGE, PAGE
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import HUGE_PAGE, PAGE
+from aioktask.memory._kernel.signals import uninterrupted
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -148,7 +148,7 @@ def _to_ask(
 def _nodes_of(pages: NDArray[np.int64]) -> NDArray[np.int32]:
     """The node of each page, `_NOWHERE` for those that are on none."""
     try:
-        told = uninterrupted(_libc.nodes_of_pages, pages.astype(np.uintp))
+        told = uninterrupted(libc.nodes_of_pages, pages.astype(np.uintp))
     except OSError as error:
         there = nodes_with_memory()
         if error.errno not in (errno.EPERM, errno.ENOSYS) or len(there) > 1:

@@ -30,11 +30,11 @@ from aioktask.checks import check_name
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
 from aioktask.memory._buffer import Buffer, job_over
-from aioktask.memory._faulting import fault_in
 from aioktask.memory._holding import Holding, Steps
-from aioktask.memory._libc import PAGE, Advice
+from aioktask.memory._kernel.faulting import fault_in
+from aioktask.memory._kernel.libc import PAGE, Advice
+from aioktask.memory._kernel.mappings import Mapping
 from aioktask.memory._locks import of_this_process
-from aioktask.memory._mappings import Mapping
 from aioktask.memory._populate import MIN_CHUNK, check_kernel_can_populate
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ import sys
 from typing import TYPE_CHECKING, SupportsIndex
 
 from aioktask.job import Job
-from aioktask.memory import _libc
 from aioktask.memory._buffer import Buffer, job_over
-from aioktask.memory._faulting import fault_in
-from aioktask.memory._libc import PAGE, Advice
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.faulting import fault_in
+from aioktask.memory._kernel.libc import PAGE, Advice
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -107,7 +107,7 @@ def kernel_can_populate() -> bool:
     page = mmap.mmap(-1, PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     try:
-        _libc.madvise(address, PAGE, Advice.MADV_POPULATE_WRITE)
+        libc.madvise(address, PAGE, Advice.MADV_POPULATE_WRITE)
     except OSError as error:
         return error.errno not in (errno.EINVAL, errno.ENOSYS)
     return True

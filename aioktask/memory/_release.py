@@ -11,9 +11,9 @@ import errno
 from typing import TYPE_CHECKING, SupportsIndex
 
 from aioktask.job import Job
-from aioktask.memory import _libc
 from aioktask.memory._buffer import Buffer, job_over_pages
-from aioktask.memory._libc import Advice
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import Advice
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -80,7 +80,7 @@ def release_pages(_held: object, start: int, stop: int) -> None:
     """Give back the pages from one address to another."""
     while True:
         try:
-            return _libc.madvise(start, stop - start, Advice.MADV_DONTNEED)
+            return libc.madvise(start, stop - start, Advice.MADV_DONTNEED)
         except InterruptedError:
             continue
         except OSError as error:

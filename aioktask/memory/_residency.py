@@ -2,9 +2,9 @@
 # Where memory is: in memory or swapped out, in huge pages, and on which node.
 #
 # Three questions to the kernel, and each is put only where the one before leaves something open.
-# The page tables (`_page_tables`). Then move_pages(2) for the node of a page, 40 ms for each GiB of
-# small pages: only where there are several nodes, and else for pages that may be nothing but the
-# page of zeros. And before Linux 6.7 the huge pages of whole mappings, from /proc/self/smaps.
+# The page tables (`_kernel/page_tables`). Then move_pages(2) for the node of a page, 40 ms for each
+# GiB of small pages: only where there are several nodes, and else for pages that may be nothing but
+# the page of zeros. And before Linux 6.7 the huge pages of whole mappings, from /proc/self/smaps.
 # All of it may change while it is asked, so nothing here assumes that two answers fit together.
 """`residency`: a job that tells where the pages of a buffer are."""
 
@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, SupportsIndex, TypeAlias
 import numpy as np
 
 from aioktask.job import Bound, Job, job_that_makes
-from aioktask.memory import _libc
-from aioktask.memory import _page_tables as tables
 from aioktask.memory._buffer import ALIGN_TO_HUGE_PAGES_FROM, Buffer
 from aioktask.memory._hugepages import nodes_with_memory, smallest_huge_page
-from aioktask.memory._libc import HUGE_PAGE, PAGE
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel import page_tables as tables
+from aioktask.memory._kernel.libc import HUGE_PAGE, PAGE
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -213,7 +213,7 @@ class _Walk:
         """
         while len(rows):
             try:
-                nodes = _libc.nodes_of_pages(rows[:, 0].astype(np.uintp))
+                nodes = libc.nodes_of_pages(rows[:, 0].astype(np.uintp))
             except InterruptedError:
                 continue
             except OSError as error:

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 from aioktask import run_multithreaded, run_multithreaded_sync
 from aioktask.files import Evicted, Tally, _evict, evict
-from aioktask.memory import _libc
-from tests.open_files import open_files
-from tests.pieces import run_in_pieces
+from aioktask.memory._kernel import libc
+from tests.support.open_files import open_files
+from tests.support.pieces import run_in_pieces
 
 PAGE = mmap.PAGESIZE
 SIZES = (0, 1, PAGE, PAGE + 1, 5 * PAGE - 7)
@@ -34,7 +34,7 @@ def cached(path: Path) -> int:
         return 0
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
         array = np.frombuffer(view, np.uint8)
-        pages = int((_libc.mincore(array.ctypes.data, size) & 1).sum())
+        pages = int((libc.mincore(array.ctypes.data, size) & 1).sum())
         del array
     return pages
 

@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 
 from aioktask import run_multithreaded_sync
-from aioktask.files import Removed, _directories, _mounts, _remove_tree, remove_tree
+from aioktask.files import Removed, _directories, _mounts, _removal, _walk, remove_tree
 
 Mount = Callable[[Path], Path]
 
@@ -46,8 +46,8 @@ def mount(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mount]:
 def bounds(request: pytest.FixtureRequest) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if request.param == "small":
-            patched = mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=2, NAMES=2, SLICE=1e-6)
-            stack.enter_context(patched)
+            stack.enter_context(mock.patch.multiple(_removal, ENTRIES_A_LOOK=2, NAMES=2))
+            stack.enter_context(mock.patch.object(_walk, "SLICE", 1e-6))
             stack.enter_context(mock.patch.object(_directories, "OPEN_LEVELS", 2))
         yield
 

@@ -24,9 +24,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aioktask import Coordinator, JobCancelled, plan, run_multithreaded, run_multithreaded_sync
-from aioktask.files import Removed, Tally, _branches, _directories, _remove_tree, remove_tree
-from tests.gates import PATIENCE
-from tests.open_files import open_files
+from aioktask.files import (
+    Removed,
+    Tally,
+    _branches,
+    _directories,
+    _removal,
+    _walk,
+    remove_tree,
+)
+from tests.support.gates import PATIENCE
+from tests.support.open_files import open_files
 
 CALLS = {
     "open": os,
@@ -74,16 +82,12 @@ def descriptors() -> int:
 @pytest.fixture
 def small() -> Iterator[None]:
     """Bounds so small that every way through the code is taken in a small tree."""
-    bounds = {
-        "ENTRIES_A_LOOK": 2,
-        "NAMES": 2,
-        "SLICE": 1e-6,
-        "TURNS": 8,
-        "TURNS_OF_A_LENGTH": 2,
-    }
-    with mock.patch.multiple(_remove_tree, **bounds):
-        with mock.patch.object(_directories, "OPEN_LEVELS", 2):
-            yield
+    with (
+        mock.patch.multiple(_removal, ENTRIES_A_LOOK=2, NAMES=2),
+        mock.patch.multiple(_walk, SLICE=1e-6, TURNS=8, TURNS_OF_A_LENGTH=2),
+        mock.patch.object(_directories, "OPEN_LEVELS", 2),
+    ):
+        yield
 
 
 def wide(where: Path) -> Removed:
@@ -156,7 +160,7 @@ def test_a_chain_deeper_than_python_may_recurse_and_than_files_may_be_open(
 
     before = descriptors()
     try:
-        with mock.patch.object(_remove_tree.os, "open", counted):
+        with mock.patch.object(os, "open", counted):
             report = run_multithreaded_sync(remove_tree(where))
         assert report.value == Removed(1, depth + 1)
         assert most < before + 200
@@ -172,13 +176,13 @@ def test_helpers_share_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     make(tmp_path / "tree", {f"d{i}": {"x": {"f": None}, "y": {"f": None}} for i in range(9)})
     meet = threading.Barrier(2, timeout=PATIENCE)
     real, met = os.unlink, threading.local()
-    first_branch = _remove_tree._Removal._first_branch
+    first_branch = _walk.Walk._first_branch
 
-    def when_another_is_there(removal: Any) -> Any:
-        with removal._branches._changed:
-            while not removal._branches._hungry:
-                removal._branches._changed.wait(0.001)
-        return first_branch(removal)
+    def when_another_is_there(walk: Any) -> Any:
+        with walk._branches._changed:
+            while not walk._branches._hungry:
+                walk._branches._changed.wait(0.001)
+        return first_branch(walk)
 
     def unlink(*arguments: Any, **options: Any) -> None:
         if not hasattr(met, "once"):
@@ -186,9 +190,9 @@ def test_helpers_share_a_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             meet.wait()
         real(*arguments, **options)
 
-    monkeypatch.setattr(_remove_tree._Removal, "_first_branch", when_another_is_there)
-    monkeypatch.setattr(_remove_tree, "ENTRIES_A_LOOK", 1)
-    monkeypatch.setattr(_remove_tree.os, "unlink", unlink)
+    monkeypatch.setattr(_walk.Walk, "_first_branch", when_another_is_there)
+    monkeypatch.setattr(_removal, "ENTRIES_A_LOOK", 1)
+    monkeypatch.setattr(os, "unlink", unlink)
     report = run_multithreaded_sync(remove_tree(tmp_path / "tree", max_threads=2))
     assert report.value == Removed(18, 28)
     assert report.peak_threads == 2
@@ -217,7 +221,7 @@ def test_many_short_branches_do_not_use_up_the_turns(
     """A turn lasts as long as it should, however little there is in each branch."""
     make(tmp_path / "tree", {f"d{i}": {"x": {}} for i in range(50)})
     taken, turns = [], []
-    take, work = _branches.Branches.take, _remove_tree._Removal.turns
+    take, work = _branches.Branches.take, _walk.Walk.turns
 
     def one_more_is_hungry(branches: Any, deadline: float) -> Any:
         branch = take(branches, deadline)
@@ -225,15 +229,15 @@ def test_many_short_branches_do_not_use_up_the_turns(
         taken.append(branch is not None)
         return branch
 
-    def turn(removal: Any, start: int, stop: int) -> None:
-        if not removal._branches.ended:
+    def turn(walk: Any, start: int, stop: int) -> None:
+        if not walk._branches.ended:
             turns.append(start)
-        work(removal, start, stop)
+        work(walk, start, stop)
 
-    monkeypatch.setattr(_remove_tree, "SLICE", PATIENCE)
-    monkeypatch.setattr(_remove_tree, "ENTRIES_A_LOOK", 1)
+    monkeypatch.setattr(_walk, "SLICE", PATIENCE)
+    monkeypatch.setattr(_removal, "ENTRIES_A_LOOK", 1)
     monkeypatch.setattr(_branches.Branches, "take", one_more_is_hungry)
-    monkeypatch.setattr(_remove_tree._Removal, "turns", turn)
+    monkeypatch.setattr(_walk.Walk, "turns", turn)
     job = remove_tree(tmp_path / "tree", max_threads=1)
     assert run_multithreaded_sync(job).value == Removed(0, 101)
     assert sum(taken) > 2
@@ -271,8 +275,8 @@ def test_a_link_that_is_swapped_in_meanwhile_leads_nowhere(tmp_path: Path, look:
         return real(path, flags, *rest, **options)
 
     errors: list[OSError] = []
-    with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
-        with mock.patch.object(_remove_tree.os, "open", swap):
+    with mock.patch.multiple(_removal, ENTRIES_A_LOOK=look):
+        with mock.patch.object(os, "open", swap):
             job = remove_tree(tree, onexc=lambda f, p, e: errors.append(e), max_threads=1)
             run_multithreaded_sync(job)
     assert swapped
@@ -293,7 +297,7 @@ def test_a_link_in_the_place_of_a_directory_above_leads_nowhere(tmp_path: Path) 
         above.rename(tmp_path / "moved")
         above.symlink_to(outside)
 
-    with mock.patch.object(_remove_tree.os, "unlink", unlink):
+    with mock.patch.object(os, "unlink", unlink):
         job = remove_tree(above / "tree", max_threads=1)
         assert run_multithreaded_sync(job).value == Removed(1, 1)
     assert left_in(outside) == Removed(0, 2)
@@ -332,7 +336,7 @@ def test_a_directory_that_was_moved_away_is_not_gone_up_from(tmp_path: Path, sma
         real(path, **options)
         os.rename(tree / "1" / "2" / "3", other / "3")
 
-    with mock.patch.object(_remove_tree.os, "unlink", unlink):
+    with mock.patch.object(os, "unlink", unlink):
         with pytest.raises(OSError, match="moved") as info:
             run_multithreaded_sync(remove_tree(tree, ignore_errors=True, max_threads=1))
     assert info.value.errno == errno.ESTALE
@@ -382,7 +386,7 @@ def test_any_call_may_fail_and_the_tally_tells_what_is_gone(
     calls, made = failing(0, 0)
     where = tmp_path / "tree"
     make(where, tree)
-    with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
+    with mock.patch.multiple(_removal, ENTRIES_A_LOOK=look):
         job = remove_tree(where, max_threads=2)
         with calls():
             run_multithreaded_sync(job)
@@ -429,8 +433,8 @@ def test_with_onexc_it_goes_on_and_tells_each_error_once(tmp_path: Path, look: i
 
     told: list[tuple[str, str, int | None]] = []
     make(where, tree)
-    with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
-        with mock.patch.object(_remove_tree.os, "unlink", unlink):
+    with mock.patch.multiple(_removal, ENTRIES_A_LOOK=look):
+        with mock.patch.object(os, "unlink", unlink):
             job = remove_tree(
                 where, onexc=lambda f, p, e: told.append((f.__name__, p, e.errno)), max_threads=2
             )
@@ -491,7 +495,7 @@ def test_the_whole_tree_may_vanish_before_any_call(tmp_path: Path, look: int) ->
             return calls[name](*arguments, **options)
 
         vanishing = {name: functools.partial(call, name) for name in CALLS}
-        with mock.patch.multiple(_remove_tree, ENTRIES_A_LOOK=look):
+        with mock.patch.multiple(_removal, ENTRIES_A_LOOK=look):
             with replaced(vanishing):
                 run_multithreaded_sync(job)
         assert not where.exists()
@@ -528,7 +532,7 @@ async def test_a_cancel_at_any_call_stops_it_and_the_tally_tells_what_is_gone(
         tally = Tally()
         with anyio.CancelScope() as scope:
             cancels = functools.partial(anyio.from_thread.run_sync, scope.cancel, token=token)
-            with mock.patch.object(_remove_tree.os, "unlink", before_call(at, cancels)):
+            with mock.patch.object(os, "unlink", before_call(at, cancels)):
                 job = remove_tree(where, tally=tally, max_threads=2)
                 await run_multithreaded(job)
         left = left_in(where)
@@ -545,19 +549,19 @@ async def test_a_cancel_before_any_turn_stops_it(tmp_path: Path, small: None) ->
     where = tmp_path / "tree"
     before = descriptors()
     token = anyio.lowlevel.current_token()
-    work = _remove_tree._Removal.turns
+    work = _walk.Walk.turns
     stopped = 0
-    for at in range(_remove_tree.TURNS):
+    for at in range(_walk.TURNS):
         expected = wide(where)
         tally = Tally()
 
-        def turn(removal: Any, start: int, stop: int, at: int = at, **_: Any) -> None:
+        def turn(walk: Any, start: int, stop: int, at: int = at, **_: Any) -> None:
             if start == at:
                 anyio.from_thread.run_sync(scope.cancel, token=token)
-            work(removal, start, stop)
+            work(walk, start, stop)
 
         with anyio.CancelScope() as scope:
-            with mock.patch.object(_remove_tree._Removal, "turns", turn):
+            with mock.patch.object(_walk.Walk, "turns", turn):
                 await run_multithreaded(remove_tree(where, tally=tally, max_threads=2))
         stopped += scope.cancelled_caught
         left = left_in(where)
@@ -577,7 +581,7 @@ def test_what_is_added_meanwhile_is_an_error_and_stays(tmp_path: Path) -> None:
         (tree / "a" / "late").touch()
         real(path, **options)
 
-    with mock.patch.object(_remove_tree.os, "rmdir", rmdir):
+    with mock.patch.object(os, "rmdir", rmdir):
         with pytest.raises(OSError, match="not empty") as info:
             run_multithreaded_sync(remove_tree(tree))
     assert info.value.errno == errno.ENOTEMPTY

@@ -16,7 +16,7 @@ import pytest
 
 from aioktask import run_multithreaded_sync
 from aioktask.files import Removed, _directories, _root, remove_tree
-from tests.open_files import open_files
+from tests.support.open_files import open_files
 
 WAYS: list[dict[str, Any]] = [{}, {"ignore_errors": True}, {"onexc": lambda f, p, e: None}]
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from aioktask import run_multithreaded, run_multithreaded_sync
-from aioktask.memory import _libc, allocate
-from aioktask.memory._libc import Advice
+from aioktask.memory import allocate
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import Advice
 from aioktask.memory._residency import Residency, residency
 from tests.guest.facts import HUGE_1G, HUGE_2M
 from tests.memory.sweep import shim
@@ -28,10 +29,10 @@ def memory_on(*nodes: int, page_size: int = PAGE, flags: int = 0) -> mmap.mmap:
     address = address_of(memory)
     if not flags:
         advice = Advice.MADV_NOHUGEPAGE if page_size == PAGE else Advice.MADV_HUGEPAGE
-        _libc.madvise(address, len(memory), advice)
+        libc.madvise(address, len(memory), advice)
     for index, node in enumerate(nodes):
-        _libc.mbind(address + index * part, part, _libc.MPOL_BIND, [node])
-    _libc.madvise(address, len(memory), Advice.MADV_POPULATE_WRITE)
+        libc.mbind(address + index * part, part, libc.MPOL_BIND, [node])
+    libc.madvise(address, len(memory), Advice.MADV_POPULATE_WRITE)
     return memory
 
 
@@ -67,7 +68,7 @@ def test_small_pages_are_told_by_node_wherever_the_buffer_is_cut() -> None:
 
 def test_pages_that_are_not_there_are_on_no_node() -> None:
     memory = memory_on(0, 1)
-    _libc.madvise(address_of(memory), 6 * PAGE, Advice.MADV_DONTNEED)
+    libc.madvise(address_of(memory), 6 * PAGE, Advice.MADV_DONTNEED)
     assert memory[0] == 0  # the page of zeros
     nodes = {0: 2 * PAGE, 1: 8 * PAGE}
     assert found(memory) == Residency(16 * PAGE, 10 * PAGE, 0, 0, 0, nodes)

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from aioktask.memory import _libc
+from aioktask.memory._kernel import libc
 
 __all__ = ["CANNOT", "block_of", "has_extents", "mounted", "storage"]
 
@@ -86,7 +86,7 @@ def storage(file: int) -> list[int]:
     On tmpfs and where there is FIEMAP; asked in another way than by what is tested.
     """
     block = block_of(file)
-    if _libc.fstatfs(file)[0] != TMPFS:
+    if libc.fstatfs(file)[0] != TMPFS:
         return [
             number
             for start, stop in _extents(file)
@@ -97,11 +97,11 @@ def storage(file: int) -> list[int]:
     found = [
         number
         for start in range(0, limit, step)
-        if any(_libc.cached_pages(file, start, step))
+        if any(libc.cached_pages(file, start, step))
         for number in range(start // block, (start + step) // block)
-        if any(_libc.cached_pages(file, number * block, block))
+        if any(libc.cached_pages(file, number * block, block))
     ]
-    assert sum(_libc.cached_pages(file, 0, 0)) == len(found), "a page lies further out"
+    assert sum(libc.cached_pages(file, 0, 0)) == len(found), "a page lies further out"
     return found
 
 
@@ -127,4 +127,4 @@ def has_extents(folder: Path) -> bool:
 
 
 def block_of(file: int) -> int:
-    return _libc.fstatfs(file)[1]
+    return libc.fstatfs(file)[1]

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from aioktask.memory._libc import PAGE
+from aioktask.memory._kernel.libc import PAGE
 
 DEADLINE_SECONDS = 60
 NOBODY = 65534
@@ -63,7 +63,7 @@ def resident_pages(memory: Any) -> set[int]:
     start = data.ctypes.data // PAGE * PAGE
     nbytes = data.ctypes.data + data.nbytes - start
     vector = np.empty(-(-nbytes // PAGE), np.uint8)
-    # Not by `_libc`, where a test may count the calls.
+    # Not by `_kernel.libc`, where a test may count the calls.
     arguments = ctypes.c_void_p(start), ctypes.c_size_t(nbytes), ctypes.c_void_p(vector.ctypes.data)
     assert ctypes.CDLL(None).mincore(*arguments) == 0
     return {int(page) for page in np.flatnonzero(vector & 1)}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# A shim in front of aioktask.memory._libc, to have something happen at the k-th system call: it
-# fails, is interrupted, or the caller is cancelled at that moment.
+# A shim in front of aioktask.memory._kernel.libc, to have something happen at the k-th system call:
+# it fails, is interrupted, or the caller is cancelled at that moment.
 #
 # All other calls, those that undo among them, are the real ones on real memory.
 
@@ -17,11 +17,9 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
-from aioktask.memory import _libc
+from aioktask.memory._kernel import libc
 
-NAMES = [
-    name for name in _libc.__all__ if callable(getattr(_libc, name)) and name not in ("Advice",)
-]
+NAMES = [name for name in libc.__all__ if callable(getattr(libc, name)) and name not in ("Advice",)]
 
 
 class Calls:
@@ -40,11 +38,11 @@ class Calls:
 
 @contextmanager
 def shim(action: Callable[[int, str], object] = lambda number, name: None) -> Iterator[Calls]:
-    """Call `action(number, name)` before each call of `_libc`; it may raise in the call's place."""
+    """Call `action(number, name)` before each call of `libc`; it may raise in the call's place."""
     calls = Calls()
 
     def wrap(name: str) -> Callable[..., object]:
-        real = getattr(_libc, name)
+        real = getattr(libc, name)
 
         def call(*arguments: object, **options: object) -> object:
             action(calls.count(name), name)
@@ -52,7 +50,7 @@ def shim(action: Callable[[int, str], object] = lambda number, name: None) -> It
 
         return call
 
-    with mock.patch.multiple(_libc, **{name: wrap(name) for name in NAMES}):
+    with mock.patch.multiple(libc, **{name: wrap(name) for name in NAMES}):
         yield calls
 
 

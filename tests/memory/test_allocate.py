@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from aioktask import Coordinator
-from aioktask.memory import _hugepages, _libc, _populate, allocate
+from aioktask.memory import _hugepages, _populate, allocate
+from aioktask.memory._kernel import libc
 from tests.memory.hugepages import huge_pages as huge_pages
 from tests.memory.sweep import cancelled_at, fails, shim
 
@@ -32,7 +33,7 @@ KINDS: list[Any] = ["base", "transparent"]
 def mappings() -> Iterator[list[weakref.ref[mmap.mmap]]]:
     """Every mapping that is made inside, as long as it lives."""
     made: list[weakref.ref[mmap.mmap]] = []
-    real = _libc.map_anonymous
+    real = libc.map_anonymous
 
     def map_anonymous(nbytes: int, flags: int = 0) -> mmap.mmap:
         memory = real(nbytes, flags)
@@ -40,7 +41,7 @@ def mappings() -> Iterator[list[weakref.ref[mmap.mmap]]]:
         return memory
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_libc, "map_anonymous", map_anonymous)
+        patch.setattr(libc, "map_anonymous", map_anonymous)
         yield made
 
 
@@ -67,7 +68,7 @@ async def test_a_region_is_zeroed_writable_memory_of_the_size(
         assert region.page_size == PAGE
         assert region.address % (2 * MIB if pages == "transparent" else PAGE) == 0
         if populate:
-            assert (_libc.mincore(region.address, nbytes) & 1).all()
+            assert (libc.mincore(region.address, nbytes) & 1).all()
         whole = region.ndarray()
         assert whole.shape == (nbytes,)
         assert whole.ctypes.data == region.address
@@ -127,8 +128,8 @@ def test_leaving_gives_the_memory_back_at_once(pages: Any) -> None:
     with allocate(8 * MIB, pages=pages, populate=True) as region:
         view = region.ndarray()
         address = region.address
-        assert (_libc.mincore(address, 8 * MIB) & 1).all()
-    assert not (_libc.mincore(address, 8 * MIB) & 1).any()
+        assert (libc.mincore(address, 8 * MIB) & 1).all()
+    assert not (libc.mincore(address, 8 * MIB) & 1).any()
     del view
 
 
@@ -179,7 +180,7 @@ def test_bad_arguments_are_refused_before_anything_is_taken(
 async def test_a_node_that_is_there_may_be_asked_for() -> None:
     async with allocate(MIB, node=0, populate=True) as region:
         addresses = np.arange(region.address, region.address + MIB, PAGE, dtype=np.uintp)
-        assert (_libc.nodes_of_pages(addresses) == 0).all()
+        assert (libc.nodes_of_pages(addresses) == 0).all()
     async with allocate(MIB, interleave=[0, np.int64(0)], populate=True):
         pass
 

@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from aioktask import run_multithreaded_sync
 from aioktask.job import Job
-from aioktask.memory import _faulting, _libc, _populate, clear, populate
-from tests.pieces import run_in_pieces
+from aioktask.memory import _populate, clear, populate
+from aioktask.memory._kernel import faulting, libc
+from tests.support.pieces import run_in_pieces
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="madvise(2) of Linux")
 
@@ -47,9 +48,9 @@ def address_of(memory: Any) -> int:
 def resident(memory: mmap.mmap) -> list[bool]:
     """Whether each page of `memory` is in core, as the kernel says."""
     vector = (ctypes.c_ubyte * (len(memory) // PAGE))()
-    libc = ctypes.CDLL(None, use_errno=True)
+    c_library = ctypes.CDLL(None, use_errno=True)
     arguments = ctypes.c_void_p(address_of(memory)), ctypes.c_size_t(len(memory)), vector
-    assert libc.mincore(*arguments) == 0, os.strerror(ctypes.get_errno())
+    assert c_library.mincore(*arguments) == 0, os.strerror(ctypes.get_errno())
     return [bool(byte & 1) for byte in vector]
 
 
@@ -357,7 +358,7 @@ def test_madvise_tells_errno_and_what_was_asked() -> None:
     memory = mmap.mmap(-1, PAGE)
     asked = address_of(memory) + 1
     with pytest.raises(OSError, match=rf"madvise\({asked:#x}, 10, MADV_POPULATE_WRITE") as info:
-        _libc.madvise(asked, 10, _libc.Advice.MADV_POPULATE_WRITE)
+        libc.madvise(asked, 10, libc.Advice.MADV_POPULATE_WRITE)
     assert info.value.errno == errno.EINVAL
 
 
@@ -370,7 +371,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, errors: list[int]) -> list[int]:
         if len(calls) <= len(errors):
             raise OSError(errors[len(calls) - 1], "as the test says")
 
-    monkeypatch.setattr(_libc, "madvise", madvise)
+    monkeypatch.setattr(libc, "madvise", madvise)
     return calls
 
 
@@ -395,7 +396,7 @@ def test_a_signal_handler_ends_an_interrupted_populate(monkeypatch: pytest.Monke
         raise InterruptedError(errno.EINTR, "as the test says")
 
     job = populate(bytearray(100))
-    monkeypatch.setattr(_libc, "madvise", madvise)
+    monkeypatch.setattr(libc, "madvise", madvise)
     before = signal.signal(signal.SIGUSR1, enough)
     try:
         with pytest.raises(EnoughError):
@@ -415,7 +416,7 @@ def test_populate_tries_again_while_the_kernel_is_busy_but_not_for_ever(
     calls = failing(monkeypatch, [errno.EAGAIN] * 1000)
     with pytest.raises(BlockingIOError):
         job.fn(job.start, job.stop)
-    assert len(calls) == _faulting.ATTEMPTS_WHILE_BUSY
+    assert len(calls) == faulting.ATTEMPTS_WHILE_BUSY
 
 
 @linux

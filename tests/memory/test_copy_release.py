@@ -18,10 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Coordinator, JobCancelled, run_multithreaded, run_multithreaded_sync
-from aioktask.memory import _libc, copy, populate, release
-from aioktask.memory._page_size import largest_page, largest_page_in, may_be_huge
+from aioktask.memory import copy, populate, release
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.page_size import largest_page, largest_page_in, may_be_huge
 from tests.memory.sweep import cancelled_at, fails, shim
-from tests.pieces import run_in_pieces
+from tests.support.pieces import run_in_pieces
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="madvise(2) of Linux")
 
@@ -97,7 +98,7 @@ def test_release_gives_back_the_whole_pages_and_leaves_the_rest(data: st.DataObj
     expected = bytearray(b"x" * len(memory))
     expected[first : max(first, last)] = bytes(max(0, last - first))
     # Seen before it is read, which brings a page back.
-    there = [bool(each & 1) for each in _libc.mincore(address_of(memory), len(memory))]
+    there = [bool(each & 1) for each in libc.mincore(address_of(memory), len(memory))]
     pages = range(first, max(first, last), PAGE)
     assert there == [page * PAGE not in pages for page in range(6)]
     assert memory[:] == expected
@@ -126,12 +127,12 @@ def test_of_a_shared_mapping_nothing_is_lost() -> None:
 def test_locked_memory_is_refused_with_a_hint() -> None:
     memory = private(2)
     address = address_of(memory)
-    _libc.mlock2(address, len(memory), on_fault=False)
+    libc.mlock2(address, len(memory), on_fault=False)
     try:
         with pytest.raises(OSError, match="madvise") as info:
             run_multithreaded_sync(release(memory))
     finally:
-        _libc.munlock(address, len(memory))
+        libc.munlock(address, len(memory))
     assert info.value.errno == errno.EINVAL
     assert "unpin it first" in "".join(info.value.__notes__)
     assert memory[:] == b"x" * len(memory)
@@ -254,5 +255,5 @@ def test_a_kernel_that_answers_no_query_is_asked_another_way(
     memory = bytearray(PAGE)
     address = address_of(memory)
     assert largest_page(address, PAGE) == PAGE
-    monkeypatch.setattr(_libc, "ioctl", ioctl)
+    monkeypatch.setattr(libc, "ioctl", ioctl)
     assert largest_page(address, PAGE) == PAGE

@@ -24,24 +24,32 @@ from hypothesis import strategies as st
 
 from aioktask import UndoFailed, run_multithreaded, run_multithreaded_sync
 from aioktask.job import Job
-from aioktask.memory import _filling, _libc
+from aioktask.memory import _fallocate_run
 from aioktask.memory._extents import END, Ranges, by_cachestat, by_fiemap, gaps
 from aioktask.memory._fallocate import fallocate
+from aioktask.memory._kernel import libc
+from aioktask.memory._populate import kernel_can_populate
 from tests.memory.filesystems import TMPFS, block_of, has_extents, mounted, storage
 from tests.memory.hugepages import HUGE, POOL
 from tests.memory.sweep import cancelled_at, fails, shim
-from tests.open_files import open_files
-from tests.pieces import run_in_pieces
+from tests.support.open_files import open_files
+from tests.support.pieces import run_in_pieces
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fallocate(2) of Linux")
 
-PAGE = _libc.PAGE
+PAGE = libc.PAGE
 MIB = 1 << 20
-KEEP = _libc.FALLOC_FL_KEEP_SIZE
-PUNCH = _libc.FALLOC_FL_PUNCH_HOLE | KEEP
+KEEP = libc.FALLOC_FL_KEEP_SIZE
+PUNCH = libc.FALLOC_FL_PUNCH_HOLE | KEEP
 
 # Folders to work in: the first two are there for everybody.
 PLACES = ["shm", "tmp", "tmpfs", "huge tmpfs", "huge tmpfs within size", "ext4", "xfs", "btrfs"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernel_was_asked() -> None:
+    """Once a process: that call is none of a run, so tests that fail the k-th must not meet it."""
+    kernel_can_populate()
 
 
 @contextlib.contextmanager
@@ -87,7 +95,7 @@ class Layout:
                 if what == "write":
                     os.pwrite(file, bytes([number]) * nbytes, start)
                 else:
-                    _libc.fallocate(file, KEEP if what == "allocate" else PUNCH, start, nbytes)
+                    libc.fallocate(file, KEEP if what == "allocate" else PUNCH, start, nbytes)
             end = os.fstat(file).st_size
             if self.size is not None and self.size > end:
                 os.ftruncate(file, self.size)
@@ -303,7 +311,7 @@ def fill_up(file: int) -> None:
 
 def lengthen_for_ever(file: int, step: int) -> NoReturn:
     while True:
-        _libc.fallocate(file, 0, os.fstat(file).st_size, step)
+        libc.fallocate(file, 0, os.fstat(file).st_size, step)
 
 
 # tmpfs before Linux 6.5, where the pages that were never written can only be counted
@@ -315,7 +323,7 @@ def lengthen_for_ever(file: int, step: int) -> NoReturn:
 def test_on_a_tmpfs_whose_pages_cannot_be_found(
     where: str, layout: Layout, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_filling, "knows_cachestat", lambda file: False)
+    monkeypatch.setattr(_fallocate_run, "knows_cachestat", lambda file: False)
     with folder_on(where) as folder:
         for at in itertools.count(1):
             with layout.file(folder) as file:
@@ -336,7 +344,7 @@ def test_on_a_tmpfs_whose_pages_cannot_be_found(
 def test_a_cancel_after_the_last_chunk_where_pages_are_counted(
     shm: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_filling, "knows_cachestat", lambda file: False)
+    monkeypatch.setattr(_fallocate_run, "knows_cachestat", lambda file: False)
     layout = Layout([step for step in MIXED.steps if step[1] < OFFSET + NBYTES])
     with layout.file(shm) as file:
         before = state(file)
@@ -354,7 +362,7 @@ def test_a_huge_page_that_was_taken_for_one_page_is_given_back(
     at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In the first 2 MiB there is a page already, so a huge one is taken in the second alone.
-    monkeypatch.setattr(_filling, "knows_cachestat", lambda file: False)
+    monkeypatch.setattr(_fallocate_run, "knows_cachestat", lambda file: False)
     layout = Layout([("allocate", 0, PAGE)], 8 * MIB)
     with folder_on("huge tmpfs") as folder, layout.file(folder) as file:
         before = state(file)
@@ -377,9 +385,9 @@ def huge_file(pages: list[int], size: int, folder: Path | None = None) -> Iterat
     try:
         os.ftruncate(file, size)
         for page in pages:
-            _libc.fallocate(file, KEEP, page * HUGE, HUGE)
+            libc.fallocate(file, KEEP, page * HUGE, HUGE)
             if page % 2 and page * HUGE < size:
-                with _libc.map_file(file, HUGE, page * HUGE) as memory:
+                with libc.map_file(file, HUGE, page * HUGE) as memory:
                     memory[:4] = b"page"
         yield file
     finally:
@@ -397,7 +405,7 @@ def pages_of(file: int) -> list[int]:
     found = []
     for page in range(40):
         before = os.fstat(file).st_blocks
-        _libc.fallocate(file, PUNCH, page * HUGE, HUGE)
+        libc.fallocate(file, PUNCH, page * HUGE, HUGE)
         if os.fstat(file).st_blocks < before:
             found.append(page)
     assert os.fstat(file).st_blocks == 0
@@ -485,7 +493,7 @@ def test_a_pool_that_runs_out_half_way(
         wanted = 6 - len(set(pages) & set(range(1, 7)))
         if missing > wanted:
             pytest.skip(f"needs only {wanted} pages")
-        _libc.fallocate(ballast, 0, 0, (free_pages()[0] - wanted + missing) * HUGE)
+        libc.fallocate(ballast, 0, 0, (free_pages()[0] - wanted + missing) * HUGE)
         before, available = huge_state(file), free_pages()
         with pytest.raises(OSError, match=r"huge pages? of 2 MiB: the pool has \d+") as info:
             run_multithreaded_sync(fallocate(file, 6 * HUGE, offset=HUGE, chunk=HUGE))
@@ -519,7 +527,7 @@ def test_huge_pages_of_a_file_that_cannot_be_read_or_populated(
         if at % 2:
             writing = os.open(f"/proc/self/fd/{file}", os.O_WRONLY)
         else:
-            monkeypatch.setattr(_filling, "kernel_can_populate", lambda: False)
+            monkeypatch.setattr(_fallocate_run, "kernel_can_populate", lambda: False)
             writing = os.dup(file)
         try:
             with shim(fails(at)), contextlib.suppress(OSError):
@@ -675,7 +683,7 @@ def test_a_file_system_that_punches_no_holes(
     shm: Path, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    real = _libc.fallocate
+    real = libc.fallocate
 
     def fallocate_(file: int, mode: int, offset: int, nbytes: int) -> None:
         if mode == PUNCH:
@@ -686,7 +694,7 @@ def test_a_file_system_that_punches_no_holes(
         real(file, mode, offset, nbytes)
 
     with Layout().file(shm) as file:
-        monkeypatch.setattr(_libc, "fallocate", fallocate_)
+        monkeypatch.setattr(libc, "fallocate", fallocate_)
         error, _ = attempt(fallocate(file, 4 * PAGE, chunk=PAGE))
         assert error is not None
         assert "there still" not in str(error.__notes__)
@@ -699,7 +707,7 @@ def test_an_undo_that_fails_is_told_and_the_rest_is_taken_back(shm: Path) -> Non
         job = fallocate(file, NBYTES, offset=OFFSET, chunk=4 * PAGE)
         punched: list[int] = []
 
-        real = _libc.fallocate
+        real = libc.fallocate
 
         def fallocate_(file: int, mode: int, offset: int, nbytes: int) -> None:
             if mode == PUNCH:
@@ -711,7 +719,7 @@ def test_an_undo_that_fails_is_told_and_the_rest_is_taken_back(shm: Path) -> Non
             real(file, mode, offset, nbytes)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_libc, "fallocate", fallocate_)
+            patch.setattr(libc, "fallocate", fallocate_)
             with pytest.raises(UndoFailed) as info:
                 run_multithreaded_sync(job)
         assert info.value.__cause__ is not None
@@ -730,7 +738,7 @@ def test_a_chunk_that_cannot_take_back_says_so(shm: Path) -> None:
             def refuse(file: int, mode: int, offset: int, nbytes: int) -> None:
                 raise OSError(errno.ENOSPC if mode == KEEP else errno.EIO, "refused")
 
-            patch.setattr(_libc, "fallocate", refuse)
+            patch.setattr(libc, "fallocate", refuse)
             with pytest.raises(OSError, match="refused") as info:
                 run_multithreaded_sync(job)
         assert info.value.errno == errno.ENOSPC
@@ -785,7 +793,7 @@ def test_storage_is_found_between_any_two_offsets(place: Path, data: st.DataObje
         block = block_of(file)
         start = data.draw(st.integers(0, 40)) * PAGE
         stop = data.draw(st.integers(start // PAGE + 1, 50).map(lambda n: n * PAGE) | st.just(END))
-        if _libc.fstatfs(file)[0] == TMPFS:
+        if libc.fstatfs(file)[0] == TMPFS:
             found = by_cachestat(file, start, stop)
         else:
             found = by_fiemap(file, start, stop, sync=data.draw(st.booleans()))
@@ -801,12 +809,12 @@ def test_many_extents_are_read_in_several_calls(place: Path) -> None:
     with layout.file(place) as file:
         if len(storage(file)) * block_of(file) != many * PAGE:
             pytest.skip("this file system allocates more than it is asked for")
-        if _libc.fstatfs(file)[0] != TMPFS:
+        if libc.fstatfs(file)[0] != TMPFS:
             assert len(list(by_fiemap(file, 0, END, sync=False))) == many
         before = state(file)
         job = fallocate(file, 2 * many * PAGE)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_filling.Filling, "_lengthen", late)
+            patch.setattr(_fallocate_run.FallocateRun, "_lengthen", late)
             error, calls = attempt(job)
         assert "late" in str(error)
         assert calls.count("fallocate") == 1 + many

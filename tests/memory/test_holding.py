@@ -17,7 +17,7 @@ import pytest
 
 from aioktask import Coordinator, Job, JobCancelled, UndoFailed, run_multithreaded_sync
 from aioktask.memory._holding import Holding, Steps
-from tests.gates import Gate, turns_pass
+from tests.support.gates import Gate, turns_pass
 
 UNITS = 4
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # Parts against pages whose nodes the test makes up, and against this machine's own pages.
-# tests/guest/test_parts.py has them on two nodes, really.
+# tests/guest/test_parts_in_guest.py has them on two nodes, really.
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job, Part, run_multithreaded_sync
-from aioktask.memory import _libc, _parts, allocate, parts
+from aioktask.memory import _parts, allocate, parts
 from aioktask.memory._hugepages import nodes_with_memory
-from aioktask.memory._libc import Advice
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import Advice
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
 
@@ -61,7 +62,7 @@ def pages_on(node: Callable[[Any], Any]) -> Iterator[list[int]]:
         assert (pages % PAGE == 0).all()
         return np.asarray(node(pages.astype(np.int64)), np.int32)
 
-    with mock.patch.object(_libc, "nodes_of_pages", nodes_of_pages):
+    with mock.patch.object(libc, "nodes_of_pages", nodes_of_pages):
         yield asked
 
 
@@ -237,7 +238,7 @@ def test_a_limit_on_the_number_makes_the_grain_coarser() -> None:
 def memory_of(pages: int) -> memoryview:
     """Memory in small pages of which none is there."""
     memory = addresses(pages * PAGE)
-    _libc.madvise(address_of(memory), len(memory), Advice.MADV_NOHUGEPAGE)
+    libc.madvise(address_of(memory), len(memory), Advice.MADV_NOHUGEPAGE)
     return memory
 
 
@@ -251,11 +252,11 @@ def told(buffer: Any, **options: Any) -> tuple[Part, ...]:
 
 def one_node() -> None:
     if len(nodes_with_memory()) > 1:
-        pytest.skip("several nodes: tests/guest/test_parts.py looks at those")
+        pytest.skip("several nodes: tests/guest/test_parts_in_guest.py looks at those")
     page = memory_of(1)
     page[0] = 1
     try:
-        _libc.nodes_of_pages(np.array([address_of(page)], np.uintp))
+        libc.nodes_of_pages(np.array([address_of(page)], np.uintp))
     except OSError as error:
         pytest.skip(f"the kernel does not tell nodes: {error}")
 
@@ -391,7 +392,7 @@ def test_the_buffer_is_let_go() -> None:
 
 def refuse(number: int) -> mock._patch[Any]:
     error = OSError(number, os.strerror(number))
-    return mock.patch.object(_libc, "nodes_of_pages", side_effect=error)
+    return mock.patch.object(libc, "nodes_of_pages", side_effect=error)
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSYS])
@@ -414,7 +415,7 @@ def test_a_call_that_fails_is_an_error(number: int, nodes: tuple[int, ...]) -> N
 
 
 def test_a_call_that_is_interrupted_is_made_again() -> None:
-    with mock.patch.object(_libc, "nodes_of_pages") as call:
+    with mock.patch.object(libc, "nodes_of_pages") as call:
         call.side_effect = [InterruptedError(errno.EINTR, "injected"), np.array([3], np.int32)]
         assert [part.node for part in parts(b"x")] == [3]
 

@@ -24,13 +24,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aioktask import Coordinator, Job, UndoFailed, run_multithreaded_sync
-from aioktask.memory import _libc, _locks, _pin, _populate
-from aioktask.memory._faulting import fault_in
-from aioktask.memory._libc import PAGE, Advice
-from aioktask.memory._mappings import Mapping, mappings_between
-from aioktask.memory._pages import PinnedPages
+from aioktask.memory import _locks, _pin, _populate
+from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.faulting import fault_in
+from aioktask.memory._kernel.libc import PAGE, Advice
+from aioktask.memory._kernel.mappings import Mapping, mappings_between
 from aioktask.memory._pin import Pinned, pin
-from tests.gates import Gate
+from aioktask.memory._pin_owners import PinnedPages
 from tests.memory.hugepages import HUGE
 from tests.memory.lock_state import (
     Pages,
@@ -42,6 +42,7 @@ from tests.memory.lock_state import (
     vm_locked,
 )
 from tests.memory.sweep import cancelled_at, fails, shim
+from tests.support.gates import Gate
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mlock2(2) of Linux")
 
@@ -427,7 +428,7 @@ def test_addresses_that_are_not_mapped(page: int) -> None:
 def test_what_was_locked_before_stays_as_it_was(on_fault: bool) -> None:
     memory = private(16)
     start = address_of(memory)
-    _libc.mlock2(start + 4 * PAGE, 4 * PAGE, on_fault=on_fault)
+    libc.mlock2(start + 4 * PAGE, 4 * PAGE, on_fault=on_fault)
     before = state_of(memory)
     assert {"lo", "lf"} & before[0][5] == ({"lo", "lf"} if on_fault else {"lo"})
     with pin(memory):
@@ -436,7 +437,7 @@ def test_what_was_locked_before_stays_as_it_was(on_fault: bool) -> None:
             pass
         assert locked_pages(memory) == set(range(16))
     assert state_of(memory) == before
-    _libc.munlock(start, 16 * PAGE)
+    libc.munlock(start, 16 * PAGE)
 
 
 class Hold:
@@ -448,7 +449,7 @@ class Hold:
         self.memory = private(self.PAGES)
         self.locked_before = locked_before
         for page in locked_before:
-            _libc.mlock2(address_of(self.memory) + page * PAGE, PAGE, on_fault=page % 2 == 0)
+            libc.mlock2(address_of(self.memory) + page * PAGE, PAGE, on_fault=page % 2 == 0)
         self.before = state_of(self.memory)
         self.open: list[tuple[set[int], Pinned]] = []
 
@@ -467,7 +468,7 @@ class Hold:
         while self.open:
             self.leave(0)
         assert state_of(self.memory) == self.before
-        _libc.munlock(address_of(self.memory), self.PAGES * PAGE)
+        libc.munlock(address_of(self.memory), self.PAGES * PAGE)
 
 
 @given(st.data())
@@ -511,7 +512,7 @@ class World:
     def __init__(self) -> None:
         self.memory = private(20)
         self.memory[:] = text_of(20)
-        _libc.mlock2(address_of(self.memory), 3 * PAGE, on_fault=True)
+        libc.mlock2(address_of(self.memory), 3 * PAGE, on_fault=True)
         with memoryview(self.memory) as view, view[15 * PAGE :] as end:
             self.other = pin(end).open()
         self.before = state_of(self.memory)
@@ -531,7 +532,7 @@ class World:
     def end(self) -> None:
         self.other.close()
         assert locked_pages(self.memory) == set(range(3))
-        _libc.munlock(address_of(self.memory), 20 * PAGE)
+        libc.munlock(address_of(self.memory), 20 * PAGE)
         del self.before  # knows the other pin's buffer
         gc.collect()
         self.memory.close()  # nobody holds it still
@@ -702,7 +703,7 @@ async def test_of_two_tasks_with_overlapping_ranges_one_is_cancelled(
 
 def test_threads_that_pin_the_same_pages_all_the_time() -> None:
     memory = private(36)
-    _libc.mlock2(address_of(memory) + 20 * PAGE, 4 * PAGE, on_fault=True)
+    libc.mlock2(address_of(memory) + 20 * PAGE, 4 * PAGE, on_fault=True)
     before = state_of(memory)
     start_line = threading.Barrier(4)
     missing: list[set[int]] = []
@@ -723,7 +724,7 @@ def test_threads_that_pin_the_same_pages_all_the_time() -> None:
     assert len(missing) == 160
     assert not any(missing)
     assert state_of(memory) == before
-    _libc.munlock(address_of(memory), 36 * PAGE)
+    libc.munlock(address_of(memory), 36 * PAGE)
 
 
 def test_one_that_lets_go_while_another_looks_takes_nothing_with_it(
@@ -734,7 +735,7 @@ def test_one_that_lets_go_while_another_looks_takes_nothing_with_it(
     with memoryview(memory) as view, view[: 4 * PAGE] as beginning:
         other = pin(beginning).open()
     # One mapping with the other's pages, and none any more without them.
-    _libc.mlock2(start + 4 * PAGE, 4 * PAGE, on_fault=True)
+    libc.mlock2(start + 4 * PAGE, 4 * PAGE, on_fault=True)
     locks = _locks.of_this_process()
     (owner,) = pinned_pages().stretches[0].owners
 
@@ -749,7 +750,7 @@ def test_one_that_lets_go_while_another_looks_takes_nothing_with_it(
         other.close()
         assert locked_pages(memory) == set(range(8))
     assert locked_pages(memory) == set(range(4, 8))
-    _libc.munlock(start, 8 * PAGE)
+    libc.munlock(start, 8 * PAGE)
 
 
 @pytest.mark.anyio

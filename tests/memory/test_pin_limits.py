@@ -19,11 +19,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from aioktask.memory import _libc, _locks, _memlock, _pin
-from aioktask.memory._libc import PAGE
-from aioktask.memory._memlock import Allowance
-from aioktask.memory._pages import PinnedPages
+from aioktask.memory import _locks, _pin
+from aioktask.memory._kernel import libc, memlock
+from aioktask.memory._kernel.libc import PAGE
+from aioktask.memory._kernel.memlock import Allowance
 from aioktask.memory._pin import pin
+from aioktask.memory._pin_owners import PinnedPages
 from tests.memory.lock_state import (
     address_of,
     become_nobody,
@@ -106,24 +107,24 @@ def scenario_pages_do_not_count_twice() -> None:
             error = refused(pin(memory).open)
             assert f"{4 * PAGE} bytes were to be locked, {12 * PAGE} are locked" in str(error)
         assert vm_locked() == 8 * PAGE
-        _libc.mlock2(address_of(memory) + 12 * PAGE, 4 * PAGE, on_fault=True)
+        libc.mlock2(address_of(memory) + 12 * PAGE, 4 * PAGE, on_fault=True)
         with pin(part(memory, 4, 8)), pin(part(memory, 13, 16)):
             assert vm_locked() == 12 * PAGE
         assert locked_pages(memory) == {*range(8), *range(12, 16)}
-    _libc.munlock(address_of(memory), PAGES * PAGE)
+    libc.munlock(address_of(memory), PAGES * PAGE)
     assert state_of(memory) == before
 
 
 def scenario_the_kernel_refuses_at_each_piece() -> None:
     memory = private()
-    _libc.mlock2(address_of(memory) + 5 * PAGE, PAGE, on_fault=True)
+    libc.mlock2(address_of(memory) + 5 * PAGE, PAGE, on_fault=True)
     with pin(part(memory, 9, 11)):
         before = state_of(memory)
         reached = set()
         with (
             mock.patch.object(_pin, "PIECE", 2 * PAGE),
             # As for who cannot know.
-            mock.patch.object(_memlock, "allowance", return_value=Allowance(None, 0, True)),
+            mock.patch.object(memlock, "allowance", return_value=Allowance(None, 0, True)),
         ):
             for pages in range(3, PAGES):
                 limit(pages * PAGE)
@@ -142,10 +143,10 @@ def scenario_the_kernel_refuses_at_each_piece() -> None:
 
 
 def scenario_a_capability_of_a_user_namespace_does_not_help() -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(CLONE_NEWUSER) != 0:
+    c_library = ctypes.CDLL(None, use_errno=True)
+    if c_library.unshare(CLONE_NEWUSER) != 0:
         not_here(f"needs a user namespace: {os.strerror(ctypes.get_errno())}")
-    assert _memlock.allowance().privileged
+    assert memlock.allowance().privileged
     memory = private()
     before = state_of(memory)
     limit(4 * PAGE)
@@ -155,14 +156,14 @@ def scenario_a_capability_of_a_user_namespace_does_not_help() -> None:
 
 
 def scenario_who_has_the_capability_is_let_through() -> None:
-    if os.geteuid() != 0 or not _memlock.allowance().privileged:
+    if os.geteuid() != 0 or not memlock.allowance().privileged:
         not_here("needs root with CAP_IPC_LOCK")
     memory = private()
     limit(0)
     with pin(memory):
         assert locked_pages(memory) == set(range(PAGES))
     become_nobody()
-    assert not _memlock.allowance().privileged
+    assert not memlock.allowance().privileged
     assert refused(pin(memory).open).errno == errno.EPERM
 
 

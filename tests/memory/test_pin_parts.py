@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.memory import _libc, _mappings
-from aioktask.memory._libc import PAGE
-from aioktask.memory._mappings import Mapping, mappings_between, mappings_in
-from aioktask.memory._memlock import Allowance, allowance, allowance_in
-from aioktask.memory._pages import PinnedPages, Stretch
+from aioktask.memory._kernel import libc, mappings
+from aioktask.memory._kernel.libc import PAGE
+from aioktask.memory._kernel.mappings import Mapping, mappings_between, mappings_in
+from aioktask.memory._kernel.memlock import Allowance, allowance, allowance_in
+from aioktask.memory._pin_owners import PinnedPages, Stretch
 from tests.memory.lock_state import address_of, vm_locked
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc of Linux")
@@ -175,7 +175,7 @@ def test_the_query_and_the_text_agree(monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append(1)
         raise OSError(errno.ENOTTY, "as before Linux 6.11")
 
-    monkeypatch.setattr(_libc, "ioctl", refuses)
+    monkeypatch.setattr(libc, "ioctl", refuses)
     assert [stable(mappings_between(*each)) for each in wanted] == asked
     assert len(calls) == 3
     memory.close()
@@ -186,7 +186,7 @@ def test_another_failure_of_the_query_is_told(monkeypatch: pytest.MonkeyPatch) -
     def fails(*_: object) -> int:
         raise OSError(errno.EIO, "as the test says")
 
-    monkeypatch.setattr(_mappings._libc, "ioctl", fails)
+    monkeypatch.setattr(mappings.libc, "ioctl", fails)
     with pytest.raises(OSError, match="as the test says"):
         mappings_between(0, PAGE)
 

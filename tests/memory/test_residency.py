@@ -28,15 +28,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import run_multithreaded, run_multithreaded_sync
-from aioktask.memory import _libc, _page_tables, _residency
+from aioktask.memory import _residency
 from aioktask.memory._hugepages import nodes_with_memory
-from aioktask.memory._libc import Advice
-from aioktask.memory._page_tables import Mapping, mappings_between
+from aioktask.memory._kernel import libc, page_tables
+from aioktask.memory._kernel.libc import Advice
+from aioktask.memory._kernel.page_tables import Mapping, mappings_between
 from aioktask.memory._residency import Residency, residency
 from tests.memory.hugepages import HUGE
 from tests.memory.sweep import cancelled_at, fails, shim
-from tests.open_files import open_files
-from tests.pieces import run_in_pieces
+from tests.support.open_files import open_files
+from tests.support.pieces import run_in_pieces
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="page tables of Linux")
 
@@ -62,7 +63,7 @@ def reading(way: str) -> Iterator[None]:
     if way.startswith("this"):
         yield
     else:
-        with mock.patch.object(_libc, "ioctl", none):
+        with mock.patch.object(libc, "ioctl", none):
             yield
 
 
@@ -77,7 +78,7 @@ def memory_of(pages: int, *, huge: bool = False, flags: int = mmap.MAP_PRIVATE) 
         length = ctypes.c_size_t(last - first)
         assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(address + first), length, 0) == 0
     advice = Advice.MADV_HUGEPAGE if huge else Advice.MADV_NOHUGEPAGE
-    _libc.madvise(address + start, nbytes, advice)
+    libc.madvise(address + start, nbytes, advice)
     return memoryview(whole)[start : start + nbytes]
 
 
@@ -123,7 +124,7 @@ def test_the_pages_that_are_there_are_told_wherever_the_buffer_is_cut(data: st.D
         if state in "wd":
             memory[page * PAGE] = 1
         if state == "d":
-            _libc.madvise(address_of(memory) + page * PAGE, PAGE, Advice.MADV_DONTNEED)
+            libc.madvise(address_of(memory) + page * PAGE, PAGE, Advice.MADV_DONTNEED)
     touched = range(start // PAGE, -(-stop // PAGE)) if start < stop else range(0)
     resident = PAGE * sum(states[page] == "w" for page in touched)
     for way in "this kernel's", "older":
@@ -145,7 +146,7 @@ def test_no_page_of_many_stretches_is_told_twice(way: str) -> None:
 
 
 def test_a_long_chunk_is_read_in_batches(way: str) -> None:
-    with mock.patch.multiple(_page_tables, _PAGES=7, _STRETCHES=3):
+    with mock.patch.multiple(page_tables, _PAGES=7, _STRETCHES=3):
         memory = memory_of(100)
         for page in (0, 1, 2, 10, 12, 14, *range(50, 80), 99):
             memory[page * PAGE] = 1
@@ -166,7 +167,7 @@ def test_shared_memory_is_told_as_far_as_this_process_has_touched_it(way: str) -
     memory = memory_of(8, flags=mmap.MAP_SHARED)
     memory[0] = memory[5 * PAGE] = 1
     assert found(memory) == expected(8 * PAGE, 2 * PAGE)
-    _libc.madvise(address_of(memory), 2 * PAGE, Advice.MADV_DONTNEED)
+    libc.madvise(address_of(memory), 2 * PAGE, Advice.MADV_DONTNEED)
     assert found(memory) == expected(8 * PAGE, PAGE)
 
 
@@ -188,7 +189,7 @@ def test_pages_that_a_fork_shares_are_still_there() -> None:
 import errno, mmap, os, sys
 from unittest import mock
 from aioktask import run_multithreaded_sync
-from aioktask.memory import _libc
+from aioktask.memory._kernel import libc
 from aioktask.memory._residency import residency
 memory = mmap.mmap(-1, 8 * mmap.PAGESIZE, flags=mmap.MAP_PRIVATE)
 memory[0] = memory[3 * mmap.PAGESIZE] = 1
@@ -198,8 +199,8 @@ if os.fork() == 0:
     os._exit(0)
 def none(*arguments):
     raise OSError(errno.ENOTTY, "")
-for ioctl in _libc.ioctl, none:
-    with mock.patch.object(_libc, "ioctl", ioctl):
+for ioctl in libc.ioctl, none:
+    with mock.patch.object(libc, "ioctl", ioctl):
         print(run_multithreaded_sync(residency(memory)).value.resident // mmap.PAGESIZE)
 os.write(writer, b"x")
 os.wait()
@@ -214,7 +215,7 @@ os.wait()
 @pytest.fixture
 def swap() -> Iterator[None]:
     """A small swap file for the test's time."""
-    libc = ctypes.CDLL(None, use_errno=True)
+    c_library = ctypes.CDLL(None, use_errno=True)
     pages = 1024
     with tempfile.NamedTemporaryFile() as file:
         header = bytearray(PAGE)
@@ -223,20 +224,20 @@ def swap() -> Iterator[None]:
         file.write(header + bytes((pages - 1) * PAGE))
         file.flush()
         os.fsync(file.fileno())
-        if libc.swapon(file.name.encode(), 0) != 0:
+        if c_library.swapon(file.name.encode(), 0) != 0:
             pytest.skip(f"no swap file may be used here: {os.strerror(ctypes.get_errno())}")
         try:
             yield
         finally:
-            assert libc.swapoff(file.name.encode()) == 0
+            assert c_library.swapoff(file.name.encode()) == 0
 
 
 def test_pages_that_are_swapped_out_are_told_apart(way: str, swap: None) -> None:
     memory = memory_of(16)
     memory[: 12 * PAGE] = os.urandom(12 * PAGE)
-    libc = ctypes.CDLL(None, use_errno=True)
+    c_library = ctypes.CDLL(None, use_errno=True)
     address = ctypes.c_void_p(address_of(memory))
-    assert libc.madvise(address, ctypes.c_size_t(5 * PAGE), MADV_PAGEOUT) == 0
+    assert c_library.madvise(address, ctypes.c_size_t(5 * PAGE), MADV_PAGEOUT) == 0
     swapped = smaps(memory, "Swap")
     if not swapped:
         pytest.skip("the kernel swapped nothing out")
@@ -273,7 +274,7 @@ def test_huge_pages_at_either_end_count_as_far_as_the_buffer_touches_them(way: s
 def test_a_huge_page_that_is_not_mapped_as_one_is_none(way: str) -> None:
     memory = transparent(3)
     # Giving a part of it back leaves the rest in small pages.
-    _libc.madvise(address_of(memory) + HUGE, PAGE, Advice.MADV_DONTNEED)
+    libc.madvise(address_of(memory) + HUGE, PAGE, Advice.MADV_DONTNEED)
     assert smaps(memory, "AnonHugePages") == 2 * HUGE
     assert found(memory) == expected(3 * HUGE, 3 * HUGE - PAGE, huge=2 * HUGE)
 
@@ -293,7 +294,7 @@ def test_what_is_not_known_of_a_mapping_in_part_is_told_as_that(data: st.DataObj
     last = data.draw(st.integers(first + 1, count))
     memory = memory_of(count * HUGE // PAGE, huge=True)
     for kind, advice in ("h", Advice.MADV_HUGEPAGE), ("s", Advice.MADV_NOHUGEPAGE):
-        _libc.madvise(address_of(memory), len(memory), advice)
+        libc.madvise(address_of(memory), len(memory), advice)
         for block in (block for block in range(count) if blocks[block] == kind):
             memory[block * HUGE : (block + 1) * HUGE : PAGE] = b"x" * (HUGE // PAGE)
     if smaps(memory, "AnonHugePages") != blocks.count("h") * HUGE:
@@ -318,10 +319,10 @@ def test_what_is_known_of_one_mapping_is_not_told_of_the_next() -> None:
     memory = memory_of(3 * HUGE // PAGE)
     small = memory[HUGE:]
     small[::PAGE] = b"x" * (len(small) // PAGE)
-    _libc.madvise(address_of(memory), len(memory), Advice.MADV_HUGEPAGE)
+    libc.madvise(address_of(memory), len(memory), Advice.MADV_HUGEPAGE)
     memory[0] = 1
     # From here on two mappings: the first has the huge page and the first half of the small ones.
-    _libc.madvise(address_of(memory) + 2 * HUGE, HUGE, Advice.MADV_NOHUGEPAGE)
+    libc.madvise(address_of(memory) + 2 * HUGE, HUGE, Advice.MADV_NOHUGEPAGE)
     if smaps(memory, "AnonHugePages") != HUGE:
         pytest.skip("the kernel gives no transparent huge pages, or has no more")
     with reading("the way before Linux 6.7"):
@@ -393,7 +394,7 @@ def on_two_nodes(answer: Callable[[int], int]) -> contextlib.ExitStack:
 
     stack = contextlib.ExitStack()
     stack.enter_context(mock.patch.object(_residency, "nodes_with_memory", return_value=(0, 2)))
-    stack.enter_context(mock.patch.object(_libc, "nodes_of_pages", nodes_of_pages))
+    stack.enter_context(mock.patch.object(libc, "nodes_of_pages", nodes_of_pages))
     return stack
 
 
@@ -439,7 +440,7 @@ def test_a_kernel_that_tells_no_nodes_tells_the_rest(
     def refuse(_addresses: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(_libc, "nodes_of_pages", refuse)
+    monkeypatch.setattr(libc, "nodes_of_pages", refuse)
     memory = transparent(1)
     assert found(memory) == expected(HUGE, HUGE, huge=HUGE)
     monkeypatch.setattr(_residency, "nodes_with_memory", lambda: (0, 2))
@@ -587,5 +588,5 @@ def test_page_tables_that_may_not_be_opened_are_an_error(monkeypatch: pytest.Mon
 def test_a_pagemap_that_ends_early_ends_the_walk() -> None:
     memory = memory_of(4)
     memory[:] = b"x" * len(memory)
-    with reading("the way before Linux 6.7"), mock.patch.object(_libc, "pread", return_value=b""):
+    with reading("the way before Linux 6.7"), mock.patch.object(libc, "pread", return_value=b""):
         assert found(memory) == expected(4 * PAGE, 0)

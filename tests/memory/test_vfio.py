@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # What of VFIO needs no device: how a range of iovas is checked and cut, what the kernel's answers
-# mean, what sysfs tells. What maps is tested with real devices: tests/guest/test_vfio.py.
+# mean, what sysfs tells. What maps is tested with real devices: tests/guest/test_vfio_in_guest.py.
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job, plan
-from aioktask.memory._libc import PAGE
-from aioktask.memory._memlock import Allowance
+from aioktask.memory._kernel.libc import PAGE
+from aioktask.memory._kernel.memlock import Allowance
 from aioktask.memory.vfio import Container, _container
 from aioktask.memory.vfio._backend import check_limit
 from aioktask.memory.vfio._devices import (

@@ -27,7 +27,7 @@ PYTHONS = ("3.13t", "3.14t")
 
 # What is run, by name: a hang is found within --timeout, where every line is traced after minutes.
 CHECKS = {
-    "fault harness": ("tests/test_faults.py", "--timeout=600"),
+    "fault harness": ("tests/api/test_faults.py", "--timeout=600"),
     "engine": ("tests/engine", "--timeout=900"),
 }
 

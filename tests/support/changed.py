@@ -7,6 +7,7 @@ the emulated machine do not.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -31,15 +32,24 @@ def changed() -> list[Path]:
 
 def tests_of(paths: list[Path]) -> list[str]:
     """The test modules that these paths are, or that name them in an import."""
-    modules = {".".join(path.with_suffix("").parts) for path in paths if path.parts[0] != "tests"}
+    modules = [path.with_suffix("").parts for path in paths if path.parts[0] != "tests"]
+    named = [_named(".".join(folder), module) for *folder, module in modules]
     found = {path for path in paths if path.name.startswith("test_")}
     for test in Path("tests").rglob("test_*.py"):
         if "guest" in test.parts:
             continue
         text = test.read_text(encoding="utf-8")
-        if any(f"{module} " in text or f"{module}\n" in text for module in modules):
+        if any(each.search(text) for each in named):
             found.add(test)
     return sorted(str(path) for path in found)
+
+
+def _named(package: str, module: str) -> re.Pattern[str]:
+    """A module as an import names it: whole, or `from package import module`."""
+    whole = re.escape(f"{package}.{module}")
+    return re.compile(
+        rf"\b{whole}\b|from {re.escape(package)} import (\([^)]*|.*)\b{re.escape(module)}\b"
+    )
 
 
 def main() -> int:

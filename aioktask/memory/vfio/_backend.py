@@ -12,7 +12,7 @@ import io
 import os
 from typing import Protocol
 
-from aioktask.memory import _libc, _memlock
+from aioktask.memory._kernel import libc, memlock
 from aioktask.memory.vfio._information import Information
 
 __all__ = ["Backend", "call", "check_limit"]
@@ -62,7 +62,7 @@ def call(file: io.FileIO, request: int, argument: bytearray | int, what: str) ->
     """
     while True:
         try:
-            return _libc.ioctl(file.fileno(), request, argument)
+            return libc.ioctl(file.fileno(), request, argument)
         except InterruptedError:
             continue
         except OSError as error:
@@ -70,7 +70,7 @@ def call(file: io.FileIO, request: int, argument: bytearray | int, what: str) ->
             raise
 
 
-def check_limit(known: _memlock.Allowance, nbytes: int) -> None:
+def check_limit(known: memlock.Allowance, nbytes: int) -> None:
     """Refuse to pin more than a process may.
 
     Raises:
@@ -81,5 +81,5 @@ def check_limit(known: _memlock.Allowance, nbytes: int) -> None:
             errno.ENOMEM,
             f"{os.strerror(errno.ENOMEM)}: {nbytes} bytes were to be pinned, {known.locked} are "
             f"locked in this process, and RLIMIT_MEMLOCK allows {known.limit}: "
-            f"{_memlock.WHAT_TO_DO}",
+            f"{memlock.WHAT_TO_DO}",
         )

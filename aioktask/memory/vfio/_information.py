@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from aioktask.memory._libc import PAGE
+from aioktask.memory._kernel.libc import PAGE
 
 __all__ = ["ALL_ADDRESSES", "SIZE", "Information", "read_information"]
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from aioktask.memory import _libc, _memlock
+from aioktask.memory._kernel import libc, memlock
 from aioktask.memory.vfio import _devices
 from aioktask.memory.vfio._backend import call, check_limit
 from aioktask.memory.vfio._information import Information
@@ -59,7 +59,7 @@ _ROOM = 64
 _HINTS = {
     errno.EEXIST: "some of these iovas are mapped already, and not by this container object",
     errno.EFAULT: "memory that is not mapped or may not be written, or of a file on a disk",
-    errno.ENOMEM: f"RLIMIT_MEMLOCK of the user or out of memory; {_memlock.WHAT_TO_DO}",
+    errno.ENOMEM: f"RLIMIT_MEMLOCK of the user or out of memory; {memlock.WHAT_TO_DO}",
 }
 
 
@@ -83,7 +83,7 @@ class Iommufd:
             OSError: ENODEV: a device is not ready for VFIO. EBUSY: it is in use. And as open(2).
         """
         names = [name for each in self._wanted for name in self._names(each)]
-        iommu = _libc.open_device(self._root / IOMMU)
+        iommu = libc.open_device(self._root / IOMMU)
         self._files.append(iommu)
         made = bytearray(_ALLOC.pack(_ALLOC.size, 0, 0))
         call(iommu, _IOAS_ALLOC, made, "IOMMU_IOAS_ALLOC")
@@ -121,7 +121,7 @@ class Iommufd:
 
     def check_memory_limit(self, nbytes: int) -> None:
         # What others of the user have pinned counts, and what this process has locked does not.
-        check_limit(dataclasses.replace(_memlock.allowance(), locked=0), nbytes)
+        check_limit(dataclasses.replace(memlock.allowance(), locked=0), nbytes)
 
     def open_device(self, address: str) -> io.FileIO:
         device = self._devices.get(address)
@@ -144,7 +144,7 @@ class Iommufd:
                 f"{os.strerror(errno.ENODEV)}: {address} is not in /dev/vfio/devices: iommufd "
                 f"needs Linux 6.6 with CONFIG_VFIO_DEVICE_CDEV",
             )
-        device = _libc.open_device(self._root / "dev/vfio/devices" / name)
+        device = libc.open_device(self._root / "dev/vfio/devices" / name)
         self._files.append(device)
         bound = bytearray(_BIND.pack(_BIND.size, 0, iommu.fileno(), 0))
         call(device, _DEVICE_BIND_IOMMUFD, bound, f"VFIO_DEVICE_BIND_IOMMUFD of {address}")
@@ -168,5 +168,5 @@ class Iommufd:
             if room_needed <= room:
                 pairs = ranges[:room_needed].tolist()
                 iovas = tuple(range(first, last + 1) for first, last in pairs)
-                return Information((max(alignment, _libc.PAGE),), iovas)
+                return Information((max(alignment, libc.PAGE),), iovas)
             room = room_needed

@@ -23,8 +23,8 @@ from aioktask.engine.api.coordinator import Coordinator
 from aioktask.job import Job
 from aioktask.memory._buffer import Buffer, job_over
 from aioktask.memory._holding import Holding, Steps
-from aioktask.memory._mappings import mappings_between
-from aioktask.memory._page_size import largest_page
+from aioktask.memory._kernel.mappings import mappings_between
+from aioktask.memory._kernel.page_size import largest_page
 from aioktask.memory._pin import populate_as_locked
 from aioktask.memory._populate import MIN_CHUNK, populate_pages
 from aioktask.memory.vfio._space import number_of_pieces, piece_size

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from aioktask.memory import _libc, _memlock
+from aioktask.memory._kernel import libc, memlock
 from aioktask.memory.vfio import _devices
 from aioktask.memory.vfio._backend import call, check_limit
 from aioktask.memory.vfio._information import SIZE, Information, read_information
@@ -49,7 +49,7 @@ _HINTS = {
     errno.EEXIST: "some of these iovas are mapped already, and not by this container object",
     errno.EFAULT: "memory that is not mapped or may not be written, or of a file on a disk",
     errno.EINVAL: "iovas that the IOMMU does not translate",
-    errno.ENOMEM: f"RLIMIT_MEMLOCK or out of memory; {_memlock.WHAT_TO_DO}",
+    errno.ENOMEM: f"RLIMIT_MEMLOCK or out of memory; {memlock.WHAT_TO_DO}",
     errno.ENOSPC: "as many mappings as the module parameter dma_entry_limit allows",
 }
 
@@ -78,7 +78,7 @@ class Type1:
             _devices.group_of(each, self._root) if isinstance(each, str) else each
             for each in self._wanted
         ]
-        container = _libc.open_device(self._root / CONTAINER)
+        container = libc.open_device(self._root / CONTAINER)
         self._files.append(container)
         version = call(container, _GET_API_VERSION, 0, "VFIO_GET_API_VERSION")
         known = call(container, _CHECK_EXTENSION, _TYPE1V2_IOMMU, "VFIO_CHECK_EXTENSION")
@@ -127,7 +127,7 @@ class Type1:
         return self._ask().dma_available
 
     def check_memory_limit(self, nbytes: int) -> None:
-        check_limit(_memlock.allowance(), nbytes)
+        check_limit(memlock.allowance(), nbytes)
 
     def open_device(self, address: str) -> io.FileIO:
         number = _devices.group_of(address, self._root)
@@ -146,7 +146,7 @@ class Type1:
                 f"{number}: {', '.join(others)}. Unbind all of them or bind them to vfio-pci",
             )
         try:
-            group = _libc.open_device(self._root / f"dev/vfio/{number}")
+            group = libc.open_device(self._root / f"dev/vfio/{number}")
         except OSError as error:
             error.add_note(
                 f"group {number} is there when a device of it is bound to vfio-pci, and busy while "

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from aioktask.engine.machine import slots as module
 from aioktask.engine.machine.shares import EPOCH_NS, Member, divide, neighbours
 from aioktask.engine.machine.slots import Slots, slots_path
-from tests.open_files import open_files
+from tests.support.open_files import open_files
 
 # Rounds of looks until all have their shares: all are seen, what is too much is given, it is taken.
 ROUNDS = 3
