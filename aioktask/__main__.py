@@ -87,7 +87,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif asked.command == "tune":
         _tune(parser, asked)
     else:
-        _bench(parser, asked.benchmark, asked.json, asked.svg, quick=asked.quick)
+        _bench(
+            parser,
+            asked.benchmark,
+            asked.json,
+            asked.svg,
+            quick=asked.quick,
+            segments=asked.segments,
+        )
     return 0
 
 
@@ -122,6 +129,8 @@ def _parser() -> _Parser:
     text = f"write a picture there too, where there is one: of {' and '.join(PICTURES)}"
     command.add_argument("--svg", type=Path, metavar="FILE", help=text)
     command.add_argument("--quick", action="store_true", help="in some seconds, figures of no use")
+    text = "of overhead: only where the time of a short job goes, on both threads"
+    command.add_argument("--segments", action="store_true", help=text)
     return parser
 
 
@@ -208,17 +217,27 @@ def _say(line: str) -> None:
 
 
 def _bench(
-    parser: _Parser, name: str, target: str | None, picture: Path | None, *, quick: bool
+    parser: _Parser,
+    name: str,
+    target: str | None,
+    picture: Path | None,
+    *,
+    quick: bool,
+    segments: bool,
 ) -> None:
+    if segments and name != "overhead":
+        parser.error("--segments: only overhead has them")
     if picture is not None and name not in PICTURES:
         parser.error(f"--svg: only {' and '.join(PICTURES)} can be drawn")
     _check_picture(parser, picture)
     if target not in (None, "-") and not Path(target).parent.is_dir():
         parser.error(f"--json: there is no directory {str(Path(target).parent)!r}")
     began = time.perf_counter()
-    result = run_benchmark(name, quick=quick, progress=_say)
+    options = {"segments": True} if segments else {}
+    result = run_benchmark(name, quick=quick, progress=_say, **options)
     facts = info()
-    command = f"python -m aioktask bench {name}{' --quick' if quick else ''}"
+    flags = f"{' --segments' if segments else ''}{' --quick' if quick else ''}"
+    command = f"python -m aioktask bench {name}{flags}"
     seconds = time.perf_counter() - began
     about = f"{command}\n{machine_text(facts)}\n{packages_text(facts)}"
     text = f"{about}\nmeasured in {seconds:.0f} s\n\n{result.text()}"

@@ -35,13 +35,20 @@ PICTURES = {
 }
 
 
-def run(name: str, *, quick: bool = False, progress: Callable[[str], object] = print) -> Result:
+def run(
+    name: str,
+    *,
+    quick: bool = False,
+    progress: Callable[[str], object] = print,
+    **options: bool,
+) -> Result:
     """Run one of `BENCHMARKS`.
 
     Args:
         name: Which.
         quick: Some seconds only, to see that it works; the figures are no use.
         progress: Called with a line about what is measured now.
+        options: What this one takes beside.
     """
     module = importlib.import_module(f"aioktask.bench.{_MODULES.get(name, name)}")
-    return cast("Result", module.run(quick, progress))
+    return cast("Result", module.run(quick, progress, **options))

@@ -2,9 +2,10 @@
 # What the engine costs where the work costs nothing: a chunk, an awaited job, a crowd that goes
 # away, a job's memory.
 #
-# Chunks and awaited jobs are told one by one: each chunk is one call of the same empty function,
-# and the engine's jobs carry an `undo=`, since that is what the bookkeeping is for. A crowd is told
-# as a whole, by how long it keeps the loop.
+# Chunks and awaited jobs are told one by one: each chunk is one call of the same empty function.
+# Where chunks are many the engine's jobs carry an `undo=`, since that is what the bookkeeping is
+# for; short jobs are told with and without. A crowd is told as a whole, by how long it keeps the
+# loop.
 """`bench overhead`."""
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import aioktask
 from aioktask import Job, Report, run_multithreaded, set_max_threads
 from aioktask.bench.peers import PEERS, nothing
 from aioktask.bench.promises import PAIRS, Promise, Result, against_best
+from aioktask.bench.segments import measure_segments
 from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio, turns
 from aioktask.figures.table import Table
 
@@ -41,9 +43,18 @@ MILLI = 1e3
 KIB = 1 << 10
 
 
-def run(quick: bool, progress: Callable[[str], object]) -> Result:
-    """The cost of an empty chunk, a short awaited job and a crowd; the memory that a job adds."""
+def run(quick: bool, progress: Callable[[str], object], *, segments: bool = False) -> Result:
+    """The cost of an empty chunk, a short awaited job and a crowd; the memory that a job adds.
+
+    Args:
+        quick: Some seconds only.
+        progress: Called with a line about what is measured now.
+        segments: Only where the time of a short awaited job goes, on both threads.
+    """
     result = Result("overhead", quick)
+    if segments:
+        measure_segments(result, _loops(), 200 if quick else 5000, progress)
+        return result
     _awaited_job(result, quick, progress)  # first, while there are as many helpers as usual
     _crowds(result, quick, progress)
     with _threads(max(HELPERS)):
@@ -124,9 +135,10 @@ def _plain_loop(chunks: int) -> None:
 def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
     awaits = 20 if quick else 300
     pairs = 3 if quick else 2 * PAIRS + 1
-    job = Job(nothing, 1, chunk=1, undo=nothing)
+    job = Job(nothing, 1, chunk=1)
+    undone = Job(nothing, 1, chunk=1, undo=nothing)
 
-    async def jobs() -> None:
+    async def jobs(job: Job[None]) -> None:
         for _ in range(awaits):
             await run_multithreaded(job)
 
@@ -138,28 +150,23 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
         await asyncio.gather(*[one() for _ in range(together)])
 
     together = 100 if quick else 2000
-    fewer = 2 if quick else 7
+    fewer = 3 if quick else 15
     rows: list[tuple[object, ...]] = []
     more: list[tuple[object, ...]] = []
     for loop, factory in _loops().items():
         if factory is None:
-            rows.append((loop, "not installed", None, None, None))
+            rows.append((loop, "not installed", None, None, None, None))
             continue
-        progress(f"short awaited jobs: {pairs} pairs on {loop}")
+        progress(f"short awaited jobs: {pairs} rounds on {loop}")
         with asyncio.Runner(loop_factory=factory) as runner, _bare_thread() as bare:
-            times = alternate(
-                [
-                    Contender("aioktask", lambda: runner.run(jobs()), awaits),
-                    Contender("to_thread", lambda: runner.run(to_thread()), awaits),
-                    Contender("bare", partial(_run_bare, runner, bare, awaits), awaits),
-                ],
-                pairs,
-            )
-            pair = [
-                Contender("aioktask", lambda: runner.run(jobs()), awaits),
+            one_by_one = [
+                Contender("aioktask", lambda: runner.run(jobs(job)), awaits),
                 Contender("to_thread", lambda: runner.run(to_thread()), awaits),
+                Contender("with undo", lambda: runner.run(jobs(undone)), awaits),
+                Contender("bare", partial(_run_bare, runner, bare, awaits), awaits),
             ]
-            cpu = alternate(pair, fewer, clock=thread_time)
+            times = alternate(one_by_one, pairs)
+            cpu = alternate(one_by_one[:2], fewer, clock=thread_time)
             at_once = alternate(
                 [
                     Contender(
@@ -175,23 +182,32 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
                 ],
                 fewer,
             )
-        for what, figures in (
-            ("the loop thread's CPU time", cpu),
-            (f"of {together:,} at once", at_once),
-        ):
-            each = [_micro(figures[name]) for name in ("aioktask", "to_thread")]
-            more.append((loop, what, *each, ratio(figures["aioktask"], figures["to_thread"])))
-            result.samples[f"short awaited job, {what}, on {loop}"] = figures
         share = ratio(times["aioktask"], times["to_thread"])
-        micro = [_micro(times[name]) for name in ("aioktask", "to_thread", "bare")]
-        rows.append((loop, *micro, share))
+        names = ("aioktask", "with undo", "to_thread", "bare")
+        rows.append((loop, *[_micro(times[name]) for name in names], share))
         result.samples[f"short awaited job on {loop}"] = times
         text = f"one short job awaited, of asyncio.to_thread, on {loop}"
         result.promises.append(Promise(text, 0.7, False, share))
+        for what, figures, most in (
+            ("the loop thread's CPU time", cpu, 0.9),
+            (f"{together:,} at once", at_once, 0.7),
+        ):
+            each = [_micro(figures[name]) for name in ("aioktask", "to_thread")]
+            share = ratio(figures["aioktask"], figures["to_thread"])
+            more.append((loop, what, *each, share))
+            result.samples[f"short awaited job, {what}, on {loop}"] = figures
+            result.promises.append(Promise(f"the same, {what}, on {loop}", most, False, share))
     result.tables.append(
         Table(
             "One short job, awaited",
-            ("", "run_multithreaded, us", "to_thread, us", "two wake-ups, us", "job / to_thread"),
+            (
+                "",
+                "a job, us",
+                "with undo, us",
+                "to_thread, us",
+                "two wake-ups, us",
+                "job / to_thread",
+            ),
             rows,
             (
                 "One chunk with an empty function, one after the other, the Job made once.",
@@ -203,7 +219,7 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
     result.tables.append(
         Table(
             "What else a short job costs",
-            ("", "", "run_multithreaded, us", "to_thread, us", "job / to_thread"),
+            ("", "", "a job, us", "to_thread, us", "job / to_thread"),
             more,
             ("At once: so many are gathered, and what is told is the time of one.",),
         )

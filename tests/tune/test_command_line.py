@@ -147,6 +147,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         (["bench", "overhead", "--json", "/nowhere/at/all"], {}, "/nowhere/at"),
         (["bench", "tune", "--svg", "/nowhere/at/all"], {}, "/nowhere/at"),
         (["bench", "overhead", "--svg", "here.svg"], {}, "only tune"),
+        (["bench", "arrays", "--segments"], {}, "only overhead"),
         (["info"], {"AIOKTASK_MAX_THREADS": "many"}, "many"),
     ],
 )
@@ -377,6 +378,17 @@ def test_bench_writes_its_figures_as_json(name: str) -> None:
         assert promise["low"] <= promise["median"] <= promise["high"]
         assert isinstance(promise["kept"], bool)
     assert told["tables"][0]["title"] in ended.stderr  # the tables are shown all the same
+
+
+def test_bench_shows_where_the_time_of_a_short_job_goes() -> None:
+    ended = run("bench", "overhead", "--segments", "--quick", "--json", "-")
+    assert ended.returncode == 0, ended.stderr
+    told = json.loads(ended.stdout)
+    for table in told["tables"]:
+        *segments, together, _ = [row[-1] for row in table["rows"]]
+        medians = [each["median"] for each in segments]
+        assert all(median > 0 for median in medians)
+        assert sum(medians) == pytest.approx(together, rel=0.5)
 
 
 def test_bench_writes_to_a_file_and_shows_its_tables(tmp_path: Path) -> None:

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+# The lane: a turn that comes at any moment finds what it would find without it.
+#
+# Two states get the same commands in the same order, the lane being open between turns in both. In
+# one of them jobs that may pass the lane do, up to the moment at which their helper has begun the
+# chunk; in the other a turn takes them in. Then everything is compared that a turn could look at.
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextvars import copy_context
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aioktask import Job
+from aioktask.engine.state.lane import MOST_UNUSED
+from aioktask.engine.state.run import Run
+from aioktask.engine.state.workers import Helper, ThreadWaiter
+from tests.engine.state.test_short import _STEPS, World, _nothing, _take
+from tests.engine.state.turns import a_state, idle_helper, outbox_of
+
+
+class LaneWorld(World):
+    """A world whose lane is open between turns.
+
+    Attributes:
+        passes: Whether jobs pass the lane, if they may.
+        passed: How many did.
+    """
+
+    def __init__(self, passes: bool, cap: int, nices: tuple[int, int]) -> None:
+        super().__init__(True, cap, nices)
+        self.passes = passes
+        self.passed = 0
+        self.inbox: deque[tuple[Any, ...]] = deque()
+        self.open()
+
+    def open(self) -> None:
+        self.state.lane.expect(0)
+        self.state.settle_lane(self.inbox)
+        assert not self.inbox
+
+    def close(self) -> None:
+        if self.state.lane.open:
+            self.state.close_lane(self.now)
+
+    def turn(self, helper: int | None, what: Callable[[], object]) -> None:
+        self.close()
+        super().turn(helper, what)
+        for each in self.helpers:
+            each.called = False
+        self.open()
+
+    def submit(
+        self,
+        helper: int | None,
+        job: Job[Any],
+        waits: int | None,
+        grouped: bool,
+        how: str = "plain",
+    ) -> None:
+        lane, state = self.state.lane, self.state
+        group = self.group if grouped else state.root
+        waiter = None if waits is None else ThreadWaiter(waits)
+        run = Run(job, group, nice=job.nice, context=copy_context(), owned=waits is not None)
+        run.heard = how == "heard"
+        takes = waiter is not None and lane.takes(run, group, waiter)
+        if not takes or how != "plain" or not lane.members:
+            super().submit(helper, job, waits, grouped, how)
+            return
+        self.passed += 1
+        member = lane.members[0]
+        if not self.passes:
+            super().submit(self.helpers.index(member), job, waits, grouped, how)
+            return
+        self.now += 1_000
+        run.submitted_at = self.now - 1_000
+        self.runs.append(run)
+        self.waiters.append(waiter)
+        run.lane_waiter = waiter
+        lane.used = True
+        member.express = run
+        assert run.decide_entry(member) is member
+        stint = run.stint_of(member)
+        run.enter_whole(stint, run.whole_chunk, self.now)
+        assert run.may_start()
+        self.close()
+        member.express = None
+        self.told.append(("woken: []", "parkings: []", "starts: 0", "events: []"))
+        self.open()
+
+
+@given(st.sampled_from([1, 2, 2, 3]), st.sampled_from([(1, 1), (1, 1), (1, 3), (0, 1)]), _STEPS)
+@settings(max_examples=600, deadline=None)
+def test_a_job_that_passes_the_lane_is_found_as_one_that_was_taken_in(
+    cap: int, nices: tuple[int, int], steps: list[tuple[Any, ...]]
+) -> None:
+    worlds = [LaneWorld(passes, cap, nices) for passes in (True, False)]
+    for step in [("submit", 0, {"size": 1, "chunk": 1}, 0, False), *steps]:
+        for world in worlds:
+            _take(world, step)
+            world.close()
+        quick, slow = (world.dump() for world in worlds)
+        for what, found in quick.items():
+            assert found == slow[what], (what, step)
+        for world in worlds:
+            world.open()
+    assert worlds[0].passed
+
+
+def _opened(cap: int = 2, nices: tuple[int, ...] = (1, 1)) -> tuple[Any, list[Helper]]:
+    """A state whose lane is open, and its helpers."""
+    state = a_state(cap)
+    helpers = [idle_helper(state, nice) for nice in nices]
+    state.lane.expect(0)
+    state.settle_lane(deque())
+    return state, helpers
+
+
+def test_only_helpers_at_the_nice_of_its_jobs_are_members() -> None:
+    state, helpers = _opened(nices=(1, 3, 0))
+    assert state.lane.members == helpers[:1]
+    assert not state.lane.full
+    assert list(state.idle) == helpers[1:]
+
+
+def test_there_are_no_more_members_than_the_cap_leaves_room_for() -> None:
+    state, helpers = _opened(cap=1)
+    assert state.lane.members == helpers[:1]
+    assert state.lane.full
+
+
+def test_the_lane_stays_closed_while_others_have_something_to_claim() -> None:
+    state, _ = _opened()
+    state.close_lane(0)
+    run = Run(Job(_nothing, 10, chunk=1), state.root, nice=0, context=copy_context())
+    state.admit(run, None, None, False, False)
+    state.settle_lane(deque())
+    assert not state.lane.open
+
+
+def test_jobs_of_a_lane_that_stays_closed_go_first_into_the_inbox_in_their_order() -> None:
+    state, _ = _opened()
+    runs = [
+        Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
+        for _ in range(3)
+    ]
+    state.lane.waiting += runs
+    state.close_lane(0)
+    state.closing = True
+    inbox: deque[tuple[Any, ...]] = deque([("posted", None)])
+    state.settle_lane(inbox)
+    assert [command[1] for command in inbox] == [*runs, None]
+    assert not state.lane.waiting
+
+
+def test_jobs_that_wait_when_the_lane_opens_wake_its_members() -> None:
+    state, helpers = _opened()
+    state.close_lane(0)
+    outbox_of(state)
+    run = Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
+    state.lane.waiting.append(run)
+    state.settle_lane(deque())
+    assert state.lane.open
+    assert outbox_of(state).parkings == [helpers[0].parking]
+
+
+def test_a_lane_through_which_nothing_comes_is_not_opened_for_ever() -> None:
+    state, _ = _opened()
+    for _ in range(MOST_UNUSED):
+        assert state.lane.open
+        state.close_lane(0)
+        state.settle_lane(deque())
+    assert not state.lane.open
+    assert len(state.idle) == 2
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_who_leaves_a_coordinator_finds_its_jobs_in_the_lane(waiting: int) -> None:
+    state, _ = _opened()
+    run = Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
+    state.lane.waiting += [run] * waiting
+    state.close_lane(0)
+    state.cancel_group(None, state.root)
+    assert run.cancel_asked == bool(waiting)
+    assert not state.lane.waiting
