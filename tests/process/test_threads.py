@@ -236,6 +236,30 @@ def test_idle_helpers_retire_and_come_back() -> None:
         assert child.end() == 0, child.stderr()
 
 
+def test_helpers_of_short_jobs_go_by_their_own_name_when_idle_and_retire() -> None:
+    """They wait without a timeout, so that the keeper has to see to both."""
+    program = """
+        import aioktask.engine.threads.helper
+        from aioktask.engine.api.process import current_pool
+
+        async def jobs():
+            for _ in range(20):
+                await run_multithreaded(Job(fill, 1, chunk=1, name="numbers"))
+
+        asyncio.run(jobs())
+        assert current_pool().state.lane.members
+        assert [each.name for each in helpers()] == ["numbers"]
+        until(lambda: [each.name for each in helpers()] == ["aioktask"])
+        aioktask.engine.threads.helper.IDLE_SECONDS = 0.02
+        until(lambda: not helpers())
+        asyncio.run(jobs())
+        assert len(helpers()) == 1
+    """
+    with Child(THREADS, program) as child:
+        assert child.end() == 0, child.stderr()
+        assert child.counts(0, 1) == [(40, 0)]
+
+
 def test_jobs_in_a_row_while_helpers_retire_lose_no_work() -> None:
     # The race between a helper that goes and work that comes.
     program = """

@@ -71,6 +71,7 @@ class Helper:
         in_background: Whether it served a background job since the last sample.
         in_lane: Whether it is a member of the lane: see `Lane`.
         express: The job of the lane that its thread is at, or about to claim.
+        looks: How often the keeper has looked since it served a job of the lane.
         called: Whether it was given work while it was idle, and has not begun it yet.
         stint: What it serves or is about to.
         begun: What its thread has begun to serve, in a turn of its own.
@@ -92,6 +93,7 @@ class Helper:
         "idle",
         "in_background",
         "in_lane",
+        "looks",
         "native",
         "nice",
         "node",
@@ -111,6 +113,7 @@ class Helper:
         self.in_background = False
         self.in_lane = False
         self.express: Run | None = None
+        self.looks = 0
         self.called = False
         self.stint: Stint | None = None
         self.begun: Stint | None = None

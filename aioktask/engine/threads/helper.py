@@ -32,6 +32,7 @@ from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import HELPER, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper
+from aioktask.engine.threads.keeper import WATCH_SECONDS
 
 if TYPE_CHECKING:
     from aioktask.engine.threads.pool import Pool
@@ -43,6 +44,9 @@ IDLE_SECONDS = 10.0
 # this time, chunks became slow in the middle of it, and the idle thread asks for a share.
 HUNGRY_SECONDS = 0.001
 HUNGRY_SECONDS_MOST = 0.016
+
+# A member of the lane that got no job between so many looks of the keeper goes by its own name.
+FEW_LOOKS = 2
 
 EXIT_STATUS_OF_FORK = 70  # EX_SOFTWARE
 
@@ -154,22 +158,21 @@ class HelperThread:
         """
         helper, lane, inbox = self._helper, self._state.lane, self._pool.inbox
         waiting, parked = lane.waiting, lane.parked
-        patience = HUNGRY_SECONDS
         while helper.in_lane and not inbox:
             try:
                 run = waiting[0]
             except IndexError:
                 if helper not in parked and not lane.join(helper):
                     continue
-                if helper.parking.wait(patience):
-                    if helper.ends:
-                        break
-                    patience = HUNGRY_SECONDS
-                elif patience == IDLE_SECONDS:
-                    return False
-                else:
-                    self._be_named(NAME)
-                    patience = IDLE_SECONDS
+                # Without a timeout, for which the kernel would set a timer each time: the keeper
+                # wakes who has waited for long.
+                helper.parking.wait()
+                if helper.ends:
+                    break
+                if helper.looks >= FEW_LOOKS:
+                    self._be_named(NAME)  # late, since the next job is often of the same name
+                    if helper.looks * WATCH_SECONDS >= IDLE_SECONDS:
+                        return False
                 continue
             if helper in parked:
                 lane.step_out(helper)
@@ -199,6 +202,7 @@ class HelperThread:
         run.enter_whole(stint, run.whole_chunk, perf_counter_ns())
         raised: list[BaseException] = []
         position = stint.chunk_start
+        helper.looks = 0
         if run.may_start():
             self._be_named(run.name)
             before = cpu_time_ns()
@@ -386,6 +390,13 @@ class HelperThread:
             pool.lock.release()
         if pool.inbox:
             pool.turn()
+
+
+def look_at_member(helper: Helper) -> None:
+    """On the keeper, at each look: wake a member of the lane that has waited for a while."""
+    helper.looks += 1
+    if helper.looks == FEW_LOOKS or helper.looks * WATCH_SECONDS >= IDLE_SECONDS:
+        helper.parking.unpark()
 
 
 def end_child(stint: Stint) -> NoReturn:

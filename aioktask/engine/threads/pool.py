@@ -51,7 +51,13 @@ from aioktask.engine.state.run import REFUSED, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
 from aioktask.engine.threads.adapt import Adapter, cap_of
-from aioktask.engine.threads.helper import _OWN_FILES, HelperThread, beyond_engine, end_child
+from aioktask.engine.threads.helper import (
+    _OWN_FILES,
+    HelperThread,
+    beyond_engine,
+    end_child,
+    look_at_member,
+)
 from aioktask.engine.threads.keeper import Keeper
 from aioktask.engine.tunables import Tunables
 
@@ -609,9 +615,16 @@ class Pool:
             self.adapter.look_around()
             self.post(State.find_unattended, None)
             self.turn()
+            self._look_at_members()
             return True
         self.adapter.rest()
         return bool(self.inbox or self._woken)
+
+    def _look_at_members(self) -> None:
+        """Wake members of the lane that have waited for a while, and for as long as they may."""
+        for helper in list(self.state.helpers):
+            if helper.in_lane:
+                look_at_member(helper)
 
     # The end.
 
