@@ -293,6 +293,18 @@ async def run(world: World) -> None:
     await run_multithreaded(world.work().job())
 
 
+async def run_short(world: World) -> None:
+    """Jobs of one chunk; from the second one on they pass the lane."""
+    for _ in range(2):
+        await run_multithreaded(world.work().job(undo="none", chunk=UNITS))
+
+
+async def run_short_undo(world: World) -> None:
+    """Likewise, with an undo; and the last one fails."""
+    for fails_at in (-1, -1, 3):
+        await run_multithreaded(world.work(fails_at=fails_at).job(chunk=UNITS))
+
+
 async def run_two(world: World) -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(2):
@@ -446,6 +458,8 @@ SYNC: list[Body] = [
 AT_EXIT: list[Body] = [exit_running, exit_idle]
 ASYNC: list[AsyncBody] = [
     run,
+    run_short,
+    run_short_undo,
     run_two,
     run_fails,
     run_fails_coroutine,
@@ -460,6 +474,7 @@ MAY_RAISE: dict[str, type[Exception]] = {
     "sync_fails": Planted,
     "submit_fails": Planted,
     "submit_and_cancel": JobCancelled,
+    "run_short_undo": Planted,
     "run_fails": Planted,
     "run_fails_coroutine": Planted,
 }

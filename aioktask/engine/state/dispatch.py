@@ -221,26 +221,34 @@ class State:
 
     # The lane, which is open between turns only.
 
-    def close_lane(self, now: int) -> None:
-        """At the beginning of a turn: have what members of the lane serve be runs as others."""
-        lane = self.lane
-        if lane.used and self.runs:
+    def close_lane(self, now: int) -> list[Helper]:
+        """At the beginning of a turn: close the lane.
+
+        Returns:
+            Who were its members, each of which `leave_lane` then.
+        """
+        if self.lane.used and self.runs:
             self.expect_others(now)
-        for helper in lane.closed():
-            run = helper.express
-            found = None if run is None else run.decide_entry(ADMITTED)
-            if run is not None and found is helper:
-                adopt(self, run, helper, now)
-            if helper.stint is None:
-                self._rest(helper)
-            if run is not None and found is ADMITTED:
-                self._admit_from_lane(run)
+        return self.lane.closed()
+
+    def leave_lane(self, helper: Helper, now: int) -> None:
+        """Have what the helper serves as a member of the lane be a run as others."""
+        run = helper.express
+        found = None if run is None else run.decide_entry(ADMITTED)
+        if run is not None and found is helper:
+            adopt(self, run, helper, now)
+        if helper.stint is None:
+            self._rest(helper)
+        if run is not None and found is ADMITTED:
+            self._admit_from_lane(run)
 
     def adopt_late(self, helper: Helper, now: int) -> None:
         """Have what the helper took out of the lane be a run as others, unless it is."""
         run = helper.express
         helper.express = None
-        if run is not None and not run.begun and run.decide_entry(ADMITTED) is helper:
+        if run is None or run.begun:
+            return
+        if run.decide_entry(ADMITTED) is helper:
             if helper.idle:
                 helper.idle = False
                 self.idle.remove(helper)
@@ -317,7 +325,10 @@ class State:
         """End a run that did not begin: by an error, or else as one that was cancelled."""
         if run.decide(CANCEL if error is None else FAILURE) is CANCEL:
             run.cancelled = True
-        run.do_not_begin(error)
+        if error is not None and run.first_claim:  # it was in the lane, and has begun there
+            run.break_down(error)
+        else:
+            run.do_not_begin(error)
         self.out.waiters += run.waiters
         run.waiters = {}
         if run.lane_waiter is not None:
@@ -703,13 +714,31 @@ class State:
 
     def helper_failed(self, run: None, helper: Helper, error: BaseException) -> None:
         """An exception struck in the helper outside of the job's function and of any turn."""
-        stint = helper.stint
         now = perf_counter_ns()
+        if helper.express is not None and not helper.express.begun:
+            self._express_struck(helper.express, helper, now)
+        helper.express = None
+        stint = helper.stint
         if stint is not None and stint in self.serving and not helper.called:
             self.raised(stint, error, now)
             self.reconsider(stint, now)
         elif stint is None and not helper.idle and helper in self.helpers:
             self.find_work(helper, now)
+
+    def _express_struck(self, run: Run, helper: Helper, now: int) -> None:
+        """An exception struck a helper at a job of the lane."""
+        if run.decide_entry(ADMITTED) is not helper:
+            return
+        if run.end_struck(helper, now, self.cap):
+            self.out.dropped += (run, run.dropped)
+            run.dropped = ()
+            if run.lane_waiter is not None:
+                self.out.waiters.append(run.lane_waiter)
+            if run.settled:
+                self.lane.settled.append(run)
+                self.cancel(run)
+            return
+        self.adopt_late(helper, now)
 
     def relay(self, run: None) -> None:
         """A helper that was woken wakes more, if there is work for them."""

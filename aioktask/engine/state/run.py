@@ -402,10 +402,9 @@ class Run:
         Returns:
             False where turns have to end it: it was cancelled, or has become theirs.
         """
-        value = None
         if self._bound.value is not None:
             try:
-                value = self._bound.value()
+                self.value = self._bound.value()
             except BaseException:  # turns ask again, and know what to do
                 return False
         decided = self._decided
@@ -417,15 +416,34 @@ class Run:
             or decided.setdefault("ender", HELPER) is not HELPER
         ):
             return False
-        self.report = record.report_of_whole(self, stint, value, now, cpu, min(self.limit, cap))
-        if self.hold:
+        self._end_whole(stint, now, cpu, cap)
+        self.dropped = ()
+        return True
+
+    def end_struck(self, helper: Helper, now: int, cap: int) -> bool:
+        """In a turn: end a run of the lane at whose end an exception struck this helper.
+
+        Returns:
+            False where the helper was not at the end of it.
+        """
+        if self._decided.get("ender") is not HELPER or self.never_starts:
+            return False
+        if self.phase is WORK:
+            self._end_whole(self.stints.get(helper), now, 0, cap)
+        return True
+
+    def _end_whole(self, stint: Stint | None, now: int, cpu: int, cap: int) -> None:
+        """End it, or go on to do so where that was struck; the stint is gone at last."""
+        if self.report is None:
+            assert stint is not None
+            threads = min(self.limit, cap)
+            self.report = record.report_of_whole(self, stint, self.value, now, cpu, threads)
+        if not self.hold:
+            self.let_go()
+            self.phase = DONE
+        elif stint is not None:
             stint.live = False
             self.phase = SETTLED
-            return True
-        self.let_go()
-        self.dropped = ()
-        self.phase = DONE
-        return True
 
     @property
     def urgency(self) -> int:
@@ -949,8 +967,11 @@ class Run:
     def result(self) -> Report[Any]:
         """The report of a run that is over or committed, or what it raises."""
         self._is_told()
-        if self.report is not None and self.decided is SUCCESS:
-            return self.report
+        report = self.report
+        if report is not None and self.decided is SUCCESS:
+            if not self.begun:  # the helper that ended it in the lane may refer to it still
+                self.report = self.value = None
+            return report
         verdict, trace = self.verdict or self.cancellation(), self._trace
         if self.owned:  # nobody else will ask, and the traceback will lead back to here
             self.verdict = self.error = self._trace = None  # `name_outcome` may need the failure

@@ -26,10 +26,12 @@ def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
 
     Nothing is done where the thread is ending it at this moment.
     """
-    if run.decide_ender(TURNS) is not TURNS:
+    if run.over or run.decide_ender(TURNS) is not TURNS:
         return
     stint = run.stint_of(helper)
-    state.runs[run] = None  # first: what strikes from here on ends it
+    if run.lane_waiter is not None:
+        run.waiters[run.lane_waiter] = Wait(None, detects=False)
+    state.runs[run] = None  # what strikes from here on ends it
     run.version += 1
     helper.stint = stint
     _take_in(state, run, run.lane_waiter, stint, now)

@@ -192,6 +192,7 @@ class HelperThread:
             if claimed and not self._serve_whole(run):
                 break
             helper.express = None
+            del run
         helper.express = None
         return True
 
@@ -217,7 +218,6 @@ class HelperThread:
                 if run.end_whole(stint, now, cpu - before, self._state.cap):
                     waiter = run.lane_waiter
                     assert waiter is not None
-                    helper.express = None
                     lane = self._state.lane
                     lane.parked.append(helper)
                     if run.hold:
@@ -369,6 +369,8 @@ class HelperThread:
                 continue
             if self._may_end():
                 return False
+            if not helper.idle:  # that turn gave it work
+                return True
 
     def _may_end(self) -> bool:
         """Whether the helper, which was idle for long, is none any more."""

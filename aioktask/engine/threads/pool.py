@@ -249,10 +249,12 @@ class Pool:
         state = self.state
         state.turner = helper
         if state.lane.open:
-            try:
-                state.close_lane(time.perf_counter_ns())
-            except BaseException as error:
-                self.recover(None, error)
+            now = time.perf_counter_ns()
+            for each in state.close_lane(now):
+                try:
+                    state.leave_lane(each, now)
+                except BaseException as error:
+                    self.recover(each.express, error)
 
     def keep(self, out: Outbox | None) -> None:
         """Leave what a turn has to say to the keeper: memory was short before it could be sent."""

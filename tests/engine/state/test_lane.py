@@ -17,11 +17,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aioktask import Job
+from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.lane import MOST_UNUSED
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper, ThreadWaiter
 from tests.engine.state.test_short import _STEPS, World, _nothing, _take
 from tests.engine.state.turns import a_state, idle_helper, outbox_of
+
+
+def _close(state: State, now: int = 0) -> None:
+    """The beginning of a turn."""
+    if state.lane.open:
+        for helper in state.close_lane(now):
+            state.leave_lane(helper, now)
 
 
 class LaneWorld(World):
@@ -45,8 +53,7 @@ class LaneWorld(World):
         assert not self.inbox
 
     def close(self) -> None:
-        if self.state.lane.open:
-            self.state.close_lane(self.now)
+        _close(self.state, self.now)
 
     def turn(self, helper: int | None, what: Callable[[], object]) -> None:
         self.close()
@@ -136,7 +143,7 @@ def test_there_are_no_more_members_than_the_cap_leaves_room_for() -> None:
 
 def test_the_lane_stays_closed_while_others_have_something_to_claim() -> None:
     state, _ = _opened()
-    state.close_lane(0)
+    _close(state)
     run = Run(Job(_nothing, 10, chunk=1), state.root, nice=0, context=copy_context())
     state.admit(run, None, None, False, False)
     state.settle_lane(deque())
@@ -150,7 +157,7 @@ def test_jobs_of_a_lane_that_stays_closed_go_first_into_the_inbox_in_their_order
         for _ in range(3)
     ]
     state.lane.waiting += runs
-    state.close_lane(0)
+    _close(state)
     state.closing = True
     inbox: deque[tuple[Any, ...]] = deque([("posted", None)])
     state.settle_lane(inbox)
@@ -160,7 +167,7 @@ def test_jobs_of_a_lane_that_stays_closed_go_first_into_the_inbox_in_their_order
 
 def test_jobs_that_wait_when_the_lane_opens_wake_its_members() -> None:
     state, helpers = _opened()
-    state.close_lane(0)
+    _close(state)
     outbox_of(state)
     run = Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
     state.lane.waiting.append(run)
@@ -173,7 +180,7 @@ def test_a_lane_through_which_nothing_comes_is_not_opened_for_ever() -> None:
     state, _ = _opened()
     for _ in range(MOST_UNUSED):
         assert state.lane.open
-        state.close_lane(0)
+        _close(state)
         state.settle_lane(deque())
     assert not state.lane.open
     assert len(state.idle) == 2
@@ -184,7 +191,7 @@ def test_who_leaves_a_coordinator_finds_its_jobs_in_the_lane(waiting: int) -> No
     state, _ = _opened()
     run = Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
     state.lane.waiting += [run] * waiting
-    state.close_lane(0)
+    _close(state)
     state.cancel_group(None, state.root)
     assert run.cancel_asked == bool(waiting)
     assert not state.lane.waiting

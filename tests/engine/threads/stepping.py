@@ -224,10 +224,18 @@ class SteppedParking:
     def wait(self, timeout: float = -1) -> bool:
         if not self._open and timeout != 0:
             actor = self._stage.actor()
+            member = self._member()
             in_time = timeout > 0 and "keeper" not in threading.current_thread().name
-            actor.wait(lambda: self._open, in_time=in_time)
+            actor.wait(lambda: self._open, in_time=in_time or member is not None)
+            if member is not None and not self._open:  # as if the keeper had looked for long
+                member.looks = sys.maxsize
         was_open, self._open = self._open, False
         return was_open
+
+    def _member(self) -> Helper | None:
+        """Whose parking this is, if it waits as a member of the lane."""
+        helpers = list(self._stage.pool.state.helpers)
+        return next((each for each in helpers if each.parking is self and each.in_lane), None)
 
     def unpark(self) -> None:
         self._open = True
