@@ -22,13 +22,12 @@ import itertools
 from collections import deque
 from collections.abc import Iterable
 from time import perf_counter_ns
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Lessons
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
-from aioktask.engine.ranges.claims import PartedClaims
 from aioktask.engine.scheduling.background import BackgroundShare
 from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.scheduling.loans import Loans
@@ -36,13 +35,22 @@ from aioktask.engine.scheduling.queue import (
     BACKGROUND,
     LENT,
     SLICE_NS,
-    Entry,
     Scheduler,
 )
 from aioktask.engine.scheduling.waits import Waits
 from aioktask.engine.state.admission import begin_run, gives_way
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.lane import Lane
+from aioktask.engine.state.lending import (
+    can_serve_at,
+    helper_beneath,
+    helpers_of,
+    lend,
+    note_loan,
+    recall,
+    urgency_offered,
+)
+from aioktask.engine.state.nodes import migrates, place
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import (
     ADMITTED,
@@ -232,7 +240,7 @@ class State:
             if run is not None and found is helper:
                 adopt(self, run, helper, now)
             if helper.stint is None:
-                self._rest(helper)
+                self.rest(helper)
             if run is not None and found is ADMITTED:
                 self._admit_from_lane(run)
 
@@ -347,7 +355,7 @@ class State:
         """The owner of a run took its result."""
         if run.phase is SETTLED and run.decided is SUCCESS:
             run.committed()
-            self._end(run)
+            self.end(run)
 
     def add_waiter(self, run: Run, waiter: Waiter, stint: Stint | None, detects: bool) -> None:
         """Have `waiter` woken when the run is over; or at once, when it would wait for ever.
@@ -387,11 +395,11 @@ class State:
         """It waits no more."""
         wait = run.waiters.pop(waiter, None)
         if wait is not None and run.begun and not run.over:
-            self._lend(self.loans.remove_waiter(run.entry, waiter.nice))
+            lend(self, self.loans.remove_waiter(run.entry, waiter.nice))
             self._end_wait(run, wait)
 
     def _begin_waiting(self, run: Run, waiter: Waiter, wait: Wait) -> None:
-        self._lend(self.loans.add_waiter(run.entry, waiter.nice))
+        lend(self, self.loans.add_waiter(run.entry, waiter.nice))
         self._begin_wait(run, wait)
 
     def _begin_wait(self, run: Run, wait: Wait) -> None:
@@ -403,7 +411,7 @@ class State:
             self.waits.add(waiting, run)
         self.waiting[stint] = self.waiting.get(stint, 0) + 1
         self.scheduler.owe(run.entry, 1)
-        self._lend(self.loans.begin(waiting.entry, run.entry))
+        lend(self, self.loans.begin(waiting.entry, run.entry))
         if self.no_more_threads:
             self._end_unservable()
 
@@ -417,7 +425,7 @@ class State:
         if left:
             self.waiting[stint] = left
         self.scheduler.owe(run.entry, -1)
-        self._lend(self.loans.end(waiting.entry, run.entry))
+        lend(self, self.loans.end(waiting.entry, run.entry))
 
     def leave_group(self, run: None, group: RunGroup, leaver: Leaver, cancels: bool) -> None:
         """Close a group, cancel its runs if asked to, and have the leaver woken when none is left.
@@ -503,8 +511,8 @@ class State:
         self.scheduler.set_nice(run.entry, run.nice)
         yields = gives_way(run.nice, run.group, self.tunables)
         self.scheduler.set_gives_way(run.entry, yields)
-        self._lend(self.loans.reckon(run.entry))
-        self.out.renices += self._helpers_of(run)
+        lend(self, self.loans.reckon(run.entry))
+        self.out.renices += helpers_of(run)
         self.signals.generation += 1
         self.summon(perf_counter_ns())
 
@@ -668,7 +676,7 @@ class State:
         else:
             stint.run.walked(stint, stint.chunk_start, now)
         caller.stint = None
-        self._leave(stint, now, began=begun)
+        self.leave(stint, now, began=begun)
         self.summon(now)
 
     # A coroutine undo, and threads.
@@ -734,7 +742,7 @@ class State:
     def _strike_out(self, helper: Helper) -> None:
         """Forget a helper that ended before it began what it was to serve."""
         if helper.stint is not None and helper.stint in self.serving:
-            self._recall(helper, perf_counter_ns())
+            recall(self, helper, perf_counter_ns())
         if helper.idle:
             helper.idle = False
             self.idle.remove(helper)
@@ -772,7 +780,7 @@ class State:
                 return
             run.advance()
             if run.over:
-                self._end(run)
+                self.end(run)
                 return
             if run.phase is SETTLED:
                 self.out.waiters += run.waiters
@@ -781,14 +789,14 @@ class State:
             # And at the higher of the job's and the waiters' priority.
             if run.urgency < run.entry.nice:
                 self.scheduler.set_nice(run.entry, run.urgency)
-                self._lend(self.loans.reckon(run.entry))
+                lend(self, self.loans.reckon(run.entry))
             if run.async_undo:
                 self.out.undos.append(run)
                 return
         self.scheduler.set_ready(run.entry, undoing=run.undoing)
         self._ask_caller(run)
 
-    def _end(self, run: Run) -> None:
+    def end(self, run: Run) -> None:
         """A run is over: who waits for it is woken, and it is not among the runs any more."""
         group = run.group
         out = self.out
@@ -808,76 +816,16 @@ class State:
         run.left_by = {}
         # Not before: what strikes until here finds the run, and ends it anew.
         self.runs.pop(run, None)
-        self._lend(self.loans.forget(run.entry))
-        self._is_gone(run)
+        lend(self, self.loans.forget(run.entry))
+        self.forget(run)
 
-    def _is_gone(self, run: Run) -> None:
+    def forget(self, run: Run) -> None:
         """A run is not among the runs any more: who waited for that is woken."""
         run.group.runs.pop(run, None)
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
         self._let_leave(run.group)
         if self.all_over is not None and not self.runs:
             self.out.waiters.append(self.all_over)
-
-    def _lend(self, entries: list[Entry]) -> None:
-        """The loans of these entries changed."""
-        if not entries:
-            return
-        now = perf_counter_ns()
-        for entry in entries:
-            run = entry.run
-            if run is None:
-                continue
-            self.out.renices += self._helpers_of(run)
-            self.signals.generation += 1
-            if not entry.loan_offered or run.over:
-                continue
-            for stint in list(run.stints.values()):
-                if stint.live and isinstance(stint.thread, Helper) and stint.thread.called:
-                    self._recall(stint.thread, now)
-            for stint in run.stints.values():
-                helper = helper_beneath(stint)
-                if stint.live and helper is not None and self.can_serve_at(helper, run.urgency):
-                    stint.seat = self.scheduler.take_loan(entry, stint.seat)
-                    _lent(run, "at once")
-                    if stint.thread is not helper:
-                        helper.boost = run.urgency
-                    break
-            else:
-                if entry.threads:
-                    _lent(run, "at a chunk boundary")
-        self.summon(now)
-
-    def _recall(self, helper: Helper, now: int) -> None:
-        """Take back the work of a helper that was called and has not begun: others are sooner."""
-        stint = helper.stint
-        assert stint is not None
-        stint.run.walked(stint, stint.chunk_start, now)
-        self._leave(stint, now, began=False)
-        self._rest(helper)
-
-    def _helpers_of(self, run: Run) -> list[Helper]:
-        beneath = (helper_beneath(stint) for stint in run.stints.values() if stint.live)
-        return [helper for helper in beneath if helper is not None]
-
-    def nice_of(self, helper: Helper) -> int:
-        """The nice that the helper's thread should have now; its present one while it is idle."""
-        stint = helper.stint
-        if stint is None or not self.may_set_nice:
-            return helper.nice
-        run = stint.run
-        if run.over:
-            return helper.nice
-        nice = run.urgency if stint.seat is LENT else run.entry.nice
-        if helper.boost is not None:
-            nice = min(nice, helper.boost)
-        return thread_nice(nice, self.base_nice, gil=self.gil)
-
-    def can_serve_at(self, helper: Helper, nice: int) -> bool:
-        """Whether the helper's thread can have what a job of this nice wants, or must do."""
-        if self.no_more_threads or self.may_lower or not self.may_set_nice:
-            return True
-        return helper.nice <= thread_nice(nice, self.base_nice, gil=self.gil)
 
     def refused(self, helper: Helper) -> None:
         """Its thread may not have so low a nice, so another one should do what it was to do.
@@ -886,13 +834,8 @@ class State:
         """
         self.may_lower = self.may_lower_again = False
         now = perf_counter_ns()
-        self._recall(helper, now)
+        recall(self, helper, now)
         self.summon(now)
-
-    def serves_background(self, helper: Helper) -> bool:
-        """Whether the helper serves a job that gives way to other processes."""
-        stint = helper.stint
-        return stint is not None and stint.seat is BACKGROUND
 
     # Threads that serve runs.
 
@@ -907,56 +850,12 @@ class State:
             return False
         if self.signals.generation != stint.generation or now >= stint.slice_end:
             return False
-        if stint.node is not None and not stint.off_node and self._migrates(stint):
+        if stint.node is not None and not stint.off_node and migrates(stint):
             return False
         if not run.claims.left:
             self.scheduler.set_idle(run.entry)
             return False
         return self._claim(stint, now)
-
-    def _migrates(self, stint: Stint) -> bool:
-        """Whether the stint's node has nothing left, so that its thread should go where it has."""
-        claims = stint.run.claims
-        return isinstance(claims, PartedClaims) and not claims.left_at(stint.node)
-
-    def _place(self, stint: Stint, helper: Helper) -> None:
-        """Choose the node whose parts the helper serves, and whether it is bound there.
-
-        The one with the fewest helpers for its CPUs, of those that have room. Without room anywhere
-        it helps from where it is, bound there only where that node has room for it.
-        """
-        claims = stint.run.claims
-        stint.off_node = False
-        stint.node = None
-        if not isinstance(claims, PartedClaims):
-            return
-        there = dict.fromkeys(self.node_cpus, 0)
-        for other in self.serving:
-            if other.node in there and isinstance(other.thread, Helper):
-                there[other.node] += 1
-        room = {
-            node: (there[node] / len(self.node_cpus[node]), node != helper.node, node)
-            for node in claims.nodes
-            if node in there and there[node] < self._node_limit(stint.run, node)
-        }
-        if room:
-            stint.node = min(room, key=room.__getitem__)
-        else:
-            home, stint.off_node = helper.node, True
-            if home in there and there[home] < self._node_limit(stint.run, home):
-                stint.node = home
-
-    def _node_limit(self, run: Run, node: int) -> int:
-        """The most helpers that may be bound to the node for this run."""
-        limit = run.group.tunables.get("max_threads_per_node") or self.node_limit
-        return limit or len(self.node_cpus[node])
-
-    def node_of(self, helper: Helper) -> int | None:
-        """The node that the helper's thread should be bound to now."""
-        stint = helper.stint
-        if stint is None or stint.node not in self.node_cpus:
-            return None
-        return stint.node
 
     def _must_pause(self, stint: Stint, now: int) -> bool:
         """Pay for the CPU time of a background stretch; whether a pause follows.
@@ -996,7 +895,7 @@ class State:
         """Choose again what the stint's thread serves: None to be idle, or for a caller to wait."""
         thread, run = stint.thread, stint.run
         if stint in self.serving:
-            self._leave(stint, now, began=True)
+            self.leave(stint, now, began=True)
         if isinstance(thread, Helper):
             if self.find_work(thread, now):
                 self.summon(now)
@@ -1018,14 +917,14 @@ class State:
         """
         entry = self.scheduler.choose()
         if entry is None:
-            self._rest(helper)
+            self.rest(helper)
             return False
-        fits = self.can_serve_at(helper, _urgency_offered(entry))
+        fits = can_serve_at(self, helper, urgency_offered(entry))
         if not fits or not self._assign(helper, entry.run, now):
-            self._rest(helper)
+            self.rest(helper)
         return True
 
-    def _rest(self, helper: Helper) -> None:
+    def rest(self, helper: Helper) -> None:
         helper.stint = None
         helper.called = False
         if not helper.idle:
@@ -1041,12 +940,12 @@ class State:
         if not self.idle:
             return None
         turner = self.turner
-        if turner is not None and turner.idle and self.can_serve_at(turner, nice):
+        if turner is not None and turner.idle and can_serve_at(self, turner, nice):
             self.idle.remove(turner)
             return turner
         if self.may_lower:
             return self.idle.popleft()
-        fitting = [helper for helper in self.idle if self.can_serve_at(helper, nice)]
+        fitting = [helper for helper in self.idle if can_serve_at(self, helper, nice)]
         if not fitting:
             return None
         helper = max(fitting, key=lambda each: each.nice)
@@ -1064,8 +963,8 @@ class State:
         group = run.group
         stint.counted_in_group = any(chunk.run.group is group for chunk in caller.stints)
         run.caller = None
-        if not self._enter(stint, now):
-            self._leave(stint, now, began=False)
+        if not self.enter(stint, now):
+            self.leave(stint, now, began=False)
             return False
         self._hand_over(stint)
         return True
@@ -1089,7 +988,7 @@ class State:
                 for helper in woken:
                     helper.relays = True
                 return
-            idle = self._take_idle(_urgency_offered(entry))
+            idle = self._take_idle(urgency_offered(entry))
             if idle is None:
                 wanted = self.scheduler.wanted(SUMMON_AHEAD) - len(self.starting)
                 if wanted > 0 and starts:
@@ -1100,7 +999,7 @@ class State:
             idle.idle = False
             idle.called = True
             if not self._assign(idle, entry.run, now):
-                self._rest(idle)
+                self.rest(idle)
                 continue
             woken.append(idle)
             if idle is not self.turner:
@@ -1118,21 +1017,21 @@ class State:
     def _assign(self, helper: Helper, run: Run, now: int) -> bool:
         """Have the helper serve the run; False if that was cancelled at this very moment."""
         stint = helper.stint = run.stint_of(helper)
-        self._place(stint, helper)
-        entered = self._enter(stint, now)
+        place(self, stint, helper)
+        entered = self.enter(stint, now)
         if not entered:
-            self._leave(stint, now, began=False)
+            self.leave(stint, now, began=False)
         self.out.tell(run)
         return entered
 
-    def _enter(self, stint: Stint, now: int) -> bool:
+    def enter(self, stint: Stint, now: int) -> bool:
         run = stint.run
         stint.seat = self.scheduler.enter(
             run.entry, counted=stint.counted, counted_in_group=stint.counted_in_group
         )
         self.serving[stint] = None
         if stint.seat is LENT:
-            _lent(run, "at once")
+            note_loan(run, "at once")
         elif stint.seat is BACKGROUND and isinstance(stint.thread, Helper):
             stint.thread.in_background = True
         run.enter(stint, now)
@@ -1151,7 +1050,7 @@ class State:
             self.scheduler.set_idle(run.entry)
         return claimed
 
-    def _leave(self, stint: Stint, now: int, *, began: bool) -> None:
+    def leave(self, stint: Stint, now: int, *, began: bool) -> None:
         del self.serving[stint]
         run = stint.run
         self.scheduler.leave(
@@ -1202,9 +1101,9 @@ class State:
                 self._hand_over(stint)
         self.rebuild()
         if run is not None and run in self.runs:
-            self._end(run)
+            self.end(run)
         elif run is not None and run.begun:  # struck just after it was taken out
-            self._is_gone(run)
+            self.forget(run)
 
     def _break_down(self, run: Run, error: BaseException) -> None:
         """End a run that a turn left half-way, whoever serves it."""
@@ -1223,7 +1122,7 @@ class State:
             stint = helper.stint
             if stint is None or (helper.called and stint not in self.serving):
                 helper.idle = helper in self.idle
-                self._rest(helper)
+                self.rest(helper)
             elif helper.called:  # and perhaps not woken yet
                 self.out.parkings.append(helper.parking)
         self.out.starts = [helper for helper in self.starting if not helper.asked_for]
@@ -1259,19 +1158,11 @@ class State:
         for run in list(self.runs):
             if run.over:
                 self.scheduler.set_idle(run.entry)
-                self._end(run)
+                self.end(run)
             else:
                 self.update(run)
         self.signals.generation += 1
         self.summon(perf_counter_ns())
-
-
-def helper_beneath(stint: Stint) -> Helper | None:
-    """The helper on whose thread the stint's chunks run; None for a thread of the program's own."""
-    thread = stint.thread
-    if isinstance(thread, Caller) and thread.stints:
-        thread = thread.stints[-1].thread
-    return thread if isinstance(thread, Helper) else None
 
 
 def _blocked(helper: Helper, waiting: dict[Stint, int]) -> bool:
@@ -1280,13 +1171,3 @@ def _blocked(helper: Helper, waiting: dict[Stint, int]) -> bool:
     if stint is None:
         return False
     return any(helper_beneath(each) is helper for each in waiting)
-
-
-def _urgency_offered(entry: Entry) -> int:
-    """The nice at which the next thread would serve it."""
-    return entry.loan if entry.loan is not None and not entry.loan_taken else entry.nice
-
-
-def _lent(run: Run, when: Literal["at once", "at a chunk boundary"]) -> None:
-    if run.lent == "no":
-        run.lent = when

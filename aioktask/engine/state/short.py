@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from aioktask.engine.scheduling.queue import SLICE_NS
+from aioktask.engine.state.lending import can_serve_at
 from aioktask.engine.state.run import TURNS, Run, Wait
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper, Waiter
@@ -56,7 +57,7 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
         or group.leavers
         or state.advice is not None
         or not scheduler.has_room(group)
-        or not state.can_serve_at(helper, nice)
+        or not can_serve_at(state, helper, nice)
         or not run.may_start()
     ):
         return False

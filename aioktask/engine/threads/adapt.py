@@ -24,6 +24,8 @@ from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.scheduling.caps import Cap, bound_to_one_cpu, process_cap
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
+from aioktask.engine.state.lending import nice_of, serves_background
+from aioktask.engine.state.nodes import node_for
 from aioktask.engine.state.workers import Helper
 from aioktask.engine.tunables import NO_SHARE, Tunables
 
@@ -96,7 +98,7 @@ class Adapter:
         wish = pool.take_turn(None, self._wish)
         asked = {each.native: each.in_background for each in helpers}
         for each in helpers:
-            each.in_background = state.serves_background(each)
+            each.in_background = serves_background(each)
         share = None if self.tunables.share == NO_SHARE else self.tunables.share
         if self.topology is not self._followed:  # a `refresh`, which may have read it long ago
             self._followed = self.topology
@@ -159,13 +161,13 @@ class Adapter:
         state = self._pool.state
         if not self._set_nice(helper) and not state.no_more_threads and state.may_set_nice:
             return False
-        if state.node_of(helper) != helper.node:
+        if node_for(state, helper) != helper.node:
             self.bind(helper)
         return True
 
     def bind(self, helper: Helper) -> None:
         """Bind the thread to its node, else to what the process may use."""
-        helper.node = self._pool.state.node_of(helper)
+        helper.node = node_for(self._pool.state, helper)
         cpus = (
             self.topology.cpus if helper.node is None else self._pool.state.node_cpus[helper.node]
         )
@@ -174,7 +176,7 @@ class Adapter:
     def _set_nice(self, helper: Helper) -> bool:
         """Give the helper's thread the nice that it should have; False where that is too low."""
         state = self._pool.state
-        nice = state.nice_of(helper)
+        nice = nice_of(state, helper)
         if nice == helper.nice or not helper.native:
             return True
         change = set_thread_nice(helper.native, nice)

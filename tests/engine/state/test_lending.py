@@ -14,6 +14,7 @@ from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.scheduling.queue import Seat
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.lending import lend, nice_of
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Caller, ThreadWaiter
 from tests.engine.state.turns import (
@@ -153,7 +154,7 @@ def test_a_helper_that_is_called_off_is_called_again_also_when_a_waiter_goes() -
     stint = stint_of(helper)
     stint.seat = Seat.OWN
     run.entry.loan_taken = False
-    state._lend(state.loans.remove_waiter(run.entry, -3))
+    lend(state, state.loans.remove_waiter(run.entry, -3))
     assert run.entry.loan == 0
     assert stint_of(helper).seat is Seat.LENT
 
@@ -166,7 +167,7 @@ def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lo
     helper = idle_helper(state, low)
     run = submitted(state, 19)
     helper.called = False  # it has begun
-    assert state.nice_of(helper) == low
+    assert nice_of(state, helper) == low
     generation = state.signals.generation
     outbox_of(state)
     wait_for(state, run, 0)
@@ -175,11 +176,11 @@ def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lo
     if may_lower:
         assert stint.seat is Seat.LENT
         assert helper in outbox_of(state).renices
-        assert state.nice_of(helper) == thread_nice(0, 0, gil=state.gil)
+        assert nice_of(state, helper) == thread_nice(0, 0, gil=state.gil)
         assert run.lent == "at once"
     else:
         assert stint.seat is not Seat.LENT
-        assert state.nice_of(helper) == low
+        assert nice_of(state, helper) == low
         assert run.lent == "at a chunk boundary"
         outbox_of(state)
         assert state.reconsider(stint, 10) is None  # the boundary
@@ -272,12 +273,12 @@ def test_a_job_inside_a_helper_s_chunk_lends_to_that_helper() -> None:
     assert stint_of(caller).seat is Seat.LENT
     assert helper.boost == 0
     assert helper in outbox_of(state).renices
-    assert state.nice_of(helper) == thread_nice(0, 0, gil=state.gil)
+    assert nice_of(state, helper) == thread_nice(0, 0, gil=state.gil)
     assert outer.entry.loan is None
     state.caller_left(inner, caller, None)
     assert caller.serving is None
     assert helper.boost is None
-    assert state.nice_of(helper) == thread_nice(19, 0, gil=state.gil)
+    assert nice_of(state, helper) == thread_nice(19, 0, gil=state.gil)
 
 
 def test_an_undo_runs_at_the_nice_of_the_most_urgent_who_waits_inside_chunks_too() -> None:

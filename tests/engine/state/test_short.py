@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -25,6 +26,13 @@ from aioktask.engine.state.run import Run, Wait
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper, ThreadWaiter
 from tests.engine.state.turns import a_state, idle_helper
+
+# The modules of turns that read the clock.
+CLOCKED = [
+    module
+    for name, module in sys.modules.items()
+    if name.startswith("aioktask.engine.state.") and hasattr(module, "perf_counter_ns")
+]
 
 
 def _nothing(start: int, stop: int) -> None:
@@ -57,7 +65,8 @@ class World:
         """A turn on a helper's thread, at the world's own time."""
         self.now += 1_000
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dispatch, "perf_counter_ns", lambda: self.now)
+            for module in CLOCKED:
+                patch.setattr(module, "perf_counter_ns", lambda: self.now)
             patch.setattr(dispatch, "begin_at_once", self._way(dispatch.begin_at_once))
             self.state.turner = None if helper is None else self.helpers[helper]
             what()
