@@ -13,7 +13,7 @@ from aioktask.checks import integer, nice_value
 from aioktask.engine.api.submission import needed_loop, nice_of_waiter, wait_in_thread
 from aioktask.engine.loops.loop import refuse_running_loop
 from aioktask.engine.loops.waiting import wait_until, wait_until_shielded
-from aioktask.engine.state import record
+from aioktask.engine.state import record, waiting
 from aioktask.engine.state.current import enclosing_stint
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
@@ -171,11 +171,11 @@ class Handle(Generic[T]):
         outer = enclosing_stint()
         waiter = loop.waiter(nice_of_waiter(outer, run))
         try:
-            pool.post(State.add_waiter, run, waiter, outer, False)
+            pool.post(waiting.add_waiter, run, waiter, outer, False)
             await wait_until(waiter, lambda: run.over)
         except BaseException:
             waiter.left = True
-            pool.post(State.remove_waiter, run, waiter)
+            pool.post(waiting.remove_waiter, run, waiter)
             raise
 
     def until_over_in_thread(self, timeout: float | None = None) -> None:
@@ -188,7 +188,7 @@ class Handle(Generic[T]):
         loop = needed_loop("awaiting a handle")
         run = self._run
         waiter = loop.waiter(run.nice)
-        pool.post(State.add_waiter, run, waiter, enclosing_stint(), False)
+        pool.post(waiting.add_waiter, run, waiter, enclosing_stint(), False)
         return await wait_until_shielded(loop, waiter, lambda: run.over)
 
     def _own_pool(self) -> Pool:

@@ -39,6 +39,7 @@ from aioktask.engine.scheduling.queue import (
 )
 from aioktask.engine.scheduling.waits import Waits
 from aioktask.engine.state.admission import begin_run, gives_way
+from aioktask.engine.state.callers import ask_caller, caller_left, enter_caller, hand_over
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.lane import Lane
 from aioktask.engine.state.lending import (
@@ -64,6 +65,15 @@ from aioktask.engine.state.run import (
 )
 from aioktask.engine.state.short import adopt, begin_at_once, take_in_settled
 from aioktask.engine.state.stint import Signals, Stint
+from aioktask.engine.state.waiting import (
+    begin_leaving,
+    begin_waiting,
+    deadlock,
+    end_leaving,
+    end_unservable,
+    end_wait,
+    let_leave,
+)
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.engine.tunables import Tunables
 from aioktask.errors import DeadlockError
@@ -209,9 +219,9 @@ class State:
         self.scheduler.add(run.entry)
         run.caller = caller  # that will serve it, whoever else can
         for each, wait in run.waiters.items():
-            self._begin_waiting(run, each, wait)
+            begin_waiting(self, run, each, wait)
         for leaver in group.leavers:
-            self._begin_leaving(run, leaver)
+            begin_leaving(self, run, leaver)
         run.cancelled = run.cancel_asked
         if self.advice is not None:
             run.tell(EventKind.BOUND_TO_ONE_CPU, advice=self.advice)
@@ -223,7 +233,7 @@ class State:
             self.signals.generation += 1
             now = perf_counter_ns()
             if caller is not None:
-                self.enter_caller(run, caller, now)
+                enter_caller(self, run, caller, now)
             self.summon(now)
         self.out.tell(run)
 
@@ -357,76 +367,6 @@ class State:
             run.committed()
             self.end(run)
 
-    def add_waiter(self, run: Run, waiter: Waiter, stint: Stint | None, detects: bool) -> None:
-        """Have `waiter` woken when the run is over; or at once, when it would wait for ever.
-
-        Args:
-            run: What it waits for.
-            waiter: Who waits.
-            stint: The chunk that it waits in, or on behalf of; that may have a helper more.
-            detects: Whether the chunk itself waits, so that a cycle is a deadlock: then the waiter
-                is refused.
-        """
-        if run.over:
-            self.out.waiters.append(waiter)
-            return
-        if waiter in run.waiters:
-            return
-        if stint is not None and not stint.live:
-            stint = None
-        if detects and stint is not None:
-            error = self._deadlock(stint.run, run)
-            if error is not None:
-                waiter.refused = error
-                self.out.waiters.append(waiter)
-                return
-        wait = run.waiters[waiter] = Wait(stint, detects=detects)
-        if run.begun:  # else when it begins
-            self._begin_waiting(run, waiter, wait)
-            self.summon(perf_counter_ns())
-
-    def _deadlock(self, waiting: Run, awaited: Run) -> DeadlockError | None:
-        cycle = self.waits.chain(awaited, waiting)
-        if not cycle:
-            return None
-        return DeadlockError([waiting.name, *(run.name for run in cycle[:-1])])
-
-    def remove_waiter(self, run: Run, waiter: Waiter) -> None:
-        """It waits no more."""
-        wait = run.waiters.pop(waiter, None)
-        if wait is not None and run.begun and not run.over:
-            lend(self, self.loans.remove_waiter(run.entry, waiter.nice))
-            self._end_wait(run, wait)
-
-    def _begin_waiting(self, run: Run, waiter: Waiter, wait: Wait) -> None:
-        lend(self, self.loans.add_waiter(run.entry, waiter.nice))
-        self._begin_wait(run, wait)
-
-    def _begin_wait(self, run: Run, wait: Wait) -> None:
-        stint, waiting = wait.stint, wait.run
-        if stint is None or waiting is None or waiting.over:
-            wait.stint = None
-            return
-        if wait.detects:
-            self.waits.add(waiting, run)
-        self.waiting[stint] = self.waiting.get(stint, 0) + 1
-        self.scheduler.owe(run.entry, 1)
-        lend(self, self.loans.begin(waiting.entry, run.entry))
-        if self.no_more_threads:
-            self._end_unservable()
-
-    def _end_wait(self, run: Run, wait: Wait) -> None:
-        stint, wait.stint, waiting = wait.stint, None, wait.run
-        if stint is None or waiting is None:
-            return
-        if wait.detects:
-            self.waits.remove(waiting, run)
-        left = self.waiting.pop(stint, 1) - 1
-        if left:
-            self.waiting[stint] = left
-        self.scheduler.owe(run.entry, -1)
-        lend(self, self.loans.end(waiting.entry, run.entry))
-
     def leave_group(self, run: None, group: RunGroup, leaver: Leaver, cancels: bool) -> None:
         """Close a group, cancel its runs if asked to, and have the leaver woken when none is left.
 
@@ -438,7 +378,7 @@ class State:
             self.cancel_group(None, group)
         if leaver.detects and leaver.stint is not None and leaver.stint.live:
             for each in group.runs:
-                error = self._deadlock(leaver.stint.run, each)
+                error = deadlock(self, leaver.stint.run, each)
                 if error is not None or each is leaver.stint.run:
                     waiting = leaver.stint.run.name
                     leaver.waiter.refused = error or DeadlockError([waiting])
@@ -448,8 +388,8 @@ class State:
             group.leavers.append(leaver)
         for each in list(group.runs):
             if leaver not in each.left_by:
-                self._begin_leaving(each, leaver)
-        self._let_leave(group)
+                begin_leaving(self, each, leaver)
+        let_leave(self, group)
         self.summon(perf_counter_ns())
 
     def cancel_group(self, run: None, group: RunGroup) -> None:
@@ -465,28 +405,7 @@ class State:
         if leaver in group.leavers:
             group.leavers.remove(leaver)
             for each in group.runs:
-                self._end_leaving(each, leaver)
-
-    def _begin_leaving(self, run: Run, leaver: Leaver) -> None:
-        wait = Wait(leaver.stint, detects=leaver.detects)
-        run.left_by[leaver] = wait
-        self._begin_wait(run, wait)
-
-    def _end_leaving(self, run: Run, leaver: Leaver) -> None:
-        wait = run.left_by.pop(leaver, None)
-        if wait is not None:
-            self._end_wait(run, wait)
-
-    def _let_leave(self, group: RunGroup) -> None:
-        """Wake who waits to leave the group, when nothing keeps them."""
-        if group.runs or not group.leavers:
-            return
-        for leaver in group.leavers:
-            untold, group.undo_failed = group.undo_failed, {}
-            leaver.undo_failed = list(untold.values())
-            leaver.gone = True
-            self.out.waiters.append(leaver.waiter)
-        group.leavers = []
+                end_leaving(self, each, leaver)
 
     def close(self, run: None, waiter: Waiter) -> None:
         """The interpreter exits: cancel all runs, and have `waiter` woken when none is left."""
@@ -529,7 +448,7 @@ class State:
         run.caps_moved(self.cap_of(run.group))
         if run.entry.limit != run.thread_limit:
             self.scheduler.set_limit(run.entry, run.thread_limit)
-            self._ask_caller(run)
+            ask_caller(self, run)
 
     def set_group(self, run: None, group: RunGroup) -> None:
         """A coordinator was told other tunables, which its group has published already."""
@@ -597,13 +516,8 @@ class State:
         scheduler.background_cap = cap
         self.signals.generation += 1
         for each in list(self.runs):
-            self._ask_caller(each)
+            ask_caller(self, each)
         self.summon(perf_counter_ns())
-
-    def _ask_caller(self, run: Run) -> None:
-        """Have a calling thread that waits for more chunks take some, if it may now."""
-        if run.caller is not None:
-            self.enter_caller(run, run.caller, perf_counter_ns())
 
     def find_unattended(self, run: None) -> None:
         """End what nobody attends to any more.
@@ -634,50 +548,9 @@ class State:
         for stint in list(self.serving):
             caller = stint.thread
             if isinstance(caller, Caller) and not caller.present.locked():
-                self.caller_left(stint.run, caller, None)
+                caller_left(self, stint.run, caller, None)
 
     # Commands: a calling thread walked, or goes.
-
-    def caller_walked(self, run: Run, stint: Stint, position: int, now: int) -> None:
-        """The calling thread walked its stretch up to `position`, and wants the next one."""
-        if stint not in self.serving:
-            return
-        if self.walked(stint, position, now):
-            self._hand_over(stint)
-        else:
-            self.reconsider(stint, now)
-
-    def caller_raised(self, run: Run, stint: Stint, error: BaseException, now: int) -> None:
-        """What the calling thread called raised."""
-        if stint not in self.serving:
-            return
-        self.raised(stint, error, now)
-        self.reconsider(stint, now)
-
-    def caller_left(self, run: Run, caller: Caller, error: BaseException | None) -> None:
-        """The calling thread takes no further part.
-
-        Args:
-            run: What it took part in.
-            caller: The thread. A stretch that it had begun ends where it stands: the chunk there is
-                one that failed.
-            error: Why it left, in the middle of a chunk.
-        """
-        caller.quits = True
-        if run.caller is caller:
-            run.caller = None
-        stint = caller.serving
-        if stint is None or stint not in self.serving:
-            return
-        now = perf_counter_ns()
-        begun = caller.stint is None and stint.chunk_start < stint.stretch_stop
-        if begun:
-            self.raised(stint, error or RuntimeError("the calling thread left in a chunk"), now)
-        else:
-            stint.run.walked(stint, stint.chunk_start, now)
-        caller.stint = None
-        self.leave(stint, now, began=begun)
-        self.summon(now)
 
     # A coroutine undo, and threads.
 
@@ -737,7 +610,7 @@ class State:
         if self.idle:  # one of too high a nice is better than none
             self.summon(perf_counter_ns(), starts=False)
         if not self.starting:
-            self._end_unservable(error)
+            end_unservable(self, error)
 
     def _strike_out(self, helper: Helper) -> None:
         """Forget a helper that ended before it began what it was to serve."""
@@ -747,26 +620,6 @@ class State:
             helper.idle = False
             self.idle.remove(helper)
         self.helpers.pop(helper, None)
-
-    def _end_unservable(self, error: BaseException | None = None) -> None:
-        """End the runs that no thread will ever serve, when no further one can be had.
-
-        Where all helpers wait, for runs that have none, none of them will ever come free.
-        """
-        if self.starting or self.idle:
-            return
-        blocked = all(_blocked(helper, self.waiting) for helper in self.helpers)
-        if not blocked:
-            return
-        for run in list(self.runs):
-            if not run.claimable or run.entry.threads or run.caller is not None:
-                continue
-            if self.helpers and not run.entry.owed:
-                continue
-            wanting = RuntimeError("can't start new thread for a helper")
-            wanting.__cause__ = error
-            run.no_helper(wanting)
-            self.update(run)
 
     # What follows from all of these.
 
@@ -794,7 +647,7 @@ class State:
                 self.out.undos.append(run)
                 return
         self.scheduler.set_ready(run.entry, undoing=run.undoing)
-        self._ask_caller(run)
+        ask_caller(self, run)
 
     def end(self, run: Run) -> None:
         """A run is over: who waits for it is woken, and it is not among the runs any more."""
@@ -808,11 +661,11 @@ class State:
             group.undo_failed[run.number] = run
         out.tell(run)
         for waiter, wait in run.waiters.items():
-            self._end_wait(run, wait)
+            end_wait(self, run, wait)
             out.waiters.append(waiter)
         run.waiters = {}
         for wait in run.left_by.values():
-            self._end_wait(run, wait)
+            end_wait(self, run, wait)
         run.left_by = {}
         # Not before: what strikes until here finds the run, and ends it anew.
         self.runs.pop(run, None)
@@ -823,7 +676,7 @@ class State:
         """A run is not among the runs any more: who waited for that is woken."""
         run.group.runs.pop(run, None)
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
-        self._let_leave(run.group)
+        let_leave(self, run.group)
         if self.all_over is not None and not self.runs:
             self.out.waiters.append(self.all_over)
 
@@ -901,7 +754,7 @@ class State:
                 self.summon(now)
             return thread.stint
         assert isinstance(thread, Caller)
-        if run.over or not self.enter_caller(run, thread, now):
+        if run.over or not enter_caller(self, run, thread, now):
             if run.over or run.phase is SETTLED:
                 self.out.parkings.append(thread.parking)
             else:
@@ -951,30 +804,6 @@ class State:
         helper = max(fitting, key=lambda each: each.nice)
         self.idle.remove(helper)
         return helper
-
-    def enter_caller(self, run: Run, caller: Caller, now: int) -> bool:
-        """Let the calling thread take part: always, but for the job's own limit."""
-        if caller.quits or not run.claimable or run.entry.threads >= run.entry.limit:
-            return False
-        if not caller.stints and not self.scheduler.may_enter(run.entry):
-            return False
-        stint = run.stint_of(caller)
-        stint.counted = bool(caller.stints)
-        group = run.group
-        stint.counted_in_group = any(chunk.run.group is group for chunk in caller.stints)
-        run.caller = None
-        if not self.enter(stint, now):
-            self.leave(stint, now, began=False)
-            return False
-        self._hand_over(stint)
-        return True
-
-    def _hand_over(self, stint: Stint) -> None:
-        """Give a calling thread the stretch that was claimed for it."""
-        caller = stint.thread
-        assert isinstance(caller, Caller)
-        caller.serving = caller.stint = stint
-        self.out.parkings.append(caller.parking)
 
     def summon(self, now: int, *, starts: bool = True) -> None:
         """Give idle helpers work, or have helpers started, while there is work for them.
@@ -1098,7 +927,7 @@ class State:
                     if not (caller.quits or stint.run.over):
                         stint.run.caller = caller
             elif isinstance(caller, Caller) and caller.serving is not stint:
-                self._hand_over(stint)
+                hand_over(self, stint)
         self.rebuild()
         if run is not None and run in self.runs:
             self.end(run)
@@ -1163,11 +992,3 @@ class State:
                 self.update(run)
         self.signals.generation += 1
         self.summon(perf_counter_ns())
-
-
-def _blocked(helper: Helper, waiting: dict[Stint, int]) -> bool:
-    """Whether the helper's chunk, or one that runs inside it on its thread, waits for a run."""
-    stint = helper.stint
-    if stint is None:
-        return False
-    return any(helper_beneath(each) is helper for each in waiting)

@@ -43,6 +43,7 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
+from aioktask.engine.state import callers
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
@@ -525,9 +526,9 @@ class Pool:
         now = time.perf_counter_ns()
         stint.read_clocks(self.signals, now)
         if raised:
-            self.post(State.caller_raised, run, stint, raised.pop(), now)
+            self.post(callers.caller_raised, run, stint, raised.pop(), now)
         else:
-            self.post(State.caller_walked, run, stint, stint.chunk_start, now)
+            self.post(callers.caller_walked, run, stint, stint.chunk_start, now)
         del stint
         if not caller.main:
             self.turn_on_caller()

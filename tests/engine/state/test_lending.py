@@ -13,9 +13,11 @@ from aioktask import Job
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.scheduling.queue import Seat
+from aioktask.engine.state.callers import caller_left
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.lending import lend, nice_of
 from aioktask.engine.state.run import Run
+from aioktask.engine.state.waiting import add_waiter, remove_waiter
 from aioktask.engine.state.workers import Caller, ThreadWaiter
 from tests.engine.state.turns import (
     ChunkWaits,
@@ -41,7 +43,7 @@ def submitted(state: State, nice: int) -> Run:
 def wait_for(state: State, run: Run, nice: int) -> ThreadWaiter:
     """Have a thread of the program wait for the run."""
     waiter = ThreadWaiter(nice)
-    state.add_waiter(run, waiter, None, False)
+    add_waiter(state, run, waiter, None, False)
     return waiter
 
 
@@ -65,7 +67,7 @@ def test_a_loan_goes_on_through_jobs_that_wait_and_ends_with_the_waits() -> None
     renice(state, middle, -10)
     assert [each.urgency for each in (outer, middle, inner)] == [-3, -10, -10]
     renice(state, middle, 12)
-    state.remove_waiter(outer, waiter)
+    remove_waiter(state, outer, waiter)
     assert loans(outer, middle, inner) == [None, 5, 5]
     renice(state, outer, 15)
     assert loans(outer, middle, inner) == [None, None, 12]
@@ -275,7 +277,7 @@ def test_a_job_inside_a_helper_s_chunk_lends_to_that_helper() -> None:
     assert helper in outbox_of(state).renices
     assert nice_of(state, helper) == thread_nice(0, 0, gil=state.gil)
     assert outer.entry.loan is None
-    state.caller_left(inner, caller, None)
+    caller_left(state, inner, caller, None)
     assert caller.serving is None
     assert helper.boost is None
     assert nice_of(state, helper) == thread_nice(19, 0, gil=state.gil)

@@ -24,6 +24,7 @@ from aioktask.engine.state import dispatch
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Run, Wait
 from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.waiting import add_waiter
 from aioktask.engine.state.workers import Helper, ThreadWaiter
 from tests.engine.state.turns import a_state, idle_helper
 
@@ -173,7 +174,7 @@ class World:
             return
         waiter = ThreadWaiter(MOST_NICE)
         self.waiters.append(waiter)
-        self.turn(None, lambda: self.state.add_waiter(run, waiter, stint, True))
+        self.turn(None, lambda: add_waiter(self.state, run, waiter, stint, True))
 
     def dump(self) -> dict[str, Any]:
         state = self.state

@@ -21,7 +21,7 @@ from aioktask import Job
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.scheduling import queue
-from aioktask.engine.state import dispatch
+from aioktask.engine.state import callers, dispatch, waiting
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Decision, Phase, Run
@@ -70,7 +70,7 @@ class World:
         served = [each.stint for each in state.helpers if each.stint is not None]
         self.chunk = next(each for each in served if each.run is self.outer)
         self.in_chunk = self._waiter(7)
-        self.apply(State.add_waiter, self.awaited, self.in_chunk, self.chunk, True)
+        self.apply(waiting.add_waiter, self.awaited, self.in_chunk, self.chunk, True)
         self.caller = Caller(0, main=True)
         self.caller.present.acquire()
         self.waiters.append(self.caller)
@@ -116,7 +116,7 @@ class World:
 
     def wait(self, run: Run, nice: int) -> ThreadWaiter:
         waiter = self._waiter(nice)
-        self.apply(State.add_waiter, run, waiter, None, False)
+        self.apply(waiting.add_waiter, run, waiter, None, False)
         return waiter
 
     def come(self) -> None:
@@ -170,7 +170,7 @@ class World:
                 stint, self.caller.stint = self.caller.stint, None
                 now = stint.claimed_at + 1_000_000
                 self.walk(stint, stint.stretch_stop)
-                self.apply(State.caller_walked, stint.run, stint, stint.stretch_stop, now)
+                self.apply(callers.caller_walked, stint.run, stint, stint.stretch_stop, now)
                 continue
             for helper in self.helpers:
                 if self._comes_back(helper):
@@ -267,7 +267,7 @@ def admit_awaited(world: World) -> None:
 
 
 def admit_called(world: World) -> None:
-    world.apply(State.caller_left, world.called, world.caller, None)
+    world.apply(callers.caller_left, world.called, world.caller, None)
     world.caller = caller = Caller(0, main=True)
     caller.present.acquire()
     world.waiters.append(caller)
@@ -286,7 +286,7 @@ def cancel_what_is_served(world: World) -> None:
 
 def remove_waiter(world: World) -> None:
     world.waiters.remove(world.waiting)
-    world.apply(State.remove_waiter, world.outer, world.waiting)
+    world.apply(waiting.remove_waiter, world.outer, world.waiting)
 
 
 def leave(world: World, *, cancels: bool) -> None:
@@ -315,7 +315,9 @@ def walked_as_caller(world: World) -> None:
     assert stint is not None
     world.caller.stint = None
     world.walk(stint, stint.stretch_stop)
-    world.apply(State.caller_walked, stint.run, stint, stint.stretch_stop, stint.claimed_at + 1000)
+    world.apply(
+        callers.caller_walked, stint.run, stint, stint.stretch_stop, stint.claimed_at + 1000
+    )
 
 
 def raised_as_caller(world: World) -> None:
@@ -323,13 +325,13 @@ def raised_as_caller(world: World) -> None:
     assert stint is not None
     world.caller.stint = None
     error = ValueError("planted")
-    world.apply(State.caller_raised, stint.run, stint, error, stint.claimed_at + 1000)
+    world.apply(callers.caller_raised, stint.run, stint, error, stint.claimed_at + 1000)
 
 
 def left_as_caller(world: World) -> None:
     world.waiters.remove(world.caller)
     world.caller.stint = None
-    world.apply(State.caller_left, world.called, world.caller, KeyboardInterrupt())
+    world.apply(callers.caller_left, world.called, world.caller, KeyboardInterrupt())
 
 
 def went_as_caller(world: World) -> None:
