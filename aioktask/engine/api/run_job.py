@@ -29,10 +29,10 @@ from aioktask.engine.loops.waiting import wait_until_shielded
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import Plan, make_plan, with_learned
 from aioktask.engine.state import waiting
-from aioktask.engine.state.admission import remembered
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
+from aioktask.engine.state.settings import remembered
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller
 from aioktask.engine.threads.pool import Pool

@@ -18,10 +18,10 @@ from aioktask.engine.loops.loop import Loop, running_loop
 from aioktask.engine.priority import MOST_NICE, submitted_nice
 from aioktask.engine.ranges.plan import facts_of
 from aioktask.engine.state import callers, waiting
-from aioktask.engine.state.admission import own_nice
 from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
+from aioktask.engine.state.settings import own_nice
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, ThreadWaiter
 from aioktask.engine.threads.pool import Pool

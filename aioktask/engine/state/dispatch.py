@@ -24,7 +24,6 @@ from collections.abc import Iterable
 from time import perf_counter_ns
 from typing import Any, Protocol
 
-from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Lessons
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
@@ -38,7 +37,7 @@ from aioktask.engine.scheduling.queue import (
     Scheduler,
 )
 from aioktask.engine.scheduling.waits import Waits
-from aioktask.engine.state.admission import begin_run, gives_way
+from aioktask.engine.state.admission import admit, do_not_begin
 from aioktask.engine.state.callers import ask_caller, caller_left, enter_caller, hand_over
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.lane import Lane
@@ -56,18 +55,15 @@ from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import (
     ADMITTED,
     CANCEL,
-    FAILURE,
-    REFUSED,
     SETTLED,
     SUCCESS,
     Run,
-    Wait,
 )
-from aioktask.engine.state.short import adopt, begin_at_once, take_in_settled
+from aioktask.engine.state.settings import gives_way
+from aioktask.engine.state.short import adopt, take_in_settled
 from aioktask.engine.state.stint import Signals, Stint
 from aioktask.engine.state.waiting import (
     begin_leaving,
-    begin_waiting,
     deadlock,
     end_leaving,
     end_unservable,
@@ -167,76 +163,6 @@ class State:
 
     # Commands: runs come, end, and are waited for.
 
-    def admit(
-        self, run: Run, waiter: Waiter | None, caller: Caller | None, nested: bool, detects: bool
-    ) -> None:
-        """Take a run in, unless it was refused or cancelled before it came to it.
-
-        Args:
-            run: It may have been cancelled already.
-            waiter: Who waits for it from the beginning.
-            caller: Who begins to serve it at once, if there is anything to claim.
-            nested: Whether a chunk of the same coordinator submits it: such a run is never refused,
-                since its chunk would fail while its coordinator waits for it.
-            detects: Whether the chunk that the run is for waits itself.
-        """
-        if run.begun or run.over:
-            if waiter is not None and run.over:  # it was cancelled before it came
-                self.out.waiters.append(waiter)
-            return
-        group, helper = run.group, self.turner
-        refuses = (group.shut or self.closing) and not nested
-        if self.ended or refuses:
-            run.decide_entry(REFUSED)
-        elif (found := run.decide_entry(ADMITTED)) is not ADMITTED:
-            if found is not REFUSED:  # a helper took it out of the lane
-                return
-            refuses = True
-        elif (
-            caller is None
-            and helper is not None
-            and helper.idle
-            and begin_at_once(self, run, waiter, helper, perf_counter_ns())
-        ):
-            if waiter is not None and (group is self.root or not run.hold):
-                self.lane.expect(run.nice)
-            return
-        if waiter is not None:
-            run.waiters.setdefault(waiter, Wait(run.parent_stint, detects=detects))
-        if self.ended or refuses:
-            self._do_not_begin(run)
-            return
-        try:
-            begin_run(run, self.cap_of(group), self.tunables, self.lessons)
-        except BaseException as error:
-            self._do_not_begin(run, error)
-            self.out.tell(run)
-            return
-        if self.runs:
-            self.expect_others(run.submitted_at)
-        self.runs[run] = None
-        group.runs[run] = None
-        self.scheduler.add(run.entry)
-        run.caller = caller  # that will serve it, whoever else can
-        for each, wait in run.waiters.items():
-            begin_waiting(self, run, each, wait)
-        for leaver in group.leavers:
-            begin_leaving(self, run, leaver)
-        run.cancelled = run.cancel_asked
-        if self.advice is not None:
-            run.tell(EventKind.BOUND_TO_ONE_CPU, advice=self.advice)
-            self.advice = None
-        if not run.claimable:
-            self.update(run)
-        else:
-            self.scheduler.set_ready(run.entry)
-            self.signals.generation += 1
-            now = perf_counter_ns()
-            if caller is not None:
-                enter_caller(self, run, caller, now)
-            self.summon(now)
-        self.out.tell(run)
-
     # The lane, which is open between turns only.
 
     def close_lane(self, now: int) -> None:
@@ -277,7 +203,7 @@ class State:
         while waiting:
             run = waiting.pop()
             try:
-                inbox.appendleft((State.admit, run, run.lane_waiter, None, False, False))
+                inbox.appendleft((admit, run, run.lane_waiter, None, False, False))
             except BaseException:
                 waiting.append(run)
                 raise
@@ -319,7 +245,7 @@ class State:
                 self._admit_from_lane(run)
 
     def _admit_from_lane(self, run: Run) -> None:
-        self.admit(run, run.lane_waiter, None, False, False)
+        admit(self, run, run.lane_waiter, None, False, False)
         with contextlib.suppress(ValueError):  # a helper took it
             self.lane.waiting.remove(run)
 
@@ -331,18 +257,6 @@ class State:
         """There are several jobs, so more of them will come beside each other."""
         self.crowded_until = now + CROWDED_NS
 
-    def _do_not_begin(self, run: Run, error: BaseException | None = None) -> None:
-        """End a run that did not begin: by an error, or else as one that was cancelled."""
-        if run.decide(CANCEL if error is None else FAILURE) is CANCEL:
-            run.cancelled = True
-        run.do_not_begin(error)
-        self.out.waiters += run.waiters
-        run.waiters = {}
-        if run.lane_waiter is not None:
-            self.out.waiters.append(run.lane_waiter)
-        self.out.dropped += (run, run.dropped)
-        run.dropped = ()
-
     def cancel(self, run: Run) -> None:
         """A cancel that came in time takes effect."""
         if run.over or run.cancelled or run.error is not None:
@@ -351,7 +265,7 @@ class State:
             return
         if not run.begun:
             if run.never_starts:  # it was posted before the run, which is not going to come
-                self._do_not_begin(run)
+                do_not_begin(self, run)
             if not run.settled:  # else whoever walks it will find out
                 return
             take_in_settled(self, run)
@@ -913,7 +827,7 @@ class State:
         if run is not None and run.begun:
             half_way.append(run)
         elif run is not None and not run.over:
-            self._do_not_begin(run, error)
+            do_not_begin(self, run, error)
         for each in half_way:
             if not each.over:
                 self._break_down(each, error)

@@ -43,7 +43,7 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
-from aioktask.engine.state import callers
+from aioktask.engine.state import admission, callers
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
@@ -445,7 +445,7 @@ class Pool:
             stands = lane.open and not (group.closed or state.closing)
             if stands and (lane.wake_one() or lane.full):
                 return
-        self.inbox.append((State.admit, run, waiter, caller, nested, detects))
+        self.inbox.append((admission.admit, run, waiter, caller, nested, detects))
         refuses = (group.closed or state.closing) and (state.ended or not nested)
         if refuses and run.decide_entry(REFUSED) is REFUSED:
             self.wake()  # a turn lets go of what was posted

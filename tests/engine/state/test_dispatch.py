@@ -127,6 +127,6 @@ def test_who_waits_for_a_run_that_was_cancelled_before_it_came_is_woken() -> Non
     run, waiter = a_run(Job(print, 10)), Caller(0)
     assert run.cancel()
     state.cancel(run)
-    state.admit(run, waiter, waiter, False, True)
+    admission.admit(state, run, waiter, waiter, False, True)
     assert run.over
     assert waiter in outbox_of(state).waiters

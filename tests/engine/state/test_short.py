@@ -20,7 +20,7 @@ from aioktask import Job
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import one_chunk, split
 from aioktask.engine.scheduling.queue import SLICE_NS
-from aioktask.engine.state import dispatch
+from aioktask.engine.state import admission
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Run, Wait
 from aioktask.engine.state.stint import Stint
@@ -68,7 +68,7 @@ class World:
         with pytest.MonkeyPatch.context() as patch:
             for module in CLOCKED:
                 patch.setattr(module, "perf_counter_ns", lambda: self.now)
-            patch.setattr(dispatch, "begin_at_once", self._way(dispatch.begin_at_once))
+            patch.setattr(admission, "begin_at_once", self._way(admission.begin_at_once))
             self.state.turner = None if helper is None else self.helpers[helper]
             what()
             self.state.turner = None
@@ -126,7 +126,7 @@ class World:
         waiter = None if waits is None else ThreadWaiter(waits)
         self.waiters.append(waiter)
         before = state.signals.generation
-        self.turn(helper, lambda: state.admit(run, waiter, None, False, False))
+        self.turn(helper, lambda: admission.admit(state, run, waiter, None, False, False))
         if run.begun and not run.over and not run.entry.ready:
             # The long way has others choose anew although nothing is left for them to choose: this
             # is the one difference.

@@ -21,7 +21,7 @@ from aioktask import Job
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.scheduling import queue
-from aioktask.engine.state import callers, dispatch, waiting
+from aioktask.engine.state import admission, callers, dispatch, waiting
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Decision, Phase, Run
@@ -75,7 +75,7 @@ class World:
         self.caller.present.acquire()
         self.waiters.append(self.caller)
         self.called = self.run("called", undo=True)
-        self.apply(State.admit, self.called, self.caller, self.caller, False, True)
+        self.apply(admission.admit, self.called, self.caller, self.caller, False, True)
         assert self.caller.serving is not None
         while self.started:
             self.come()
@@ -111,7 +111,7 @@ class World:
 
     def submit(self, name: str, **options: Any) -> Run:
         run = self.run(name, **options)
-        self.apply(State.admit, run, None, None, False, False)
+        self.apply(admission.admit, run, None, None, False, False)
         return run
 
     def wait(self, run: Run, nice: int) -> ThreadWaiter:
@@ -263,7 +263,7 @@ def admit_awaited(world: World) -> None:
     run = world.run("new", nice=4)
     waiter = world._waiter(4)
     run.parent_stint = world.chunk
-    world.apply(State.admit, run, waiter, None, True, True)
+    world.apply(admission.admit, run, waiter, None, True, True)
 
 
 def admit_called(world: World) -> None:
@@ -271,7 +271,7 @@ def admit_called(world: World) -> None:
     world.caller = caller = Caller(0, main=True)
     caller.present.acquire()
     world.waiters.append(caller)
-    world.apply(State.admit, world.run("new"), caller, caller, False, True)
+    world.apply(admission.admit, world.run("new"), caller, caller, False, True)
 
 
 def cancel(world: World) -> None:

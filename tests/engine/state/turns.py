@@ -8,6 +8,7 @@ from typing import Any
 
 from aioktask import Job
 from aioktask.engine.priority import MOST_NICE
+from aioktask.engine.state import admission
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.outbox import Outbox
@@ -36,7 +37,7 @@ def admit(
     nested: bool = False,
 ) -> Run:
     """Have the state take the run in."""
-    state.admit(run, waiter, caller, nested, False)
+    admission.admit(state, run, waiter, caller, nested, False)
     assert run in state.runs
     return run
 
