@@ -17,16 +17,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 from collections import deque
 from collections.abc import Iterable
 from time import perf_counter_ns
-from typing import Any, Protocol
+from typing import Protocol
 
 from aioktask.engine.learning.lessons import Lessons
 from aioktask.engine.machine.load import CpuLoad
-from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
+from aioktask.engine.priority import MOST_NICE, gil_is_on
 from aioktask.engine.scheduling.background import BackgroundShare
 from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.scheduling.loans import Loans
@@ -37,9 +36,10 @@ from aioktask.engine.scheduling.queue import (
     Scheduler,
 )
 from aioktask.engine.scheduling.waits import Waits
-from aioktask.engine.state.admission import admit, do_not_begin
+from aioktask.engine.state.admission import do_not_begin
 from aioktask.engine.state.callers import ask_caller, caller_left, enter_caller, hand_over
-from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.ending import cancel, committed
+from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lane import Lane
 from aioktask.engine.state.lending import (
     can_serve_at,
@@ -53,26 +53,18 @@ from aioktask.engine.state.lending import (
 from aioktask.engine.state.nodes import migrates, place
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import (
-    ADMITTED,
-    CANCEL,
     SETTLED,
-    SUCCESS,
     Run,
 )
 from aioktask.engine.state.settings import gives_way
-from aioktask.engine.state.short import adopt, take_in_settled
 from aioktask.engine.state.stint import Signals, Stint
 from aioktask.engine.state.waiting import (
-    begin_leaving,
-    deadlock,
-    end_leaving,
     end_unservable,
     end_wait,
     let_leave,
 )
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.engine.tunables import Tunables
-from aioktask.errors import DeadlockError
 
 # How many helpers are woken at once; each that wakes wakes as many again.
 SUMMON_AHEAD = 2
@@ -165,90 +157,6 @@ class State:
 
     # The lane, which is open between turns only.
 
-    def close_lane(self, now: int) -> None:
-        """At the beginning of a turn: have what members of the lane serve be runs as others."""
-        lane = self.lane
-        if lane.used and self.runs:
-            self.expect_others(now)
-        for helper in lane.closed():
-            run = helper.express
-            found = None if run is None else run.decide_entry(ADMITTED)
-            if run is not None and found is helper:
-                adopt(self, run, helper, now)
-            if helper.stint is None:
-                self.rest(helper)
-            if run is not None and found is ADMITTED:
-                self._admit_from_lane(run)
-
-    def adopt_late(self, helper: Helper, now: int) -> None:
-        """Have what the helper took out of the lane be a run as others, unless it is."""
-        run = helper.express
-        helper.express = None
-        if run is not None and not run.begun and run.decide_entry(ADMITTED) is helper:
-            if helper.idle:
-                helper.idle = False
-                self.idle.remove(helper)
-            adopt(self, run, helper, now)
-
-    def settle_lane(self, inbox: deque[tuple[Any, ...]]) -> None:
-        """At the end of a turn: open the lane, or have its jobs be taken in as others.
-
-        Args:
-            inbox: Where they go then, before what was posted after them.
-        """
-        lane = self.lane
-        if lane.expected and not inbox and self._open_lane():
-            return
-        waiting = lane.waiting
-        while waiting:
-            run = waiting.pop()
-            try:
-                inbox.appendleft((admit, run, run.lane_waiter, None, False, False))
-            except BaseException:
-                waiting.append(run)
-                raise
-
-    def _open_lane(self) -> bool:
-        """Open the lane for helpers that are idle, unless some job has need of them."""
-        lane, scheduler = self.lane, self.scheduler
-        if (
-            self.closing
-            or scheduler.anybody_waits
-            or any(stint.run.claims.left for stint in self.serving)
-            or self.several_chunks_wait()
-        ):
-            return False
-        room = max(scheduler.cap - scheduler.running, 0)
-        nice = thread_nice(lane.nice, self.base_nice, gil=self.gil)
-        fitting = [each for each in self.idle if each.nice == nice and each.node is None][:room]
-        full = len(fitting) == room
-        if not full and len(lane.waiting) >= len(fitting):  # more helpers may be had
-            return False
-        for helper in fitting:
-            self.idle.remove(helper)
-            helper.idle = False
-            helper.in_lane = True
-            lane.members.append(helper)
-            lane.parked.append(helper)
-        for helper in fitting[: len(lane.waiting)]:
-            if helper is not self.turner:
-                self.out.parkings.append(helper.parking)
-        lane.cap = scheduler.cap
-        lane.full = full
-        lane.open = True
-        return True
-
-    def _admit_waiting(self, group: RunGroup | None = None) -> None:
-        """Take in the jobs of the lane, of this group alone if one is given."""
-        for run in list(self.lane.waiting):
-            if group is None or run.group is group:
-                self._admit_from_lane(run)
-
-    def _admit_from_lane(self, run: Run) -> None:
-        admit(self, run, run.lane_waiter, None, False, False)
-        with contextlib.suppress(ValueError):  # a helper took it
-            self.lane.waiting.remove(run)
-
     def cap_of(self, group: RunGroup) -> int:
         """The most threads that a job of the group may have, before shares with other processes."""
         return self.cap if group.cap is None else min(self.cap, group.cap)
@@ -256,81 +164,6 @@ class State:
     def expect_others(self, now: int) -> None:
         """There are several jobs, so more of them will come beside each other."""
         self.crowded_until = now + CROWDED_NS
-
-    def cancel(self, run: Run) -> None:
-        """A cancel that came in time takes effect."""
-        if run.over or run.cancelled or run.error is not None:
-            return
-        if run.decided is not CANCEL:
-            return
-        if not run.begun:
-            if run.never_starts:  # it was posted before the run, which is not going to come
-                do_not_begin(self, run)
-            if not run.settled:  # else whoever walks it will find out
-                return
-            take_in_settled(self, run)
-        run.cancelled = True
-        if not run.never_starts:  # else nobody walks it
-            self.signals.generation += 1
-        self.update(run)
-        self.summon(perf_counter_ns())
-
-    def committed(self, run: Run) -> None:
-        """The owner of a run took its result."""
-        if run.phase is SETTLED and run.decided is SUCCESS:
-            run.committed()
-            self.end(run)
-
-    def leave_group(self, run: None, group: RunGroup, leaver: Leaver, cancels: bool) -> None:
-        """Close a group, cancel its runs if asked to, and have the leaver woken when none is left.
-
-        Where a cycle of waits would be the end of it, the leaver's waiter is refused.
-        """
-        self._admit_waiting(group)
-        group.closed = group.shut = True
-        if cancels:
-            self.cancel_group(None, group)
-        if leaver.detects and leaver.stint is not None and leaver.stint.live:
-            for each in group.runs:
-                error = deadlock(self, leaver.stint.run, each)
-                if error is not None or each is leaver.stint.run:
-                    waiting = leaver.stint.run.name
-                    leaver.waiter.refused = error or DeadlockError([waiting])
-                    self.out.waiters.append(leaver.waiter)
-                    return
-        if leaver not in group.leavers:
-            group.leavers.append(leaver)
-        for each in list(group.runs):
-            if leaver not in each.left_by:
-                begin_leaving(self, each, leaver)
-        let_leave(self, group)
-        self.summon(perf_counter_ns())
-
-    def cancel_group(self, run: None, group: RunGroup) -> None:
-        """Close a group and cancel its runs."""
-        self._admit_waiting(group)
-        group.closed = group.shut = True
-        for each in list(group.runs):
-            each.cancel()
-            self.cancel(each)
-
-    def stay_in_group(self, run: None, group: RunGroup, leaver: Leaver) -> None:
-        """The leaver waits no more."""
-        if leaver in group.leavers:
-            group.leavers.remove(leaver)
-            for each in group.runs:
-                end_leaving(self, each, leaver)
-
-    def close(self, run: None, waiter: Waiter) -> None:
-        """The interpreter exits: cancel all runs, and have `waiter` woken when none is left."""
-        self._admit_waiting()
-        self.closing = True
-        self.all_over = waiter
-        for each in list(self.runs):
-            each.cancel()
-            self.cancel(each)
-        if not self.runs:
-            self.out.waiters.append(waiter)
 
     # Commands: what may change while runs run.
 
@@ -444,13 +277,13 @@ class State:
             self._looked = iter(list(self.runs))
         for each in looked:
             if each.cancel_asked and not (each.cancelled or each.over):
-                self.cancel(each)  # whoever asked was struck before it could post that
+                cancel(self, each)  # whoever asked was struck before it could post that
             if each.over or each.attended is None or each.attended.locked():
                 continue
             if each.cancel():
-                self.cancel(each)
+                cancel(self, each)
             elif each.phase is SETTLED:
-                self.committed(each)
+                committed(self, each)
         settled = self.lane.settled
         for _ in range(len(settled)):
             each = settled.popleft()
@@ -458,7 +291,7 @@ class State:
             if each.attended.locked():
                 settled.append(each)
             elif each.cancel():
-                self.cancel(each)
+                cancel(self, each)
         for stint in list(self.serving):
             caller = stint.thread
             if isinstance(caller, Caller) and not caller.present.locked():
@@ -467,13 +300,6 @@ class State:
     # Commands: a calling thread walked, or goes.
 
     # A coroutine undo, and threads.
-
-    def undo_ended(self, run: Run, errors: tuple[tuple[range, BaseException], ...]) -> None:
-        """The coroutine undo of the run is through."""
-        if run.over or not run.async_undo:
-            return
-        run.undo_ended(errors)
-        self.update(run)
 
     def helper_came(self, helper: Helper) -> bool:
         """A helper was started; whether it is wanted."""

@@ -27,8 +27,10 @@ from aioktask.engine.machine.os_threads import (
     start_thread,
     thread_nice_now,
 )
+from aioktask.engine.state import ending
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.lane_turns import adopt_late
 from aioktask.engine.state.run import HELPER, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper
@@ -219,7 +221,7 @@ class HelperThread:
                     if run.hold:
                         lane.settled.append(run)
                         if run.cancel_asked:  # while it settled, so that a turn left it alone
-                            pool.post(State.cancel, run)
+                            pool.post(ending.cancel, run)
                     pool.wake_waiter(waiter)
                     return True
             stint.cpu_mark, stint.cpu_now = before, cpu
@@ -330,7 +332,7 @@ class HelperThread:
     def _next(self, stint: Stint, position: int, now: int, error: BaseException | None) -> bool:
         pool, state, helper = self._pool, self._state, self._helper
         if helper.express is not None:  # it was in the lane when this turn began
-            state.adopt_late(helper, now)
+            adopt_late(state, helper, now)
         if stint not in state.serving:  # its run broke down meanwhile
             helper.stint = None
             state.find_work(helper, now)

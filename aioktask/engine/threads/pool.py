@@ -43,10 +43,11 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
-from aioktask.engine.state import admission, callers
+from aioktask.engine.state import admission, callers, ending
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.lane_turns import close_lane, settle_lane
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import REFUSED, Run
 from aioktask.engine.state.stint import Stint
@@ -245,7 +246,7 @@ class Pool:
         state.turner = helper
         if state.lane.open:
             try:
-                state.close_lane(time.perf_counter_ns())
+                close_lane(state, time.perf_counter_ns())
             except BaseException as error:
                 self.recover(None, error)
 
@@ -302,7 +303,7 @@ class Pool:
         state = self.state
         out = state.out
         if state.lane.expected or state.lane.waiting:
-            state.settle_lane(self.inbox)
+            settle_lane(state, self.inbox)
         if not out:
             return None
         fresh, self._spare = self._spare, None
@@ -461,7 +462,7 @@ class Pool:
         # One command is enough. Who is struck between the two steps here leaves it to the keeper.
         if not (run.cancelled or run.over or run.cancel_posted):
             run.cancel_posted = True
-            self.post(State.cancel, run)
+            self.post(ending.cancel, run)
         return True
 
     def commit(self, run: Run) -> bool:
@@ -477,7 +478,7 @@ class Pool:
             return True
         # A turn will only strike it from the list, and tell of it where somebody listens: else that
         # can wait for the next one.
-        self.inbox.append((State.committed, run))
+        self.inbox.append((ending.committed, run))
         if run.heard or run.group.closed or self.state.closing:
             self.wake()
         return True
@@ -485,12 +486,12 @@ class Pool:
     def leave(self, group: RunGroup, leaver: Leaver, *, cancels: bool) -> None:
         """Close a group, and have the leaver's waiter woken when no run of it is left."""
         group.closed = True
-        self.post(State.leave_group, None, group, leaver, cancels)
+        self.post(ending.leave_group, None, group, leaver, cancels)
 
     def cancel_group(self, group: RunGroup) -> None:
         """Close a group and cancel its runs."""
         group.closed = True
-        self.post(State.cancel_group, None, group)
+        self.post(ending.cancel_group, None, group)
 
     # A thread that waits, or takes part.
 
@@ -624,7 +625,7 @@ class Pool:
         struck: BaseException | None = None
         if self.keeper.running or state.helpers or self.inbox:
             try:
-                self.post(State.close, None, ended)
+                self.post(ending.close, None, ended)
                 self._wait_for_runs(ended)
             except BaseException as error:  # Ctrl-C, or what another handler raised: give up
                 struck = error

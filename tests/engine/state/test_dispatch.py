@@ -14,6 +14,7 @@ from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.state import admission
 from aioktask.engine.state.callers import enter_caller
 from aioktask.engine.state.dispatch import CROWDED_NS
+from aioktask.engine.state.ending import cancel
 from aioktask.engine.state.waiting import add_waiter
 from aioktask.engine.state.workers import Caller
 from tests.engine.state.turns import a_run, a_state, admit, idle_helper, outbox_of, stint_of
@@ -56,7 +57,7 @@ def test_a_job_is_told_of_another_one_and_for_a_while_after_it_is_gone(
     assert sizes.alone == [True]
     short = admit(state, a_run(Job(print, 1, chunk=1)))
     assert short.cancel()
-    state.cancel(short)
+    cancel(state, short)
     assert short.over
     stint.slice_end = short.submitted_at + 4 * CROWDED_NS
     for later, alone in ((0.5, False), (1.5, True)):
@@ -126,7 +127,7 @@ def test_who_waits_for_a_run_that_was_cancelled_before_it_came_is_woken() -> Non
     state = a_state(2)
     run, waiter = a_run(Job(print, 10)), Caller(0)
     assert run.cancel()
-    state.cancel(run)
+    cancel(state, run)
     admission.admit(state, run, waiter, waiter, False, True)
     assert run.over
     assert waiter in outbox_of(state).waiters

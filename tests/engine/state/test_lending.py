@@ -15,6 +15,7 @@ from aioktask.engine.priority import thread_nice
 from aioktask.engine.scheduling.queue import Seat
 from aioktask.engine.state.callers import caller_left
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.ending import cancel
 from aioktask.engine.state.lending import lend, nice_of
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.waiting import add_waiter, remove_waiter
@@ -295,7 +296,7 @@ def test_an_undo_runs_at_the_nice_of_the_most_urgent_who_waits_inside_chunks_too
     assert stint.run is inner
     state.walked(stint, stint.stretch_stop, 1)
     assert inner.cancel()
-    state.cancel(inner)
+    cancel(state, inner)
     state.reconsider(stint, 2)
     assert inner.undoing
     assert inner.entry.nice == -2

@@ -21,6 +21,7 @@ from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import one_chunk, split
 from aioktask.engine.scheduling.queue import SLICE_NS
 from aioktask.engine.state import admission
+from aioktask.engine.state.ending import cancel, committed, leave_group
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Run, Wait
 from aioktask.engine.state.stint import Stint
@@ -164,7 +165,7 @@ class World:
         waiter = ThreadWaiter(MOST_NICE)
         self.waiters.append(waiter)
         leaver = Leaver(waiter, self.helpers[0].stint, detects=False)
-        self.turn(None, lambda: self.state.leave_group(None, self.group, leaver, False))
+        self.turn(None, lambda: leave_group(self.state, None, self.group, leaver, False))
         self.group.closed = self.group.shut = False
 
     def wait_in_chunk(self, run: Run, which: int) -> None:
@@ -328,13 +329,13 @@ def _take(world: World, step: tuple[Any, ...]) -> None:
     elif arguments[0] < len(world.runs):
         run = world.runs[arguments[0]]
         if what == "cancel" and run.cancel():
-            world.turn(arguments[1], lambda: state.cancel(run))
+            world.turn(arguments[1], lambda: cancel(state, run))
         elif what == "wait in a chunk":
             world.wait_in_chunk(run, arguments[1])
         elif what == "ask to cancel":  # whose command is still to come
             run.cancel()
         elif what == "commit" and run.owned and run.commit():
-            world.turn(arguments[1], lambda: state.committed(run))
+            world.turn(arguments[1], lambda: committed(state, run))
         elif what == "renice":
             run.nice = arguments[1]
             world.turn(None, lambda: state.renice(run))

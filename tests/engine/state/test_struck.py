@@ -21,7 +21,7 @@ from aioktask import Job
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.scheduling import queue
-from aioktask.engine.state import admission, callers, dispatch, waiting
+from aioktask.engine.state import admission, callers, dispatch, ending, waiting
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Decision, Phase, Run
@@ -276,12 +276,12 @@ def admit_called(world: World) -> None:
 
 def cancel(world: World) -> None:
     assert world.cancelled.cancel()
-    world.apply(State.cancel, world.cancelled)
+    world.apply(ending.cancel, world.cancelled)
 
 
 def cancel_what_is_served(world: World) -> None:
     assert world.awaited.cancel()
-    world.apply(State.cancel, world.awaited)
+    world.apply(ending.cancel, world.awaited)
 
 
 def remove_waiter(world: World) -> None:
@@ -291,13 +291,13 @@ def remove_waiter(world: World) -> None:
 
 def leave(world: World, *, cancels: bool) -> None:
     world.waiters.append(world.leaver.waiter)
-    world.apply(State.leave_group, None, world.group, world.leaver, cancels)
+    world.apply(ending.leave_group, None, world.group, world.leaver, cancels)
 
 
 def stay(world: World) -> None:
     leave(world, cancels=False)
     world.waiters.remove(world.leaver.waiter)
-    world.apply(State.stay_in_group, None, world.group, world.leaver)
+    world.apply(ending.stay_in_group, None, world.group, world.leaver)
 
 
 def renice(world: World) -> None:
@@ -363,7 +363,7 @@ def not_started(world: World) -> None:
 
 
 def close(world: World) -> None:
-    world.apply(State.close, None, world._waiter(0))
+    world.apply(ending.close, None, world._waiter(0))
 
 
 DEEDS: dict[str, Deed] = {
@@ -377,7 +377,7 @@ DEEDS: dict[str, Deed] = {
     "leave": lambda world: leave(world, cancels=False),
     "leave and cancel": lambda world: leave(world, cancels=True),
     "stay": stay,
-    "cancel group": lambda world: world.apply(State.cancel_group, None, world.group),
+    "cancel group": lambda world: world.apply(ending.cancel_group, None, world.group),
     "renice": renice,
     "limit": limit,
     "group cap": lambda world: world.apply(State.set_group, None, world.group, 1),
