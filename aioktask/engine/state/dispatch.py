@@ -21,13 +21,10 @@ import itertools
 from collections import deque
 from collections.abc import Iterable
 from time import perf_counter_ns
-from typing import Protocol
 
 from aioktask.engine.learning.lessons import Lessons
-from aioktask.engine.machine.load import CpuLoad
-from aioktask.engine.priority import MOST_NICE, gil_is_on
+from aioktask.engine.priority import gil_is_on
 from aioktask.engine.scheduling.background import BackgroundShare
-from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.scheduling.loans import Loans
 from aioktask.engine.scheduling.queue import (
     BACKGROUND,
@@ -44,7 +41,6 @@ from aioktask.engine.state.lane import Lane
 from aioktask.engine.state.lending import (
     can_serve_at,
     helper_beneath,
-    helpers_of,
     lend,
     note_loan,
     recall,
@@ -56,7 +52,6 @@ from aioktask.engine.state.run import (
     SETTLED,
     Run,
 )
-from aioktask.engine.state.settings import gives_way
 from aioktask.engine.state.stint import Signals, Stint
 from aioktask.engine.state.waiting import (
     end_unservable,
@@ -79,17 +74,6 @@ CROWDED_NS = 1_000_000_000
 
 # How many runs one look asks whether their owner is still there.
 ATTENDANCE_LOOKS = 256
-
-
-class Wanted(Protocol):
-    """What is set for the process as a whole, as it was published last."""
-
-    tunables: Tunables
-    share: int | None
-
-    @property
-    def cap(self) -> Cap:
-        """The most helpers."""
 
 
 class State:
@@ -166,105 +150,6 @@ class State:
         self.crowded_until = now + CROWDED_NS
 
     # Commands: what may change while runs run.
-
-    def renice(self, run: Run) -> None:
-        """Another nice, which the run has published: for shares at once.
-
-        Threads follow at once or at their next chunk.
-        """
-        if run.over or not run.begun or run.nice == run.entry.nice:
-            return
-        self.scheduler.set_nice(run.entry, run.nice)
-        yields = gives_way(run.nice, run.group, self.tunables)
-        self.scheduler.set_gives_way(run.entry, yields)
-        lend(self, self.loans.reckon(run.entry))
-        self.out.renices += helpers_of(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns())
-
-    def set_run_limit(self, run: Run) -> None:
-        """Another limit of threads, which the run has published."""
-        if run.over or not run.begun:
-            return
-        self._move_limit(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns())
-
-    def _move_limit(self, run: Run) -> None:
-        """Bring the run's limit in line with what it follows from: the one place that does."""
-        run.caps_moved(self.cap_of(run.group))
-        if run.entry.limit != run.thread_limit:
-            self.scheduler.set_limit(run.entry, run.thread_limit)
-            ask_caller(self, run)
-
-    def set_group(self, run: None, group: RunGroup) -> None:
-        """A coordinator was told other tunables, which its group has published already."""
-        self.scheduler.set_group_cap(group, group.wanted_cap)
-        self._reconsider_runs(group.runs)
-
-    def configure(self, run: None, wanted: Wanted) -> None:
-        """The process was told other tunables; its cap follows from them."""
-        self.tunables = wanted.tunables
-        self.node_limit = wanted.tunables.max_threads_per_node
-        self.set_caps(wanted.cap.threads, wanted.share)
-        self._reconsider_runs(self.runs)
-
-    def _reconsider_runs(self, runs: Iterable[Run]) -> None:
-        for run in list(runs):
-            if run.entry.gives_way or run.entry.nice > 0:
-                yields = gives_way(run.entry.nice, run.group, self.tunables)
-                self.scheduler.set_gives_way(run.entry, yields)
-            self._move_limit(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns())
-
-    def follow(
-        self, run: None, node_cpus: dict[int, frozenset[int]], cap: int, share: int | None
-    ) -> None:
-        """The machine, or what other processes leave of it, is another than it was."""
-        self.node_cpus = node_cpus
-        self.set_caps(cap, share)
-
-    def set_caps(self, cap: int, share: int | None) -> None:
-        """The caps moved.
-
-        Args:
-            cap: What the machine and the user give.
-            share: What other processes leave of it; None for all.
-        """
-        self.cap = cap
-        self.scheduler.cap = cap if share is None else max(min(cap, share), 1)
-        for run in list(self.runs):
-            self._move_limit(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns())
-
-    def follow_nice(self, run: None, base: int, may_lower: bool) -> None:
-        """The process's own nice is another, or what it may do about those of its threads."""
-        if base != self.base_nice:
-            self.base_nice = base
-            self.out.renices += self.helpers
-            self.signals.generation += 1
-        if not may_lower:
-            self.may_lower_again = True
-        self.may_lower = may_lower and self.may_lower_again
-
-    def sampled(self, run: None, load: CpuLoad | None, cpus: int) -> None:
-        """What was seen of the CPUs since the last sample, if that is known."""
-        nices = [run.entry.nice for run in self.runs if run.entry.gives_way]
-        background, scheduler = self.background, self.scheduler
-        if load is None:
-            self.background = background = BackgroundShare()
-        else:
-            background.look(load, cpus, min(nices, default=MOST_NICE))
-        cap = scheduler.cap if background.threads >= cpus else background.threads
-        if cap == scheduler.background_cap:
-            return
-        scheduler.background_cap = cap
-        self.signals.generation += 1
-        for each in list(self.runs):
-            ask_caller(self, each)
-        self.summon(perf_counter_ns())
 
     def find_unattended(self, run: None) -> None:
         """End what nobody attends to any more.

@@ -22,7 +22,7 @@ from aioktask.engine.machine.os_threads import (
 )
 from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.scheduling.caps import Cap, bound_to_one_cpu, process_cap
-from aioktask.engine.state.dispatch import State
+from aioktask.engine.state import following
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lending import nice_of, serves_background
 from aioktask.engine.state.nodes import node_for
@@ -68,12 +68,12 @@ class Adapter:
     def configure(self, tunables: Tunables) -> None:
         """Have the process follow other tunables, also while jobs run."""
         self.tunables = tunables
-        self._pool.post_once((State.configure,), State.configure, None, self)
+        self._pool.post_once((following.configure,), following.configure, None, self)
 
     def set_group(self, group: RunGroup, cap: int | None) -> None:
         """Have a coordinator's jobs follow other tunables, which its group has already."""
         group.wanted_cap = cap
-        self._pool.post_once((State.set_group, group), State.set_group, None, group)
+        self._pool.post_once((following.set_group, group), following.set_group, None, group)
 
     def refresh(self) -> None:
         """Look at the machine again, if the keeper does not."""
@@ -85,7 +85,9 @@ class Adapter:
 
     def _follow_topology(self, topology: Topology) -> None:
         self.topology = topology
-        self._pool.post(State.follow, None, _cpus_by_node(topology), self.cap.threads, self.share)
+        self._pool.post(
+            following.follow_machine, None, _cpus_by_node(topology), self.cap.threads, self.share
+        )
 
     # The look around, by the keeper.
 
@@ -126,7 +128,7 @@ class Adapter:
     def _follow(self, seen: Observation) -> None:
         pool, state = self._pool, self._pool.state
         if seen.nice != state.base_nice or seen.may_lower != state.may_lower:
-            pool.inbox.append((State.follow_nice, None, seen.nice, seen.may_lower))
+            pool.inbox.append((following.follow_nice, None, seen.nice, seen.may_lower))
         moved = seen.share != self.share
         self.share = seen.share
         if seen.topology is not None:
@@ -139,7 +141,7 @@ class Adapter:
                     self.bind(helper)
         elif moved:
             self._follow_topology(self.topology)
-        pool.inbox.append((State.sampled, None, seen.load, len(self.topology.cpus)))
+        pool.inbox.append((following.sampled, None, seen.load, len(self.topology.cpus)))
 
     # Threads that fit what they do: called in turns, or with the lock.
 

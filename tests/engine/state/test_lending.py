@@ -13,9 +13,11 @@ from aioktask import Job
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.scheduling.queue import Seat
+from aioktask.engine.state import following
 from aioktask.engine.state.callers import caller_left
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel
+from aioktask.engine.state.following import sampled
 from aioktask.engine.state.lending import lend, nice_of
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.waiting import add_waiter, remove_waiter
@@ -50,7 +52,7 @@ def wait_for(state: State, run: Run, nice: int) -> ThreadWaiter:
 
 def renice(state: State, run: Run, nice: int) -> None:
     run.nice = nice
-    state.renice(run)
+    following.renice(state, run)
 
 
 def loans(*runs: Run) -> list[int | None]:
@@ -213,21 +215,21 @@ def test_what_was_seen_bounds_background_threads_and_calls_them_back() -> None:
     assert run.entry.gives_way
     assert run.entry.threads == 1, "until the first sample nobody knows what is free"
     second = 1_000_000_000
-    state.sampled(None, CpuLoad(second, 3 * second, second, 0), 4)
+    sampled(state, None, CpuLoad(second, 3 * second, second, 0), 4)
     for each in helpers:
         each.relays = False
         state.summon(0)
     assert run.entry.threads == 4
     assert state.scheduler.background == 4
     generation = state.signals.generation
-    state.sampled(None, CpuLoad(second, second, second, 0), 4)
+    sampled(state, None, CpuLoad(second, second, second, 0), 4)
     assert state.scheduler.background_cap == 2
     assert state.signals.generation != generation
-    state.sampled(None, CpuLoad(second, 0, second, 3 * second), 4)
+    sampled(state, None, CpuLoad(second, 0, second, 3 * second), 4)
     assert state.background.pausing
     renice(state, run, 0)
     assert not run.entry.gives_way
-    state.sampled(None, None, 4)
+    sampled(state, None, None, 4)
     assert not state.background.pausing
 
 

@@ -22,6 +22,7 @@ from aioktask.engine.ranges.plan import one_chunk, split
 from aioktask.engine.scheduling.queue import SLICE_NS
 from aioktask.engine.state import admission
 from aioktask.engine.state.ending import cancel, committed, leave_group
+from aioktask.engine.state.following import renice, set_caps, set_run_limit
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Run, Wait
 from aioktask.engine.state.stint import Stint
@@ -325,7 +326,7 @@ def _take(world: World, step: tuple[Any, ...]) -> None:
     elif what == "leave":
         world.leave()
     elif what == "cap":
-        world.turn(None, lambda: state.set_caps(arguments[0], None))
+        world.turn(None, lambda: set_caps(state, arguments[0], None))
     elif arguments[0] < len(world.runs):
         run = world.runs[arguments[0]]
         if what == "cancel" and run.cancel():
@@ -338,10 +339,10 @@ def _take(world: World, step: tuple[Any, ...]) -> None:
             world.turn(arguments[1], lambda: committed(state, run))
         elif what == "renice":
             run.nice = arguments[1]
-            world.turn(None, lambda: state.renice(run))
+            world.turn(None, lambda: renice(state, run))
         elif what == "limit":
             run.limit = arguments[1]
-            world.turn(None, lambda: state.set_run_limit(run))
+            world.turn(None, lambda: set_run_limit(state, run))
 
 
 @given(st.sampled_from([1, 2, 2, 3]), st.sampled_from([(0, 0), (0, 3)]), _STEPS)

@@ -21,7 +21,7 @@ from aioktask import Job
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.scheduling import queue
-from aioktask.engine.state import admission, callers, dispatch, ending, waiting
+from aioktask.engine.state import admission, callers, dispatch, ending, following, waiting
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Decision, Phase, Run
@@ -302,12 +302,12 @@ def stay(world: World) -> None:
 
 def renice(world: World) -> None:
     world.awaited.nice = -3
-    world.apply(State.renice, world.awaited)
+    world.apply(following.renice, world.awaited)
 
 
 def limit(world: World) -> None:
     world.outer.limit = 1
-    world.apply(State.set_run_limit, world.outer)
+    world.apply(following.set_run_limit, world.outer)
 
 
 def walked_as_caller(world: World) -> None:
@@ -348,11 +348,11 @@ def goes_on_elsewhere(world: World) -> None:
 
 
 def sampled(world: World) -> None:
-    world.apply(State.sampled, None, CpuLoad(10**9, 10**9, 10**9, 0), 4)
+    world.apply(following.sampled, None, CpuLoad(10**9, 10**9, 10**9, 0), 4)
 
 
 def cap(world: World) -> None:
-    world.apply(State.configure, None, Tunables(max_threads=2), 2, None)
+    world.apply(following.configure, None, Tunables(max_threads=2), 2, None)
 
 
 def not_started(world: World) -> None:
@@ -380,9 +380,9 @@ DEEDS: dict[str, Deed] = {
     "cancel group": lambda world: world.apply(ending.cancel_group, None, world.group),
     "renice": renice,
     "limit": limit,
-    "group cap": lambda world: world.apply(State.set_group, None, world.group, 1),
+    "group cap": lambda world: world.apply(following.set_group, None, world.group, 1),
     "cap": cap,
-    "base nice": lambda world: world.apply(State.follow_nice, None, 2, False),
+    "base nice": lambda world: world.apply(following.follow_nice, None, 2, False),
     "sampled": sampled,
     "walked": lambda world: world.come_back(world.serving(world.awaited)),
     "raised": lambda world: world.come_back(world.serving(world.awaited), ValueError("planted")),
