@@ -17,10 +17,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Iterable
-from time import perf_counter_ns
 
 from aioktask.engine.learning.lessons import Lessons
 from aioktask.engine.priority import gil_is_on
@@ -33,9 +31,7 @@ from aioktask.engine.scheduling.queue import (
     Scheduler,
 )
 from aioktask.engine.scheduling.waits import Waits
-from aioktask.engine.state.admission import do_not_begin
-from aioktask.engine.state.callers import ask_caller, caller_left, enter_caller, hand_over
-from aioktask.engine.state.ending import cancel, committed
+from aioktask.engine.state.callers import ask_caller, enter_caller
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lane import Lane
 from aioktask.engine.state.lending import (
@@ -43,7 +39,6 @@ from aioktask.engine.state.lending import (
     helper_beneath,
     lend,
     note_loan,
-    recall,
     urgency_offered,
 )
 from aioktask.engine.state.nodes import migrates, place
@@ -54,7 +49,6 @@ from aioktask.engine.state.run import (
 )
 from aioktask.engine.state.stint import Signals, Stint
 from aioktask.engine.state.waiting import (
-    end_unservable,
     end_wait,
     let_leave,
 )
@@ -72,9 +66,6 @@ CONTENDED_NS = 1_000_000
 # Where a job was seen beside another, the next one is expected within this time.
 CROWDED_NS = 1_000_000_000
 
-# How many runs one look asks whether their owner is still there.
-ATTENDANCE_LOOKS = 256
-
 
 class State:
     """The runs that are not over, and the threads.
@@ -89,6 +80,7 @@ class State:
         no_more_threads: Whether the system refused the last thread.
         crowded_until: For how long a job expects another one beside it.
         all_over: Who waits until no run is left.
+        unasked: Runs whose owners have yet to be looked after in this round.
         advice: What to tell, once, of a process that has one CPU.
     """
 
@@ -124,7 +116,7 @@ class State:
         self.no_more_threads = False
         self.all_over: Waiter | None = None
         self.advice: str | None = None
-        self._looked: Iterable[Run] = iter(())  # where the looks after owners stand
+        self.unasked: Iterable[Run] = iter(())
 
     def __repr__(self) -> str:
         return (
@@ -151,100 +143,9 @@ class State:
 
     # Commands: what may change while runs run.
 
-    def find_unattended(self, run: None) -> None:
-        """End what nobody attends to any more.
-
-        That is: a run whose owner went away without a word, since exceptions struck faster than it
-        could say so; and a stretch of such a thread. A run may have found this out already.
-        """
-        looked = list(itertools.islice(self._looked, ATTENDANCE_LOOKS))
-        if len(looked) < ATTENDANCE_LOOKS:
-            self._looked = iter(list(self.runs))
-        for each in looked:
-            if each.cancel_asked and not (each.cancelled or each.over):
-                cancel(self, each)  # whoever asked was struck before it could post that
-            if each.over or each.attended is None or each.attended.locked():
-                continue
-            if each.cancel():
-                cancel(self, each)
-            elif each.phase is SETTLED:
-                committed(self, each)
-        settled = self.lane.settled
-        for _ in range(len(settled)):
-            each = settled.popleft()
-            assert each.attended is not None
-            if each.attended.locked():
-                settled.append(each)
-            elif each.cancel():
-                cancel(self, each)
-        for stint in list(self.serving):
-            caller = stint.thread
-            if isinstance(caller, Caller) and not caller.present.locked():
-                caller_left(self, stint.run, caller, None)
-
     # Commands: a calling thread walked, or goes.
 
     # A coroutine undo, and threads.
-
-    def helper_came(self, helper: Helper) -> bool:
-        """A helper was started; whether it is wanted."""
-        self.starting.pop(helper, None)
-        if self.closing and not self.runs:
-            return False
-        self.no_more_threads = False
-        self.helpers[helper] = None
-        now = perf_counter_ns()
-        self.find_work(helper, now)
-        self.summon(now)
-        return True
-
-    def helper_goes(self, helper: Helper) -> bool:
-        """A helper had nothing to do for long; whether it may end."""
-        if not helper.idle:  # it gets work at this very moment
-            return False
-        helper.idle = False
-        self.idle.remove(helper)
-        del self.helpers[helper]
-        return True
-
-    def helper_failed(self, run: None, helper: Helper, error: BaseException) -> None:
-        """An exception struck in the helper outside of the job's function and of any turn."""
-        stint = helper.stint
-        now = perf_counter_ns()
-        if stint is not None and stint in self.serving and not helper.called:
-            self.raised(stint, error, now)
-            self.reconsider(stint, now)
-        elif stint is None and not helper.idle and helper in self.helpers:
-            self.find_work(helper, now)
-
-    def relay(self, run: None) -> None:
-        """A helper that was woken wakes more, if there is work for them."""
-        self.summon(perf_counter_ns())
-
-    def not_started(self, run: None, helper: Helper, error: BaseException) -> None:
-        """A helper could not be started, or ended where it began.
-
-        Without any, nothing would ever run: what waits is ended.
-        """
-        if helper in self.helpers:
-            self._strike_out(helper)
-        elif helper not in self.starting:
-            return
-        self.starting.pop(helper, None)
-        self.no_more_threads = True
-        if self.idle:  # one of too high a nice is better than none
-            self.summon(perf_counter_ns(), starts=False)
-        if not self.starting:
-            end_unservable(self, error)
-
-    def _strike_out(self, helper: Helper) -> None:
-        """Forget a helper that ended before it began what it was to serve."""
-        if helper.stint is not None and helper.stint in self.serving:
-            recall(self, helper, perf_counter_ns())
-        if helper.idle:
-            helper.idle = False
-            self.idle.remove(helper)
-        self.helpers.pop(helper, None)
 
     # What follows from all of these.
 
@@ -304,16 +205,6 @@ class State:
         let_leave(self, run.group)
         if self.all_over is not None and not self.runs:
             self.out.waiters.append(self.all_over)
-
-    def refused(self, helper: Helper) -> None:
-        """Its thread may not have so low a nice, so another one should do what it was to do.
-
-        Where a fresh one could not have it either, it does it at the nice that it has.
-        """
-        self.may_lower = self.may_lower_again = False
-        now = perf_counter_ns()
-        recall(self, helper, now)
-        self.summon(now)
 
     # Threads that serve runs.
 
@@ -526,94 +417,3 @@ class State:
         self.update(run)
 
     # After an exception in a turn.
-
-    def recover(self, run: Run | None, error: BaseException) -> None:
-        """An exception struck in the middle of a change that is about this run.
-
-        What is counted elsewhere is counted anew, from what stands with runs and stints. The run
-        ends by the exception: how much of it is done is not known any more.
-        """
-        # Another one too, if a claim in the same turn left it half-way.
-        half_way = [each for each in self.runs if each.version & 1 and each is not run]
-        if run is not None and run.begun:
-            half_way.append(run)
-        elif run is not None and not run.over:
-            do_not_begin(self, run, error)
-        for each in half_way:
-            if not each.over:
-                self._break_down(each, error)
-        for stint in list(self.serving):
-            caller = stint.thread
-            if stint.run.over or not stint.live or stint.stretch_start >= stint.stretch_stop:
-                stint.live = False  # the last: it was struck before it had something to walk
-                del self.serving[stint]
-                if isinstance(caller, Caller):
-                    caller.serving = caller.stint = None
-                    if not (caller.quits or stint.run.over):
-                        stint.run.caller = caller
-            elif isinstance(caller, Caller) and caller.serving is not stint:
-                hand_over(self, stint)
-        self.rebuild()
-        if run is not None and run in self.runs:
-            self.end(run)
-        elif run is not None and run.begun:  # struck just after it was taken out
-            self.forget(run)
-
-    def _break_down(self, run: Run, error: BaseException) -> None:
-        """End a run that a turn left half-way, whoever serves it."""
-        for stint in [each for each in self.serving if each.run is run]:
-            stint.live = False
-            del self.serving[stint]
-            if isinstance(stint.thread, Caller):
-                stint.thread.serving = stint.thread.stint = None
-                self.out.parkings.append(stint.thread.parking)
-        run.break_down(error)
-
-    def rebuild(self) -> None:
-        """Count anew what is counted outside of runs and stints."""
-        self.idle = deque(helper for helper in self.idle if helper.idle)
-        for helper in self.helpers:
-            stint = helper.stint
-            if stint is None or (helper.called and stint not in self.serving):
-                helper.idle = helper in self.idle
-                self.rest(helper)
-            elif helper.called:  # and perhaps not woken yet
-                self.out.parkings.append(helper.parking)
-        self.out.starts = [helper for helper in self.starting if not helper.asked_for]
-        entries = [run.entry for run in self.runs]
-        waiting = [
-            (wait, run)
-            for run in self.runs
-            for wait in (*run.waiters.values(), *run.left_by.values())
-            if wait.stint is not None and wait.run is not None and not wait.run.over
-        ]
-        self.waits, self.waiting = Waits(), {}
-        for run in self.runs:
-            run.entry.owed = 0
-        for wait, run in waiting:
-            assert wait.stint is not None
-            assert wait.run is not None
-            run.entry.owed += 1
-            self.waiting[wait.stint] = self.waiting.get(wait.stint, 0) + 1
-            if wait.detects:
-                self.waits.add(wait.run, run)
-        self.scheduler.rebuild(
-            entries,
-            [
-                (stint.run.entry, stint.seat, stint.counted, stint.counted_in_group)
-                for stint in self.serving
-            ],
-        )
-        self.loans.rebuild(
-            entries,
-            [(run.entry, waiter.nice) for run in self.runs for waiter in run.waiters],
-            [(wait.run.entry, run.entry) for wait, run in waiting if wait.run is not None],
-        )
-        for run in list(self.runs):
-            if run.over:
-                self.scheduler.set_idle(run.entry)
-                self.end(run)
-            else:
-                self.update(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns())

@@ -43,7 +43,7 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
-from aioktask.engine.state import admission, callers, ending
+from aioktask.engine.state import admission, callers, ending, helpers, recovery
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
@@ -259,7 +259,7 @@ class Pool:
         """Take a turn on this helper's thread, which may get work by it."""
         if helper.relays:
             helper.relays = False
-            self.inbox.append((State.relay, None))
+            self.inbox.append((helpers.relay, None))
         self.turn(helper)
 
     def begin(self, helper: Helper) -> None:
@@ -275,7 +275,7 @@ class Pool:
             helper.begun = helper.stint
         else:
             helper.called = True
-            self.state.refused(helper)
+            helpers.refused(self.state, helper)
 
     def drain(self) -> None:
         """Apply commands, in a turn: of those that are there now, or a turn that makes more
@@ -333,7 +333,7 @@ class Pool:
                 self.state.out.waiters.append(cast("Waiter", waiter))
         for _ in range(TRIES):
             try:
-                self.state.recover(run, error)
+                recovery.recover(self.state, run, error)
             except BaseException as another:
                 error = another
                 run = None
@@ -418,7 +418,7 @@ class Pool:
         try:
             self.keeper.soon(HelperThread(self, helper).start)
         except BaseException as error:
-            self.post(State.not_started, None, helper, error)
+            self.post(helpers.not_started, None, helper, error)
 
     # What is asked for, on any thread.
 
@@ -609,7 +609,7 @@ class Pool:
         self._post_left_behind()
         if self.state.busy or self.state.out:
             self.adapter.look_around()
-            self.post(State.find_unattended, None)
+            self.post(recovery.find_unattended, None)
             self.turn()
             return True
         self.adapter.rest()

@@ -18,6 +18,7 @@ from aioktask.engine.state.callers import caller_left
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel
 from aioktask.engine.state.following import sampled
+from aioktask.engine.state.helpers import not_started
 from aioktask.engine.state.lending import lend, nice_of
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.waiting import add_waiter, remove_waiter
@@ -203,7 +204,7 @@ def test_without_more_threads_one_of_too_high_a_nice_serves() -> None:
     starts = outbox_of(state).starts
     assert starts == list(state.starting)
     assert len(starts) == 2
-    state.not_started(None, starts[0], RuntimeError("no more"))
+    not_started(state, None, starts[0], RuntimeError("no more"))
     assert stint_of(helper).run is run
 
 

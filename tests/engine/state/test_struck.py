@@ -21,7 +21,16 @@ from aioktask import Job
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.scheduling import queue
-from aioktask.engine.state import admission, callers, dispatch, ending, following, waiting
+from aioktask.engine.state import (
+    admission,
+    callers,
+    dispatch,
+    ending,
+    following,
+    helpers,
+    recovery,
+    waiting,
+)
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Decision, Phase, Run
@@ -337,7 +346,7 @@ def left_as_caller(world: World) -> None:
 def went_as_caller(world: World) -> None:
     world.waiters.remove(world.caller)
     world.caller.present.release()
-    world.apply(State.find_unattended, None)
+    world.apply(recovery.find_unattended, None)
 
 
 def goes_on_elsewhere(world: World) -> None:
@@ -359,7 +368,7 @@ def not_started(world: World) -> None:
     helper = Helper()
     helper.asked_for = True
     world.state.starting[helper] = None
-    world.apply(State.not_started, None, helper, RuntimeError("no more"))
+    world.apply(helpers.not_started, None, helper, RuntimeError("no more"))
 
 
 def close(world: World) -> None:
@@ -392,7 +401,7 @@ DEEDS: dict[str, Deed] = {
     "raised as caller": raised_as_caller,
     "left as caller": left_as_caller,
     "went as caller": went_as_caller,
-    "relay": lambda world: world.apply(State.relay, None),
+    "relay": lambda world: world.apply(helpers.relay, None),
     "not started": not_started,
     "close": close,
 }
@@ -402,9 +411,9 @@ def check(world: World) -> None:
     """What must hold after any deed, struck or not."""
     state = world.state
     before = world.counts()
-    state.rebuild()
+    recovery.rebuild(state)
     assert world.counts() == before, "nothing is counted that does not stand with runs and stints"
-    world.apply(State.find_unattended, None)  # as the keeper does every 0.1 s
+    world.apply(recovery.find_unattended, None)  # as the keeper does every 0.1 s
     world.finish()
     assert not state.runs
     assert not state.serving
