@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
 
 from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Lesson, Lessons, key_of
@@ -19,15 +18,13 @@ from aioktask.engine.learning.scaling import Scaling
 from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, split, undo_grain
 from aioktask.engine.state.callers import enter_caller
+from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import ADMITTED, CANCEL, FAILURE, REFUSED, Run, Wait
 from aioktask.engine.state.settings import gives_way, learns, remembers
 from aioktask.engine.state.short import begin_at_once
 from aioktask.engine.state.waiting import begin_leaving, begin_waiting
 from aioktask.engine.state.workers import Caller, Waiter
 from aioktask.engine.tunables import Tunables
-
-if TYPE_CHECKING:
-    from aioktask.engine.state.dispatch import State
 
 
 def admit(

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
-# All state of the engine, and the only place that changes it: the runs, the helpers, and what each
-# of them does.
+# All state of the engine, and who works on what: from the choice of a run for a thread, through its
+# stretches, to the end of the run.
 #
-# Everything here is called in a turn, so by one thread at a time, under the pool's lock, on a
-# helper or the keeper. State in, decisions out: nothing here blocks, runs anybody's code, starts or
-# wakes a thread. What a change has to say (events, wake-ups, threads to start) is put into the
-# outbox, which the pool sends when the lock is free again.
+# What changes anything here, or in the modules beside this one, is called in a turn, so by one
+# thread at a time, under the pool's lock. State in, decisions out: nothing blocks, runs anybody's
+# code, starts or wakes a thread. What a change has to say (events, wake-ups, threads to start) is
+# put into the outbox, which the pool sends when the lock is free again.
 #
-# What calls from outside ask for are commands: methods whose first argument is the run that they
-# are about, or None. They come in the order in which each thread posted them, and one that comes
-# twice, or to a run that is over, does no harm.
+# What calls from outside ask for are commands: functions of those modules whose arguments are the
+# state, the run that they are about, or None, and more. They come in the order in which each thread
+# posted them, and one that comes twice, or to a run that is over, does no harm.
 #
 # Guarantees: a helper that would find work is never left idle. Every change that makes work ends in
-# `summon`, which gives it to idle helpers or has some started.
+# `summon`, which gives it to idle helpers or has some started. And every change that may bring a
+# run forward ends in `update`, so none stands still that could be undone, settled or over.
 """Who works on what."""
 
 from __future__ import annotations
@@ -24,12 +25,7 @@ from aioktask.engine.learning.lessons import Lessons
 from aioktask.engine.priority import gil_is_on
 from aioktask.engine.scheduling.background import BackgroundShare
 from aioktask.engine.scheduling.loans import Loans
-from aioktask.engine.scheduling.queue import (
-    BACKGROUND,
-    LENT,
-    SLICE_NS,
-    Scheduler,
-)
+from aioktask.engine.scheduling.queue import BACKGROUND, LENT, SLICE_NS, Scheduler
 from aioktask.engine.scheduling.waits import Waits
 from aioktask.engine.state.callers import ask_caller, enter_caller
 from aioktask.engine.state.group import RunGroup
@@ -43,15 +39,9 @@ from aioktask.engine.state.lending import (
 )
 from aioktask.engine.state.nodes import migrates, place
 from aioktask.engine.state.outbox import Outbox
-from aioktask.engine.state.run import (
-    SETTLED,
-    Run,
-)
+from aioktask.engine.state.run import SETTLED, Run
 from aioktask.engine.state.stint import Signals, Stint
-from aioktask.engine.state.waiting import (
-    end_wait,
-    let_leave,
-)
+from aioktask.engine.state.waiting import end_wait, let_leave
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.engine.tunables import Tunables
 
@@ -80,7 +70,7 @@ class State:
         no_more_threads: Whether the system refused the last thread.
         crowded_until: For how long a job expects another one beside it.
         all_over: Who waits until no run is left.
-        unasked: Runs whose owners have yet to be looked after in this round.
+        unasked: Runs of which the keeper has yet to find out, in this round, who attends them.
         advice: What to tell, once, of a process that has one CPU.
     """
 
@@ -129,25 +119,15 @@ class State:
         """Whether there is anything that the keeper should look after."""
         return bool(self.runs or self.helpers or self.starting)
 
-    # Commands: runs come, end, and are waited for.
-
-    # The lane, which is open between turns only.
-
     def cap_of(self, group: RunGroup) -> int:
         """The most threads that a job of the group may have, before shares with other processes."""
         return self.cap if group.cap is None else min(self.cap, group.cap)
 
     def expect_others(self, now: int) -> None:
-        """There are several jobs, so more of them will come beside each other."""
+        """Have jobs expect others beside them for a while, since there are several now."""
         self.crowded_until = now + CROWDED_NS
 
-    # Commands: what may change while runs run.
-
-    # Commands: a calling thread walked, or goes.
-
-    # A coroutine undo, and threads.
-
-    # What follows from all of these.
+    # How runs go forward.
 
     def update(self, run: Run) -> None:
         """Bring a run's queueing in line with its state, and its state forward when it may."""
@@ -176,7 +156,7 @@ class State:
         ask_caller(self, run)
 
     def end(self, run: Run) -> None:
-        """A run is over: who waits for it is woken, and it is not among the runs any more."""
+        """Take out a run that is over, and have whoever waits for it woken."""
         group = run.group
         out = self.out
         out.dropped += (run, run.dropped)
@@ -199,7 +179,7 @@ class State:
         self.forget(run)
 
     def forget(self, run: Run) -> None:
-        """A run is not among the runs any more: who waited for that is woken."""
+        """Have those woken who waited until this run, which was taken out, is none of the runs."""
         run.group.runs.pop(run, None)
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
         let_leave(self, run.group)
@@ -294,6 +274,7 @@ class State:
         return True
 
     def rest(self, helper: Helper) -> None:
+        """Count the helper, which has nothing to do, among the idle ones."""
         helper.stint = None
         helper.called = False
         if not helper.idle:
@@ -370,6 +351,7 @@ class State:
         return entered
 
     def enter(self, stint: Stint, now: int) -> bool:
+        """Have the stint's thread serve its run; whether it has a stretch, or has to leave."""
         run = stint.run
         stint.seat = self.scheduler.enter(
             run.entry, counted=stint.counted, counted_in_group=stint.counted_in_group
@@ -384,6 +366,7 @@ class State:
         return self._claim(stint, now)
 
     def _claim(self, stint: Stint, now: int) -> bool:
+        """Claim the next stretch for the stint; False if there is nothing to walk any more."""
         run = stint.run
         if len(self.runs) > 1:
             self.expect_others(now)
@@ -396,6 +379,13 @@ class State:
         return claimed
 
     def leave(self, stint: Stint, now: int, *, began: bool) -> None:
+        """Have the stint's thread serve its run no more, and the run go forward if it may.
+
+        Args:
+            stint: What it walked of the stretch is counted already.
+            now: The time.
+            began: Whether it took up the stretch that it had.
+        """
         del self.serving[stint]
         run = stint.run
         self.scheduler.leave(
@@ -415,5 +405,3 @@ class State:
         run.leave(stint, now, began=began)
         stint.stack.clear()
         self.update(run)
-
-    # After an exception in a turn.

@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
 
 from aioktask.engine.state.admission import do_not_begin
+from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.lane_turns import admit_waiting
 from aioktask.engine.state.run import CANCEL, SETTLED, SUCCESS, Run
@@ -19,9 +19,6 @@ from aioktask.engine.state.short import take_in_settled
 from aioktask.engine.state.waiting import begin_leaving, deadlock, end_leaving, let_leave
 from aioktask.engine.state.workers import Waiter
 from aioktask.errors import DeadlockError
-
-if TYPE_CHECKING:
-    from aioktask.engine.state.dispatch import State
 
 
 def cancel(state: State, run: Run) -> None:

@@ -13,21 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.scheduling.background import BackgroundShare
 from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.state.callers import ask_caller
+from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lending import helpers_of, lend
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.settings import gives_way
 from aioktask.engine.tunables import Tunables
-
-if TYPE_CHECKING:
-    from aioktask.engine.state.dispatch import State
 
 
 class Wanted(Protocol):

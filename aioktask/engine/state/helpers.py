@@ -11,14 +11,11 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
 
+from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.lending import recall
 from aioktask.engine.state.waiting import end_unservable
 from aioktask.engine.state.workers import Helper
-
-if TYPE_CHECKING:
-    from aioktask.engine.state.dispatch import State
 
 
 def helper_came(state: State, helper: Helper) -> bool:

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.state.admission import admit
+from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import ADMITTED, Run
 from aioktask.engine.state.short import adopt
 from aioktask.engine.state.workers import Helper
-
-if TYPE_CHECKING:
-    from aioktask.engine.state.dispatch import State
 
 
 def close_lane(state: State, now: int) -> None:

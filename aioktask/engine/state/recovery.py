@@ -13,17 +13,14 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
 
 from aioktask.engine.scheduling.waits import Waits
 from aioktask.engine.state.admission import do_not_begin
 from aioktask.engine.state.callers import caller_left, hand_over
+from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel, committed
 from aioktask.engine.state.run import SETTLED, Run
 from aioktask.engine.state.workers import Caller
-
-if TYPE_CHECKING:
-    from aioktask.engine.state.dispatch import State
 
 # How many runs one look asks whether their owner is still there.
 ATTENDANCE_LOOKS = 256

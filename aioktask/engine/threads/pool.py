@@ -17,7 +17,7 @@
 # - A helper announces that it is idle, then looks into the inbox, then parks. Who posts puts the
 #   command into the inbox, then looks for an idle helper. So one of them sees the other.
 # - A command is taken out before it is applied. One that fails ends the run that it is about, and
-#   the turn goes on (`State.recover`).
+#   the turn goes on (`recovery.recover`).
 # - The lock being free, what the turn has to say is sent: no user code runs while it is taken, and
 #   the last reference to anybody's object goes afterwards.
 #
@@ -86,7 +86,7 @@ class Pool:
 
     Attributes:
         lock: Held by who takes a turn. Only tried, but by helpers that come back from a stretch.
-        inbox: The commands that were posted: a method of `State`, and its arguments.
+        inbox: The commands that were posted: a function of `state/`, and its arguments.
         dead: Whether this is a fork's child, which owns none of it.
     """
 
@@ -112,7 +112,7 @@ class Pool:
     # Posting.
 
     def post(self, *command: Any) -> None:
-        """Have a turn apply this command: a method of `State` and its arguments, a run first.
+        """Have a turn apply this command: a function of `state/`, a run or None, and more.
 
         May be called from any thread and in any line of it; does not wait.
         """
@@ -320,7 +320,7 @@ class Pool:
     def recover(
         self, run: Run | None, error: BaseException, waiting: Iterable[object] = ()
     ) -> None:
-        """An exception struck in a turn: see `State.recover`.
+        """An exception struck in a turn: see `recovery.recover`.
 
         Args:
             run: That the turn was about.
@@ -431,7 +431,7 @@ class Pool:
         nested: bool = False,
         detects: bool = False,
     ) -> None:
-        """Have a turn take a run in; see `State.admit`.
+        """Have a turn take a run in; see `admission.admit`.
 
         Raises:
             RuntimeError: The coordinator, or the process, takes no more jobs; never for a `nested`
