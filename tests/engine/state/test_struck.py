@@ -361,7 +361,13 @@ def sampled(world: World) -> None:
 
 
 def cap(world: World) -> None:
-    world.apply(following.configure, None, Tunables(max_threads=2), 2, None)
+    world.pool.adapter.configure(Tunables(max_threads=2))
+    world.turn()
+
+
+def group_cap(world: World) -> None:
+    world.pool.adapter.set_group(world.group, 1)
+    world.turn()
 
 
 def not_started(world: World) -> None:
@@ -389,7 +395,7 @@ DEEDS: dict[str, Deed] = {
     "cancel group": lambda world: world.apply(ending.cancel_group, None, world.group),
     "renice": renice,
     "limit": limit,
-    "group cap": lambda world: world.apply(following.set_group, None, world.group, 1),
+    "group cap": group_cap,
     "cap": cap,
     "base nice": lambda world: world.apply(following.follow_nice, None, 2, False),
     "sampled": sampled,
