@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 # Threads of the program that called the sync form and take part in that run, as turns see them.
 #
-# A caller serves its run beside the helpers, outside of the process's cap, but never beyond the
-# job's own limit. A turn that claims a stretch for it hands that over; the thread walks it and
-# posts how far it came, or that it takes no further part. What a thread posts of a stretch that
-# turns have taken back meanwhile does nothing.
+# A caller may serve its run whatever the caps: only the job's own limit keeps it out, and for a
+# background job what is free for those. It counts as a thread that runs, unless it was one before.
+# A turn that claims a stretch for it hands that over; the thread walks it and posts how far it
+# came, or that it takes no further part. What it posts of a stretch that turns have taken back
+# meanwhile does nothing.
 """Callers that serve their runs."""
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def enter_caller(state: State, run: Run, caller: Caller, now: int) -> bool:
-    """Let the calling thread take part: always, but for the job's own limit."""
+    """Let the calling thread take part, if it may and gets a stretch; whether it does."""
     if caller.quits or not run.claimable or run.entry.threads >= run.entry.limit:
         return False
     if not caller.stints and not state.scheduler.may_enter(run.entry):

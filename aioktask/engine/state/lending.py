@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def lend(state: State, entries: list[Entry]) -> None:
-    """The loans of these entries changed."""
+    """Have the loans of these entries, which changed, take effect."""
     if not entries:
         return
     now = perf_counter_ns()
