@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from aioktask import Coordinator, Job, memory, run_multithreaded, run_multithreaded_sync
-from aioktask.engine.state.dispatch import Outbox
+from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.threads.pool import Pool
 
 ROUNDS = 100

@@ -14,8 +14,8 @@ from aioktask.engine.api.process import current_pool
 from aioktask.engine.api.submission import needed_loop, new_run, park_until
 from aioktask.engine.loops.loop import Loop, refuse_running_loop, running_loop
 from aioktask.engine.loops.waiting import wait_until, wait_until_shielded
+from aioktask.engine.state import ending
 from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
-from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import ThreadWaiter
@@ -240,7 +240,7 @@ def _leave_in_thread(
         park_until(pool, waiter, lambda: leaver.gone, None)
     finally:
         if not leaver.gone:
-            pool.post(State.stay_in_group, None, group, leaver)
+            pool.post(ending.stay_in_group, None, group, leaver)
     _raise_undo_failed(leaver, cause)
 
 

@@ -13,9 +13,8 @@ from aioktask.checks import integer, nice_value
 from aioktask.engine.api.submission import needed_loop, nice_of_waiter, wait_in_thread
 from aioktask.engine.loops.loop import refuse_running_loop
 from aioktask.engine.loops.waiting import wait_until, wait_until_shielded
-from aioktask.engine.state import record
+from aioktask.engine.state import following, record, waiting
 from aioktask.engine.state.current import enclosing_stint
-from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
 from aioktask.engine.threads.pool import Pool
 from aioktask.job import Job, Progress, Report
@@ -72,7 +71,7 @@ class Handle(Generic[T]):
         limit = integer("max_threads", threads, least=1)
         pool = self._own_pool()
         self._run.limit = limit
-        pool.post_once((State.set_run_limit, self._run), State.set_run_limit, self._run)
+        pool.post_once((following.set_run_limit, self._run), following.set_run_limit, self._run)
 
     def renice(self, nice: SupportsIndex) -> None:
         """Change the job's nice: before it starts, while it runs or is undone, or after.
@@ -89,7 +88,7 @@ class Handle(Generic[T]):
         value = nice_value("nice", nice)
         pool = self._own_pool()
         self._run.nice = value
-        pool.post_once((State.renice, self._run), State.renice, self._run)
+        pool.post_once((following.renice, self._run), following.renice, self._run)
 
     def cancel(self) -> bool:
         """End the job: no new chunk, running chunks finish, undo runs; does not wait for any of it.
@@ -171,11 +170,11 @@ class Handle(Generic[T]):
         outer = enclosing_stint()
         waiter = loop.waiter(nice_of_waiter(outer, run))
         try:
-            pool.post(State.add_waiter, run, waiter, outer, False)
+            pool.post(waiting.add_waiter, run, waiter, outer, False)
             await wait_until(waiter, lambda: run.over)
         except BaseException:
             waiter.left = True
-            pool.post(State.remove_waiter, run, waiter)
+            pool.post(waiting.remove_waiter, run, waiter)
             raise
 
     def until_over_in_thread(self, timeout: float | None = None) -> None:
@@ -188,7 +187,7 @@ class Handle(Generic[T]):
         loop = needed_loop("awaiting a handle")
         run = self._run
         waiter = loop.waiter(run.nice)
-        pool.post(State.add_waiter, run, waiter, enclosing_stint(), False)
+        pool.post(waiting.add_waiter, run, waiter, enclosing_stint(), False)
         return await wait_until_shielded(loop, waiter, lambda: run.over)
 
     def _own_pool(self) -> Pool:

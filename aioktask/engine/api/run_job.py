@@ -28,11 +28,11 @@ from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop
 from aioktask.engine.loops.waiting import wait_until_shielded
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import Plan, make_plan, with_learned
-from aioktask.engine.state.admission import remembered
+from aioktask.engine.state import waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
-from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
+from aioktask.engine.state.settings import remembered
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller
 from aioktask.engine.threads.pool import Pool
@@ -148,7 +148,7 @@ async def _see_to_its_end(
             try:
                 pool.cancel(run)
                 if not run.over and waiter not in run.waiters:  # struck before it was submitted
-                    pool.post(State.add_waiter, run, waiter, None, False)
+                    pool.post(waiting.add_waiter, run, waiter, None, False)
                 await wait_until_shielded(loop, waiter, partial(_has_ended, run))
             except GeneratorExit:
                 raise

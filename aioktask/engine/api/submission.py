@@ -17,11 +17,11 @@ from aioktask.engine.loops.coroutine_undo import UndoLoop
 from aioktask.engine.loops.loop import Loop, running_loop
 from aioktask.engine.priority import MOST_NICE, submitted_nice
 from aioktask.engine.ranges.plan import facts_of
-from aioktask.engine.state.admission import own_nice
+from aioktask.engine.state import callers, waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
-from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
+from aioktask.engine.state.settings import own_nice
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, ThreadWaiter
 from aioktask.engine.threads.pool import Pool
@@ -145,12 +145,12 @@ def wait_in_thread(pool: Pool, run: Run, timeout: float | None) -> None:
     # surely in its place.
     detects = local.stint is not None
     try:
-        pool.post(State.add_waiter, run, waiter, outer, detects)
+        pool.post(waiting.add_waiter, run, waiter, outer, detects)
         if not park_until(pool, waiter, lambda: run.over, timeout):
             raise TimeoutError(f"the job {run.name!r} is not over after {timeout} s")
     finally:
         if not run.over:
-            pool.post(State.remove_waiter, run, waiter)
+            pool.post(waiting.remove_waiter, run, waiter)
 
 
 def run_here(pool: Pool, run: Run, caller: Caller, *, nested: bool) -> None:
@@ -184,9 +184,9 @@ def see_to_its_end(
         try:
             if not left:
                 caller.quits = True
-                pool.post(State.caller_left, run, caller, error)
+                pool.post(callers.caller_left, run, caller, error)
                 pool.cancel(run)
-                pool.post(State.add_waiter, run, waiter, None, False)
+                pool.post(waiting.add_waiter, run, waiter, None, False)
                 left = True
             if given_up():
                 return

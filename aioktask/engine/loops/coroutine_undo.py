@@ -18,8 +18,8 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from aioktask.engine.machine.os_threads import start_thread
+from aioktask.engine.state import ending
 from aioktask.engine.state.current import local
-from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
 from aioktask.engine.threads.pool import Pool
 
@@ -211,7 +211,7 @@ class CoroutineUndo:
 
     def _end(self) -> None:
         if not self._over:  # in this order: told twice is no harm, and never would be
-            self._pool.post(State.undo_ended, self._run, tuple(self._errors))
+            self._pool.post(ending.undo_ended, self._run, tuple(self._errors))
             self._over.setdefault("by", ITSELF)
 
     def _go_on_elsewhere(self) -> None:

@@ -1,24 +1,125 @@
 # SPDX-License-Identifier: MIT
-# What a run begins with: its split, and what is learned or remembered of its function.
+# How a run comes in: taken in with its split and with what is learned of its function, or not at
+# all.
 #
-# What a job says goes before what its coordinator says, and that before what the process says.
+# `admit` is the one command for it, also for jobs that leave the lane. A run comes in once, however
+# often it is posted; one that was refused, or cancelled before it came, or that cannot be cut, is
+# over at once, and whoever waits for it is woken. A job of one chunk takes the short way (`short`)
+# where that leaves the same state.
 """The beginning of runs."""
 
 from __future__ import annotations
 
-from typing import Any
+from time import perf_counter_ns
 
+from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Lesson, Lessons, key_of
 from aioktask.engine.learning.scaling import Scaling
 from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, split, undo_grain
-from aioktask.engine.state.group import RunGroup
-from aioktask.engine.state.run import Run
+from aioktask.engine.state.callers import enter_caller
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.run import ADMITTED, CANCEL, FAILURE, REFUSED, Run, Wait
+from aioktask.engine.state.settings import gives_way, learns, remembers
+from aioktask.engine.state.short import begin_at_once
+from aioktask.engine.state.waiting import begin_leaving, begin_waiting
+from aioktask.engine.state.workers import Caller, Waiter
 from aioktask.engine.tunables import Tunables
-from aioktask.job import Job
 
 
-def begin_run(run: Run, cap: int, tunables: Tunables, lessons: Lessons) -> None:
+def admit(
+    state: State,
+    run: Run,
+    waiter: Waiter | None,
+    caller: Caller | None,
+    nested: bool,
+    detects: bool,
+) -> None:
+    """Take a run in, unless it was refused or cancelled before it came to it.
+
+    Args:
+        run: It may have been cancelled already.
+        waiter: Who waits for it from the beginning.
+        caller: Who begins to serve it at once, if there is anything to claim.
+        nested: Whether a chunk of the same coordinator submits it: such a run is never refused,
+            since its chunk would fail while its coordinator waits for it.
+        detects: Whether the chunk that the run is for waits itself.
+    """
+    if run.begun or run.over:
+        if waiter is not None and run.over:  # it was cancelled before it came
+            state.out.waiters.append(waiter)
+        return
+    group, helper = run.group, state.turner
+    refuses = (group.shut or state.closing) and not nested
+    if state.ended or refuses:
+        run.decide_entry(REFUSED)
+    elif (found := run.decide_entry(ADMITTED)) is not ADMITTED:
+        if found is not REFUSED:  # a helper took it out of the lane
+            return
+        refuses = True
+    elif (
+        caller is None
+        and helper is not None
+        and helper.idle
+        and begin_at_once(state, run, waiter, helper, perf_counter_ns())
+    ):
+        if waiter is not None and (group is state.root or not run.hold):
+            state.lane.expect(run.nice)
+        return
+    if waiter is not None:
+        run.waiters.setdefault(waiter, Wait(run.parent_stint, detects=detects))
+    if state.ended or refuses:
+        do_not_begin(state, run)
+        return
+    try:
+        _begin_run(run, state.cap_of(group), state.tunables, state.lessons)
+    except BaseException as error:
+        do_not_begin(state, run, error)
+        state.out.tell(run)
+        return
+    if state.runs:
+        state.expect_others(run.submitted_at)
+    state.runs[run] = None
+    group.runs[run] = None
+    state.scheduler.add(run.entry)
+    run.caller = caller  # that will serve it, whoever else can
+    for each, wait in run.waiters.items():
+        begin_waiting(state, run, each, wait)
+    for leaver in group.leavers:
+        begin_leaving(state, run, leaver)
+    run.cancelled = run.cancel_asked
+    if state.advice is not None:
+        run.tell(EventKind.BOUND_TO_ONE_CPU, advice=state.advice)
+        state.advice = None
+    if not run.claimable:
+        state.update(run)
+    else:
+        state.scheduler.set_ready(run.entry)
+        state.signals.generation += 1
+        now = perf_counter_ns()
+        if caller is not None:
+            enter_caller(state, run, caller, now)
+        state.summon(now)
+    state.out.tell(run)
+
+
+def do_not_begin(state: State, run: Run, error: BaseException | None = None) -> None:
+    """End a run that did not begin: by an error, or else as one that was cancelled."""
+    if run.decide(CANCEL if error is None else FAILURE) is CANCEL:
+        run.cancelled = True
+    if error is not None and run.first_claim:  # it was in the lane, and has begun there
+        run.break_down(error)
+    else:
+        run.do_not_begin(error)
+    state.out.waiters += run.waiters
+    run.waiters = {}
+    if run.lane_waiter is not None:
+        state.out.waiters.append(run.lane_waiter)
+    state.out.dropped += (run, run.dropped)
+    run.dropped = ()
+
+
+def _begin_run(run: Run, cap: int, tunables: Tunables, lessons: Lessons) -> None:
     """Have the run begin under this cap of the process and its coordinator."""
     job, group = run.job, run.group
     cut = split(job, cap)
@@ -41,50 +142,3 @@ def begin_run(run: Run, cap: int, tunables: Tunables, lessons: Lessons) -> None:
             )
     run.begin(cut, sizes=sizes, scaling=scaling, key=key, lessons=lessons)
     run.entry.gives_way = gives_way(run.nice, group, tunables)
-
-
-def own_nice(job: Job[Any], group: RunGroup, tunables: Tunables) -> int:
-    """The job's nice, where its coordinator or the process does not set another one."""
-    for said in (group.tunables.get("nice"), tunables.nice):
-        if said is not None:
-            return int(said)
-    return job.nice
-
-
-def gives_way(nice: int, group: RunGroup, tunables: Tunables) -> bool:
-    """Whether a job of this nice leaves the CPUs to other processes."""
-    return nice > 0 and bool(group.tunables.get("give_way", tunables.give_way))
-
-
-def learns(job: Job[Any], group: RunGroup, tunables: Tunables) -> str:
-    """What the job finds out while it runs."""
-    if job.learn is not None:
-        return job.learn
-    if job.chunk is not None:
-        return "nothing"
-    return str(group.tunables.get("learn", tunables.learn))
-
-
-def remembers(job: Job[Any], group: RunGroup, tunables: Tunables) -> bool:
-    """Whether the job begins with what was learned, and leaves what it learns."""
-    if job.remember is not None:
-        return job.remember
-    return bool(group.tunables.get("remember", tunables.remember))
-
-
-def remembered(
-    job: Job[Any], threads: int, group: RunGroup, tunables: Tunables, lessons: Lessons
-) -> tuple[int | None, int | None] | None:
-    """The chunk size and the number of threads that a run would begin with, where it is known."""
-    wanted = learns(job, group, tunables)
-    if wanted == "nothing" or not remembers(job, group, tunables):
-        return None
-    lesson = lessons.get(key_of(job, threads))
-    if lesson is None:
-        return None
-    chunk = level = None
-    if lesson.sizes is not None and wanted != "threads" and job.reduce is None:
-        chunk = Sizes(job.size, undo_grain(job), threads, lesson.sizes).chunk
-    if lesson.scaling is not None and wanted != "chunk":
-        level = lesson.scaling.for_next_run(threads).level
-    return chunk, level

@@ -1,64 +1,49 @@
 # SPDX-License-Identifier: MIT
-# All state of the engine, and the only place that changes it: the runs, the helpers, and what each
-# of them does.
+# All state of the engine, and who works on what: from the choice of a run for a thread, through its
+# stretches, to the end of the run.
 #
-# Everything here is called in a turn, so by one thread at a time, under the pool's lock, on a
-# helper or the keeper. State in, decisions out: nothing here blocks, runs anybody's code, starts or
-# wakes a thread. What a change has to say (events, wake-ups, threads to start) is put into the
-# outbox, which the pool sends when the lock is free again.
+# What changes anything here, or in the modules beside this one, is called in a turn, so by one
+# thread at a time, under the pool's lock. State in, decisions out: nothing blocks, runs anybody's
+# code, starts or wakes a thread. What a change has to say (events, wake-ups, threads to start) is
+# put into the outbox, which the pool sends when the lock is free again.
 #
-# What calls from outside ask for are commands: methods whose first argument is the run that they
-# are about, or None. They come in the order in which each thread posted them, and one that comes
-# twice, or to a run that is over, does no harm.
+# What calls from outside ask for are commands: functions of those modules whose arguments are the
+# state, the run that they are about, or None, and more. They come in the order in which each thread
+# posted them, and one that comes twice, or to a run that is over, does no harm.
 #
 # Guarantees: a helper that would find work is never left idle. Every change that makes work ends in
-# `summon`, which gives it to idle helpers or has some started.
+# `summon`, which gives it to idle helpers or has some started. And every change that may bring a
+# run forward ends in `update`, so none stands still that could be undone, settled or over.
 """Who works on what."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 from collections import deque
 from collections.abc import Iterable
-from time import perf_counter_ns
-from typing import Any, Literal, Protocol
 
-from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Lessons
-from aioktask.engine.machine.load import CpuLoad
-from aioktask.engine.priority import MOST_NICE, gil_is_on, thread_nice
-from aioktask.engine.ranges.claims import PartedClaims
+from aioktask.engine.priority import gil_is_on
 from aioktask.engine.scheduling.background import BackgroundShare
-from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.scheduling.loans import Loans
-from aioktask.engine.scheduling.queue import (
-    BACKGROUND,
-    LENT,
-    SLICE_NS,
-    Entry,
-    Scheduler,
-)
+from aioktask.engine.scheduling.queue import BACKGROUND, LENT, SLICE_NS, Scheduler
 from aioktask.engine.scheduling.waits import Waits
-from aioktask.engine.state.admission import begin_run, gives_way
-from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.callers import ask_caller, enter_caller
+from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lane import Lane
-from aioktask.engine.state.outbox import Outbox
-from aioktask.engine.state.run import (
-    ADMITTED,
-    CANCEL,
-    FAILURE,
-    REFUSED,
-    SETTLED,
-    SUCCESS,
-    Run,
-    Wait,
+from aioktask.engine.state.lending import (
+    can_serve_at,
+    helper_beneath,
+    lend,
+    note_loan,
+    urgency_offered,
 )
-from aioktask.engine.state.short import adopt, begin_at_once, take_in_settled
+from aioktask.engine.state.nodes import migrates, place
+from aioktask.engine.state.outbox import Outbox
+from aioktask.engine.state.run import SETTLED, Run
 from aioktask.engine.state.stint import Signals, Stint
+from aioktask.engine.state.waiting import end_wait, let_leave
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.engine.tunables import Tunables
-from aioktask.errors import DeadlockError
 
 # How many helpers are woken at once; each that wakes wakes as many again.
 SUMMON_AHEAD = 2
@@ -70,20 +55,6 @@ CONTENDED_NS = 1_000_000
 
 # Where a job was seen beside another, the next one is expected within this time.
 CROWDED_NS = 1_000_000_000
-
-# How many runs one look asks whether their owner is still there.
-ATTENDANCE_LOOKS = 256
-
-
-class Wanted(Protocol):
-    """What is set for the process as a whole, as it was published last."""
-
-    tunables: Tunables
-    share: int | None
-
-    @property
-    def cap(self) -> Cap:
-        """The most helpers."""
 
 
 class State:
@@ -99,6 +70,7 @@ class State:
         no_more_threads: Whether the system refused the last thread.
         crowded_until: For how long a job expects another one beside it.
         all_over: Who waits until no run is left.
+        unasked: Runs of which the keeper has yet to find out, in this round, who attends them.
         advice: What to tell, once, of a process that has one CPU.
     """
 
@@ -134,7 +106,7 @@ class State:
         self.no_more_threads = False
         self.all_over: Waiter | None = None
         self.advice: str | None = None
-        self._looked: Iterable[Run] = iter(())  # where the looks after owners stand
+        self.unasked: Iterable[Run] = iter(())
 
     def __repr__(self) -> str:
         return (
@@ -147,649 +119,15 @@ class State:
         """Whether there is anything that the keeper should look after."""
         return bool(self.runs or self.helpers or self.starting)
 
-    # Commands: runs come, end, and are waited for.
-
-    def admit(
-        self, run: Run, waiter: Waiter | None, caller: Caller | None, nested: bool, detects: bool
-    ) -> None:
-        """Take a run in, unless it was refused or cancelled before it came to it.
-
-        Args:
-            run: It may have been cancelled already.
-            waiter: Who waits for it from the beginning.
-            caller: Who begins to serve it at once, if there is anything to claim.
-            nested: Whether a chunk of the same coordinator submits it: such a run is never refused,
-                since its chunk would fail while its coordinator waits for it.
-            detects: Whether the chunk that the run is for waits itself.
-        """
-        if run.begun or run.over:
-            if waiter is not None and run.over:  # it was cancelled before it came
-                self.out.waiters.append(waiter)
-            return
-        group, helper = run.group, self.turner
-        refuses = (group.shut or self.closing) and not nested
-        if self.ended or refuses:
-            run.decide_entry(REFUSED)
-        elif (found := run.decide_entry(ADMITTED)) is not ADMITTED:
-            if found is not REFUSED:  # a helper took it out of the lane
-                return
-            refuses = True
-        elif (
-            caller is None
-            and helper is not None
-            and helper.idle
-            and begin_at_once(self, run, waiter, helper, perf_counter_ns())
-        ):
-            if waiter is not None and (group is self.root or not run.hold):
-                self.lane.expect(run.nice)
-            return
-        if waiter is not None:
-            run.waiters.setdefault(waiter, Wait(run.parent_stint, detects=detects))
-        if self.ended or refuses:
-            self._do_not_begin(run)
-            return
-        try:
-            begin_run(run, self.cap_of(group), self.tunables, self.lessons)
-        except BaseException as error:
-            self._do_not_begin(run, error)
-            self.out.tell(run)
-            return
-        if self.runs:
-            self.expect_others(run.submitted_at)
-        self.runs[run] = None
-        group.runs[run] = None
-        self.scheduler.add(run.entry)
-        run.caller = caller  # that will serve it, whoever else can
-        for each, wait in run.waiters.items():
-            self._begin_waiting(run, each, wait)
-        for leaver in group.leavers:
-            self._begin_leaving(run, leaver)
-        run.cancelled = run.cancel_asked
-        if self.advice is not None:
-            run.tell(EventKind.BOUND_TO_ONE_CPU, advice=self.advice)
-            self.advice = None
-        if not run.claimable:
-            self.update(run)
-        else:
-            self.scheduler.set_ready(run.entry)
-            self.signals.generation += 1
-            now = perf_counter_ns()
-            if caller is not None:
-                self.enter_caller(run, caller, now)
-            self.summon(now)
-        self.out.tell(run)
-
-    # The lane, which is open between turns only.
-
-    def close_lane(self, now: int) -> list[Helper]:
-        """At the beginning of a turn: close the lane.
-
-        Returns:
-            Who were its members, each of which `leave_lane` then.
-        """
-        if self.lane.used and self.runs:
-            self.expect_others(now)
-        return self.lane.closed()
-
-    def leave_lane(self, helper: Helper, now: int) -> None:
-        """Have what the helper serves as a member of the lane be a run as others."""
-        run = helper.express
-        found = None if run is None else run.decide_entry(ADMITTED)
-        if run is not None and found is helper:
-            adopt(self, run, helper, now)
-        if helper.stint is None:
-            self._rest(helper)
-        if run is not None and found is ADMITTED:
-            self._admit_from_lane(run)
-
-    def adopt_late(self, helper: Helper, now: int) -> None:
-        """Have what the helper took out of the lane be a run as others, unless it is."""
-        run = helper.express
-        helper.express = None
-        if run is None or run.begun:
-            return
-        if run.decide_entry(ADMITTED) is helper:
-            if helper.idle:
-                helper.idle = False
-                self.idle.remove(helper)
-            adopt(self, run, helper, now)
-
-    def settle_lane(self, inbox: deque[tuple[Any, ...]]) -> None:
-        """At the end of a turn: open the lane, or have its jobs be taken in as others.
-
-        Args:
-            inbox: Where they go then, before what was posted after them.
-        """
-        lane = self.lane
-        if lane.expected and not inbox and self._open_lane():
-            return
-        waiting = lane.waiting
-        while waiting:
-            run = waiting.pop()
-            try:
-                inbox.appendleft((State.admit, run, run.lane_waiter, None, False, False))
-            except BaseException:
-                waiting.append(run)
-                raise
-
-    def _open_lane(self) -> bool:
-        """Open the lane for helpers that are idle, unless some job has need of them."""
-        lane, scheduler = self.lane, self.scheduler
-        if (
-            self.closing
-            or scheduler.anybody_waits
-            or any(stint.run.claims.left for stint in self.serving)
-            or self.several_chunks_wait()
-        ):
-            return False
-        room = max(scheduler.cap - scheduler.running, 0)
-        nice = thread_nice(lane.nice, self.base_nice, gil=self.gil)
-        fitting = [each for each in self.idle if each.nice == nice and each.node is None][:room]
-        full = len(fitting) == room
-        if not full and len(lane.waiting) >= len(fitting):  # more helpers may be had
-            return False
-        for helper in fitting:
-            self.idle.remove(helper)
-            helper.idle = False
-            helper.in_lane = True
-            lane.members.append(helper)
-            lane.parked.append(helper)
-        for helper in fitting[: len(lane.waiting)]:
-            if helper is not self.turner:
-                self.out.parkings.append(helper.parking)
-        lane.cap = scheduler.cap
-        lane.full = full
-        lane.open = True
-        return True
-
-    def _admit_waiting(self, group: RunGroup | None = None) -> None:
-        """Take in the jobs of the lane, of this group alone if one is given."""
-        for run in list(self.lane.waiting):
-            if group is None or run.group is group:
-                self._admit_from_lane(run)
-
-    def _admit_from_lane(self, run: Run) -> None:
-        self.admit(run, run.lane_waiter, None, False, False)
-        with contextlib.suppress(ValueError):  # a helper took it
-            self.lane.waiting.remove(run)
-
     def cap_of(self, group: RunGroup) -> int:
         """The most threads that a job of the group may have, before shares with other processes."""
         return self.cap if group.cap is None else min(self.cap, group.cap)
 
     def expect_others(self, now: int) -> None:
-        """There are several jobs, so more of them will come beside each other."""
+        """Have jobs expect others beside them for a while, since there are several now."""
         self.crowded_until = now + CROWDED_NS
 
-    def _do_not_begin(self, run: Run, error: BaseException | None = None) -> None:
-        """End a run that did not begin: by an error, or else as one that was cancelled."""
-        if run.decide(CANCEL if error is None else FAILURE) is CANCEL:
-            run.cancelled = True
-        if error is not None and run.first_claim:  # it was in the lane, and has begun there
-            run.break_down(error)
-        else:
-            run.do_not_begin(error)
-        self.out.waiters += run.waiters
-        run.waiters = {}
-        if run.lane_waiter is not None:
-            self.out.waiters.append(run.lane_waiter)
-        self.out.dropped += (run, run.dropped)
-        run.dropped = ()
-
-    def cancel(self, run: Run) -> None:
-        """A cancel that came in time takes effect."""
-        if run.over or run.cancelled or run.error is not None:
-            return
-        if run.decided is not CANCEL:
-            return
-        if not run.begun:
-            if run.never_starts:  # it was posted before the run, which is not going to come
-                self._do_not_begin(run)
-            if not run.settled:  # else whoever walks it will find out
-                return
-            take_in_settled(self, run)
-        run.cancelled = True
-        if not run.never_starts:  # else nobody walks it
-            self.signals.generation += 1
-        self.update(run)
-        self.summon(perf_counter_ns())
-
-    def committed(self, run: Run) -> None:
-        """The owner of a run took its result."""
-        if run.phase is SETTLED and run.decided is SUCCESS:
-            run.committed()
-            self._end(run)
-
-    def add_waiter(self, run: Run, waiter: Waiter, stint: Stint | None, detects: bool) -> None:
-        """Have `waiter` woken when the run is over; or at once, when it would wait for ever.
-
-        Args:
-            run: What it waits for.
-            waiter: Who waits.
-            stint: The chunk that it waits in, or on behalf of; that may have a helper more.
-            detects: Whether the chunk itself waits, so that a cycle is a deadlock: then the waiter
-                is refused.
-        """
-        if run.over:
-            self.out.waiters.append(waiter)
-            return
-        if waiter in run.waiters:
-            return
-        if stint is not None and not stint.live:
-            stint = None
-        if detects and stint is not None:
-            error = self._deadlock(stint.run, run)
-            if error is not None:
-                waiter.refused = error
-                self.out.waiters.append(waiter)
-                return
-        wait = run.waiters[waiter] = Wait(stint, detects=detects)
-        if run.begun:  # else when it begins
-            self._begin_waiting(run, waiter, wait)
-            self.summon(perf_counter_ns())
-
-    def _deadlock(self, waiting: Run, awaited: Run) -> DeadlockError | None:
-        cycle = self.waits.chain(awaited, waiting)
-        if not cycle:
-            return None
-        return DeadlockError([waiting.name, *(run.name for run in cycle[:-1])])
-
-    def remove_waiter(self, run: Run, waiter: Waiter) -> None:
-        """It waits no more."""
-        wait = run.waiters.pop(waiter, None)
-        if wait is not None and run.begun and not run.over:
-            self._lend(self.loans.remove_waiter(run.entry, waiter.nice))
-            self._end_wait(run, wait)
-
-    def _begin_waiting(self, run: Run, waiter: Waiter, wait: Wait) -> None:
-        self._lend(self.loans.add_waiter(run.entry, waiter.nice))
-        self._begin_wait(run, wait)
-
-    def _begin_wait(self, run: Run, wait: Wait) -> None:
-        stint, waiting = wait.stint, wait.run
-        if stint is None or waiting is None or waiting.over:
-            wait.stint = None
-            return
-        if wait.detects:
-            self.waits.add(waiting, run)
-        self.waiting[stint] = self.waiting.get(stint, 0) + 1
-        self.scheduler.owe(run.entry, 1)
-        self._lend(self.loans.begin(waiting.entry, run.entry))
-        if self.no_more_threads:
-            self._end_unservable()
-
-    def _end_wait(self, run: Run, wait: Wait) -> None:
-        stint, wait.stint, waiting = wait.stint, None, wait.run
-        if stint is None or waiting is None:
-            return
-        if wait.detects:
-            self.waits.remove(waiting, run)
-        left = self.waiting.pop(stint, 1) - 1
-        if left:
-            self.waiting[stint] = left
-        self.scheduler.owe(run.entry, -1)
-        self._lend(self.loans.end(waiting.entry, run.entry))
-
-    def leave_group(self, run: None, group: RunGroup, leaver: Leaver, cancels: bool) -> None:
-        """Close a group, cancel its runs if asked to, and have the leaver woken when none is left.
-
-        Where a cycle of waits would be the end of it, the leaver's waiter is refused.
-        """
-        self._admit_waiting(group)
-        group.closed = group.shut = True
-        if cancels:
-            self.cancel_group(None, group)
-        if leaver.detects and leaver.stint is not None and leaver.stint.live:
-            for each in group.runs:
-                error = self._deadlock(leaver.stint.run, each)
-                if error is not None or each is leaver.stint.run:
-                    waiting = leaver.stint.run.name
-                    leaver.waiter.refused = error or DeadlockError([waiting])
-                    self.out.waiters.append(leaver.waiter)
-                    return
-        if leaver not in group.leavers:
-            group.leavers.append(leaver)
-        for each in list(group.runs):
-            if leaver not in each.left_by:
-                self._begin_leaving(each, leaver)
-        self._let_leave(group)
-        self.summon(perf_counter_ns())
-
-    def cancel_group(self, run: None, group: RunGroup) -> None:
-        """Close a group and cancel its runs."""
-        self._admit_waiting(group)
-        group.closed = group.shut = True
-        for each in list(group.runs):
-            each.cancel()
-            self.cancel(each)
-
-    def stay_in_group(self, run: None, group: RunGroup, leaver: Leaver) -> None:
-        """The leaver waits no more."""
-        if leaver in group.leavers:
-            group.leavers.remove(leaver)
-            for each in group.runs:
-                self._end_leaving(each, leaver)
-
-    def _begin_leaving(self, run: Run, leaver: Leaver) -> None:
-        wait = Wait(leaver.stint, detects=leaver.detects)
-        run.left_by[leaver] = wait
-        self._begin_wait(run, wait)
-
-    def _end_leaving(self, run: Run, leaver: Leaver) -> None:
-        wait = run.left_by.pop(leaver, None)
-        if wait is not None:
-            self._end_wait(run, wait)
-
-    def _let_leave(self, group: RunGroup) -> None:
-        """Wake who waits to leave the group, when nothing keeps them."""
-        if group.runs or not group.leavers:
-            return
-        for leaver in group.leavers:
-            untold, group.undo_failed = group.undo_failed, {}
-            leaver.undo_failed = list(untold.values())
-            leaver.gone = True
-            self.out.waiters.append(leaver.waiter)
-        group.leavers = []
-
-    def close(self, run: None, waiter: Waiter) -> None:
-        """The interpreter exits: cancel all runs, and have `waiter` woken when none is left."""
-        self._admit_waiting()
-        self.closing = True
-        self.all_over = waiter
-        for each in list(self.runs):
-            each.cancel()
-            self.cancel(each)
-        if not self.runs:
-            self.out.waiters.append(waiter)
-
-    # Commands: what may change while runs run.
-
-    def renice(self, run: Run) -> None:
-        """Another nice, which the run has published: for shares at once.
-
-        Threads follow at once or at their next chunk.
-        """
-        if run.over or not run.begun or run.nice == run.entry.nice:
-            return
-        self.scheduler.set_nice(run.entry, run.nice)
-        yields = gives_way(run.nice, run.group, self.tunables)
-        self.scheduler.set_gives_way(run.entry, yields)
-        self._lend(self.loans.reckon(run.entry))
-        self.out.renices += self._helpers_of(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns())
-
-    def set_run_limit(self, run: Run) -> None:
-        """Another limit of threads, which the run has published."""
-        if run.over or not run.begun:
-            return
-        self._move_limit(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns())
-
-    def _move_limit(self, run: Run) -> None:
-        """Bring the run's limit in line with what it follows from: the one place that does."""
-        run.caps_moved(self.cap_of(run.group))
-        if run.entry.limit != run.thread_limit:
-            self.scheduler.set_limit(run.entry, run.thread_limit)
-            self._ask_caller(run)
-
-    def set_group(self, run: None, group: RunGroup) -> None:
-        """A coordinator was told other tunables, which its group has published already."""
-        self.scheduler.set_group_cap(group, group.wanted_cap)
-        self._reconsider_runs(group.runs)
-
-    def configure(self, run: None, wanted: Wanted) -> None:
-        """The process was told other tunables; its cap follows from them."""
-        self.tunables = wanted.tunables
-        self.node_limit = wanted.tunables.max_threads_per_node
-        self.set_caps(wanted.cap.threads, wanted.share)
-        self._reconsider_runs(self.runs)
-
-    def _reconsider_runs(self, runs: Iterable[Run]) -> None:
-        for run in list(runs):
-            if run.entry.gives_way or run.entry.nice > 0:
-                yields = gives_way(run.entry.nice, run.group, self.tunables)
-                self.scheduler.set_gives_way(run.entry, yields)
-            self._move_limit(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns())
-
-    def follow(
-        self, run: None, node_cpus: dict[int, frozenset[int]], cap: int, share: int | None
-    ) -> None:
-        """The machine, or what other processes leave of it, is another than it was."""
-        self.node_cpus = node_cpus
-        self.set_caps(cap, share)
-
-    def set_caps(self, cap: int, share: int | None) -> None:
-        """The caps moved.
-
-        Args:
-            cap: What the machine and the user give.
-            share: What other processes leave of it; None for all.
-        """
-        self.cap = cap
-        self.scheduler.cap = cap if share is None else max(min(cap, share), 1)
-        for run in list(self.runs):
-            self._move_limit(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns())
-
-    def follow_nice(self, run: None, base: int, may_lower: bool) -> None:
-        """The process's own nice is another, or what it may do about those of its threads."""
-        if base != self.base_nice:
-            self.base_nice = base
-            self.out.renices += self.helpers
-            self.signals.generation += 1
-        if not may_lower:
-            self.may_lower_again = True
-        self.may_lower = may_lower and self.may_lower_again
-
-    def sampled(self, run: None, load: CpuLoad | None, cpus: int) -> None:
-        """What was seen of the CPUs since the last sample, if that is known."""
-        nices = [run.entry.nice for run in self.runs if run.entry.gives_way]
-        background, scheduler = self.background, self.scheduler
-        if load is None:
-            self.background = background = BackgroundShare()
-        else:
-            background.look(load, cpus, min(nices, default=MOST_NICE))
-        cap = scheduler.cap if background.threads >= cpus else background.threads
-        if cap == scheduler.background_cap:
-            return
-        scheduler.background_cap = cap
-        self.signals.generation += 1
-        for each in list(self.runs):
-            self._ask_caller(each)
-        self.summon(perf_counter_ns())
-
-    def _ask_caller(self, run: Run) -> None:
-        """Have a calling thread that waits for more chunks take some, if it may now."""
-        if run.caller is not None:
-            self.enter_caller(run, run.caller, perf_counter_ns())
-
-    def find_unattended(self, run: None) -> None:
-        """End what nobody attends to any more.
-
-        That is: a run whose owner went away without a word, since exceptions struck faster than it
-        could say so; and a stretch of such a thread. A run may have found this out already.
-        """
-        looked = list(itertools.islice(self._looked, ATTENDANCE_LOOKS))
-        if len(looked) < ATTENDANCE_LOOKS:
-            self._looked = iter(list(self.runs))
-        for each in looked:
-            if each.cancel_asked and not (each.cancelled or each.over):
-                self.cancel(each)  # whoever asked was struck before it could post that
-            if each.over or each.attended is None or each.attended.locked():
-                continue
-            if each.cancel():
-                self.cancel(each)
-            elif each.phase is SETTLED:
-                self.committed(each)
-        settled = self.lane.settled
-        for _ in range(len(settled)):
-            each = settled.popleft()
-            assert each.attended is not None
-            if each.attended.locked():
-                settled.append(each)
-            elif each.cancel():
-                self.cancel(each)
-        for stint in list(self.serving):
-            caller = stint.thread
-            if isinstance(caller, Caller) and not caller.present.locked():
-                self.caller_left(stint.run, caller, None)
-
-    # Commands: a calling thread walked, or goes.
-
-    def caller_walked(self, run: Run, stint: Stint, position: int, now: int) -> None:
-        """The calling thread walked its stretch up to `position`, and wants the next one."""
-        if stint not in self.serving:
-            return
-        if self.walked(stint, position, now):
-            self._hand_over(stint)
-        else:
-            self.reconsider(stint, now)
-
-    def caller_raised(self, run: Run, stint: Stint, error: BaseException, now: int) -> None:
-        """What the calling thread called raised."""
-        if stint not in self.serving:
-            return
-        self.raised(stint, error, now)
-        self.reconsider(stint, now)
-
-    def caller_left(self, run: Run, caller: Caller, error: BaseException | None) -> None:
-        """The calling thread takes no further part.
-
-        Args:
-            run: What it took part in.
-            caller: The thread. A stretch that it had begun ends where it stands: the chunk there is
-                one that failed.
-            error: Why it left, in the middle of a chunk.
-        """
-        caller.quits = True
-        if run.caller is caller:
-            run.caller = None
-        stint = caller.serving
-        if stint is None or stint not in self.serving:
-            return
-        now = perf_counter_ns()
-        begun = caller.stint is None and stint.chunk_start < stint.stretch_stop
-        if begun:
-            self.raised(stint, error or RuntimeError("the calling thread left in a chunk"), now)
-        else:
-            stint.run.walked(stint, stint.chunk_start, now)
-        caller.stint = None
-        self._leave(stint, now, began=begun)
-        self.summon(now)
-
-    # A coroutine undo, and threads.
-
-    def undo_ended(self, run: Run, errors: tuple[tuple[range, BaseException], ...]) -> None:
-        """The coroutine undo of the run is through."""
-        if run.over or not run.async_undo:
-            return
-        run.undo_ended(errors)
-        self.update(run)
-
-    def helper_came(self, helper: Helper) -> bool:
-        """A helper was started; whether it is wanted."""
-        self.starting.pop(helper, None)
-        if self.closing and not self.runs:
-            return False
-        self.no_more_threads = False
-        self.helpers[helper] = None
-        now = perf_counter_ns()
-        self.find_work(helper, now)
-        self.summon(now)
-        return True
-
-    def helper_goes(self, helper: Helper) -> bool:
-        """A helper had nothing to do for long; whether it may end."""
-        if not helper.idle:  # it gets work at this very moment
-            return False
-        helper.idle = False
-        self.idle.remove(helper)
-        del self.helpers[helper]
-        return True
-
-    def helper_failed(self, run: None, helper: Helper, error: BaseException) -> None:
-        """An exception struck in the helper outside of the job's function and of any turn."""
-        now = perf_counter_ns()
-        if helper.express is not None and not helper.express.begun:
-            self._express_struck(helper.express, helper, now)
-        helper.express = None
-        stint = helper.stint
-        if stint is not None and stint in self.serving and not helper.called:
-            self.raised(stint, error, now)
-            self.reconsider(stint, now)
-        elif stint is None and not helper.idle and helper in self.helpers:
-            self.find_work(helper, now)
-
-    def _express_struck(self, run: Run, helper: Helper, now: int) -> None:
-        """An exception struck a helper at a job of the lane."""
-        if run.decide_entry(ADMITTED) is not helper:
-            return
-        if run.end_struck(helper, now, self.cap):
-            self.out.dropped += (run, run.dropped)
-            run.dropped = ()
-            if run.lane_waiter is not None:
-                self.out.waiters.append(run.lane_waiter)
-            if run.settled:
-                self.lane.settled.append(run)
-                self.cancel(run)
-            return
-        self.adopt_late(helper, now)
-
-    def relay(self, run: None) -> None:
-        """A helper that was woken wakes more, if there is work for them."""
-        self.summon(perf_counter_ns())
-
-    def not_started(self, run: None, helper: Helper, error: BaseException) -> None:
-        """A helper could not be started, or ended where it began.
-
-        Without any, nothing would ever run: what waits is ended.
-        """
-        if helper in self.helpers:
-            self._strike_out(helper)
-        elif helper not in self.starting:
-            return
-        self.starting.pop(helper, None)
-        self.no_more_threads = True
-        if self.idle:  # one of too high a nice is better than none
-            self.summon(perf_counter_ns(), starts=False)
-        if not self.starting:
-            self._end_unservable(error)
-
-    def _strike_out(self, helper: Helper) -> None:
-        """Forget a helper that ended before it began what it was to serve."""
-        if helper.stint is not None and helper.stint in self.serving:
-            self._recall(helper, perf_counter_ns())
-        if helper.idle:
-            helper.idle = False
-            self.idle.remove(helper)
-        self.helpers.pop(helper, None)
-
-    def _end_unservable(self, error: BaseException | None = None) -> None:
-        """End the runs that no thread will ever serve, when no further one can be had.
-
-        Where all helpers wait, for runs that have none, none of them will ever come free.
-        """
-        if self.starting or self.idle:
-            return
-        blocked = all(_blocked(helper, self.waiting) for helper in self.helpers)
-        if not blocked:
-            return
-        for run in list(self.runs):
-            if not run.claimable or run.entry.threads or run.caller is not None:
-                continue
-            if self.helpers and not run.entry.owed:
-                continue
-            wanting = RuntimeError("can't start new thread for a helper")
-            wanting.__cause__ = error
-            run.no_helper(wanting)
-            self.update(run)
-
-    # What follows from all of these.
+    # How runs go forward.
 
     def update(self, run: Run) -> None:
         """Bring a run's queueing in line with its state, and its state forward when it may."""
@@ -801,7 +139,7 @@ class State:
                 return
             run.advance()
             if run.over:
-                self._end(run)
+                self.end(run)
                 return
             if run.phase is SETTLED:
                 self.out.waiters += run.waiters
@@ -810,15 +148,15 @@ class State:
             # And at the higher of the job's and the waiters' priority.
             if run.urgency < run.entry.nice:
                 self.scheduler.set_nice(run.entry, run.urgency)
-                self._lend(self.loans.reckon(run.entry))
+                lend(self, self.loans.reckon(run.entry))
             if run.async_undo:
                 self.out.undos.append(run)
                 return
         self.scheduler.set_ready(run.entry, undoing=run.undoing)
-        self._ask_caller(run)
+        ask_caller(self, run)
 
-    def _end(self, run: Run) -> None:
-        """A run is over: who waits for it is woken, and it is not among the runs any more."""
+    def end(self, run: Run) -> None:
+        """Take out a run that is over, and have whoever waits for it woken."""
         group = run.group
         out = self.out
         out.dropped += (run, run.dropped)
@@ -829,99 +167,24 @@ class State:
             group.undo_failed[run.number] = run
         out.tell(run)
         for waiter, wait in run.waiters.items():
-            self._end_wait(run, wait)
+            end_wait(self, run, wait)
             out.waiters.append(waiter)
         run.waiters = {}
         for wait in run.left_by.values():
-            self._end_wait(run, wait)
+            end_wait(self, run, wait)
         run.left_by = {}
         # Not before: what strikes until here finds the run, and ends it anew.
         self.runs.pop(run, None)
-        self._lend(self.loans.forget(run.entry))
-        self._is_gone(run)
+        lend(self, self.loans.forget(run.entry))
+        self.forget(run)
 
-    def _is_gone(self, run: Run) -> None:
-        """A run is not among the runs any more: who waited for that is woken."""
+    def forget(self, run: Run) -> None:
+        """Have those woken who waited until this run, which was taken out, is none of the runs."""
         run.group.runs.pop(run, None)
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
-        self._let_leave(run.group)
+        let_leave(self, run.group)
         if self.all_over is not None and not self.runs:
             self.out.waiters.append(self.all_over)
-
-    def _lend(self, entries: list[Entry]) -> None:
-        """The loans of these entries changed."""
-        if not entries:
-            return
-        now = perf_counter_ns()
-        for entry in entries:
-            run = entry.run
-            if run is None:
-                continue
-            self.out.renices += self._helpers_of(run)
-            self.signals.generation += 1
-            if not entry.loan_offered or run.over:
-                continue
-            for stint in list(run.stints.values()):
-                if stint.live and isinstance(stint.thread, Helper) and stint.thread.called:
-                    self._recall(stint.thread, now)
-            for stint in run.stints.values():
-                helper = helper_beneath(stint)
-                if stint.live and helper is not None and self.can_serve_at(helper, run.urgency):
-                    stint.seat = self.scheduler.take_loan(entry, stint.seat)
-                    _lent(run, "at once")
-                    if stint.thread is not helper:
-                        helper.boost = run.urgency
-                    break
-            else:
-                if entry.threads:
-                    _lent(run, "at a chunk boundary")
-        self.summon(now)
-
-    def _recall(self, helper: Helper, now: int) -> None:
-        """Take back the work of a helper that was called and has not begun: others are sooner."""
-        stint = helper.stint
-        assert stint is not None
-        stint.run.walked(stint, stint.chunk_start, now)
-        self._leave(stint, now, began=False)
-        self._rest(helper)
-
-    def _helpers_of(self, run: Run) -> list[Helper]:
-        beneath = (helper_beneath(stint) for stint in run.stints.values() if stint.live)
-        return [helper for helper in beneath if helper is not None]
-
-    def nice_of(self, helper: Helper) -> int:
-        """The nice that the helper's thread should have now; its present one while it is idle."""
-        stint = helper.stint
-        if stint is None or not self.may_set_nice:
-            return helper.nice
-        run = stint.run
-        if run.over:
-            return helper.nice
-        nice = run.urgency if stint.seat is LENT else run.entry.nice
-        if helper.boost is not None:
-            nice = min(nice, helper.boost)
-        return thread_nice(nice, self.base_nice, gil=self.gil)
-
-    def can_serve_at(self, helper: Helper, nice: int) -> bool:
-        """Whether the helper's thread can have what a job of this nice wants, or must do."""
-        if self.no_more_threads or self.may_lower or not self.may_set_nice:
-            return True
-        return helper.nice <= thread_nice(nice, self.base_nice, gil=self.gil)
-
-    def refused(self, helper: Helper) -> None:
-        """Its thread may not have so low a nice, so another one should do what it was to do.
-
-        Where a fresh one could not have it either, it does it at the nice that it has.
-        """
-        self.may_lower = self.may_lower_again = False
-        now = perf_counter_ns()
-        self._recall(helper, now)
-        self.summon(now)
-
-    def serves_background(self, helper: Helper) -> bool:
-        """Whether the helper serves a job that gives way to other processes."""
-        stint = helper.stint
-        return stint is not None and stint.seat is BACKGROUND
 
     # Threads that serve runs.
 
@@ -936,56 +199,12 @@ class State:
             return False
         if self.signals.generation != stint.generation or now >= stint.slice_end:
             return False
-        if stint.node is not None and not stint.off_node and self._migrates(stint):
+        if stint.node is not None and not stint.off_node and migrates(stint):
             return False
         if not run.claims.left:
             self.scheduler.set_idle(run.entry)
             return False
         return self._claim(stint, now)
-
-    def _migrates(self, stint: Stint) -> bool:
-        """Whether the stint's node has nothing left, so that its thread should go where it has."""
-        claims = stint.run.claims
-        return isinstance(claims, PartedClaims) and not claims.left_at(stint.node)
-
-    def _place(self, stint: Stint, helper: Helper) -> None:
-        """Choose the node whose parts the helper serves, and whether it is bound there.
-
-        The one with the fewest helpers for its CPUs, of those that have room. Without room anywhere
-        it helps from where it is, bound there only where that node has room for it.
-        """
-        claims = stint.run.claims
-        stint.off_node = False
-        stint.node = None
-        if not isinstance(claims, PartedClaims):
-            return
-        there = dict.fromkeys(self.node_cpus, 0)
-        for other in self.serving:
-            if other.node in there and isinstance(other.thread, Helper):
-                there[other.node] += 1
-        room = {
-            node: (there[node] / len(self.node_cpus[node]), node != helper.node, node)
-            for node in claims.nodes
-            if node in there and there[node] < self._node_limit(stint.run, node)
-        }
-        if room:
-            stint.node = min(room, key=room.__getitem__)
-        else:
-            home, stint.off_node = helper.node, True
-            if home in there and there[home] < self._node_limit(stint.run, home):
-                stint.node = home
-
-    def _node_limit(self, run: Run, node: int) -> int:
-        """The most helpers that may be bound to the node for this run."""
-        limit = run.group.tunables.get("max_threads_per_node") or self.node_limit
-        return limit or len(self.node_cpus[node])
-
-    def node_of(self, helper: Helper) -> int | None:
-        """The node that the helper's thread should be bound to now."""
-        stint = helper.stint
-        if stint is None or stint.node not in self.node_cpus:
-            return None
-        return stint.node
 
     def _must_pause(self, stint: Stint, now: int) -> bool:
         """Pay for the CPU time of a background stretch; whether a pause follows.
@@ -1025,13 +244,13 @@ class State:
         """Choose again what the stint's thread serves: None to be idle, or for a caller to wait."""
         thread, run = stint.thread, stint.run
         if stint in self.serving:
-            self._leave(stint, now, began=True)
+            self.leave(stint, now, began=True)
         if isinstance(thread, Helper):
             if self.find_work(thread, now):
                 self.summon(now)
             return thread.stint
         assert isinstance(thread, Caller)
-        if run.over or not self.enter_caller(run, thread, now):
+        if run.over or not enter_caller(self, run, thread, now):
             if run.over or run.phase is SETTLED:
                 self.out.parkings.append(thread.parking)
             else:
@@ -1047,14 +266,15 @@ class State:
         """
         entry = self.scheduler.choose()
         if entry is None:
-            self._rest(helper)
+            self.rest(helper)
             return False
-        fits = self.can_serve_at(helper, _urgency_offered(entry))
+        fits = can_serve_at(self, helper, urgency_offered(entry))
         if not fits or not self._assign(helper, entry.run, now):
-            self._rest(helper)
+            self.rest(helper)
         return True
 
-    def _rest(self, helper: Helper) -> None:
+    def rest(self, helper: Helper) -> None:
+        """Count the helper, which has nothing to do, among the idle ones."""
         helper.stint = None
         helper.called = False
         if not helper.idle:
@@ -1070,41 +290,17 @@ class State:
         if not self.idle:
             return None
         turner = self.turner
-        if turner is not None and turner.idle and self.can_serve_at(turner, nice):
+        if turner is not None and turner.idle and can_serve_at(self, turner, nice):
             self.idle.remove(turner)
             return turner
         if self.may_lower:
             return self.idle.popleft()
-        fitting = [helper for helper in self.idle if self.can_serve_at(helper, nice)]
+        fitting = [helper for helper in self.idle if can_serve_at(self, helper, nice)]
         if not fitting:
             return None
         helper = max(fitting, key=lambda each: each.nice)
         self.idle.remove(helper)
         return helper
-
-    def enter_caller(self, run: Run, caller: Caller, now: int) -> bool:
-        """Let the calling thread take part: always, but for the job's own limit."""
-        if caller.quits or not run.claimable or run.entry.threads >= run.entry.limit:
-            return False
-        if not caller.stints and not self.scheduler.may_enter(run.entry):
-            return False
-        stint = run.stint_of(caller)
-        stint.counted = bool(caller.stints)
-        group = run.group
-        stint.counted_in_group = any(chunk.run.group is group for chunk in caller.stints)
-        run.caller = None
-        if not self._enter(stint, now):
-            self._leave(stint, now, began=False)
-            return False
-        self._hand_over(stint)
-        return True
-
-    def _hand_over(self, stint: Stint) -> None:
-        """Give a calling thread the stretch that was claimed for it."""
-        caller = stint.thread
-        assert isinstance(caller, Caller)
-        caller.serving = caller.stint = stint
-        self.out.parkings.append(caller.parking)
 
     def summon(self, now: int, *, starts: bool = True) -> None:
         """Give idle helpers work, or have helpers started, while there is work for them.
@@ -1118,7 +314,7 @@ class State:
                 for helper in woken:
                     helper.relays = True
                 return
-            idle = self._take_idle(_urgency_offered(entry))
+            idle = self._take_idle(urgency_offered(entry))
             if idle is None:
                 wanted = self.scheduler.wanted(SUMMON_AHEAD) - len(self.starting)
                 if wanted > 0 and starts:
@@ -1129,7 +325,7 @@ class State:
             idle.idle = False
             idle.called = True
             if not self._assign(idle, entry.run, now):
-                self._rest(idle)
+                self.rest(idle)
                 continue
             woken.append(idle)
             if idle is not self.turner:
@@ -1147,21 +343,22 @@ class State:
     def _assign(self, helper: Helper, run: Run, now: int) -> bool:
         """Have the helper serve the run; False if that was cancelled at this very moment."""
         stint = helper.stint = run.stint_of(helper)
-        self._place(stint, helper)
-        entered = self._enter(stint, now)
+        place(self, stint, helper)
+        entered = self.enter(stint, now)
         if not entered:
-            self._leave(stint, now, began=False)
+            self.leave(stint, now, began=False)
         self.out.tell(run)
         return entered
 
-    def _enter(self, stint: Stint, now: int) -> bool:
+    def enter(self, stint: Stint, now: int) -> bool:
+        """Have the stint's thread serve its run; whether it has a stretch, or has to leave."""
         run = stint.run
         stint.seat = self.scheduler.enter(
             run.entry, counted=stint.counted, counted_in_group=stint.counted_in_group
         )
         self.serving[stint] = None
         if stint.seat is LENT:
-            _lent(run, "at once")
+            note_loan(run, "at once")
         elif stint.seat is BACKGROUND and isinstance(stint.thread, Helper):
             stint.thread.in_background = True
         run.enter(stint, now)
@@ -1169,6 +366,7 @@ class State:
         return self._claim(stint, now)
 
     def _claim(self, stint: Stint, now: int) -> bool:
+        """Claim the next stretch for the stint; False if there is nothing to walk any more."""
         run = stint.run
         if len(self.runs) > 1:
             self.expect_others(now)
@@ -1180,7 +378,14 @@ class State:
             self.scheduler.set_idle(run.entry)
         return claimed
 
-    def _leave(self, stint: Stint, now: int, *, began: bool) -> None:
+    def leave(self, stint: Stint, now: int, *, began: bool) -> None:
+        """Have the stint's thread serve its run no more, and the run go forward if it may.
+
+        Args:
+            stint: What it walked of the stretch is counted already.
+            now: The time.
+            began: Whether it took up the stretch that it had.
+        """
         del self.serving[stint]
         run = stint.run
         self.scheduler.leave(
@@ -1200,122 +405,3 @@ class State:
         run.leave(stint, now, began=began)
         stint.stack.clear()
         self.update(run)
-
-    # After an exception in a turn.
-
-    def recover(self, run: Run | None, error: BaseException) -> None:
-        """An exception struck in the middle of a change that is about this run.
-
-        What is counted elsewhere is counted anew, from what stands with runs and stints. The run
-        ends by the exception: how much of it is done is not known any more.
-        """
-        # Another one too, if a claim in the same turn left it half-way.
-        half_way = [each for each in self.runs if each.version & 1 and each is not run]
-        if run is not None and run.begun:
-            half_way.append(run)
-        elif run is not None and not run.over:
-            self._do_not_begin(run, error)
-        for each in half_way:
-            if not each.over:
-                self._break_down(each, error)
-        for stint in list(self.serving):
-            caller = stint.thread
-            if stint.run.over or not stint.live or stint.stretch_start >= stint.stretch_stop:
-                stint.live = False  # the last: it was struck before it had something to walk
-                del self.serving[stint]
-                if isinstance(caller, Caller):
-                    caller.serving = caller.stint = None
-                    if not (caller.quits or stint.run.over):
-                        stint.run.caller = caller
-            elif isinstance(caller, Caller) and caller.serving is not stint:
-                self._hand_over(stint)
-        self.rebuild()
-        if run is not None and run in self.runs:
-            self._end(run)
-        elif run is not None and run.begun:  # struck just after it was taken out
-            self._is_gone(run)
-
-    def _break_down(self, run: Run, error: BaseException) -> None:
-        """End a run that a turn left half-way, whoever serves it."""
-        for stint in [each for each in self.serving if each.run is run]:
-            stint.live = False
-            del self.serving[stint]
-            if isinstance(stint.thread, Caller):
-                stint.thread.serving = stint.thread.stint = None
-                self.out.parkings.append(stint.thread.parking)
-        run.break_down(error)
-
-    def rebuild(self) -> None:
-        """Count anew what is counted outside of runs and stints."""
-        self.idle = deque(helper for helper in self.idle if helper.idle)
-        for helper in self.helpers:
-            stint = helper.stint
-            if stint is None or (helper.called and stint not in self.serving):
-                helper.idle = helper in self.idle
-                self._rest(helper)
-            elif helper.called:  # and perhaps not woken yet
-                self.out.parkings.append(helper.parking)
-        self.out.starts = [helper for helper in self.starting if not helper.asked_for]
-        entries = [run.entry for run in self.runs]
-        waiting = [
-            (wait, run)
-            for run in self.runs
-            for wait in (*run.waiters.values(), *run.left_by.values())
-            if wait.stint is not None and wait.run is not None and not wait.run.over
-        ]
-        self.waits, self.waiting = Waits(), {}
-        for run in self.runs:
-            run.entry.owed = 0
-        for wait, run in waiting:
-            assert wait.stint is not None
-            assert wait.run is not None
-            run.entry.owed += 1
-            self.waiting[wait.stint] = self.waiting.get(wait.stint, 0) + 1
-            if wait.detects:
-                self.waits.add(wait.run, run)
-        self.scheduler.rebuild(
-            entries,
-            [
-                (stint.run.entry, stint.seat, stint.counted, stint.counted_in_group)
-                for stint in self.serving
-            ],
-        )
-        self.loans.rebuild(
-            entries,
-            [(run.entry, waiter.nice) for run in self.runs for waiter in run.waiters],
-            [(wait.run.entry, run.entry) for wait, run in waiting if wait.run is not None],
-        )
-        for run in list(self.runs):
-            if run.over:
-                self.scheduler.set_idle(run.entry)
-                self._end(run)
-            else:
-                self.update(run)
-        self.signals.generation += 1
-        self.summon(perf_counter_ns())
-
-
-def helper_beneath(stint: Stint) -> Helper | None:
-    """The helper on whose thread the stint's chunks run; None for a thread of the program's own."""
-    thread = stint.thread
-    if isinstance(thread, Caller) and thread.stints:
-        thread = thread.stints[-1].thread
-    return thread if isinstance(thread, Helper) else None
-
-
-def _blocked(helper: Helper, waiting: dict[Stint, int]) -> bool:
-    """Whether the helper's chunk, or one that runs inside it on its thread, waits for a run."""
-    stint = helper.stint
-    if stint is None:
-        return False
-    return any(helper_beneath(each) is helper for each in waiting)
-
-
-def _urgency_offered(entry: Entry) -> int:
-    """The nice at which the next thread would serve it."""
-    return entry.loan if entry.loan is not None and not entry.loan_taken else entry.nice
-
-
-def _lent(run: Run, when: Literal["at once", "at a chunk boundary"]) -> None:
-    if run.lent == "no":
-        run.lent = when

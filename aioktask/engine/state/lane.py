@@ -8,7 +8,7 @@
 # is taken. The lane is open between turns only: every turn closes it first, so whatever else
 # happens finds an ordinary state, in which
 #
-# - a job that a member is at has become a run that this helper serves (`State.adopt`);
+# - a job that a member is at has become a run that this helper serves (`short.adopt`);
 # - a job that nobody has claimed stands first in the inbox, as it would have without the lane;
 # - a member that is at none is idle.
 #

@@ -2,23 +2,20 @@
 # The short way in of a job the size of a request.
 #
 # A job of one chunk that comes to an idle helper while nothing else waits needs no queue, no cut
-# and no learning. `begin_at_once` leaves the state as the rest of `State.admit` would, with fewer
-# calls, or changes nothing and says so, and the long way follows. So what comes meanwhile (a
+# and no learning. `begin_at_once` leaves the state as the rest of `admission.admit` would, with
+# fewer calls, or changes nothing and says so, and the long way follows. So what comes meanwhile (a
 # cancel, another limit, an exception in the middle of a turn) finds nothing special about such a
 # run, and it ends as any other.
 """The beginning of jobs of one chunk."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from aioktask.engine.scheduling.queue import SLICE_NS
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.lending import can_serve_at
 from aioktask.engine.state.run import TURNS, Run, Wait
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper, Waiter
-
-if TYPE_CHECKING:
-    from aioktask.engine.state.dispatch import State
 
 
 def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
@@ -31,7 +28,6 @@ def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
     stint = run.stint_of(helper)
     if run.lane_waiter is not None:
         run.waiters[run.lane_waiter] = Wait(None, detects=False)
-    state.runs[run] = None  # what strikes from here on ends it
     run.version += 1
     helper.stint = stint
     _take_in(state, run, run.lane_waiter, stint, now)
@@ -58,7 +54,7 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
         or group.leavers
         or state.advice is not None
         or not scheduler.has_room(group)
-        or not state.can_serve_at(helper, nice)
+        or not can_serve_at(state, helper, nice)
         or not run.may_start()
     ):
         return False

@@ -22,8 +22,10 @@ from aioktask.engine.machine.os_threads import (
 )
 from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.scheduling.caps import Cap, bound_to_one_cpu, process_cap
-from aioktask.engine.state.dispatch import State
+from aioktask.engine.state import following
 from aioktask.engine.state.group import RunGroup
+from aioktask.engine.state.lending import nice_of, serves_background
+from aioktask.engine.state.nodes import node_for
 from aioktask.engine.state.workers import Helper
 from aioktask.engine.tunables import NO_SHARE, Tunables
 
@@ -66,12 +68,12 @@ class Adapter:
     def configure(self, tunables: Tunables) -> None:
         """Have the process follow other tunables, also while jobs run."""
         self.tunables = tunables
-        self._pool.post_once((State.configure,), State.configure, None, self)
+        self._pool.post_once((following.configure,), following.configure, None, self)
 
     def set_group(self, group: RunGroup, cap: int | None) -> None:
         """Have a coordinator's jobs follow other tunables, which its group has already."""
         group.wanted_cap = cap
-        self._pool.post_once((State.set_group, group), State.set_group, None, group)
+        self._pool.post_once((following.set_group, group), following.set_group, None, group)
 
     def refresh(self) -> None:
         """Look at the machine again, if the keeper does not."""
@@ -83,7 +85,9 @@ class Adapter:
 
     def _follow_topology(self, topology: Topology) -> None:
         self.topology = topology
-        self._pool.post(State.follow, None, _cpus_by_node(topology), self.cap.threads, self.share)
+        self._pool.post(
+            following.follow_machine, None, _cpus_by_node(topology), self.cap.threads, self.share
+        )
 
     # The look around, by the keeper.
 
@@ -96,7 +100,7 @@ class Adapter:
         wish = pool.take_turn(None, self._wish)
         asked = {each.native: each.in_background for each in helpers}
         for each in helpers:
-            each.in_background = state.serves_background(each)
+            each.in_background = serves_background(each)
         share = None if self.tunables.share == NO_SHARE else self.tunables.share
         if self.topology is not self._followed:  # a `refresh`, which may have read it long ago
             self._followed = self.topology
@@ -124,7 +128,7 @@ class Adapter:
     def _follow(self, seen: Observation) -> None:
         pool, state = self._pool, self._pool.state
         if seen.nice != state.base_nice or seen.may_lower != state.may_lower:
-            pool.inbox.append((State.follow_nice, None, seen.nice, seen.may_lower))
+            pool.inbox.append((following.follow_nice, None, seen.nice, seen.may_lower))
         moved = seen.share != self.share
         self.share = seen.share
         if seen.topology is not None:
@@ -137,7 +141,7 @@ class Adapter:
                     self.bind(helper)
         elif moved:
             self._follow_topology(self.topology)
-        pool.inbox.append((State.sampled, None, seen.load, len(self.topology.cpus)))
+        pool.inbox.append((following.sampled, None, seen.load, len(self.topology.cpus)))
 
     # Threads that fit what they do: called in turns, or with the lock.
 
@@ -159,13 +163,13 @@ class Adapter:
         state = self._pool.state
         if not self._set_nice(helper) and not state.no_more_threads and state.may_set_nice:
             return False
-        if state.node_of(helper) != helper.node:
+        if node_for(state, helper) != helper.node:
             self.bind(helper)
         return True
 
     def bind(self, helper: Helper) -> None:
         """Bind the thread to its node, else to what the process may use."""
-        helper.node = self._pool.state.node_of(helper)
+        helper.node = node_for(self._pool.state, helper)
         cpus = (
             self.topology.cpus if helper.node is None else self._pool.state.node_cpus[helper.node]
         )
@@ -174,7 +178,7 @@ class Adapter:
     def _set_nice(self, helper: Helper) -> bool:
         """Give the helper's thread the nice that it should have; False where that is too low."""
         state = self._pool.state
-        nice = state.nice_of(helper)
+        nice = nice_of(state, helper)
         if nice == helper.nice or not helper.native:
             return True
         change = set_thread_nice(helper.native, nice)

@@ -27,8 +27,10 @@ from aioktask.engine.machine.os_threads import (
     start_thread,
     thread_nice_now,
 )
+from aioktask.engine.state import ending, helpers
 from aioktask.engine.state.current import local
-from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.helpers import helper_came, helper_goes
+from aioktask.engine.state.lane_turns import adopt_late
 from aioktask.engine.state.run import HELPER, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper
@@ -69,7 +71,7 @@ class HelperThread:
             self._helper.nice = process_nice()
             start_thread(self._live, NAME)
         except BaseException as error:  # the system has no more threads for us
-            self._pool.post(State.not_started, None, self._helper, error)
+            self._pool.post(helpers.not_started, None, self._helper, error)
 
     def _live(self) -> None:
         helper, pool = self._helper, self._pool
@@ -83,7 +85,7 @@ class HelperThread:
                 helper.born_nice = helper.nice
                 came = self._come()
             except BaseException as error:
-                pool.post(State.not_started, None, helper, error)
+                pool.post(helpers.not_started, None, helper, error)
                 return
             while came:
                 try:
@@ -99,7 +101,7 @@ class HelperThread:
     def _has_come(self) -> bool:
         pool, helper, state = self._pool, self._helper, self._state
         try:
-            came = state.helper_came(helper)
+            came = helper_came(state, helper)
         except BaseException as error:
             pool.recover(None, error)
             came = helper in state.helpers
@@ -112,7 +114,7 @@ class HelperThread:
         """An exception struck outside of the job's function and of any turn: memory was short."""
         try:
             self._helper.begun = None
-            self._pool.post(State.helper_failed, None, self._helper, error)
+            self._pool.post(helpers.helper_failed, None, self._helper, error)
             self._pool.turn()
         except BaseException:
             _show()
@@ -223,7 +225,7 @@ class HelperThread:
                     if run.hold:
                         lane.settled.append(run)
                         if run.cancel_asked:  # while it settled, so that a turn left it alone
-                            pool.post(State.cancel, run)
+                            pool.post(ending.cancel, run)
                     pool.wake_waiter(waiter)
                     return True
             stint.cpu_mark, stint.cpu_now = before, cpu
@@ -334,7 +336,7 @@ class HelperThread:
     def _next(self, stint: Stint, position: int, now: int, error: BaseException | None) -> bool:
         pool, state, helper = self._pool, self._state, self._helper
         if helper.express is not None:  # it was in the lane when this turn began
-            state.adopt_late(helper, now)
+            adopt_late(state, helper, now)
         if stint not in state.serving:  # its run broke down meanwhile
             helper.stint = None
             state.find_work(helper, now)
@@ -375,7 +377,7 @@ class HelperThread:
     def _may_end(self) -> bool:
         """Whether the helper, which was idle for long, is none any more."""
         pool = self._pool
-        goes = pool.take_turn(self._helper, self._state.helper_goes, self._helper)
+        goes = pool.take_turn(self._helper, helper_goes, self._state, self._helper)
         # Who posted meanwhile left it to who holds the lock; who did before, to this helper.
         if pool.inbox:
             pool.turn()

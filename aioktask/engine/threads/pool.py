@@ -17,7 +17,7 @@
 # - A helper announces that it is idle, then looks into the inbox, then parks. Who posts puts the
 #   command into the inbox, then looks for an idle helper. So one of them sees the other.
 # - A command is taken out before it is applied. One that fails ends the run that it is about, and
-#   the turn goes on (`State.recover`).
+#   the turn goes on (`recovery.recover`).
 # - The lock being free, what the turn has to say is sent: no user code runs while it is taken, and
 #   the last reference to anybody's object goes afterwards.
 #
@@ -43,9 +43,11 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
+from aioktask.engine.state import admission, callers, ending, helpers, recovery
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.lane_turns import close_lane, leave_lane, settle_lane
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import REFUSED, Run
 from aioktask.engine.state.stint import Stint
@@ -90,7 +92,7 @@ class Pool:
 
     Attributes:
         lock: Held by who takes a turn. Only tried, but by helpers that come back from a stretch.
-        inbox: The commands that were posted: a method of `State`, and its arguments.
+        inbox: The commands that were posted: a function of `state/`, and its arguments.
         dead: Whether this is a fork's child, which owns none of it.
     """
 
@@ -116,7 +118,7 @@ class Pool:
     # Posting.
 
     def post(self, *command: Any) -> None:
-        """Have a turn apply this command: a method of `State` and its arguments, a run first.
+        """Have a turn apply this command: a function of `state/`, a run or None, and more.
 
         May be called from any thread and in any line of it; does not wait.
         """
@@ -250,9 +252,9 @@ class Pool:
         state.turner = helper
         if state.lane.open:
             now = time.perf_counter_ns()
-            for each in state.close_lane(now):
+            for each in close_lane(state, now):
                 try:
-                    state.leave_lane(each, now)
+                    leave_lane(state, each, now)
                 except BaseException as error:
                     self.recover(each.express, error)
 
@@ -265,7 +267,7 @@ class Pool:
         """Take a turn on this helper's thread, which may get work by it."""
         if helper.relays:
             helper.relays = False
-            self.inbox.append((State.relay, None))
+            self.inbox.append((helpers.relay, None))
         self.turn(helper)
 
     def begin(self, helper: Helper) -> None:
@@ -281,7 +283,7 @@ class Pool:
             helper.begun = helper.stint
         else:
             helper.called = True
-            self.state.refused(helper)
+            helpers.refused(self.state, helper)
 
     def drain(self) -> None:
         """Apply commands, in a turn: of those that are there now, or a turn that makes more
@@ -309,7 +311,7 @@ class Pool:
         state = self.state
         out = state.out
         if state.lane.expected or state.lane.waiting:
-            state.settle_lane(self.inbox)
+            settle_lane(state, self.inbox)
         if not out:
             return None
         fresh, self._spare = self._spare, None
@@ -326,7 +328,7 @@ class Pool:
     def recover(
         self, run: Run | None, error: BaseException, waiting: Iterable[object] = ()
     ) -> None:
-        """An exception struck in a turn: see `State.recover`.
+        """An exception struck in a turn: see `recovery.recover`.
 
         Args:
             run: That the turn was about.
@@ -339,7 +341,7 @@ class Pool:
                 self.state.out.waiters.append(cast("Waiter", waiter))
         for _ in range(TRIES):
             try:
-                self.state.recover(run, error)
+                recovery.recover(self.state, run, error)
             except BaseException as another:
                 error = another
                 run = None
@@ -424,7 +426,7 @@ class Pool:
         try:
             self.keeper.soon(HelperThread(self, helper).start)
         except BaseException as error:
-            self.post(State.not_started, None, helper, error)
+            self.post(helpers.not_started, None, helper, error)
 
     # What is asked for, on any thread.
 
@@ -437,7 +439,7 @@ class Pool:
         nested: bool = False,
         detects: bool = False,
     ) -> None:
-        """Have a turn take a run in; see `State.admit`.
+        """Have a turn take a run in; see `admission.admit`.
 
         Raises:
             RuntimeError: The coordinator, or the process, takes no more jobs; never for a `nested`
@@ -452,7 +454,7 @@ class Pool:
             stands = lane.open and not (group.closed or state.closing)
             if stands and (lane.wake_one() or lane.full):
                 return
-        self.inbox.append((State.admit, run, waiter, caller, nested, detects))
+        self.inbox.append((admission.admit, run, waiter, caller, nested, detects))
         refuses = (group.closed or state.closing) and (state.ended or not nested)
         if refuses and run.decide_entry(REFUSED) is REFUSED:
             self.wake()  # a turn lets go of what was posted
@@ -468,7 +470,7 @@ class Pool:
         # One command is enough. Who is struck between the two steps here leaves it to the keeper.
         if not (run.cancelled or run.over or run.cancel_posted):
             run.cancel_posted = True
-            self.post(State.cancel, run)
+            self.post(ending.cancel, run)
         return True
 
     def commit(self, run: Run) -> bool:
@@ -484,7 +486,7 @@ class Pool:
             return True
         # A turn will only strike it from the list, and tell of it where somebody listens: else that
         # can wait for the next one.
-        self.inbox.append((State.committed, run))
+        self.inbox.append((ending.committed, run))
         if run.heard or run.group.closed or self.state.closing:
             self.wake()
         return True
@@ -492,12 +494,12 @@ class Pool:
     def leave(self, group: RunGroup, leaver: Leaver, *, cancels: bool) -> None:
         """Close a group, and have the leaver's waiter woken when no run of it is left."""
         group.closed = True
-        self.post(State.leave_group, None, group, leaver, cancels)
+        self.post(ending.leave_group, None, group, leaver, cancels)
 
     def cancel_group(self, group: RunGroup) -> None:
         """Close a group and cancel its runs."""
         group.closed = True
-        self.post(State.cancel_group, None, group)
+        self.post(ending.cancel_group, None, group)
 
     # A thread that waits, or takes part.
 
@@ -533,9 +535,9 @@ class Pool:
         now = time.perf_counter_ns()
         stint.read_clocks(self.signals, now)
         if raised:
-            self.post(State.caller_raised, run, stint, raised.pop(), now)
+            self.post(callers.caller_raised, run, stint, raised.pop(), now)
         else:
-            self.post(State.caller_walked, run, stint, stint.chunk_start, now)
+            self.post(callers.caller_walked, run, stint, stint.chunk_start, now)
         del stint
         if not caller.main:
             self.turn_on_caller()
@@ -615,7 +617,7 @@ class Pool:
         self._post_left_behind()
         if self.state.busy or self.state.out:
             self.adapter.look_around()
-            self.post(State.find_unattended, None)
+            self.post(recovery.find_unattended, None)
             self.turn()
             self._look_at_members()
             return True
@@ -638,7 +640,7 @@ class Pool:
         struck: BaseException | None = None
         if self.keeper.running or state.helpers or self.inbox:
             try:
-                self.post(State.close, None, ended)
+                self.post(ending.close, None, ended)
                 self._wait_for_runs(ended)
             except BaseException as error:  # Ctrl-C, or what another handler raised: give up
                 struck = error

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 from aioktask import Job
 from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.state import admission
+from aioktask.engine.state.callers import enter_caller
 from aioktask.engine.state.dispatch import CROWDED_NS
+from aioktask.engine.state.ending import cancel
+from aioktask.engine.state.waiting import add_waiter
 from aioktask.engine.state.workers import Caller
 from tests.engine.state.turns import a_run, a_state, admit, idle_helper, outbox_of, stint_of
 
@@ -54,7 +57,7 @@ def test_a_job_is_told_of_another_one_and_for_a_while_after_it_is_gone(
     assert sizes.alone == [True]
     short = admit(state, a_run(Job(print, 1, chunk=1)))
     assert short.cancel()
-    state.cancel(short)
+    cancel(state, short)
     assert short.over
     stint.slice_end = short.submitted_at + 4 * CROWDED_NS
     for later, alone in ((0.5, False), (1.5, True)):
@@ -78,7 +81,7 @@ def test_a_calling_thread_that_waits_is_woken_by_work_that_comes_back() -> None:
     run = admit(state, a_run(Job(print, 10, chunk=5, max_threads=1)))
     stint = stint_of(helper)
     caller = Caller(0)
-    assert not state.enter_caller(run, caller, 0), "the job's limit"
+    assert not enter_caller(state, run, caller, 0), "the job's limit"
     run.caller = caller
     state.scheduler.cap = 0  # the helper has to leave
     outbox_of(state)
@@ -110,7 +113,7 @@ def test_an_undo_runs_at_the_higher_of_the_job_s_and_the_waiter_s_priority() -> 
         run = a_run(Job(print, 10, chunk=5, undo=print, max_threads=1, nice=10))
         admit(state, run)
         for nice in waiters:
-            state.add_waiter(run, Caller(nice), None, False)
+            add_waiter(state, run, Caller(nice), None, False)
         stint = stint_of(helper)
         state.walked(stint, 5, 0)
         state.raised(stint, ValueError("planted"), 0)
@@ -124,7 +127,7 @@ def test_who_waits_for_a_run_that_was_cancelled_before_it_came_is_woken() -> Non
     state = a_state(2)
     run, waiter = a_run(Job(print, 10)), Caller(0)
     assert run.cancel()
-    state.cancel(run)
-    state.admit(run, waiter, waiter, False, True)
+    cancel(state, run)
+    admission.admit(state, run, waiter, waiter, False, True)
     assert run.over
     assert waiter in outbox_of(state).waiters

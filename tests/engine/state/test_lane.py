@@ -17,8 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aioktask import Job
+from aioktask.engine.state.admission import admit
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.ending import cancel_group
 from aioktask.engine.state.lane import MOST_UNUSED
+from aioktask.engine.state.lane_turns import close_lane, leave_lane, settle_lane
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper, ThreadWaiter
 from tests.engine.state.test_short import _STEPS, World, _nothing, _take
@@ -28,8 +31,8 @@ from tests.engine.state.turns import a_state, idle_helper, outbox_of
 def _close(state: State, now: int = 0) -> None:
     """The beginning of a turn."""
     if state.lane.open:
-        for helper in state.close_lane(now):
-            state.leave_lane(helper, now)
+        for helper in close_lane(state, now):
+            leave_lane(state, helper, now)
 
 
 class LaneWorld(World):
@@ -49,7 +52,7 @@ class LaneWorld(World):
 
     def open(self) -> None:
         self.state.lane.expect(0)
-        self.state.settle_lane(self.inbox)
+        settle_lane(self.state, self.inbox)
         assert not self.inbox
 
     def close(self) -> None:
@@ -124,7 +127,7 @@ def _opened(cap: int = 2, nices: tuple[int, ...] = (1, 1)) -> tuple[Any, list[He
     state = a_state(cap)
     helpers = [idle_helper(state, nice) for nice in nices]
     state.lane.expect(0)
-    state.settle_lane(deque())
+    settle_lane(state, deque())
     return state, helpers
 
 
@@ -145,8 +148,8 @@ def test_the_lane_stays_closed_while_others_have_something_to_claim() -> None:
     state, _ = _opened()
     _close(state)
     run = Run(Job(_nothing, 10, chunk=1), state.root, nice=0, context=copy_context())
-    state.admit(run, None, None, False, False)
-    state.settle_lane(deque())
+    admit(state, run, None, None, False, False)
+    settle_lane(state, deque())
     assert not state.lane.open
 
 
@@ -160,7 +163,7 @@ def test_jobs_of_a_lane_that_stays_closed_go_first_into_the_inbox_in_their_order
     _close(state)
     state.closing = True
     inbox: deque[tuple[Any, ...]] = deque([("posted", None)])
-    state.settle_lane(inbox)
+    settle_lane(state, inbox)
     assert [command[1] for command in inbox] == [*runs, None]
     assert not state.lane.waiting
 
@@ -171,7 +174,7 @@ def test_jobs_that_wait_when_the_lane_opens_wake_its_members() -> None:
     outbox_of(state)
     run = Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
     state.lane.waiting.append(run)
-    state.settle_lane(deque())
+    settle_lane(state, deque())
     assert state.lane.open
     assert outbox_of(state).parkings == [helpers[0].parking]
 
@@ -181,7 +184,7 @@ def test_a_lane_through_which_nothing_comes_is_not_opened_for_ever() -> None:
     for _ in range(MOST_UNUSED):
         assert state.lane.open
         _close(state)
-        state.settle_lane(deque())
+        settle_lane(state, deque())
     assert not state.lane.open
     assert len(state.idle) == 2
 
@@ -192,6 +195,6 @@ def test_who_leaves_a_coordinator_finds_its_jobs_in_the_lane(waiting: int) -> No
     run = Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
     state.lane.waiting += [run] * waiting
     _close(state)
-    state.cancel_group(None, state.root)
+    cancel_group(state, None, state.root)
     assert run.cancel_asked == bool(waiting)
     assert not state.lane.waiting

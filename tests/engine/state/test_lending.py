@@ -13,8 +13,15 @@ from aioktask import Job
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.scheduling.queue import Seat
+from aioktask.engine.state import following
+from aioktask.engine.state.callers import caller_left
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.ending import cancel
+from aioktask.engine.state.following import sampled
+from aioktask.engine.state.helpers import not_started
+from aioktask.engine.state.lending import lend, nice_of
 from aioktask.engine.state.run import Run
+from aioktask.engine.state.waiting import add_waiter, remove_waiter
 from aioktask.engine.state.workers import Caller, ThreadWaiter
 from tests.engine.state.turns import (
     ChunkWaits,
@@ -40,13 +47,13 @@ def submitted(state: State, nice: int) -> Run:
 def wait_for(state: State, run: Run, nice: int) -> ThreadWaiter:
     """Have a thread of the program wait for the run."""
     waiter = ThreadWaiter(nice)
-    state.add_waiter(run, waiter, None, False)
+    add_waiter(state, run, waiter, None, False)
     return waiter
 
 
 def renice(state: State, run: Run, nice: int) -> None:
     run.nice = nice
-    state.renice(run)
+    following.renice(state, run)
 
 
 def loans(*runs: Run) -> list[int | None]:
@@ -64,7 +71,7 @@ def test_a_loan_goes_on_through_jobs_that_wait_and_ends_with_the_waits() -> None
     renice(state, middle, -10)
     assert [each.urgency for each in (outer, middle, inner)] == [-3, -10, -10]
     renice(state, middle, 12)
-    state.remove_waiter(outer, waiter)
+    remove_waiter(state, outer, waiter)
     assert loans(outer, middle, inner) == [None, 5, 5]
     renice(state, outer, 15)
     assert loans(outer, middle, inner) == [None, None, 12]
@@ -153,7 +160,7 @@ def test_a_helper_that_is_called_off_is_called_again_also_when_a_waiter_goes() -
     stint = stint_of(helper)
     stint.seat = Seat.OWN
     run.entry.loan_taken = False
-    state._lend(state.loans.remove_waiter(run.entry, -3))
+    lend(state, state.loans.remove_waiter(run.entry, -3))
     assert run.entry.loan == 0
     assert stint_of(helper).seat is Seat.LENT
 
@@ -166,7 +173,7 @@ def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lo
     helper = idle_helper(state, low)
     run = submitted(state, 19)
     helper.called = False  # it has begun
-    assert state.nice_of(helper) == low
+    assert nice_of(state, helper) == low
     generation = state.signals.generation
     outbox_of(state)
     wait_for(state, run, 0)
@@ -175,11 +182,11 @@ def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lo
     if may_lower:
         assert stint.seat is Seat.LENT
         assert helper in outbox_of(state).renices
-        assert state.nice_of(helper) == thread_nice(0, 0, gil=state.gil)
+        assert nice_of(state, helper) == thread_nice(0, 0, gil=state.gil)
         assert run.lent == "at once"
     else:
         assert stint.seat is not Seat.LENT
-        assert state.nice_of(helper) == low
+        assert nice_of(state, helper) == low
         assert run.lent == "at a chunk boundary"
         outbox_of(state)
         assert state.reconsider(stint, 10) is None  # the boundary
@@ -197,7 +204,7 @@ def test_without_more_threads_one_of_too_high_a_nice_serves() -> None:
     starts = outbox_of(state).starts
     assert starts == list(state.starting)
     assert len(starts) == 2
-    state.not_started(None, starts[0], RuntimeError("no more"))
+    not_started(state, None, starts[0], RuntimeError("no more"))
     assert stint_of(helper).run is run
 
 
@@ -209,21 +216,21 @@ def test_what_was_seen_bounds_background_threads_and_calls_them_back() -> None:
     assert run.entry.gives_way
     assert run.entry.threads == 1, "until the first sample nobody knows what is free"
     second = 1_000_000_000
-    state.sampled(None, CpuLoad(second, 3 * second, second, 0), 4)
+    sampled(state, None, CpuLoad(second, 3 * second, second, 0), 4)
     for each in helpers:
         each.relays = False
         state.summon(0)
     assert run.entry.threads == 4
     assert state.scheduler.background == 4
     generation = state.signals.generation
-    state.sampled(None, CpuLoad(second, second, second, 0), 4)
+    sampled(state, None, CpuLoad(second, second, second, 0), 4)
     assert state.scheduler.background_cap == 2
     assert state.signals.generation != generation
-    state.sampled(None, CpuLoad(second, 0, second, 3 * second), 4)
+    sampled(state, None, CpuLoad(second, 0, second, 3 * second), 4)
     assert state.background.pausing
     renice(state, run, 0)
     assert not run.entry.gives_way
-    state.sampled(None, None, 4)
+    sampled(state, None, None, 4)
     assert not state.background.pausing
 
 
@@ -272,12 +279,12 @@ def test_a_job_inside_a_helper_s_chunk_lends_to_that_helper() -> None:
     assert stint_of(caller).seat is Seat.LENT
     assert helper.boost == 0
     assert helper in outbox_of(state).renices
-    assert state.nice_of(helper) == thread_nice(0, 0, gil=state.gil)
+    assert nice_of(state, helper) == thread_nice(0, 0, gil=state.gil)
     assert outer.entry.loan is None
-    state.caller_left(inner, caller, None)
+    caller_left(state, inner, caller, None)
     assert caller.serving is None
     assert helper.boost is None
-    assert state.nice_of(helper) == thread_nice(19, 0, gil=state.gil)
+    assert nice_of(state, helper) == thread_nice(19, 0, gil=state.gil)
 
 
 def test_an_undo_runs_at_the_nice_of_the_most_urgent_who_waits_inside_chunks_too() -> None:
@@ -292,7 +299,7 @@ def test_an_undo_runs_at_the_nice_of_the_most_urgent_who_waits_inside_chunks_too
     assert stint.run is inner
     state.walked(stint, stint.stretch_stop, 1)
     assert inner.cancel()
-    state.cancel(inner)
+    cancel(state, inner)
     state.reconsider(stint, 2)
     assert inner.undoing
     assert inner.entry.nice == -2

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from aioktask import Job, Part
 from aioktask.engine.ranges.plan import node_of, spans
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.nodes import node_for
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper
 from tests.engine.state.turns import a_run, a_state, admit, stint_of
@@ -47,7 +48,7 @@ def helper(state: State, node: int | None = None) -> Helper:
     made.node = node
     state.helpers[made] = None
     state.find_work(made, 0)
-    made.node = state.node_of(made)
+    made.node = node_for(state, made)
     return made
 
 
@@ -59,7 +60,7 @@ def walk(state: State, who: Helper, now: int) -> int | None:
     node = node_of(stint.run.job, stint.stretch_start)
     if not state.walked(stint, stint.stretch_stop, now):
         state.reconsider(stint, now)
-        who.node = state.node_of(who)
+        who.node = node_for(state, who)
     return node
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -19,12 +20,22 @@ from aioktask import Job
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import one_chunk, split
 from aioktask.engine.scheduling.queue import SLICE_NS
-from aioktask.engine.state import dispatch
+from aioktask.engine.state import admission
+from aioktask.engine.state.ending import cancel, committed, leave_group
+from aioktask.engine.state.following import renice, set_caps, set_run_limit
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Run, Wait
 from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.waiting import add_waiter
 from aioktask.engine.state.workers import Helper, ThreadWaiter
 from tests.engine.state.turns import a_state, idle_helper
+
+# The modules of turns that read the clock.
+CLOCKED = [
+    module
+    for name, module in sys.modules.items()
+    if name.startswith("aioktask.engine.state.") and hasattr(module, "perf_counter_ns")
+]
 
 
 def _nothing(start: int, stop: int) -> None:
@@ -57,8 +68,9 @@ class World:
         """A turn on a helper's thread, at the world's own time."""
         self.now += 1_000
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(dispatch, "perf_counter_ns", lambda: self.now)
-            patch.setattr(dispatch, "begin_at_once", self._way(dispatch.begin_at_once))
+            for module in CLOCKED:
+                patch.setattr(module, "perf_counter_ns", lambda: self.now)
+            patch.setattr(admission, "begin_at_once", self._way(admission.begin_at_once))
             self.state.turner = None if helper is None else self.helpers[helper]
             what()
             self.state.turner = None
@@ -116,7 +128,7 @@ class World:
         waiter = None if waits is None else ThreadWaiter(waits)
         self.waiters.append(waiter)
         before = state.signals.generation
-        self.turn(helper, lambda: state.admit(run, waiter, None, False, False))
+        self.turn(helper, lambda: admission.admit(state, run, waiter, None, False, False))
         if run.begun and not run.over and not run.entry.ready:
             # The long way has others choose anew although nothing is left for them to choose: this
             # is the one difference.
@@ -154,7 +166,7 @@ class World:
         waiter = ThreadWaiter(MOST_NICE)
         self.waiters.append(waiter)
         leaver = Leaver(waiter, self.helpers[0].stint, detects=False)
-        self.turn(None, lambda: self.state.leave_group(None, self.group, leaver, False))
+        self.turn(None, lambda: leave_group(self.state, None, self.group, leaver, False))
         self.group.closed = self.group.shut = False
 
     def wait_in_chunk(self, run: Run, which: int) -> None:
@@ -164,7 +176,7 @@ class World:
             return
         waiter = ThreadWaiter(MOST_NICE)
         self.waiters.append(waiter)
-        self.turn(None, lambda: self.state.add_waiter(run, waiter, stint, True))
+        self.turn(None, lambda: add_waiter(self.state, run, waiter, stint, True))
 
     def dump(self) -> dict[str, Any]:
         state = self.state
@@ -314,23 +326,23 @@ def _take(world: World, step: tuple[Any, ...]) -> None:
     elif what == "leave":
         world.leave()
     elif what == "cap":
-        world.turn(None, lambda: state.set_caps(arguments[0], None))
+        world.turn(None, lambda: set_caps(state, arguments[0], None))
     elif arguments[0] < len(world.runs):
         run = world.runs[arguments[0]]
         if what == "cancel" and run.cancel():
-            world.turn(arguments[1], lambda: state.cancel(run))
+            world.turn(arguments[1], lambda: cancel(state, run))
         elif what == "wait in a chunk":
             world.wait_in_chunk(run, arguments[1])
         elif what == "ask to cancel":  # whose command is still to come
             run.cancel()
         elif what == "commit" and run.owned and run.commit():
-            world.turn(arguments[1], lambda: state.committed(run))
+            world.turn(arguments[1], lambda: committed(state, run))
         elif what == "renice":
             run.nice = arguments[1]
-            world.turn(None, lambda: state.renice(run))
+            world.turn(None, lambda: renice(state, run))
         elif what == "limit":
             run.limit = arguments[1]
-            world.turn(None, lambda: state.set_run_limit(run))
+            world.turn(None, lambda: set_run_limit(state, run))
 
 
 @given(st.sampled_from([1, 2, 2, 3]), st.sampled_from([(0, 0), (0, 3)]), _STEPS)

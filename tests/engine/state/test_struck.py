@@ -21,7 +21,16 @@ from aioktask import Job
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.scheduling import queue
-from aioktask.engine.state import dispatch
+from aioktask.engine.state import (
+    admission,
+    callers,
+    dispatch,
+    ending,
+    following,
+    helpers,
+    recovery,
+    waiting,
+)
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Decision, Phase, Run
@@ -70,12 +79,12 @@ class World:
         served = [each.stint for each in state.helpers if each.stint is not None]
         self.chunk = next(each for each in served if each.run is self.outer)
         self.in_chunk = self._waiter(7)
-        self.apply(State.add_waiter, self.awaited, self.in_chunk, self.chunk, True)
+        self.apply(waiting.add_waiter, self.awaited, self.in_chunk, self.chunk, True)
         self.caller = Caller(0, main=True)
         self.caller.present.acquire()
         self.waiters.append(self.caller)
         self.called = self.run("called", undo=True)
-        self.apply(State.admit, self.called, self.caller, self.caller, False, True)
+        self.apply(admission.admit, self.called, self.caller, self.caller, False, True)
         assert self.caller.serving is not None
         while self.started:
             self.come()
@@ -111,12 +120,12 @@ class World:
 
     def submit(self, name: str, **options: Any) -> Run:
         run = self.run(name, **options)
-        self.apply(State.admit, run, None, None, False, False)
+        self.apply(admission.admit, run, None, None, False, False)
         return run
 
     def wait(self, run: Run, nice: int) -> ThreadWaiter:
         waiter = self._waiter(nice)
-        self.apply(State.add_waiter, run, waiter, None, False)
+        self.apply(waiting.add_waiter, run, waiter, None, False)
         return waiter
 
     def come(self) -> None:
@@ -170,7 +179,7 @@ class World:
                 stint, self.caller.stint = self.caller.stint, None
                 now = stint.claimed_at + 1_000_000
                 self.walk(stint, stint.stretch_stop)
-                self.apply(State.caller_walked, stint.run, stint, stint.stretch_stop, now)
+                self.apply(callers.caller_walked, stint.run, stint, stint.stretch_stop, now)
                 continue
             for helper in self.helpers:
                 if self._comes_back(helper):
@@ -263,51 +272,51 @@ def admit_awaited(world: World) -> None:
     run = world.run("new", nice=4)
     waiter = world._waiter(4)
     run.parent_stint = world.chunk
-    world.apply(State.admit, run, waiter, None, True, True)
+    world.apply(admission.admit, run, waiter, None, True, True)
 
 
 def admit_called(world: World) -> None:
-    world.apply(State.caller_left, world.called, world.caller, None)
+    world.apply(callers.caller_left, world.called, world.caller, None)
     world.caller = caller = Caller(0, main=True)
     caller.present.acquire()
     world.waiters.append(caller)
-    world.apply(State.admit, world.run("new"), caller, caller, False, True)
+    world.apply(admission.admit, world.run("new"), caller, caller, False, True)
 
 
 def cancel(world: World) -> None:
     assert world.cancelled.cancel()
-    world.apply(State.cancel, world.cancelled)
+    world.apply(ending.cancel, world.cancelled)
 
 
 def cancel_what_is_served(world: World) -> None:
     assert world.awaited.cancel()
-    world.apply(State.cancel, world.awaited)
+    world.apply(ending.cancel, world.awaited)
 
 
 def remove_waiter(world: World) -> None:
     world.waiters.remove(world.waiting)
-    world.apply(State.remove_waiter, world.outer, world.waiting)
+    world.apply(waiting.remove_waiter, world.outer, world.waiting)
 
 
 def leave(world: World, *, cancels: bool) -> None:
     world.waiters.append(world.leaver.waiter)
-    world.apply(State.leave_group, None, world.group, world.leaver, cancels)
+    world.apply(ending.leave_group, None, world.group, world.leaver, cancels)
 
 
 def stay(world: World) -> None:
     leave(world, cancels=False)
     world.waiters.remove(world.leaver.waiter)
-    world.apply(State.stay_in_group, None, world.group, world.leaver)
+    world.apply(ending.stay_in_group, None, world.group, world.leaver)
 
 
 def renice(world: World) -> None:
     world.awaited.nice = -3
-    world.apply(State.renice, world.awaited)
+    world.apply(following.renice, world.awaited)
 
 
 def limit(world: World) -> None:
     world.outer.limit = 1
-    world.apply(State.set_run_limit, world.outer)
+    world.apply(following.set_run_limit, world.outer)
 
 
 def walked_as_caller(world: World) -> None:
@@ -315,7 +324,9 @@ def walked_as_caller(world: World) -> None:
     assert stint is not None
     world.caller.stint = None
     world.walk(stint, stint.stretch_stop)
-    world.apply(State.caller_walked, stint.run, stint, stint.stretch_stop, stint.claimed_at + 1000)
+    world.apply(
+        callers.caller_walked, stint.run, stint, stint.stretch_stop, stint.claimed_at + 1000
+    )
 
 
 def raised_as_caller(world: World) -> None:
@@ -323,19 +334,19 @@ def raised_as_caller(world: World) -> None:
     assert stint is not None
     world.caller.stint = None
     error = ValueError("planted")
-    world.apply(State.caller_raised, stint.run, stint, error, stint.claimed_at + 1000)
+    world.apply(callers.caller_raised, stint.run, stint, error, stint.claimed_at + 1000)
 
 
 def left_as_caller(world: World) -> None:
     world.waiters.remove(world.caller)
     world.caller.stint = None
-    world.apply(State.caller_left, world.called, world.caller, KeyboardInterrupt())
+    world.apply(callers.caller_left, world.called, world.caller, KeyboardInterrupt())
 
 
 def went_as_caller(world: World) -> None:
     world.waiters.remove(world.caller)
     world.caller.present.release()
-    world.apply(State.find_unattended, None)
+    world.apply(recovery.find_unattended, None)
 
 
 def goes_on_elsewhere(world: World) -> None:
@@ -346,22 +357,28 @@ def goes_on_elsewhere(world: World) -> None:
 
 
 def sampled(world: World) -> None:
-    world.apply(State.sampled, None, CpuLoad(10**9, 10**9, 10**9, 0), 4)
+    world.apply(following.sampled, None, CpuLoad(10**9, 10**9, 10**9, 0), 4)
 
 
 def cap(world: World) -> None:
-    world.apply(State.configure, None, Tunables(max_threads=2), 2, None)
+    world.pool.adapter.configure(Tunables(max_threads=2))
+    world.turn()
+
+
+def group_cap(world: World) -> None:
+    world.pool.adapter.set_group(world.group, 1)
+    world.turn()
 
 
 def not_started(world: World) -> None:
     helper = Helper()
     helper.asked_for = True
     world.state.starting[helper] = None
-    world.apply(State.not_started, None, helper, RuntimeError("no more"))
+    world.apply(helpers.not_started, None, helper, RuntimeError("no more"))
 
 
 def close(world: World) -> None:
-    world.apply(State.close, None, world._waiter(0))
+    world.apply(ending.close, None, world._waiter(0))
 
 
 DEEDS: dict[str, Deed] = {
@@ -375,12 +392,12 @@ DEEDS: dict[str, Deed] = {
     "leave": lambda world: leave(world, cancels=False),
     "leave and cancel": lambda world: leave(world, cancels=True),
     "stay": stay,
-    "cancel group": lambda world: world.apply(State.cancel_group, None, world.group),
+    "cancel group": lambda world: world.apply(ending.cancel_group, None, world.group),
     "renice": renice,
     "limit": limit,
-    "group cap": lambda world: world.apply(State.set_group, None, world.group, 1),
+    "group cap": group_cap,
     "cap": cap,
-    "base nice": lambda world: world.apply(State.follow_nice, None, 2, False),
+    "base nice": lambda world: world.apply(following.follow_nice, None, 2, False),
     "sampled": sampled,
     "walked": lambda world: world.come_back(world.serving(world.awaited)),
     "raised": lambda world: world.come_back(world.serving(world.awaited), ValueError("planted")),
@@ -390,7 +407,7 @@ DEEDS: dict[str, Deed] = {
     "raised as caller": raised_as_caller,
     "left as caller": left_as_caller,
     "went as caller": went_as_caller,
-    "relay": lambda world: world.apply(State.relay, None),
+    "relay": lambda world: world.apply(helpers.relay, None),
     "not started": not_started,
     "close": close,
 }
@@ -400,9 +417,9 @@ def check(world: World) -> None:
     """What must hold after any deed, struck or not."""
     state = world.state
     before = world.counts()
-    state.rebuild()
+    recovery.rebuild(state)
     assert world.counts() == before, "nothing is counted that does not stand with runs and stints"
-    world.apply(State.find_unattended, None)  # as the keeper does every 0.1 s
+    world.apply(recovery.find_unattended, None)  # as the keeper does every 0.1 s
     world.finish()
     assert not state.runs
     assert not state.serving

@@ -8,11 +8,13 @@ from typing import Any
 
 from aioktask import Job
 from aioktask.engine.priority import MOST_NICE
+from aioktask.engine.state import admission
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.waiting import add_waiter, remove_waiter
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
 from aioktask.engine.tunables import Tunables
 
@@ -35,7 +37,7 @@ def admit(
     nested: bool = False,
 ) -> Run:
     """Have the state take the run in."""
-    state.admit(run, waiter, caller, nested, False)
+    admission.admit(state, run, waiter, caller, nested, False)
     assert run in state.runs
     return run
 
@@ -70,8 +72,8 @@ class ChunkWaits:
         self._waiter = ThreadWaiter(MOST_NICE)  # which lends nothing: its chunk's job does
         stint = waiting.stint_of(self)
         stint.live = True
-        state.add_waiter(awaited, self._waiter, stint, detects)
+        add_waiter(state, awaited, self._waiter, stint, detects)
         assert self._waiter.refused is None
 
     def end(self) -> None:
-        self._state.remove_waiter(self._awaited, self._waiter)
+        remove_waiter(self._state, self._awaited, self._waiter)

@@ -23,6 +23,7 @@ from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.state import lane, workers
 from aioktask.engine.state.current import local
 from aioktask.engine.state.group import RunGroup
+from aioktask.engine.state.lending import nice_of
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper, ThreadWaiter
 from aioktask.engine.threads import helper, keeper, pool
@@ -125,7 +126,7 @@ class Stage:
         patch.setattr(self.pool.adapter, "bind", lambda helper: None)
 
     def _set_nice(self, helper: Helper) -> bool:
-        helper.nice = self.pool.state.nice_of(helper)
+        helper.nice = nice_of(self.pool.state, helper)
         return True
 
     def actor(self) -> Actor:

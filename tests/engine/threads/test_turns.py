@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from aioktask.engine.state import admission, ending
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Run
@@ -31,7 +32,7 @@ def assert_at_rest(stage: Stage) -> None:
     """Nothing waits to be done: no command, no job, no thread that is counted somewhere."""
     pool, state = stage.pool, stage.pool.state
     # The two that may wait for the next turn, since nobody waits for them.
-    late = (State.committed, State.admit)
+    late = (ending.committed, admission.admit)
     assert all(command[0] in late for command in pool.inbox), pool.inbox
     stage.spawn(lambda: pool.post(lambda state, run: None, None), "last")
     stage.run_on()

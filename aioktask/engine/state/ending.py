@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+# The commands that have runs end: a cancel, a commit, who leaves a coordinator, the exit.
+#
+# How a run ends was decided by then, in one step, on the thread that asked for it (`Run.decide`).
+# Turns only carry that out; a run that goes on after all, since the cancel came late, is left
+# alone. Who closes a coordinator, or the process, finds jobs that wait in the lane among its runs.
+"""The ending of runs."""
+
+from __future__ import annotations
+
+from time import perf_counter_ns
+
+from aioktask.engine.state.admission import do_not_begin
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.lane_turns import admit_waiting
+from aioktask.engine.state.run import CANCEL, SETTLED, SUCCESS, Run
+from aioktask.engine.state.short import take_in_settled
+from aioktask.engine.state.waiting import begin_leaving, deadlock, end_leaving, let_leave
+from aioktask.engine.state.workers import Waiter
+from aioktask.errors import DeadlockError
+
+
+def cancel(state: State, run: Run) -> None:
+    """Have a cancel that came in time take effect."""
+    if run.over or run.cancelled or run.error is not None:
+        return
+    if run.decided is not CANCEL:
+        return
+    if not run.begun:
+        if run.never_starts:  # it was posted before the run, which is not going to come
+            do_not_begin(state, run)
+        if not run.settled:  # else whoever walks it will find out
+            return
+        take_in_settled(state, run)
+    run.cancelled = True
+    if not run.never_starts:  # else nobody walks it
+        state.signals.generation += 1
+    state.update(run)
+    state.summon(perf_counter_ns())
+
+
+def committed(state: State, run: Run) -> None:
+    """End a settled run whose owner took the result."""
+    if run.phase is SETTLED and run.decided is SUCCESS:
+        run.committed()
+        state.end(run)
+
+
+def undo_ended(state: State, run: Run, errors: tuple[tuple[range, BaseException], ...]) -> None:
+    """Bring the run, whose coroutine undo is through, forward."""
+    if run.over or not run.async_undo:
+        return
+    run.undo_ended(errors)
+    state.update(run)
+
+
+def leave_group(state: State, run: None, group: RunGroup, leaver: Leaver, cancels: bool) -> None:
+    """Close a group, cancel its runs if asked to, and have the leaver woken when none is left.
+
+    Where a cycle of waits would be the end of it, the leaver's waiter is refused.
+    """
+    admit_waiting(state, group)
+    group.closed = group.shut = True
+    if cancels:
+        cancel_group(state, None, group)
+    if leaver.detects and leaver.stint is not None and leaver.stint.live:
+        for each in group.runs:
+            error = deadlock(state, leaver.stint.run, each)
+            if error is not None or each is leaver.stint.run:
+                waiting = leaver.stint.run.name
+                leaver.waiter.refused = error or DeadlockError([waiting])
+                state.out.waiters.append(leaver.waiter)
+                return
+    if leaver not in group.leavers:
+        group.leavers.append(leaver)
+    for each in list(group.runs):
+        if leaver not in each.left_by:
+            begin_leaving(state, each, leaver)
+    let_leave(state, group)
+    state.summon(perf_counter_ns())
+
+
+def stay_in_group(state: State, run: None, group: RunGroup, leaver: Leaver) -> None:
+    """Have the leaver, which waits no more, lend the group's runs nothing."""
+    if leaver in group.leavers:
+        group.leavers.remove(leaver)
+        for each in group.runs:
+            end_leaving(state, each, leaver)
+
+
+def cancel_group(state: State, run: None, group: RunGroup) -> None:
+    """Close a group and cancel its runs."""
+    admit_waiting(state, group)
+    group.closed = group.shut = True
+    for each in list(group.runs):
+        each.cancel()
+        cancel(state, each)
+
+
+def close(state: State, run: None, waiter: Waiter) -> None:
+    """At the exit of the interpreter: cancel all runs; `waiter` is woken when none is left."""
+    admit_waiting(state)
+    state.closing = True
+    state.all_over = waiter
+    for each in list(state.runs):
+        each.cancel()
+        cancel(state, each)
+    if not state.runs:
+        state.out.waiters.append(waiter)

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: MIT
+# What turns do with the lane, which is open between turns only.
+#
+# Every turn that finds the lane open closes it first, so that all that its members are at is runs
+# as others; and at its end opens it again, or has what waits there be taken in by `admit`. Why no
+# job gets lost or is served twice in between, whatever the members do meanwhile, stands in `lane`.
+"""Turns that open and close the lane."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import Any
+
+from aioktask.engine.priority import thread_nice
+from aioktask.engine.state.admission import admit
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.group import RunGroup
+from aioktask.engine.state.run import ADMITTED, Run
+from aioktask.engine.state.short import adopt
+from aioktask.engine.state.workers import Helper
+
+
+def close_lane(state: State, now: int) -> list[Helper]:
+    """At the beginning of a turn: close the lane.
+
+    Returns:
+        Who were its members, each of which `leave_lane` then.
+    """
+    if state.lane.used and state.runs:
+        state.expect_others(now)
+    return state.lane.closed()
+
+
+def leave_lane(state: State, helper: Helper, now: int) -> None:
+    """Have what the helper serves as a member of the lane be a run as others."""
+    run = helper.express
+    found = None if run is None else run.decide_entry(ADMITTED)
+    if run is not None and found is helper:
+        adopt(state, run, helper, now)
+    if helper.stint is None:
+        state.rest(helper)
+    if run is not None and found is ADMITTED:
+        _admit_from_lane(state, run)
+
+
+def adopt_late(state: State, helper: Helper, now: int) -> None:
+    """Have what the helper took out of the lane be a run as others, unless it is."""
+    run = helper.express
+    helper.express = None
+    if run is None or run.begun:
+        return
+    if run.decide_entry(ADMITTED) is helper:
+        if helper.idle:
+            helper.idle = False
+            state.idle.remove(helper)
+        adopt(state, run, helper, now)
+
+
+def struck_in_lane(state: State, helper: Helper, now: int) -> None:
+    """End a job of the lane at whose end an exception struck the helper; else take it in."""
+    run = helper.express
+    if run is None or run.begun or run.decide_entry(ADMITTED) is not helper:
+        helper.express = None
+        return
+    if not run.end_struck(helper, now, state.cap):
+        adopt_late(state, helper, now)
+        return
+    helper.express = None
+    state.out.dropped += (run, run.dropped)
+    run.dropped = ()
+    if run.lane_waiter is not None:
+        state.out.waiters.append(run.lane_waiter)
+    if run.settled:
+        state.lane.settled.append(run)
+
+
+def settle_lane(state: State, inbox: deque[tuple[Any, ...]]) -> None:
+    """At the end of a turn: open the lane, or have its jobs be taken in as others.
+
+    Args:
+        inbox: Where they go then, before what was posted after them.
+    """
+    lane = state.lane
+    if lane.expected and not inbox and _open_lane(state):
+        return
+    waiting = lane.waiting
+    while waiting:
+        run = waiting.pop()
+        try:
+            inbox.appendleft((admit, run, run.lane_waiter, None, False, False))
+        except BaseException:
+            waiting.append(run)
+            raise
+
+
+def _open_lane(state: State) -> bool:
+    """Open the lane for helpers that are idle, unless some job has need of them."""
+    lane, scheduler = state.lane, state.scheduler
+    if (
+        state.closing
+        or scheduler.anybody_waits
+        or any(stint.run.claims.left for stint in state.serving)
+        or state.several_chunks_wait()
+    ):
+        return False
+    room = max(scheduler.cap - scheduler.running, 0)
+    nice = thread_nice(lane.nice, state.base_nice, gil=state.gil)
+    fitting = [each for each in state.idle if each.nice == nice and each.node is None][:room]
+    full = len(fitting) == room
+    if not full and len(lane.waiting) >= len(fitting):  # more helpers may be had
+        return False
+    for helper in fitting:
+        state.idle.remove(helper)
+        helper.idle = False
+        helper.in_lane = True
+        lane.members.append(helper)
+        lane.parked.append(helper)
+    for helper in fitting[: len(lane.waiting)]:
+        if helper is not state.turner:
+            state.out.parkings.append(helper.parking)
+    lane.cap = scheduler.cap
+    lane.full = full
+    lane.open = True
+    return True
+
+
+def admit_waiting(state: State, group: RunGroup | None = None) -> None:
+    """Take in the jobs of the lane, of this group alone if one is given."""
+    for run in list(state.lane.waiting):
+        if group is None or run.group is group:
+            _admit_from_lane(state, run)
+
+
+def _admit_from_lane(state: State, run: Run) -> None:
+    """Take in a job of the lane that no helper has claimed, as it was posted."""
+    admit(state, run, run.lane_waiter, None, False, False)
+    with contextlib.suppress(ValueError):  # a helper took it
+        state.lane.waiting.remove(run)

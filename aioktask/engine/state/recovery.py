@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: MIT
+# What turns do after exceptions: one in a turn, and those that took an owner away without a word.
+#
+# An exception may strike a turn in any line: memory was short. After `recover` the run that the
+# turn was about is over, as are those that it left half-way, and whoever waited for them is woken;
+# no thread serves a run that is over; all that is counted beside runs and stints agrees with them
+# again. That is why each count in `State` can be derived from its runs, stints and helpers, and is
+# made anew in `rebuild`. And after `find_unattended` no run goes on whose owner is gone.
+"""Recovery after exceptions."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from time import perf_counter_ns
+
+from aioktask.engine.scheduling.waits import Waits
+from aioktask.engine.state.admission import do_not_begin
+from aioktask.engine.state.callers import caller_left, hand_over
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.ending import cancel, committed
+from aioktask.engine.state.run import SETTLED, Run
+from aioktask.engine.state.workers import Caller
+
+# How many runs one look asks whether their owner is still there.
+ATTENDANCE_LOOKS = 256
+
+
+def recover(state: State, run: Run | None, error: BaseException) -> None:
+    """Go on after an exception that struck in the middle of a change, which was about this run.
+
+    What is counted elsewhere is counted anew, from what stands with runs and stints. The run
+    ends by the exception: how much of it is done is not known any more.
+    """
+    # Another one too, if a claim in the same turn left it half-way.
+    half_way = [each for each in state.runs if each.version & 1 and each is not run]
+    if run is not None and run.begun:
+        half_way.append(run)
+    elif run is not None and not run.over:
+        do_not_begin(state, run, error)
+    for each in half_way:
+        if not each.over:
+            _break_down(state, each, error)
+    for stint in list(state.serving):
+        caller = stint.thread
+        if stint.run.over or not stint.live or stint.stretch_start >= stint.stretch_stop:
+            stint.live = False  # the last: it was struck before it had something to walk
+            del state.serving[stint]
+            if isinstance(caller, Caller):
+                caller.serving = caller.stint = None
+                if not (caller.quits or stint.run.over):
+                    stint.run.caller = caller
+        elif isinstance(caller, Caller) and caller.serving is not stint:
+            hand_over(state, stint)
+    rebuild(state)
+    if run is not None and run in state.runs:
+        state.end(run)
+    elif run is not None and run.begun:  # struck just after it was taken out
+        state.forget(run)
+
+
+def _break_down(state: State, run: Run, error: BaseException) -> None:
+    """End a run that a turn left half-way, whoever serves it."""
+    for stint in [each for each in state.serving if each.run is run]:
+        stint.live = False
+        del state.serving[stint]
+        if isinstance(stint.thread, Caller):
+            stint.thread.serving = stint.thread.stint = None
+            state.out.parkings.append(stint.thread.parking)
+    run.break_down(error)
+
+
+def rebuild(state: State) -> None:
+    """Count anew what is counted outside of runs and stints."""
+    state.idle = deque(helper for helper in state.idle if helper.idle)
+    for helper in state.helpers:
+        stint = helper.stint
+        if stint is None or (helper.called and stint not in state.serving):
+            helper.idle = helper in state.idle
+            state.rest(helper)
+        elif helper.called:  # and perhaps not woken yet
+            state.out.parkings.append(helper.parking)
+    state.out.starts = [helper for helper in state.starting if not helper.asked_for]
+    entries = [run.entry for run in state.runs]
+    waiting = [
+        (wait, run)
+        for run in state.runs
+        for wait in (*run.waiters.values(), *run.left_by.values())
+        if wait.stint is not None and wait.run is not None and not wait.run.over
+    ]
+    state.waits, state.waiting = Waits(), {}
+    for run in state.runs:
+        run.entry.owed = 0
+    for wait, run in waiting:
+        assert wait.stint is not None
+        assert wait.run is not None
+        run.entry.owed += 1
+        state.waiting[wait.stint] = state.waiting.get(wait.stint, 0) + 1
+        if wait.detects:
+            state.waits.add(wait.run, run)
+    state.scheduler.rebuild(
+        entries,
+        [
+            (stint.run.entry, stint.seat, stint.counted, stint.counted_in_group)
+            for stint in state.serving
+        ],
+    )
+    state.loans.rebuild(
+        entries,
+        [(run.entry, waiter.nice) for run in state.runs for waiter in run.waiters],
+        [(wait.run.entry, run.entry) for wait, run in waiting if wait.run is not None],
+    )
+    for run in list(state.runs):
+        if run.over:
+            state.scheduler.set_idle(run.entry)
+            state.end(run)
+        else:
+            state.update(run)
+    state.signals.generation += 1
+    state.summon(perf_counter_ns())
+
+
+def find_unattended(state: State, run: None) -> None:
+    """End what nobody attends to any more.
+
+    That is: a run whose owner went away without a word, since exceptions struck faster than it
+    could say so; and a stretch of such a thread. A run may have found this out already.
+    """
+    looked = list(itertools.islice(state.unasked, ATTENDANCE_LOOKS))
+    if len(looked) < ATTENDANCE_LOOKS:
+        state.unasked = iter(list(state.runs))
+    for each in looked:
+        if each.cancel_asked and not (each.cancelled or each.over):
+            cancel(state, each)  # whoever asked was struck before it could post that
+        if each.over or each.attended is None or each.attended.locked():
+            continue
+        if each.cancel():
+            cancel(state, each)
+        elif each.phase is SETTLED:
+            committed(state, each)
+    settled = state.lane.settled
+    for _ in range(len(settled)):
+        each = settled.popleft()
+        assert each.attended is not None
+        if each.cancel_asked:  # while it settled, so that a turn left it alone
+            cancel(state, each)
+        elif each.attended.locked():
+            settled.append(each)
+        elif each.cancel():
+            cancel(state, each)
+    for stint in list(state.serving):
+        caller = stint.thread
+        if isinstance(caller, Caller) and not caller.present.locked():
+            caller_left(state, stint.run, caller, None)
