@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: MIT
 # The lane: where jobs the size of a request pass without a turn.
 #
-# A job of one chunk, awaited, without undo, at the lane's nice, needs no queue, no cut, no learning
-# and no account while nothing else waits for helpers. So a turn that leaves helpers idle opens the
-# lane for some of them, its members. Who submits such a job appends it to `waiting` and wakes a
-# member that is `parked`; the member claims it, walks it, ends it and wakes its waiter, and no turn
-# is taken. The lane is open between turns only: every turn closes it first, so whatever else
-# happens finds an ordinary state, in which
+# A job of one chunk, awaited, at the lane's nice, needs no queue, cut, learning or account while
+# nothing else waits for helpers. So a turn that leaves helpers idle opens the lane for some of
+# them, its members. Who submits such a job appends it to `waiting` and wakes a member that is
+# `parked`; the member claims it, walks it, ends it and wakes its waiter, and no turn is taken.
 #
-# - a job that a member is at has become a run that this helper serves (`short.adopt`);
-# - a job that nobody has claimed stands first in the inbox, as it would have without the lane;
-# - a member that is at none is idle.
+# The lane is open between turns only. Every turn closes it first (`lane_turns`), so it finds an
+# ordinary state: a job that a member is at has become a run that this helper serves, and a member
+# that is at none is idle. Jobs that nobody has claimed stay in `waiting` while the turn lasts;
+# where it does not open the lane again they go into the inbox, before what was posted. Who leaves
+# a coordinator, and exit, have them taken in first.
 #
-# Three steps make that sure, whatever the order of threads' lines:
+# Three rules make that right, whatever the order of threads' lines:
 #
 # - A member writes into `Helper.express` what it is about to claim, then looks whether it is still
 #   a member (`Helper.in_lane`), then claims (`Run.decide_entry`). A turn takes the membership away,
-#   then reads `express`, then claims for itself. So a job that the turn does not find is not
-#   claimed by a helper that is no member any more.
-# - Who ends a run that a member walks, that member or turns, is decided in one step (`Run.decide_
-#   server`), by the member when it is done and by the turn that adopts it.
+#   then reads `express`, then claims. So no helper claims a job that the turn did not see.
+# - Who ends a run that a member walks, that member or turns, is decided in one step
+#   (`Run.decide_ender`), by the member when the chunk is done and by the turn that adopts the run.
 # - A member that has nothing to do appends itself to `parked`, then looks into `waiting`. Who
-#   submits appends to `waiting`, then looks into `parked`. A member that takes a job takes itself
-#   out of `parked`, and wakes another one where more jobs wait.
+#   submits appends to `waiting`, then looks into `parked`, then whether the lane is open still, and
+#   if not, or if further helpers may be had, posts the job as any other; it is taken in once. A
+#   member that takes a job takes itself out of `parked`, and wakes another where more jobs wait.
 """The lane of short jobs."""
 
 from __future__ import annotations

@@ -256,7 +256,8 @@ class Pool:
                 try:
                     leave_lane(state, each, now)
                 except BaseException as error:
-                    self.recover(each.express, error)
+                    run = each.express
+                    self.recover(run, error, () if run is None else (run.lane_waiter,))
 
     def keep(self, out: Outbox | None) -> None:
         """Leave what a turn has to say to the keeper: memory was short before it could be sent."""
