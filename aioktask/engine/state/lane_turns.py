@@ -111,11 +111,11 @@ def _open_lane(state: State) -> bool:
     if not full and len(lane.waiting) >= len(fitting):  # more helpers may be had
         return False
     for helper in fitting:
+        lane.members.append(helper)  # first: what strikes from here on, the next turn closes it
+        lane.parked.append(helper)
+        helper.in_lane = True
         state.idle.remove(helper)
         helper.idle = False
-        helper.in_lane = True
-        lane.members.append(helper)
-        lane.parked.append(helper)
     for helper in fitting[: len(lane.waiting)]:
         if helper is not state.turner:
             state.out.parkings.append(helper.parking)

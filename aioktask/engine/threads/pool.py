@@ -250,7 +250,7 @@ class Pool:
         """At the beginning of a turn, on this helper's thread if on one."""
         state = self.state
         state.turner = helper
-        if state.lane.open:
+        if state.lane.open or state.lane.members:
             now = time.perf_counter_ns()
             for each in close_lane(state, now):
                 try:
@@ -312,7 +312,10 @@ class Pool:
         state = self.state
         out = state.out
         if state.lane.expected or state.lane.waiting:
-            settle_lane(state, self.inbox)
+            try:
+                settle_lane(state, self.inbox)
+            except BaseException as error:
+                self.recover(None, error)
         if not out:
             return None
         fresh, self._spare = self._spare, None
