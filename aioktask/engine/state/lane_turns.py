@@ -108,17 +108,20 @@ def _open_lane(state: State) -> bool:
     nice = thread_nice(lane.nice, state.base_nice, gil=state.gil)
     fitting = [each for each in state.idle if each.nice == nice and each.node is None][:room]
     full = len(fitting) == room
-    if not full and len(lane.waiting) >= len(fitting):  # more helpers may be had
+    if not full and (not fitting or len(lane.waiting) > len(fitting)):  # more may be had
         return False
     for helper in fitting:
         lane.members.append(helper)  # first: what strikes from here on, the next turn closes it
-        lane.parked.append(helper)
         helper.in_lane = True
         state.idle.remove(helper)
         helper.idle = False
-    for helper in fitting[: len(lane.waiting)]:
+    # Each job that waits has a member of its own, the turner first, who is awake.
+    fitting.sort(key=lambda each: each is not state.turner)
+    waiting = len(lane.waiting)
+    for helper in fitting[:waiting]:
         if helper is not state.turner:
             state.out.parkings.append(helper.parking)
+    lane.parked.extend(fitting[waiting:])
     lane.cap = scheduler.cap
     lane.full = full
     lane.open = True
