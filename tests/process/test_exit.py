@@ -314,7 +314,25 @@ def test_a_program_without_jobs_starts_no_thread_and_ends_with_none() -> None:
         assert child.stderr() == ""
 
 
-@pytest.mark.parametrize("jobs", ["", "run_multithreaded_sync(Job(fill, 64, chunk=1))"])
+# Both helpers are members of the lane at the end, and wait for the next job without a timeout.
+SHORT_JOBS = """
+        from aioktask.engine.api.process import current_pool
+
+        async def jobs():
+            both = threading.Barrier(2)
+            await run_multithreaded(Job(lambda start, stop: both.wait() and None, 2, chunk=1))
+            for _ in range(20):
+                await run_multithreaded(Job(fill, 1, chunk=1))
+            assert len(current_pool().state.lane.members) == 2
+
+        aioktask.set_max_threads(2)
+        asyncio.run(jobs())
+"""
+
+
+@pytest.mark.parametrize(
+    "jobs", ["", "run_multithreaded_sync(Job(fill, 64, chunk=1))", SHORT_JOBS.strip()]
+)
 def test_idle_helpers_do_not_delay_the_exit(jobs: str) -> None:
     program = f"""
         {jobs}

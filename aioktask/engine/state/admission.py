@@ -23,7 +23,7 @@ from aioktask.engine.state.run import ADMITTED, CANCEL, FAILURE, REFUSED, Run, W
 from aioktask.engine.state.settings import gives_way, learns, remembers
 from aioktask.engine.state.short import begin_at_once
 from aioktask.engine.state.waiting import begin_leaving, begin_waiting
-from aioktask.engine.state.workers import Caller, Waiter
+from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.engine.tunables import Tunables
 
 
@@ -52,7 +52,8 @@ def admit(
     group, helper = run.group, state.turner
     refuses = (group.shut or state.closing) and not nested
     if state.ended or refuses:
-        run.decide_entry(REFUSED)
+        if isinstance(run.decide_entry(REFUSED), Helper):  # it took the run out of the lane
+            return
     elif (found := run.decide_entry(ADMITTED)) is not ADMITTED:
         if found is not REFUSED:  # a helper took it out of the lane
             return
@@ -115,6 +116,7 @@ def do_not_begin(state: State, run: Run, error: BaseException | None = None) -> 
     run.waiters = {}
     if run.lane_waiter is not None:
         state.out.waiters.append(run.lane_waiter)
+        run.lane_waiter = None
     state.out.dropped += (run, run.dropped)
     run.dropped = ()
 

@@ -117,7 +117,7 @@ class State:
     @property
     def busy(self) -> bool:
         """Whether there is anything that the keeper should look after."""
-        return bool(self.runs or self.helpers or self.starting)
+        return bool(self.runs or self.helpers or self.starting or self.lane.settled)
 
     def cap_of(self, group: RunGroup) -> int:
         """The most threads that a job of the group may have, before shares with other processes."""

@@ -60,7 +60,7 @@ def leave_group(state: State, run: None, group: RunGroup, leaver: Leaver, cancel
 
     Where a cycle of waits would be the end of it, the leaver's waiter is refused.
     """
-    admit_waiting(state, group)
+    admit_waiting(state)
     group.closed = group.shut = True
     if cancels:
         cancel_group(state, None, group)
@@ -91,7 +91,7 @@ def stay_in_group(state: State, run: None, group: RunGroup, leaver: Leaver) -> N
 
 def cancel_group(state: State, run: None, group: RunGroup) -> None:
     """Close a group and cancel its runs."""
-    admit_waiting(state, group)
+    admit_waiting(state)
     group.closed = group.shut = True
     for each in list(group.runs):
         each.cancel()
@@ -106,5 +106,10 @@ def close(state: State, run: None, waiter: Waiter) -> None:
     for each in list(state.runs):
         each.cancel()
         cancel(state, each)
+    settled = state.lane.settled
+    while settled:
+        each = settled.popleft()
+        if each.cancel():
+            cancel(state, each)
     if not state.runs:
         state.out.waiters.append(waiter)

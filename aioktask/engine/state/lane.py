@@ -53,8 +53,10 @@ class Lane:
         waiting: Jobs that nobody has claimed, and some that were claimed a moment ago.
         parked: Members that are waiting for one, or are about to.
         members: The helpers; turns' own.
+        former: Who were members when the turn that is now began.
         expected: Whether a short job is expected soon, so that the lane is worth opening.
         used: Whether one came since the lane was opened.
+        passed: Whether one came since the keeper looked.
         settled: Jobs with an undo that are done, and whose owners may not have taken the result.
     """
 
@@ -62,11 +64,13 @@ class Lane:
         "_unused",
         "cap",
         "expected",
+        "former",
         "full",
         "members",
         "nice",
         "open",
         "parked",
+        "passed",
         "root",
         "settled",
         "used",
@@ -82,7 +86,8 @@ class Lane:
         self.parked: deque[Helper] = deque()
         self.settled: deque[Run] = deque()
         self.members: list[Helper] = []
-        self.expected = self.used = False
+        self.former: list[Helper] = []
+        self.expected = self.used = self.passed = False
         self._unused = 0
 
     def takes(self, run: Run, group: RunGroup, waiter: Waiter) -> bool:
@@ -91,13 +96,17 @@ class Lane:
             self.open
             and not group.closed
             and run.nice == self.nice
-            and (group.cap is None or group.cap >= self.cap)
+            and self.may_serve(group)
             and waiter.nice >= run.nice  # else it has a loan
             and (not run.hold or group is self.root)
             and not run.heard
             and run.parent_stint is None
             and run.whole_chunk > 0
         )
+
+    def may_serve(self, group: RunGroup) -> bool:
+        """Whether members may serve jobs of this group: asked once more before each claim."""
+        return not group.shut and (group.cap is None or group.cap >= self.cap)
 
     def wake_one(self) -> bool:
         """Wake a member that waits for a job, if one does."""
@@ -130,17 +139,16 @@ class Lane:
         self.nice = nice
         self._unused = 0
 
-    def closed(self) -> list[Helper]:
-        """In a turn: close it; who were the members."""
+    def close(self) -> None:
+        """In a turn: from now on there is no member; `members` are those that the turn sees to."""
         self.open = False
-        members, self.members = self.members, []
-        for helper in members:
+        for helper in self.members:
             helper.in_lane = False
         self.parked.clear()
         if self.used:
             self.used = False
+            self.passed = True
             self._unused = 0
         else:
             self._unused += 1
             self.expected = self._unused < MOST_UNUSED
-        return members

@@ -15,27 +15,22 @@ from typing import Any
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.state.admission import admit
 from aioktask.engine.state.dispatch import State
-from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import ADMITTED, Run
 from aioktask.engine.state.short import adopt
 from aioktask.engine.state.workers import Helper
 
 
-def close_lane(state: State, now: int) -> list[Helper]:
-    """At the beginning of a turn: close the lane.
-
-    Returns:
-        Who were its members, each of which `leave_lane` then.
-    """
+def close_lane(state: State, now: int) -> None:
+    """At the beginning of a turn: close the lane; each of its members is to `leave_lane` then."""
     if state.lane.used and state.runs:
         state.expect_others(now)
-    return state.lane.closed()
+    state.lane.close()
 
 
 def leave_lane(state: State, helper: Helper, now: int) -> None:
-    """Have what the helper serves as a member of the lane be a run as others."""
+    """Have what the helper serves as a member of the lane be a run as others; once or again."""
     run = helper.express
-    found = None if run is None else run.decide_entry(ADMITTED)
+    found = None if run is None or run.begun else run.decide_entry(ADMITTED)
     if run is not None and found is helper:
         adopt(state, run, helper, now)
     if helper.stint is None:
@@ -51,9 +46,6 @@ def adopt_late(state: State, helper: Helper, now: int) -> None:
     if run is None or run.begun:
         return
     if run.decide_entry(ADMITTED) is helper:
-        if helper.idle:
-            helper.idle = False
-            state.idle.remove(helper)
         adopt(state, run, helper, now)
 
 
@@ -82,10 +74,14 @@ def settle_lane(state: State, inbox: deque[tuple[Any, ...]]) -> None:
         inbox: Where they go then, before what was posted after them.
     """
     lane = state.lane
-    if lane.expected and not inbox and _open_lane(state):
-        return
+    opened = lane.expected and not inbox and _open_lane(state)
+    while lane.former:
+        helper = lane.former[-1]
+        if not helper.in_lane and helper.stint is None and helper is not state.turner:
+            state.out.parkings.append(helper.parking)  # it waits as a member, who is none now
+        lane.former.pop()
     waiting = lane.waiting
-    while waiting:
+    while waiting and not opened:
         run = waiting.pop()
         try:
             inbox.appendleft((admit, run, run.lane_waiter, None, False, False))
@@ -106,7 +102,11 @@ def _open_lane(state: State) -> bool:
         return False
     room = max(scheduler.cap - scheduler.running, 0)
     nice = thread_nice(lane.nice, state.base_nice, gil=state.gil)
-    fitting = [each for each in state.idle if each.nice == nice and each.node is None][:room]
+    fitting = [
+        each
+        for each in state.idle
+        if each.node is None and (each.nice == nice or not state.may_set_nice)
+    ][:room]
     full = len(fitting) == room
     if not full and (not fitting or len(lane.waiting) > len(fitting)):  # more may be had
         return False
@@ -128,11 +128,15 @@ def _open_lane(state: State) -> bool:
     return True
 
 
-def admit_waiting(state: State, group: RunGroup | None = None) -> None:
-    """Take in the jobs of the lane, of this group alone if one is given."""
-    for run in list(state.lane.waiting):
-        if group is None or run.group is group:
-            _admit_from_lane(state, run)
+def admit_waiting(state: State) -> None:
+    """Take in the jobs of the lane that no helper has claimed."""
+    waiting = state.lane.waiting
+    for _ in range(len(waiting)):
+        try:
+            run = waiting[0]
+        except IndexError:  # helpers were quicker
+            return
+        _admit_from_lane(state, run)
 
 
 def _admit_from_lane(state: State, run: Run) -> None:

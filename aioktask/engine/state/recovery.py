@@ -25,6 +25,9 @@ from aioktask.engine.state.workers import Caller
 # How many runs one look asks whether their owner is still there.
 ATTENDANCE_LOOKS = 256
 
+# And how many that settled in the lane, where thousands may come in the time between two looks.
+SETTLED_LOOKS = 8192
+
 
 def recover(state: State, run: Run | None, error: BaseException) -> None:
     """Go on after an exception that struck in the middle of a change, which was about this run.
@@ -86,7 +89,7 @@ def rebuild(state: State) -> None:
         (wait, run)
         for run in state.runs
         for wait in (*run.waiters.values(), *run.left_by.values())
-        if wait.stint is not None and wait.run is not None and not wait.run.over
+        if wait.stint is not None and wait.run is not None and wait.run.begun and not wait.run.over
     ]
     state.waits, state.waiting = Waits(), {}
     for run in state.runs:
@@ -139,7 +142,7 @@ def find_unattended(state: State, run: None) -> None:
         elif each.phase is SETTLED:
             committed(state, each)
     settled = state.lane.settled
-    for _ in range(len(settled)):
+    for _ in range(min(len(settled), SETTLED_LOOKS)):
         each = settled.popleft()
         assert each.attended is not None
         if each.cancel_asked:  # while it settled, so that a turn left it alone

@@ -29,11 +29,15 @@ def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
     if run.lane_waiter is not None:
         run.waiters[run.lane_waiter] = Wait(None, detects=False)
     run.version += 1
+    if helper.idle:
+        helper.idle = False
+        state.idle.remove(helper)
     helper.stint = stint
     _take_in(state, run, run.lane_waiter, stint, now)
     if not stint.live:
         run.enter_whole(stint, run.whole_chunk, now)
     run.version += 1
+    run.lane_waiter = None  # it is among the waiters
 
 
 def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper, now: int) -> bool:

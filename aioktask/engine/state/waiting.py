@@ -106,7 +106,7 @@ def deadlock(state: State, waiting: Run, awaited: Run) -> DeadlockError | None:
 def _begin_wait(state: State, run: Run, wait: Wait) -> None:
     """Count a chunk that waits for this run: its job lends its nice and may have a helper more."""
     stint, waiting = wait.stint, wait.run
-    if stint is None or waiting is None or waiting.over:
+    if stint is None or waiting is None or waiting.over or not waiting.begun:
         wait.stint = None
         return
     if wait.detects:

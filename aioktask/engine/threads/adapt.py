@@ -109,8 +109,13 @@ class Adapter:
 
     def _wish(self) -> int:
         """How many threads would serve jobs if no other process wanted any."""
+        state, cap = self._pool.state, self.cap.threads
+        lane = state.lane
         try:
-            return self._pool.state.scheduler.wish(self.cap.threads)
+            wish = state.scheduler.wish(cap) + len(lane.waiting)
+            if lane.passed:  # whether or not one is there at this moment
+                lane.passed, wish = False, max(wish, 1)
+            return min(wish, cap)
         except BaseException as error:  # it counts, and was struck while it did
             self._pool.recover(None, error)
             raise

@@ -27,7 +27,7 @@ from aioktask.engine.machine.os_threads import (
     start_thread,
     thread_nice_now,
 )
-from aioktask.engine.state import ending, helpers
+from aioktask.engine.state import admission, ending, helpers
 from aioktask.engine.state.current import local
 from aioktask.engine.state.helpers import helper_came, helper_goes
 from aioktask.engine.state.lane_turns import adopt_late
@@ -132,8 +132,10 @@ class HelperThread:
             return False
         if pool.inbox:
             pool.turn_of(helper)
+        if helper.ends:
+            return False
         if helper.stint is not None or (helper.in_lane and not pool.inbox):
-            return not helper.ends
+            return True
         if not self._stay():
             return False
         pool.turn_of(helper)
@@ -160,6 +162,10 @@ class HelperThread:
         """
         helper, lane, inbox = self._helper, self._state.lane, self._pool.inbox
         waiting, parked = lane.waiting, lane.parked
+        if helper.express is not None:  # struck at it, and whoever posted that was struck too
+            error = RuntimeError("a helper was struck at the job that it served")
+            self._pool.post(helpers.helper_failed, None, helper, error)
+            return True
         while helper.in_lane and not inbox:
             try:
                 run = waiting[0]
@@ -183,8 +189,14 @@ class HelperThread:
             # In this order: see the module of the lane.
             helper.express = run
             if not helper.in_lane:
+                helper.express = None
                 break
             if inbox:
+                helper.express = None
+                break
+            if self._state.closing or not lane.may_serve(run.group):
+                helper.express = None
+                self._leave_to_turns(run)
                 break
             claimed = run.decide_entry(helper) is helper
             try:  # noqa: SIM105 - on the path of every short job
@@ -195,8 +207,16 @@ class HelperThread:
                 break
             helper.express = None
             del run
-        helper.express = None
+        if not helper.in_lane:
+            lane.step_out(helper)
         return True
+
+    def _leave_to_turns(self, run: Run) -> None:
+        """Have a turn take in a job that waits in the lane, which may not serve it any more."""
+        pool = self._pool
+        pool.inbox.append((admission.admit, run, run.lane_waiter, None, False, False))
+        with contextlib.suppress(ValueError):
+            self._state.lane.waiting.remove(run)
 
     def _serve_whole(self, run: Run) -> bool:
         """Serve a job of the lane; False where a turn came between."""
@@ -204,7 +224,8 @@ class HelperThread:
         stint = run.stint_of(helper)
         run.enter_whole(stint, run.whole_chunk, perf_counter_ns())
         raised: list[BaseException] = []
-        position = stint.chunk_start
+        position = run.job.start
+        waiter = run.lane_waiter
         helper.looks = 0
         if run.may_start():
             self._be_named(run.name)
@@ -216,14 +237,15 @@ class HelperThread:
                 stint.context.run(self._walk_whole, stint, run, raised)
             now, cpu = perf_counter_ns(), cpu_time_ns()
             if not raised:
-                position = stint.chunk_start
+                position = stint.stretch_stop
                 if run.end_whole(stint, now, cpu - before, self._state.cap):
-                    waiter = run.lane_waiter
                     assert waiter is not None
                     lane = self._state.lane
                     lane.parked.append(helper)
                     if run.hold:
                         lane.settled.append(run)
+                        if self._state.closing:  # a turn may have looked there just before
+                            run.cancel()
                         if run.cancel_asked:  # while it settled, so that a turn left it alone
                             pool.post(ending.cancel, run)
                     pool.wake_waiter(waiter)

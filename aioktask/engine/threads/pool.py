@@ -159,7 +159,8 @@ class Pool:
         # what is read here was written.
         if self._may_skip_wake and self.lock.locked():
             return
-        idle = self.state.idle or self.state.lane.parked
+        state = self.state
+        idle = state.idle or (state.lane.open and state.lane.parked)
         if idle:
             try:
                 idle[0].parking.unpark()
@@ -250,14 +251,27 @@ class Pool:
         """At the beginning of a turn, on this helper's thread if on one."""
         state = self.state
         state.turner = helper
-        if state.lane.open or state.lane.members:
-            now = time.perf_counter_ns()
-            for each in close_lane(state, now):
-                try:
-                    leave_lane(state, each, now)
-                except BaseException as error:
-                    run = each.express
-                    self.recover(run, error, () if run is None else (run.lane_waiter,))
+        lane = state.lane
+        for _ in range(TRIES):
+            if not (lane.open or lane.members):
+                return
+            try:
+                now = time.perf_counter_ns()
+                close_lane(state, now)
+                while lane.members:
+                    member = lane.members[0]
+                    lane.former.append(member)
+                    self._have_leave(member, now)
+                    del lane.members[0]
+            except BaseException as error:
+                self.recover(None, error)
+
+    def _have_leave(self, member: Helper, now: int) -> None:
+        try:
+            leave_lane(self.state, member, now)
+        except BaseException as error:
+            run = member.express
+            self.recover(run, error, () if run is None else (run.lane_waiter,))
 
     def keep(self, out: Outbox | None) -> None:
         """Leave what a turn has to say to the keeper: memory was short before it could be sent."""
@@ -311,7 +325,8 @@ class Pool:
         """What the turn has to say, if anything: as a whole, or nothing where memory is short."""
         state = self.state
         out = state.out
-        if state.lane.expected or state.lane.waiting:
+        lane = state.lane
+        if lane.expected or lane.waiting or lane.former:
             try:
                 settle_lane(state, self.inbox)
             except BaseException as error:
@@ -486,7 +501,8 @@ class Pool:
             return True
         if not run.commit():
             return False
-        if not run.begun:  # it passed the lane
+        if not run.begun:  # it passed the lane, where nobody else has to know
+            run.lane_waiter = None
             return True
         # A turn will only strike it from the list, and tell of it where somebody listens: else that
         # can wait for the next one.
@@ -621,7 +637,7 @@ class Pool:
         self._post_left_behind()
         if self.state.busy or self.state.out:
             self.adapter.look_around()
-            self.post(recovery.find_unattended, None)
+            self.inbox.append((recovery.find_unattended, None))
             self.turn()
             self._look_at_members()
             return True

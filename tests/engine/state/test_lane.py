@@ -17,11 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aioktask import Job
+from aioktask.engine.state import ending
 from aioktask.engine.state.admission import admit
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel_group
+from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lane import MOST_UNUSED
 from aioktask.engine.state.lane_turns import close_lane, leave_lane, settle_lane
+from aioktask.engine.state.recovery import rebuild
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper, ThreadWaiter
 from tests.engine.state.test_short import _STEPS, World, _nothing, _take
@@ -31,8 +34,11 @@ from tests.engine.state.turns import a_state, idle_helper, outbox_of
 def _close(state: State, now: int = 0) -> None:
     """The beginning of a turn."""
     if state.lane.open:
-        for helper in close_lane(state, now):
+        close_lane(state, now)
+        for helper in state.lane.members:
             leave_lane(state, helper, now)
+        state.lane.former += state.lane.members
+        state.lane.members.clear()
 
 
 class LaneWorld(World):
@@ -54,6 +60,7 @@ class LaneWorld(World):
         self.state.lane.expect(0)
         settle_lane(self.state, self.inbox)
         assert not self.inbox
+        outbox_of(self.state)  # whom it wakes is another test's
 
     def close(self) -> None:
         _close(self.state, self.now)
@@ -198,3 +205,86 @@ def test_who_leaves_a_coordinator_finds_its_jobs_in_the_lane(waiting: int) -> No
     cancel_group(state, None, state.root)
     assert run.cancel_asked == bool(waiting)
     assert not state.lane.waiting
+
+
+def test_members_of_a_lane_that_stays_closed_are_woken_as_they_are_none_any_more() -> None:
+    state, helpers = _opened()
+    _close(state)
+    outbox_of(state)
+    state.closing = True
+    state.turner = helpers[0]
+    settle_lane(state, deque())
+    assert outbox_of(state).parkings == [helpers[1].parking]
+
+
+def _claimed(state: State, helper: Helper, job: Job[Any], group: RunGroup | None = None) -> Run:
+    """A job of the lane that the helper is at."""
+    run = Run(job, group or state.root, nice=0, context=copy_context(), owned=True)
+    run.lane_waiter = ThreadWaiter(0)
+    helper.express = run
+    assert run.decide_entry(helper) is helper
+    run.enter_whole(run.stint_of(helper), run.whole_chunk, 1)
+    assert run.may_start()
+    return run
+
+
+def _undo(start: int, stop: int) -> None:
+    """How a job is undone."""
+
+
+def test_exit_cancels_what_has_settled_in_the_lane() -> None:
+    state, helpers = _opened()
+    run = _claimed(state, helpers[0], Job(_nothing, 1, chunk=1, undo=_undo))
+    assert run.end_whole(run.stints[helpers[0]], 2, 1, 2)
+    state.lane.settled.append(run)
+    helpers[0].express = None
+    _close(state)
+    ending.close(state, None, ThreadWaiter(0))
+    assert run.undoing
+    assert state.busy
+
+
+def test_a_job_that_a_helper_has_is_not_refused() -> None:
+    state, helpers = _opened()
+    run = _claimed(state, helpers[0], Job(_nothing, 1, chunk=1))
+    state.closing = True
+    admit(state, run, run.lane_waiter, None, False, False)
+    assert not run.over
+    assert run.end_whole(run.stints[helpers[0]], 2, 1, 2)
+
+
+def test_a_chunk_that_ended_in_the_lane_waits_for_nobody() -> None:
+    """A task that it started elsewhere may submit on its behalf when it is over already."""
+    state, helpers = _opened()
+    outer = _claimed(state, helpers[0], Job(_nothing, 1, chunk=1, undo=_undo))
+    stint = outer.stints[helpers[0]]
+    inner = Run(Job(_nothing, 2, chunk=1), state.root, nice=0, context=copy_context(), parent=stint)
+    assert outer.end_whole(stint, 2, 1, 2)
+    helpers[0].express = None
+    _close(state)
+    admit(state, inner, ThreadWaiter(0), None, False, False)
+    assert inner in state.runs
+    assert not state.waiting
+    rebuild(state)
+
+
+def test_a_helper_that_was_counted_as_idle_is_not_where_its_job_is_adopted() -> None:
+    state, helpers = _opened()
+    run = _claimed(state, helpers[0], Job(_nothing, 1, chunk=1))
+    state.rest(helpers[0])  # by a rebuild, after an exception
+    _close(state)
+    assert run in state.runs
+    assert helpers[0] not in state.idle
+
+
+@pytest.mark.parametrize(
+    ("cap", "shut", "may"),
+    [(None, False, True), (2, False, True), (1, False, False), (None, True, False)],
+)
+def test_members_ask_once_more_whether_they_may_serve_a_coordinator(
+    cap: int | None, shut: bool, may: bool
+) -> None:
+    state, _ = _opened()
+    group = RunGroup(cap)
+    group.shut = shut
+    assert state.lane.may_serve(group) is may
