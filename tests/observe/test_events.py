@@ -380,6 +380,7 @@ def test_events_carry_what_their_own_submitter_bound_and_no_other(configured: He
     for request in range(5):
         configured.wait_for(f"job {request}", "job_finished")
         assert requests_of(configured, f"job {request}") == [request] * 3
+    configured.wait_for("job of nobody", "job_finished")
     assert requests_of(configured, "job of nobody") == [None] * 3
 
 
