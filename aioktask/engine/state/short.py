@@ -6,6 +6,9 @@
 # fewer calls, or changes nothing and says so, and the long way follows. So what comes meanwhile (a
 # cancel, another limit, an exception in the middle of a turn) finds nothing special about such a
 # run, and it ends as any other.
+#
+# `adopt` and `take_in_settled` do likewise for a job that passes the lane, when a turn comes: with
+# the chunk that its helper is at, or with nothing to walk where that is done and is to be undone.
 """The beginning of jobs of one chunk."""
 
 from __future__ import annotations
