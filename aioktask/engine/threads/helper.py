@@ -188,7 +188,10 @@ class HelperThread:
                 lane.wake_one()
             # In this order: see the module of the lane.
             helper.express = run
-            if not helper.in_lane or inbox:
+            if not helper.in_lane:
+                helper.express = None
+                break
+            if inbox:
                 helper.express = None
                 break
             if self._state.closing or not lane.may_serve(run.group):
