@@ -4,6 +4,9 @@
 # Boots once, with all the tests that will be asked for. Whatever happens, a question for a test's
 # reports has an answer in bounded time: its reports, or the reason why there are none. QEMU never
 # outlives this process, however that ends; its exit code says nothing and is not looked at.
+#
+# A machine whose pulse has stopped is frozen: its kernel lets no process run on some CPU. That is
+# told apart from a test that hangs, since it is the emulated kernel's doing and not the test's.
 """Boot the guest and wait for its reports."""
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ __all__ = ["Bed", "as_child", "required"]
 # for those after it.
 _TAIL = 80
 _SHORT_TAIL = 10
+# How often the pulse is felt, in seconds.
+_FEEL = 5.0
 _KEPT_RUNS = 5
 
 
@@ -60,8 +65,11 @@ class Bed:
 
     Args:
         request: What the guest is to do: the `nodeids` of its tests and the `options` of pytest.
-        limits: How long it may take. `limits.test` bounds the silence between two messages.
+        limits: How long it may take.
         say: Told what goes on while there is nothing to see.
+
+    Attributes:
+        frozen: Whether it ended because its pulse had stopped.
     """
 
     def __init__(
@@ -74,13 +82,19 @@ class Bed:
         self.request = request
         self._stream = Stream(config)
         self._limits = limits
-        self._say = say
+        self.say = say
         self._folder: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._channel: socket.socket | None = None
         self._booted_at = 0.0
         self._heard_at = 0.0
         self._ready_after: float | None = None
+        self.frozen = False
+
+    @property
+    def running(self) -> str | None:
+        """The test that the guest has begun and not ended, as far as it told."""
+        return self._stream.running
 
     def boot(self) -> None:
         """Start the machine; its tests begin some seconds later.
@@ -92,7 +106,7 @@ class Bed:
         self._channel, theirs = socket.socketpair()
         with theirs, (self._folder / "qemu.log").open("wb") as log:
             command, environment = self.command(self._folder, theirs.fileno())
-            self._say(f"booting; its console is logged in {self._folder / 'console.log'}")
+            self.say(f"booting; its console is logged in {self._folder / 'console.log'}")
             # In a session of its own: Ctrl-C is for this process to hear, which then ends it.
             self._process = subprocess.Popen(
                 as_child(command),
@@ -112,13 +126,15 @@ class Bed:
             port: The descriptor that it is to send its messages to.
         """
         check_host(MACHINE)
-        kit = prepare(self._say)
+        kit = prepare(self.say)
         initramfs = folder / "initramfs"
         kit.write_initramfs(initramfs, self.request)
         arguments = MACHINE.arguments(
             kernel=kit.vmlinux, initramfs=initramfs, image=kit.image, scratch=kit.scratch
         )
-        arguments += MACHINE.channels(console=f"file:{folder / 'console.log'}", port=port)
+        arguments += MACHINE.channels(
+            console=f"file:{folder / 'console.log'}", pulse=f"file:{folder / 'pulse'}", port=port
+        )
         return [*kit.qemu, *arguments], kit.environment
 
     def reports(self, nodeid: str) -> list[pytest.TestReport] | str:
@@ -144,13 +160,27 @@ class Bed:
         now = time.monotonic()
         until_silent = self._heard_at + silence - now
         until_over = self._booted_at + self._limits.whole - now
-        patience = max(0, min(until_silent, until_over))
+        patience = max(0, min(until_silent, until_over, _FEEL))
         if select.select([self._channel], [], [], patience)[0]:
             self._hear(self._channel.recv(1 << 16))
+        elif (stopped := self._without_pulse()) > self._limits.pulse:
+            self.frozen = True
+            self._stream.close(f"it froze: for {stopped:.0f} s no process ran on some CPU")
+        elif patience == _FEEL:
+            return
         elif until_over < until_silent:
             self._stream.close(f"all in all it took more than {self._limits.whole:g} s")
         else:
             self._stream.close(f"in {silence:g} s there was no {awaited}")
+
+    def _without_pulse(self) -> float:
+        """Seconds since the last beat; 0 where none was felt yet."""
+        assert self._folder is not None
+        try:
+            beaten = (self._folder / "pulse").stat()
+        except FileNotFoundError:
+            return 0.0
+        return time.time() - beaten.st_mtime if beaten.st_size else 0.0
 
     def _hear(self, received: bytes) -> None:
         if not received:

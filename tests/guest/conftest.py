@@ -3,6 +3,7 @@
 #
 # On this machine a test is only collected. The first one boots the guest with all of them; a test's
 # reports are then those that the guest's pytest made: outcome, traceback, reason, output, duration.
+# A machine that froze is booted anew, with the tests that it did not come to: see `bed`.
 # Inside the guest the same files run as tests usually do.
 """Marks the tests of this folder and reports what the guest tells of them."""
 
@@ -24,6 +25,9 @@ IN_GUEST = os.environ.get("AIOKTASK_IN_GUEST") == "1"
 # The guest of this session, and what kept it from booting: `Unavailable` skips, all else fails.
 BED = pytest.StashKey[Bed]()
 NO_BED = pytest.StashKey[Exception]()
+# What ran when a machine froze, once for each: a test may do that once, a session so often.
+FROZEN = pytest.StashKey[list[str | None]]()
+MOST_FROZEN = 3
 
 # The guest's own timeout of a test, in seconds; 0 where it has none of its own.
 TIMEOUT = pytest.StashKey[float]()
@@ -65,19 +69,32 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
 
 
 def _reports(item: pytest.Item) -> list[pytest.TestReport]:
-    error = item.session.stash.get(NO_BED, None)
-    if isinstance(error, Unavailable):
-        told = f"no guest machine here: {error}"
-        return [failed(item, told) if required() else skipped(item, told)]
-    if error is not None:
-        return [failed(item, "".join(traceback.format_exception(error)))]
-    found = item.session.stash[BED].reports(item.nodeid)
-    return [failed(item, found)] if isinstance(found, str) else found
+    session = item.session
+    found: list[pytest.TestReport] | str
+    while True:
+        error = session.stash.get(NO_BED, None)
+        if isinstance(error, Unavailable):
+            told = f"no guest machine here: {error}"
+            return [failed(item, told) if required() else skipped(item, told)]
+        if error is not None:
+            return [failed(item, "".join(traceback.format_exception(error)))]
+        bed = session.stash[BED]
+        found = bed.reports(item.nodeid)
+        if not isinstance(found, str):
+            return found
+        frozen = session.stash.setdefault(FROZEN, [])
+        if not bed.frozen or bed.running in frozen or len(frozen) == MOST_FROZEN:
+            return [failed(item, found)]
+        frozen.append(bed.running)
+        bed.say(f"it froze while {bed.running} was running, and is booted anew")
+        _boot(session, item)
 
 
-def _boot(session: pytest.Session) -> None:
-    """Start the guest with every guest test of the session."""
+def _boot(session: pytest.Session, first: pytest.Item | None = None) -> None:
+    """Start the guest with every guest test of the session, or with those from this one on."""
     items = [item for item in session.items if item.get_closest_marker("guest") is not None]
+    if first is not None:
+        items = items[items.index(first) :]
     config = session.config
     timeout = float(config.getoption("timeout", None) or Limits().test)
     longest = max(timeout, *(item.stash[TIMEOUT] for item in items))
@@ -120,4 +137,6 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     session = terminalreporter._session
     if session is not None and BED in session.stash and NO_BED not in session.stash:
+        for running in session.stash.get(FROZEN, []):
+            terminalreporter.write_line(f"guest: a machine froze while {running} was running")
         terminalreporter.write_line(f"guest: {session.stash[BED].summary()}")

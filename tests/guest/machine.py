@@ -73,15 +73,16 @@ class Machine:
             *("-append", " ".join(self._kernel_arguments())),
         ]
 
-    def channels(self, *, console: str, port: int | None = None) -> list[str]:
+    def channels(self, *, console: str, pulse: str = "null", port: int | None = None) -> list[str]:
         """More arguments: how the guest speaks to this machine.
 
         Args:
             console: Where what it prints goes, as `-serial` has it.
+            pulse: Where it writes a line every few seconds, likewise.
             port: A socket's descriptor, inherited by QEMU: the other end of the virtual serial
                 port named "reports". None for no such port.
         """
-        out = ["-serial", console]
+        out = ["-serial", console, "-serial", pulse]
         if port is not None:
             out += ["-chardev", f"socket,id=reports,fd={port}", "-device", "virtio-serial-pci"]
             out += ["-device", "virtserialport,chardev=reports,name=reports"]
@@ -136,10 +137,18 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How long the guest may take, in seconds. An emulated machine on a busy one is slow."""
+    """How long the guest may take, in seconds. An emulated machine on a busy one is slow.
+
+    Attributes:
+        boot: From power to the first test.
+        test: Between two messages.
+        pulse: Without a beat of its pulse, which comes about every 5 s.
+        whole: All in all.
+    """
 
     boot: float = 600
     test: float = 300
+    pulse: float = 90
     whole: float = 3600
 
 

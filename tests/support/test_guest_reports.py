@@ -139,8 +139,10 @@ class Standing(Bed):
     def command(self, folder, port):
         if reason := os.environ.get("UNAVAILABLE"):
             raise Unavailable(reason)
-        self._limits = Limits(boot=60, test=float(os.environ.get("TEST_LIMIT", 60)))
+        self._limits = Limits(boot=60, test=float(os.environ.get("TEST_LIMIT", 60)), pulse=2)
         (folder / "initramfs").touch()
+        if "PULSE" in os.environ:
+            (folder / "pulse").write_text("it has beaten once")
         request = json.dumps(self.request)
         return [sys.executable, "-c", STANDING, request, str(port)], {"AIOKTASK_IN_GUEST": "1"}
 
@@ -294,6 +296,55 @@ def test_a_machine_that_falls_silent_fails_what_is_left(session: Session) -> Non
     assert "there was no message" in output
     # The end of the log of the machine's process.
     assert "the console says this" in output
+
+
+@linux
+def test_a_machine_that_froze_is_booted_anew_and_no_test_has_to_pay(session: Session) -> None:
+    before = session.folder / "before"
+    outcome, output, code = session.run(
+        f"""
+        import pathlib
+        import threading
+
+        def test_before():
+            path = pathlib.Path({str(before)!r})
+            path.write_text(path.read_text() + "1" if path.exists() else "1")
+
+        def test_is_running():
+            first = pathlib.Path({str(session.folder / "first")!r})
+            if not first.exists():
+                first.touch()
+                threading.Event().wait()
+
+        def test_after():
+            pass
+        """,
+        PULSE="",
+    )
+    assert set(outcome.values()) == {"PASSED"}
+    assert len(outcome) == 3
+    assert code == pytest.ExitCode.OK
+    assert output.count("a machine froze while test_it.py::test_is_running was running") == 1
+    assert before.read_text() == "1"  # what has passed is not repeated
+
+
+@linux
+def test_a_test_in_which_machines_freeze_each_time_fails(session: Session) -> None:
+    outcome, output, _ = session.run(
+        """
+        import threading
+
+        def test_freezes():
+            threading.Event().wait()
+
+        def test_after():
+            pass
+        """,
+        PULSE="",
+    )
+    assert outcome == {"test_freezes": "FAILED", "test_after": "FAILED"}
+    assert "it froze: for" in output
+    assert len(list(session.folder.glob("cache/runs/*"))) == 2
 
 
 @linux
