@@ -291,7 +291,7 @@ class Job(Generic[T]):
 
 
 def job_that_makes(job: Job[None], bind: Callable[[], Bound[T]]) -> Job[T]:
-    """The same job, with a result of its own for each run.
+    """A copy of the job, with a result of its own for each run.
 
     For the modules that stand on the engine: `bind` is called when the job is submitted and
     returns the function of that run, and a function for `Report.value`, called once when every

@@ -101,7 +101,7 @@ class Bench:
         return self.contender(cell_name(chunk, threads), chunk=chunk, max_threads=threads)
 
     def warmed(self, contender: Contender) -> Contender:
-        """The same, after runs from which later ones learn."""
+        """The contender, after runs from which later ones learn."""
         for _ in range(2 if self.quick else RUNS_BEFORE):
             if contender.before is not None:
                 contender.before()

@@ -320,7 +320,7 @@ class Tree:
         return self.parent / f"{self.directories} by {self.each}"
 
     def make(self) -> None:
-        """As it is before each run."""
+        """Make the directories as they are before each run."""
         shutil.rmtree(self.path, ignore_errors=True)
         if self.stock:
             self.stock.pop().rename(self.path)

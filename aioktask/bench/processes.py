@@ -112,7 +112,7 @@ class Child:
         self.process.stdin.flush()
 
     def hear(self) -> str:
-        """Its next line, when it comes.
+        """The process's next line, when it comes.
 
         Raises:
             ChildProcessError: It ended instead.
@@ -129,7 +129,7 @@ class Child:
         self.tell(json.dumps(what))
 
     def answer(self) -> Any:
-        """Its next line, as JSON."""
+        """The process's next line, read as JSON."""
         return json.loads(self.hear())
 
     def kill(self) -> None:

@@ -140,7 +140,7 @@ def _checked(file: PathOrDescriptor) -> str | bytes | int:
 
 
 def _resolved(file: str | bytes | int) -> str | bytes | int:
-    """The same file after the working directory has changed. Dots are left to the kernel."""
+    """A name that means this file whatever the working directory. Dots are left to the kernel."""
     if isinstance(file, int) or os.path.isabs(file):
         return file
     try:

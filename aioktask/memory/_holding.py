@@ -205,7 +205,7 @@ async def drive(steps: Steps, coordinator: Coordinator | None, *, certain: bool)
 
 
 def drive_sync(steps: Steps, coordinator: Coordinator | None, *, certain: bool) -> None:
-    """The same in a thread, which takes part in the jobs."""
+    """Run the jobs of `steps` one after the other; the calling thread takes part in them."""
     walk = _Walk(steps, certain=certain)
     while (job := walk.step()) is not None:
         try:

@@ -62,7 +62,7 @@ class PinnedPages:
     def held_by(
         self, owner: Hashable, start: int, stop: int, unlocks: Iterable[range]
     ) -> PinnedPages:
-        """The same with `owner` for the pages between two addresses.
+        """These stretches with `owner` among those of the pages between two addresses.
 
         Args:
             owner: Who comes. Where it is an owner already nothing changes.
@@ -87,7 +87,7 @@ class PinnedPages:
         return self._with(start, stop, sorted(new, key=_start))
 
     def without(self, owner: Hashable, start: int, stop: int) -> tuple[PinnedPages, list[range]]:
-        """The same without `owner` between two addresses, and the ranges to unlock for that."""
+        """These stretches without `owner` between two addresses, and the ranges to unlock."""
         gone = frozenset({owner})
         left, unlock = [], []
         for each in self._between(start, stop):
@@ -108,7 +108,7 @@ class PinnedPages:
         ]
 
     def _with(self, start: int, stop: int, new: list[Stretch]) -> PinnedPages:
-        """The same with `new` in the place of all between two addresses."""
+        """These stretches with `new` in the place of all between two addresses."""
         first, last = self._first_beyond(start), self._first_from(stop)
         edges = self.stretches[first:last]
         before = [replace(each, stop=start) for each in edges[:1] if each.start < start]

@@ -246,7 +246,7 @@ def _nbytes(rows: Rows) -> int:
 
 
 def _cut(rows: Rows, page: int) -> Rows:
-    """The same, a row for each page of this size."""
+    """These rows, cut so that there is one for each page of this size."""
     first = rows[:, 0] // page
     counts = (rows[:, 1] - 1) // page + 1 - first
     cut = np.repeat(rows, counts, axis=0)

@@ -294,7 +294,7 @@ class Work:
         raise self.cancelled()
 
     def check_all(self) -> None:
-        """The same for the first failed section of all, or the first that is not done."""
+        """Raise what `check` raises for the first failed section of all, or the first not done."""
         with self.lock:
             index = min(self._failed, default=self.sections.first_left())
         if index is not None:

@@ -80,7 +80,7 @@ def job_from(
 
 
 def copy_of(job: Job[Any], **changes: Any) -> Job[Any]:
-    """The same job with other settings, and without its parts where the range is another one."""
+    """The job with other settings, and without its parts where the range is another one."""
     settings = {name: getattr(job, name) for name in _SETTINGS} | changes
     if job.reduce is not None:
         settings["reduce"] = job.reduce

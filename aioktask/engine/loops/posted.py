@@ -35,7 +35,7 @@ class Posted:
         self._lost = None
 
     def withdraw(self) -> None:
-        """It was not given to the loop, and another one will be: nothing is lost."""
+        """Tell of no loss: this was not given to the loop, and another one will be."""
         self._lost = None
 
     def __del__(self) -> None:

@@ -28,7 +28,7 @@ class Outcome:
 
 
 def merge(ranges: Iterable[range]) -> tuple[range, ...]:
-    """The same units, ascending, with adjacent ranges made one.
+    """The units of these ranges, ascending, with adjacent ranges made one.
 
     >>> merge([range(4, 6), range(0, 2), range(2, 4), range(9, 9)])
     (range(0, 6),)

@@ -70,7 +70,7 @@ def mappings_between(start: int, stop: int) -> list[Mapping]:
 
 
 def mappings_in(maps: bytes, smaps: bytes, start: int, stop: int) -> list[Mapping]:
-    """The same out of the text of /proc/self/maps; of smaps too for pages that are not ordinary."""
+    """The mappings in the text of /proc/self/maps; smaps is for pages that are not ordinary."""
     lines = maps.splitlines()
     found = []
     # The lines ascend by their ends, also where mappings were joined while the kernel wrote them

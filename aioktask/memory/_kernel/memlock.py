@@ -66,7 +66,7 @@ def allowance() -> Allowance:
 
 
 def allowance_in(status: str, limit: int | None) -> Allowance:
-    """The same out of the text of /proc/thread-self/status."""
+    """What a thread may lock by the text of its /proc/thread-self/status."""
     told = dict(_STATUS.findall(status))
     privileged = int(told["CapEff"], 16) >> _CAP_IPC_LOCK & 1 == 1
     return Allowance(limit, int(told["VmLck"]) << 10, privileged)

@@ -69,7 +69,7 @@ def may_be_huge(maps: bytes, address: int, nbytes: int) -> bool:
 
 
 def largest_page_in(smaps: bytes, address: int, nbytes: int) -> int:
-    """The same out of the text of /proc/self/smaps."""
+    """The largest page of a range, by the text of /proc/self/smaps."""
     largest = PAGE
     for start, stop, kib in _MAPPING.findall(smaps):
         if int(start, 16) < address + nbytes and address < int(stop, 16):

@@ -114,7 +114,7 @@ def _scan(file: int, start: int, stop: int) -> tuple[NDArray[np.int64], int]:
 
 
 def _read_pagemap(file: int, start: int, stop: int) -> tuple[NDArray[np.int64], int]:
-    """The same of the older interface, which knows nothing of huge pages."""
+    """The next stretches by the older interface, which knows nothing of huge pages."""
     count = min((stop - start) // PAGE, _PAGES)
     try:
         text = libc.pread(file, count * 8, start // PAGE * 8)

@@ -23,7 +23,7 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """As a user asks for it."""
+        """What a user calls it."""
 
     @property
     def information(self) -> Information:

@@ -41,7 +41,7 @@ class Device(Holding):
         return f"<Device {self.address}: {self._state}>"
 
     def fileno(self) -> int:
-        """Its file descriptor.
+        """The descriptor of the device's file.
 
         Raises:
             RuntimeError: It is not open.
