@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING
 from aioktask import Job
 from aioktask.engine.machine.quota import Quota
 from aioktask.engine.machine.topology import Topology, read_topology
+from aioktask.engine.priority import thread_nice
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
+from aioktask.engine.state.workers import Helper, ThreadWaiter
 from aioktask.engine.threads import adapt
+from aioktask.engine.threads import pool as pool_module
 from aioktask.engine.threads.helper import HelperThread
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import Tunables
@@ -111,3 +114,84 @@ def test_waiting_for_the_lock_makes_stretches_no_shorter(monkeypatch: pytest.Mon
         assert thread._come_back(stint, position, now, [])
         taken.append(stint.chunks)
     assert taken == [taken[0] * 2**times for times in range(5)]
+
+
+# A pool whose lane is open, and whose helpers' threads are the test.
+
+
+class LanePool:
+    """A pool with one idle helper, a member of the lane, whose thread is the test.
+
+    Attributes:
+        waiter: Of the jobs that are submitted.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pool = pool = Pool(read_topology(), Tunables(max_threads=1))
+        monkeypatch.setattr(pool, "wake", lambda: None)
+        monkeypatch.setattr(pool, "_have_started", lambda helper: None)
+        monkeypatch.setattr(pool.adapter, "fit", lambda helper: True)
+        self.waiter = ThreadWaiter(0)
+        self.submit()  # no lane yet: it has a helper started
+        pool.turn()
+        self.helper = next(iter(pool.state.starting))
+        self.thread = HelperThread(pool, self.helper)
+        assert self.thread._come()
+        stint = self.thread._begin()
+        assert stint is not None
+        self.helper.nice = thread_nice(0, 0, gil=pool.state.gil)
+        pool.state.lane.expect(0)
+        assert not self.thread._come_back(stint, 1, stint.claimed_at + 1_000, [])
+        assert self.helper.in_lane
+
+    def submit(self) -> Run:
+        job = Job(lambda start, stop: None, 1, chunk=1)
+        state = self.pool.state
+        run = Run(job, state.root, nice=0, context=copy_context(), owned=True)
+        self.pool.submit(run, waiter=self.waiter)
+        return run
+
+
+def test_jobs_that_wait_in_the_lane_count_where_slots_are_wished_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = LanePool(monkeypatch)
+    assert world.pool.adapter._wish() == 0
+    world.pool.state.lane.waiting.append(world.submit())
+    assert world.pool.adapter._wish() == 1
+
+
+def test_a_helper_that_finds_itself_at_a_job_of_the_lane_says_that_it_was_struck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command that would have told was lost, for want of memory, with what struck."""
+    world = LanePool(monkeypatch)
+    run = world.submit()
+    assert run.decide_entry(world.helper) is world.helper
+    world.helper.express = run
+    assert world.thread._serve_lane()
+    world.pool.turn()
+    assert run.over
+    assert "was struck" in str(run.error)
+    assert world.helper.idle or world.helper.in_lane
+
+
+def test_members_leave_the_lane_though_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = LanePool(monkeypatch)
+    state = world.pool.state
+    left = pool_module.leave_lane
+    calls = []
+
+    def struck(state: State, member: Helper, now: int) -> None:
+        calls.append(member)
+        if len(calls) == 1:
+            raise MemoryError
+        left(state, member, now)
+
+    monkeypatch.setattr(pool_module, "leave_lane", struck)
+    world.pool.take_turn(None, lambda: None)
+    assert calls
+    assert world.helper.in_lane or world.helper in state.idle
+    run = world.submit()
+    world.pool.turn(world.helper)
+    assert run.begun or run in state.lane.waiting
