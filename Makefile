@@ -59,9 +59,9 @@ test-switching: $(TESTS)  ## tests of threads, a thread switch tried every micro
 	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 \
 		$(UNSWITCHED:%=--ignore-glob='tests/%') $(ARGS)
 
-# The fault harness and the engine's tests on free-threaded Python, which is built at first, from
-# Debian's copy of the source, in some ten minutes; ARGS=3.13t for one version.
-test-pythons: $(TESTS)  ## the fault harness and the engine's tests on a free-threaded Python
+# The tests on 3.13, 3.14, 3.15 and on free-threaded Python, which are fetched and built at first, in
+# some ten minutes; half an hour for each. ARGS=3.14 for one of them, ARGS=--short for what differs most.
+test-pythons: $(TESTS)  ## the tests on other Pythons, free-threaded ones too
 	$(IN_VENV) -m tests.pythons $(ARGS)
 
 # The library's calls, interrupted at a sample of their lines by a seed that is printed: 8 minutes at

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-# The tests of what threads do, on interpreters that this machine does not have:
+# The tests on interpreters that this machine does not have:
 #
-#   python -m tests.pythons          on all of them
-#   python -m tests.pythons 3.13t    on this one
+#   python -m tests.pythons                  everything, on all of them
+#   python -m tests.pythons 3.14 3.13t       on these
+#   python -m tests.pythons --short 3.14     what differs most between interpreters
 #
-# The first run builds each, for some minutes; later ones take it from the cache. One that cannot be
-# had here is skipped, with the reason.
-"""Run the fault harness and the engine's tests on free-threaded Python."""
+# Those with the GIL come from a newer Debian in a folder of its own (`debian`), the free-threaded
+# ones are built (`builds`). The first run makes each, for some minutes; later ones take it from the
+# cache. One that cannot be had here is skipped, with the reason.
+"""Run the tests on other interpreters, free-threaded ones too."""
 
 from __future__ import annotations
 
@@ -19,64 +21,72 @@ import time
 import tomllib
 from pathlib import Path
 
-from tests.pythons.builds import Unavailable, cache_directory, interpreter
+from tests.pythons import debian
+from tests.pythons.builds import Unavailable, cache_directory, interpreter, run_tool
 
 ROOT = Path(__file__).parents[2]
 
-PYTHONS = ("3.13t", "3.14t")
+FREE_THREADED = ("3.13t", "3.14t")
+PYTHONS = (*debian.VERSIONS, *FREE_THREADED)
 
 # What is run, by name: a hang is found within --timeout, where every line is traced after minutes.
+FAULTS = ("tests/api/test_faults.py", "--timeout=600")
 CHECKS = {
-    "fault harness": ("tests/api/test_faults.py", "--timeout=600"),
-    "engine": ("tests/engine", "--timeout=900"),
+    "everyday": ("--timeout=900",),
+    "fault harness": FAULTS,
+    "sweep": ("-m", "sweep", "tests/interruption", "--timeout=900"),
 }
+SHORT = {"fault harness": FAULTS, "engine": ("tests/engine", "--timeout=900")}
 
 
 def say(text: str) -> None:
     print(f"pythons: {text}", flush=True)
 
 
-def environment(version: str, python: Path) -> Path:
-    """A virtual environment of this interpreter, with the library and what its tests need.
+def environment(version: str) -> list[str]:
+    """The command that starts the interpreter, with the library and what its tests need.
 
     Raises:
-        Unavailable: It cannot be made here.
+        Unavailable: It cannot be had here.
     """
-    folder = cache_directory() / f"{version}-environment"
-    inside = folder / "bin" / "python"
+    if version in FREE_THREADED:
+        folder = cache_directory() / f"{version}-environment"
+        run_tool(str(interpreter(version)), "-m", "venv", "--upgrade-deps", str(folder))
+        python, checkout = [str(folder / "bin" / "python")], str(ROOT)
+    else:
+        python, checkout = debian.environment(version, ROOT).python, "."
     described = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wanted = [each for each in described["dependency-groups"]["tests"] if "uvloop" not in each]
-    pip = [str(inside), "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     # Nothing is compiled: pip takes the newest release that has a wheel.
+    pip = [*python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     pip.append("--only-binary=:all:")
-    steps = [
-        [str(python), "-m", "venv", "--upgrade-deps", str(folder)],
-        [*pip, *wanted, "--editable", str(ROOT)],
-    ]
-    for step in steps:
-        if subprocess.run(step, check=False).returncode:
-            raise Unavailable(f"{' '.join(step[:3])} ... failed, see above")
+    run_tool(*pip, *wanted, "--editable", checkout)
     # No more than a wish: what its tests need is skipped where it is not there.
-    if subprocess.run([*pip, "uvloop"], check=False).returncode:
-        say(f"uvloop has no wheel for {version}: its tests are skipped")
-    return inside
-
-
-def run(version: str) -> list[tuple[str, str, str]]:
-    """Run all checks on one interpreter: what is told of each, and how it ended."""
     try:
-        inside = environment(version, interpreter(version))
+        run_tool(*pip, "uvloop")
+    except Unavailable:
+        say(f"uvloop has no wheel for {version}: its tests are skipped")
+    return python
+
+
+def run(version: str, checks: dict[str, tuple[str, ...]]) -> list[tuple[str, str, str]]:
+    """Run these checks on one interpreter: what is told of each, and how it ended."""
+    try:
+        python = environment(version)
     except Unavailable as error:
         say(f"{version} is skipped: {error}")
         return [(version, "all", f"skipped: {error}")]
+    free = {"PYTHON_GIL": "0"} if version in FREE_THREADED else {}
     rows = []
-    for name, arguments in CHECKS.items():
+    for name, arguments in checks.items():
+        if free and name == "sweep":  # some hours there, where every line is traced
+            continue
         say(f"{version}, {name}: pytest {' '.join(arguments)}")
         begun = time.monotonic()
         child = subprocess.Popen(
-            [str(inside), "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", *arguments],
+            [*python, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", *arguments],
             cwd=ROOT,
-            env={**os.environ, "PYTHON_GIL": "0"},
+            env={**os.environ, **free},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -94,10 +104,12 @@ def run(version: str) -> list[tuple[str, str, str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.pythons", description=__doc__)
     parser.add_argument("python", nargs="*", help=f"of {', '.join(PYTHONS)}; by default all")
-    wanted = parser.parse_args().python or PYTHONS
+    parser.add_argument("--short", action="store_true", help="what differs most between them")
+    asked = parser.parse_args()
+    wanted = asked.python or PYTHONS
     if unknown := set(wanted) - set(PYTHONS):
         parser.error(f"there is no {', '.join(sorted(unknown))}, only {', '.join(PYTHONS)}")
-    rows = [row for version in wanted for row in run(version)]
+    rows = [row for version in wanted for row in run(version, SHORT if asked.short else CHECKS)]
     print(flush=True)
     for version, name, how in rows:
         print(f"{version:6} {name:15} {how}")

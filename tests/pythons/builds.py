@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.guest.cache import locked, made_once
 from tests.guest.packages import Unavailable
 
-__all__ = ["Unavailable", "cache_directory", "interpreter"]
+__all__ = ["Unavailable", "cache_directory", "debian_mirror", "interpreter", "run_tool"]
 
 _TOOLS = ("apt-get", "cc", "make", "tar")
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -62,11 +62,11 @@ def _build(version: str, cache: Path, target: Path) -> None:
     archive = _source(version.removesuffix("t"), work)
     tree = work / "tree"
     tree.mkdir()
-    _run("tar", "--extract", "--strip-components=1", "--file", str(archive), cwd=tree)
+    run_tool("tar", "--extract", "--strip-components=1", "--file", str(archive), cwd=tree)
     prefix = cache / version
-    _run("./configure", f"--prefix={prefix}", *_CONFIGURE, cwd=tree)
-    _run("make", f"-j{os.cpu_count() or 1}", _FLAGS, cwd=tree)
-    _run("make", _FLAGS, f"DESTDIR={work / 'installed'}", "install", cwd=tree)
+    run_tool("./configure", f"--prefix={prefix}", *_CONFIGURE, cwd=tree)
+    run_tool("make", f"-j{os.cpu_count() or 1}", _FLAGS, cwd=tree)
+    run_tool("make", _FLAGS, f"DESTDIR={work / 'installed'}", "install", cwd=tree)
     (work / "installed" / prefix.relative_to("/")).rename(target)
 
 
@@ -76,7 +76,7 @@ def _source(version: str, work: Path) -> Path:
     Raises:
         Unavailable: No suite of Debian has it.
     """
-    mirror = _mirror()
+    mirror = debian_mirror()
     said = []
     for suite in _SUITES:
         folder = work / suite
@@ -96,8 +96,10 @@ def _source(version: str, work: Path) -> Path:
         ]
         apt = ["apt-get", "--quiet", *(part for each in options for part in ("-o", each))]
         try:
-            _run(*apt, "update", cwd=folder)
-            _run(*apt, "source", "--download-only", "--tar-only", f"python{version}", cwd=folder)
+            run_tool(*apt, "update", cwd=folder)
+            run_tool(
+                *apt, "source", "--download-only", "--tar-only", f"python{version}", cwd=folder
+            )
         except Unavailable as error:
             said.append(f"{suite}: {error}")
             continue
@@ -106,16 +108,21 @@ def _source(version: str, work: Path) -> Path:
     raise Unavailable(f"no suite of Debian has the source of Python {version} here: {why}")
 
 
-def _mirror() -> str:
+def debian_mirror() -> str:
     """The mirror that this machine's apt takes Debian's packages from."""
-    shown = _run("apt-get", "indextargets", "--format", "$(ORIGIN) $(SUITE) $(REPO_URI)")
+    shown = run_tool("apt-get", "indextargets", "--format", "$(ORIGIN) $(SUITE) $(REPO_URI)")
     for line in shown.splitlines():
         if found := re.fullmatch(r"Debian \S+ (\S+/debian/?)", line):
             return found[1]
     raise Unavailable("this machine's apt has no mirror of Debian (after `apt-get update`)")
 
 
-def _run(*command: str, cwd: Path | None = None) -> str:
+def run_tool(*command: str, cwd: Path | None = None) -> str:
+    """What the command prints.
+
+    Raises:
+        Unavailable: It failed.
+    """
     try:
         ended = subprocess.run(
             command,
