@@ -134,7 +134,11 @@ def _begin_run(run: Run, cap: int, tunables: Tunables, lessons: Lessons) -> None
             lesson = lessons.get(key)
         if wanted != "threads" and job.reduce is None:  # the leaves of a reduce are given
             known = None if lesson is None else lesson.sizes
-            sizes = Sizes(job.size, undo_grain(job), cut.threads, known)
+            sizes = (
+                Sizes(job.size, undo_grain(job), cut.threads)
+                if known is None
+                else known.for_next_run(job.size)
+            )
         if wanted != "chunk":
             known_scaling = None if lesson is None else lesson.scaling
             scaling = (

@@ -804,7 +804,9 @@ class Run:
 
     def lesson(self) -> Lesson:
         """What the next run of the function should begin with."""
-        sizes = None if self.sizes is None or not self.sizes.rate else self.sizes.lesson()
+        sizes = self.sizes if self.sizes is not None and self.sizes.rate else None
+        if sizes is not None:
+            sizes.forget_helpers()
         elapsed = self.last_chunk - self.first_claim
         return Lesson(sizes, self.scaling, self.done_units / elapsed if elapsed > 0 else 0.0)
 
