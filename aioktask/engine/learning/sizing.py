@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from aioktask.engine.learning.curve import FAR_SLOWER, LONGEST_NS, SHORTEST_NS, Curve
 from aioktask.engine.learning.scores import Pace, Scores
 from aioktask.engine.learning.search import LONG_TRIAL_NS, Search
+from aioktask.engine.ranges.claims import fair_count
 from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, round_up
 
 __all__ = ["Sizes"]
@@ -293,22 +294,21 @@ class Sizes:
     def _fitted(
         self, number: int, count: int, left: int, sharers: int, ahead: int
     ) -> tuple[int, int, int]:
-        """At most half a fair part of what is left, so that all end at about the same time.
+        """A fair part of what is left: where not one chunk is, a piece of half the helper's share.
 
-        A whole fair part where smaller chunks are slow.
+        The whole share where smaller chunks are slow.
         """
         chunk = self.size_of(number)
-        fair = (left + ahead) / sharers
-        if chunk * count <= fair / 2:
-            return chunk, count, number
-        if chunk <= fair / 2:
-            return chunk, int(fair / 2 / chunk), number
+        share = (left + ahead) // sharers
+        fair = fair_count(count, chunk, share)
+        if fair:
+            return chunk, fair, number
         scores = self._curve.scores
         least = self._least()
         halves = number - 1 in scores and (
             scores.speed(number - 1) >= GOOD_ENOUGH * scores.speed(number)
         )
-        piece = round_up(int(max(fair / 2 if halves else fair, least, 1)), self.grain)
+        piece = round_up(max(share // 2 if halves else share, least, 1), self.grain)
         if left - piece < least // 2:
             piece = round_up(left, self.grain)
         if piece >= chunk:

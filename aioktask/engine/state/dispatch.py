@@ -370,9 +370,8 @@ class State:
         run = stint.run
         if len(self.runs) > 1:
             self.expect_others(now)
-        if run.sizes is not None:
-            pauses = stint.seat is BACKGROUND and self.background.pausing
-            run.sizes.be_alone(now >= self.crowded_until and not pauses)
+        pauses = stint.seat is BACKGROUND and self.background.pausing
+        run.pacing.be_alone(now >= self.crowded_until and not pauses)
         claimed = run.claim(stint, now, self.signals.generation)
         if not run.claims.left:
             self.scheduler.set_idle(run.entry)

@@ -30,9 +30,8 @@ from aioktask.engine import events
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.inherited import captured
 from aioktask.engine.learning.lessons import Key, Lesson, Lessons
+from aioktask.engine.learning.pacing import FIXED, Pacing
 from aioktask.engine.learning.scaling import Scaling
-from aioktask.engine.learning.sizing import Sizes
-from aioktask.engine.learning.stretch import next_stretch
 from aioktask.engine.ranges.claims import Claims, PartedClaims
 from aioktask.engine.ranges.plan import (
     Split,
@@ -52,9 +51,6 @@ from aioktask.engine.state.stint import Stint, check_done
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
 from aioktask.job import Bound, Failure, Job, Report, set_failure, told_of
-
-# Where so few stretches are left for each thread, the next one depends on where the others stand.
-FEW_STRETCHES = 4
 
 # How often a thread is asked what it waited for, of the time it serves: at first, and at most.
 LOOK_NS = 5_000_000
@@ -162,10 +158,8 @@ class Run:
     initial: object | EllipsisType = ...
     entry: Entry
     claims: Claims = Claims((), 1)
-    chunk_planned = 1  # units of a chunk where the size is not learned
-    sizes: Sizes | None = None  # where the chunk size is learned
-    scaling: Scaling | None = None  # where the number of threads is learned
-    key: Key | None = None  # under which that is remembered, if it is
+    pacing: Pacing = FIXED
+    key: Key | None = None  # under which what it learns is remembered, if it is
     lessons: Lessons | None = None  # where, and what was told already
     threads_planned = 0
     # What was done.
@@ -174,7 +168,6 @@ class Run:
     version = 0  # odd while a turn changes what `progress` reads
     # When a helper took the priority of a waiter, as the report says it.
     lent: Literal["no", "at once", "at a chunk boundary"] = "no"
-    scaled_at = 0  # the number of the chunk size when the number of threads was last found
     # What went wrong.
     cancelled = cancel_posted = False
     broken = False  # whether the engine itself failed in a turn for it
@@ -317,29 +310,18 @@ class Run:
 
     # What a turn adds.
 
-    def begin(
-        self,
-        cut: Split,
-        *,
-        sizes: Sizes | None,
-        scaling: Scaling | None,
-        key: Key | None,
-        lessons: Lessons | None,
-    ) -> None:
+    def begin(self, cut: Split, pacing: Pacing, key: Key | None, lessons: Lessons) -> None:
         """A turn takes the run in."""
         job = self.job
-        self.chunk_planned = cut.chunk
-        self.sizes, self.scaling, self.key, self.lessons = sizes, scaling, key, lessons
-        grain = cut.chunk if sizes is None else sizes.grain
+        self.pacing, self.key, self.lessons = pacing, key, lessons
+        grain = pacing.grain_of(cut.chunk)
         if job.parts and any(part.node is not None for part in job.parts):
             pieces = [(each, node_of(job, each.start)) for each in cut.spans]
             self.claims = PartedClaims(pieces, grain)
         else:
             self.claims = Claims(cut.spans, grain)
         self.threads_planned = cut.threads
-        if sizes is not None:
-            self.scaled_at = sizes.best
-        self.entry = Entry(self, self.group, self.nice, min(self.limit, self.threads_learned))
+        self.entry = Entry(self, self.group, self.nice, self.thread_limit)
         if self.reduces:
             self.tree = Tree(count_chunks(job.start, job.stop, cut.chunk))
         self.begun = True
@@ -347,7 +329,7 @@ class Run:
             self.tell(
                 EventKind.SUBMITTED,
                 size=job.size,
-                chunk=cut.chunk if sizes is None else sizes.chunk,
+                chunk=pacing.chunk_of(cut.chunk),
                 threads=self.threads_planned,
             )
 
@@ -362,7 +344,6 @@ class Run:
         """
         self.entry = Entry(self, self.group, self.nice, self.limit)
         self.claims = Claims((), chunk)
-        self.chunk_planned = chunk
         self.threads_planned = min(self.limit, cap)
         self.begun = True
 
@@ -375,7 +356,7 @@ class Run:
     def enter_whole(self, stint: Stint, chunk: int, now: int) -> None:
         """The stint's thread serves this run from now on, and has the one chunk that it is."""
         job = self.job
-        self.peak_threads = stint.threads = 1
+        self.peak_threads = 1
         self.first_claim = stint.entered_at = stint.claimed_at = now
         stint.chunk = chunk
         stint.chunk_start = stint.stretch_start = job.start
@@ -453,20 +434,14 @@ class Run:
         return self.entry.nice if self.entry.loan is None else self.entry.loan
 
     @property
-    def threads_learned(self) -> int:
-        """How many threads the run deserves, by what is known."""
-        return self.limit if self.scaling is None else self.scaling.level
-
-    @property
     def thread_limit(self) -> int:
         """The most threads that may serve it, as far as the job itself decides."""
-        return min(self.limit, self.threads_learned)
+        return self.pacing.threads_of(self.limit)
 
     def caps_moved(self, cap: int) -> None:
         """At most so many threads may serve this run as far as others decide, or `limit` moved."""
         self.threads_planned = max(min(self.limit, cap), 1)
-        if self.scaling is not None:
-            self.scaling.widen(self.threads_planned)
+        self.pacing.widen(self.threads_planned)
 
     # What may happen now.
 
@@ -573,9 +548,10 @@ class Run:
             return
         stint.cpu += stint.cpu_now - stint.cpu_mark
         stint.cpu_mark = stint.cpu_now
-        if self.scaling is not None and stint.kernel_now is not None:
+        scaling = self.pacing.scaling
+        if scaling is not None and stint.kernel_now is not None:
             if stint.busy >= stint.look_at:
-                self._compare_clocks(stint, self.scaling, *stint.kernel_now)
+                self._compare_clocks(stint, scaling, *stint.kernel_now)
             stint.kernel_now = None
 
     def _compare_clocks(self, stint: Stint, scaling: Scaling, system: int, delay: int) -> None:
@@ -596,53 +572,19 @@ class Run:
         if not self.chunks_done and self._decided.setdefault("start", CLAIMED) is NEVER:
             return False
         self.version += 1
-        if self.sizes is None or self.undoing:
-            stretch = self.claims.at(stint.node).claim(stint.chunks, self.entry.threads)
-            assert stretch is not None
-            self.claims.took()
-            stint.chunk_start, stint.stretch_stop = stretch
-            chunk = stint.chunk = self.claims.chunk
-            stint.first_chunk_stop = min(
-                stint.chunk_start - stint.chunk_start % chunk + chunk, stint.stretch_stop
-            )
-        else:
-            self._claim_learned(stint, self.sizes, now)
-        stint.stretch_start = stint.chunk_start
-        stint.threads = self.entry.threads
+        stepper = stint.stepper
+        if stepper is None:
+            stepper = stint.stepper = self.pacing.stepper(_patience_of(stint.thread))
+        threads, most = self.entry.threads, self.threads_planned
+        start, stint.first_chunk_stop, stint.stretch_stop = stepper.next(
+            self.claims, stint.node, threads, most, now
+        )
+        stint.chunk_start = stint.stretch_start = start
+        stint.chunk = stepper.chunk
         stint.claimed_at = now
         stint.generation = generation
         self.version += 1
         return True
-
-    def _claim_learned(self, stint: Stint, sizes: Sizes, now: int) -> None:
-        if stint.pace is None:
-            stint.pace = sizes.new_pace()
-        left = self.claims.left
-        sharers = max(self.entry.threads, min(self.threads_planned, self.threads_learned))
-        ahead = 0
-        if left < FEW_STRETCHES * sharers * max(
-            sizes.chunk, stint.stretch_stop - stint.stretch_start
-        ):
-            ahead = sum(self._ahead(each, now) for each in self.stints.values())
-        chunk, count, stint.measured_size = sizes.pick(stint.pace, left, sharers, ahead)
-        # A larger size is tried at its full length, wherever the last stretch ended.
-        piece = stint.measured_size < 0 or stint.measured_size > sizes.best
-        taken = self.claims.at(stint.node).take(chunk, count, piece=piece)
-        assert taken is not None
-        self.claims.took()
-        stint.chunk_start, stint.first_chunk_stop, stint.stretch_stop = taken
-        stint.chunk = chunk
-
-    def _ahead(self, stint: Stint, now: int) -> int:
-        """Units of the stint's stretch that are probably not done yet."""
-        if not stint.live or stint.pace is None or stint.stretch_stop <= stint.stretch_start:
-            return 0
-        return max(
-            stint.stretch_stop
-            - stint.stretch_start
-            - int(stint.pace.rate * (now - stint.claimed_at)),
-            0,
-        )
 
     def walked(self, stint: Stint, position: int, now: int) -> None:
         """The stint walked its stretch up to `position`; the rest comes back."""
@@ -675,57 +617,25 @@ class Run:
 
     def _close_stretch(self, stint: Stint, done: int, free: int, now: int) -> None:
         """What the stint claimed is done up to `done`, and free again from `free` on."""
-        chunks = stint.chunks_up_to(done)
-        if chunks and self.claims.left and (stint.pace is None or self.undoing):
-            thread = stint.thread
-            factor = MAIN_THREAD_FACTOR if isinstance(thread, Caller) and thread.main else 1
-            # What chunks cost, without what it took to get them: else many helpers that wait for
-            # the lock would take less and less at a time, and wait the more.
-            wall = now - max(stint.claimed_at, stint.walked_at)
-            stint.chunks = next_stretch(chunks, wall, factor)
-        if chunks and not self.undoing:
-            self._learn(stint, done - stint.stretch_start, now)
+        chunks, units = stint.chunks_up_to(done), done - stint.stretch_start
+        if stint.stepper is not None:
+            walk_ns = now - max(stint.claimed_at, stint.walked_at)
+            threads, left = self.entry.threads, self.claims.left
+            if stint.stepper.finished(chunks, units, left, threads, walk_ns, now):
+                self._tell_of_gil()
         self.version += 1
         self.claims.give_back(free, stint.stretch_stop)
         if not self.undoing:
-            self.done_units += done - stint.stretch_start
+            self.done_units += units
             self.chunks_done += chunks
             self.last_chunk = now
         stint.stretch_start = stint.chunk_start = stint.stretch_stop = free
         self.version += 1
 
-    def _learn(self, stint: Stint, units: int, now: int) -> None:
-        """So many units of the stint's stretch are done."""
-        steady = stint.threads == self.entry.threads
-        if self.sizes is not None and stint.pace is not None:
-            wall = now - stint.walked_at
-            self.sizes.measured(stint.pace, stint.measured_size if steady else -1, units, wall)
-        if self.scaling is not None and steady:
-            self._scale(stint, self.scaling, units, now - stint.claimed_at)
-
-    def _scale(self, stint: Stint, scaling: Scaling, units: int, wall: int) -> None:
-        """Likewise, for the number of threads: once the chunk size is known, or at once if they
-        stand in each other's way, since then sizes cannot be compared."""
-        sizes = self.sizes
-        if sizes is not None:
-            sizes.paused = scaling.urgent
-            if stint.measured_size != sizes.best or not (sizes.settled or sizes.paused):
-                return
-        known = scaling.holds_gil
-        moved = scaling.measured(stint.threads, units, wall, self.claims.left)
-        if scaling.holds_gil and not known:
-            if sizes is not None:
-                sizes.forget()
-            if self.lessons is None or self.lessons.tell_once(self.job):
-                self.tell(EventKind.HOLDS_GIL, threads=scaling.level, advice=GIL_ADVICE)
-        if sizes is None:
-            return
-        if moved:
-            sizes.disturbed()
-            self.scaled_at = sizes.best
-        elif abs(sizes.best - self.scaled_at) > 1:
-            scaling.another_size()
-            self.scaled_at = sizes.best
+    def _tell_of_gil(self) -> None:
+        if self.lessons is None or self.lessons.tell_once(self.job):
+            level = self.pacing.threads_of(self.limit)
+            self.tell(EventKind.HOLDS_GIL, threads=level, advice=GIL_ADVICE)
 
     def _add_error(self, error: BaseException, where: str, chunk: range | None = None) -> None:
         if self.stopping:
@@ -804,11 +714,8 @@ class Run:
 
     def lesson(self) -> Lesson:
         """What the next run of the function should begin with."""
-        sizes = self.sizes if self.sizes is not None and self.sizes.rate else None
-        if sizes is not None:
-            sizes.forget_helpers()
         elapsed = self.last_chunk - self.first_claim
-        return Lesson(sizes, self.scaling, self.done_units / elapsed if elapsed > 0 else 0.0)
+        return self.pacing.lesson(self.done_units / elapsed if elapsed > 0 else 0.0)
 
     def no_helper(self, error: BaseException) -> None:
         """No thread could be had for this run, and none will be."""
@@ -842,12 +749,14 @@ class Run:
         units = sum(each.stop - each.start for each in self.to_undo)
         chunk = chunk_size(units, self.threads_planned, min_chunk=grain, align=grain)
         claims = self.claims = Claims(self.to_undo, chunk)
+        self.pacing = self.pacing.for_undo()
         for stint in self.stints.values():
-            stint.chunks = 1
+            stint.stepper = None
         if self.async_undo:
             pieces = []
-            while (piece := claims.claim(1, 1)) is not None:
-                pieces.append(range(*piece))
+            while claims.left:
+                start, _, stop = claims.take(chunk, 1)
+                pieces.append(range(start, stop))
             self.undo_pieces = tuple(pieces)
 
     def _make_report(self) -> None:
@@ -1021,6 +930,11 @@ class Run:
         self.news.append(
             Event(kind, self.name, self.number, details, awaited=self.owned or bool(self.waiters))
         )
+
+
+def _patience_of(thread: object) -> int:
+    """How many times as long as usual the thread's stretches should last."""
+    return MAIN_THREAD_FACTOR if isinstance(thread, Caller) and thread.main else 1
 
 
 def _nothing(start: int, stop: int) -> None:
