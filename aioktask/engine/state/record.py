@@ -33,7 +33,9 @@ def report(run: Run) -> Report[Any]:
         elapsed=max(run.last_chunk - first, 0) / 1e9 if first else 0.0,
         cpu_time=sum([cpu for _, cpu in run.used]) / 1e9,
         busy=tuple(sorted([wall / 1e9 for wall, _ in run.used], reverse=True)),
-        learned=run.pacing.learned(run.claims.chunk, min(run.threads_planned, run.limit)),
+        learned=run.sweep.pacing.learned(
+            run.sweep.claims.chunk, min(run.threads_planned, run.limit)
+        ),
         lent=run.lent,
     )
 
@@ -146,7 +148,7 @@ def undo_failed(run: Run, told: Failure, cause: BaseException) -> UndoFailed:
 
 def left(run: Run) -> tuple[range, ...]:
     """What may be done and is not undone yet: for somebody who gives up waiting."""
-    free = [range(*each) for each in list(run.claims.free)]
+    free = [range(*each) for each in list(run.sweep.claims.free)]
     if not run.undoing:
         return subtract(range(run.job.start, run.job.stop), free)
     kept = [piece for piece, _ in run.undo_errors]

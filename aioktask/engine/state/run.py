@@ -30,8 +30,7 @@ from aioktask.engine import events
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.inherited import captured
 from aioktask.engine.learning.lessons import Key, Lesson, Lessons
-from aioktask.engine.learning.pacing import FIXED, Pacing
-from aioktask.engine.learning.scaling import Scaling
+from aioktask.engine.learning.pacing import Pacing
 from aioktask.engine.ranges.claims import Claims, PartedClaims
 from aioktask.engine.ranges.plan import (
     Split,
@@ -48,17 +47,13 @@ from aioktask.engine.state import record
 from aioktask.engine.state.current import enclosing
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.stint import Stint, check_done
+from aioktask.engine.state.sweep import NOTHING, Sweep
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
 from aioktask.job import Bound, Failure, Job, Report, set_failure, told_of
 
-# How often a thread is asked what it waited for, of the time it serves: at first, and at most.
+# How long a thread serves before it is asked for the first time what it waited for.
 LOOK_NS = 5_000_000
-MOST_LOOK_NS = 160_000_000
-
-# The main thread gets its stretches from turns that other threads take: they last longer there, for
-# what handing them over costs.
-MAIN_THREAD_FACTOR = 10
 
 GIL_ADVICE = (
     "more threads get no more done, since they wait for each other: the function holds the GIL (or "
@@ -154,12 +149,11 @@ class Run:
     begun = False  # whether a turn took it in
     lane_waiter: Waiter | None = None  # who waits for it while it is in the lane
     caller: Caller | None = None  # a calling thread that would take more chunks
-    tree: Tree | None = None  # of a reduce
     initial: object | EllipsisType = ...
     entry: Entry
-    claims: Claims = Claims((), 1)
-    pacing: Pacing = FIXED
+    sweep: Sweep = NOTHING
     key: Key | None = None  # under which what it learns is remembered, if it is
+    lesson: Lesson | None = None  # what the next run of the function should begin with, then
     lessons: Lessons | None = None  # where, and what was told already
     threads_planned = 0
     # What was done.
@@ -177,7 +171,6 @@ class Run:
     errors: tuple[BaseException, ...] = ()
     failed: tuple[Failed, ...] = ()
     # What of it is undone.
-    undoing = False
     async_undo = False  # a coroutine undo is on its way
     undo_task: UndoOnLoop | None = None
     undo_pieces: tuple[range, ...] = ()  # for a coroutine undo
@@ -313,17 +306,17 @@ class Run:
     def begin(self, cut: Split, pacing: Pacing, key: Key | None, lessons: Lessons) -> None:
         """A turn takes the run in."""
         job = self.job
-        self.pacing, self.key, self.lessons = pacing, key, lessons
+        self.key, self.lessons = key, lessons
         grain = pacing.grain_of(cut.chunk)
+        claims: Claims
         if job.parts and any(part.node is not None for part in job.parts):
-            pieces = [(each, node_of(job, each.start)) for each in cut.spans]
-            self.claims = PartedClaims(pieces, grain)
+            claims = PartedClaims([(each, node_of(job, each.start)) for each in cut.spans], grain)
         else:
-            self.claims = Claims(cut.spans, grain)
+            claims = Claims(cut.spans, grain)
+        tree = Tree(count_chunks(job.start, job.stop, cut.chunk)) if self.reduces else None
+        self.sweep = Sweep(self.fn, claims, pacing, tree)
         self.threads_planned = cut.threads
         self.entry = Entry(self, self.group, self.nice, self.thread_limit)
-        if self.reduces:
-            self.tree = Tree(count_chunks(job.start, job.stop, cut.chunk))
         self.begun = True
         if self.heard:
             self.tell(
@@ -343,7 +336,7 @@ class Run:
             cap: The most threads that the run could have, were it longer.
         """
         self.entry = Entry(self, self.group, self.nice, self.limit)
-        self.claims = Claims((), chunk)
+        self.sweep = Sweep(self.fn, Claims((), chunk))
         self.threads_planned = min(self.limit, cap)
         self.begun = True
 
@@ -436,12 +429,12 @@ class Run:
     @property
     def thread_limit(self) -> int:
         """The most threads that may serve it, as far as the job itself decides."""
-        return self.pacing.threads_of(self.limit)
+        return self.sweep.pacing.threads_of(self.limit)
 
     def caps_moved(self, cap: int) -> None:
         """At most so many threads may serve this run as far as others decide, or `limit` moved."""
         self.threads_planned = max(min(self.limit, cap), 1)
-        self.pacing.widen(self.threads_planned)
+        self.sweep.pacing.widen(self.threads_planned)
 
     # What may happen now.
 
@@ -483,7 +476,14 @@ class Run:
     @property
     def unfinished(self) -> bool:
         """Whether some unit is neither done nor given up."""
-        return bool(self.claims.left) or any(stint.live for stint in list(self.stints.values()))
+        return bool(self.sweep.claims.left) or any(
+            stint.live for stint in list(self.stints.values())
+        )
+
+    @property
+    def undoing(self) -> bool:
+        """Whether what was done is being undone."""
+        return self.phase is UNDO
 
     @property
     def stopping(self) -> bool:
@@ -493,7 +493,7 @@ class Run:
     @property
     def claimable(self) -> bool:
         """Whether a thread would find something to do."""
-        if not self.claims.left or self.never_starts:
+        if not self.sweep.claims.left or self.never_starts:
             return False
         if self.phase is WORK:
             return not self.stopping
@@ -548,22 +548,7 @@ class Run:
             return
         stint.cpu += stint.cpu_now - stint.cpu_mark
         stint.cpu_mark = stint.cpu_now
-        scaling = self.pacing.scaling
-        if scaling is not None and stint.kernel_now is not None:
-            if stint.busy >= stint.look_at:
-                self._compare_clocks(stint, scaling, *stint.kernel_now)
-            stint.kernel_now = None
-
-    def _compare_clocks(self, stint: Stint, scaling: Scaling, system: int, delay: int) -> None:
-        """Tell what the stint's thread waited for since this was asked last."""
-        if stint.looked_at:
-            wall, cpu = stint.busy - stint.looked_at, stint.cpu - stint.looked_cpu
-            # What it waited for a CPU in other jobs between counts too, so it is seldom too much.
-            waited = wall - cpu - (delay - stint.delay)
-            scaling.served(self.entry.threads + 1, wall, waited, cpu, system - stint.system)
-        stint.system, stint.delay = system, delay
-        stint.looked_at, stint.looked_cpu = stint.busy, stint.cpu
-        stint.look_at = min(2 * stint.busy, stint.busy + MOST_LOOK_NS)
+        self.sweep.compare_clocks(stint, self.entry.threads + 1)
 
     def claim(self, stint: Stint, now: int, generation: int) -> bool:
         """Give the stint a stretch to walk; False when there is none."""
@@ -572,16 +557,7 @@ class Run:
         if not self.chunks_done and self._decided.setdefault("start", CLAIMED) is NEVER:
             return False
         self.version += 1
-        stepper = stint.stepper
-        if stepper is None:
-            stepper = stint.stepper = self.pacing.stepper(_patience_of(stint.thread))
-        threads, most = self.entry.threads, self.threads_planned
-        start, stint.first_chunk_stop, stint.stretch_stop = stepper.next(
-            self.claims, stint.node, threads, most, now
-        )
-        stint.chunk_start = stint.stretch_start = start
-        stint.chunk = stepper.chunk
-        stint.claimed_at = now
+        self.sweep.claim(stint, self.entry.threads, self.threads_planned, now)
         stint.generation = generation
         self.version += 1
         return True
@@ -617,25 +593,19 @@ class Run:
 
     def _close_stretch(self, stint: Stint, done: int, free: int, now: int) -> None:
         """What the stint claimed is done up to `done`, and free again from `free` on."""
-        chunks, units = stint.chunks_up_to(done), done - stint.stretch_start
-        if stint.stepper is not None:
-            walk_ns = now - max(stint.claimed_at, stint.walked_at)
-            threads, left = self.entry.threads, self.claims.left
-            if stint.stepper.finished(chunks, units, left, threads, walk_ns, now):
-                self._tell_of_gil()
+        if self.sweep.learn(stint, done, self.entry.threads, now):
+            self._tell_of_gil()
         self.version += 1
-        self.claims.give_back(free, stint.stretch_stop)
         if not self.undoing:
-            self.done_units += units
-            self.chunks_done += chunks
+            self.done_units += done - stint.stretch_start
+            self.chunks_done += stint.chunks_up_to(done)
             self.last_chunk = now
-        stint.stretch_start = stint.chunk_start = stint.stretch_stop = free
+        self.sweep.give_back(stint, free)
         self.version += 1
 
     def _tell_of_gil(self) -> None:
         if self.lessons is None or self.lessons.tell_once(self.job):
-            level = self.pacing.threads_of(self.limit)
-            self.tell(EventKind.HOLDS_GIL, threads=level, advice=GIL_ADVICE)
+            self.tell(EventKind.HOLDS_GIL, threads=self.thread_limit, advice=GIL_ADVICE)
 
     def _add_error(self, error: BaseException, where: str, chunk: range | None = None) -> None:
         if self.stopping:
@@ -697,7 +667,7 @@ class Run:
         self.version += self.version & 1
         if self.over:
             return
-        untouched = [range(*each) for each in self.claims.free] if not self.undoing else []
+        untouched = [range(*each) for each in self.sweep.claims.free] if not self.undoing else []
         whole = range(self.job.start, self.job.stop)
         unknown = subtract(whole, untouched) if self.first_claim else ()
         self.to_undo, self.unknown, self.undo_errors = (), unknown, ()
@@ -709,19 +679,13 @@ class Run:
             self.error = error
         else:
             self.errors += (error,)
-        self.undoing = False
         self._finish()
-
-    def lesson(self) -> Lesson:
-        """What the next run of the function should begin with."""
-        elapsed = self.last_chunk - self.first_claim
-        return self.pacing.lesson(self.done_units / elapsed if elapsed > 0 else 0.0)
 
     def no_helper(self, error: BaseException) -> None:
         """No thread could be had for this run, and none will be."""
         if self.undoing:
-            self.undo_errors += tuple((range(*piece), error) for piece in self.claims.free)
-            self.claims.clear()
+            self.undo_errors += tuple((range(*piece), error) for piece in self.sweep.claims.free)
+            self.sweep.claims.clear()
         else:
             self._add_error(error, "for want of a helper")
 
@@ -732,24 +696,24 @@ class Run:
 
     def _stop(self) -> None:
         if not self.never_starts:  # else nothing was done
-            found = outcome(range(self.job.start, self.job.stop), self.claims.free, self.failed)
+            found = outcome(
+                range(self.job.start, self.job.stop), self.sweep.claims.free, self.failed
+            )
             self.to_undo, self.unknown = found.done, found.unknown
-        if self.tree is not None:
-            self.tree.waiting.clear()
-        if self.job.undo is None or not self.to_undo:
-            self.claims.clear()
+        if self.sweep.tree is not None:
+            self.sweep.tree.waiting.clear()
+        undo = None if self.job.undo is None else self._bound.undo or self.job.undo
+        if undo is None or not self.to_undo:
+            self.sweep.claims.clear()
             self._finish()
             return
         self.phase = UNDO
-        self.undoing = True
         self.async_undo = self.job.undo_is_async
-        self.reduces = False
-        self.fn = self._bound.undo or self.job.undo
         grain = undo_grain(self.job)
         units = sum(each.stop - each.start for each in self.to_undo)
         chunk = chunk_size(units, self.threads_planned, min_chunk=grain, align=grain)
-        claims = self.claims = Claims(self.to_undo, chunk)
-        self.pacing = self.pacing.for_undo()
+        claims = Claims(self.to_undo, chunk)
+        self.sweep = Sweep(undo, claims, self.sweep.pacing.for_undo())
         for stint in self.stints.values():
             stint.stepper = None
         if self.async_undo:
@@ -762,10 +726,14 @@ class Run:
     def _make_report(self) -> None:
         if self._bound.value is not None:
             self.value = self._bound.value()
-        elif self.tree is not None:
-            self.value = self.tree.value() if self.job.size else self.initial
+        elif self.sweep.tree is not None:
+            self.value = self.sweep.tree.value() if self.job.size else self.initial
         self.used = tuple([(stint.busy, stint.cpu) for stint in self.stints.values()])
         self.report = record.report(self)
+        if self.key is not None:
+            elapsed = self.last_chunk - self.first_claim
+            speed = self.done_units / elapsed if elapsed > 0 else 0.0
+            self.lesson = self.sweep.pacing.lesson(speed)
 
     def _end_well(self) -> None:
         self._tell_success()
@@ -804,7 +772,7 @@ class Run:
             cause = self.error if self.error is not None else self.cancellation()
             self.verdict = record.undo_failed(self, self.failure, cause)
             self.tell(EventKind.UNDO_FAILED, ranges=self.failure.done, error=self.verdict)
-        elif self.undoing:
+        elif self.undoing and not self.broken:
             self.tell(EventKind.UNDONE, ranges=self.failure.undone)
         if self.error is not None:
             self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk)
@@ -827,10 +795,10 @@ class Run:
             self.dropped,
             self.fn,
             self._bound,
+            self.sweep,
             self.stints,
             self.loop,
             self.parent,
-            self.tree,
             self.initial,
             self.job,
         )
@@ -839,12 +807,12 @@ class Run:
             # want to close the memory that the job's function holds.
             stint.run = OVER
         self.stints = {}
-        self.claims.clear()
-        self.fn = _nothing
-        self._bound = _NOTHING
+        self.sweep = NOTHING
+        self.fn = NOTHING.fn
+        self._bound = _UNBOUND
         self.loop = self.parent = self.parent_stint = self.caller = None
-        if self.reduces or self.tree is not None:
-            self.tree, self.initial = None, ...
+        if self.reduces:
+            self.initial = ...
         self.job = OVER.job
 
     def check_done(self, result: object) -> type:
@@ -932,20 +900,10 @@ class Run:
         )
 
 
-def _patience_of(thread: object) -> int:
-    """How many times as long as usual the thread's stretches should last."""
-    return MAIN_THREAD_FACTOR if isinstance(thread, Caller) and thread.main else 1
+_UNBOUND: Bound[Any] = Bound(NOTHING.fn)
 
-
-def _nothing(start: int, stop: int) -> None:
-    """What a run that is over calls."""
-
-
-_NOTHING: Bound[Any] = Bound(_nothing)
-
-
-Run._bound = _NOTHING  # of a run whose job binds nothing
+Run._bound = _UNBOUND  # of a run whose job binds nothing
 
 # What stints of a run that is over refer to.
-OVER = Run(Job(_nothing, 0, name="over"), RunGroup(), nice=0, context=Context())
+OVER = Run(Job(NOTHING.fn, 0, name="over"), RunGroup(), nice=0, context=Context())
 OVER.phase = DONE

@@ -134,7 +134,7 @@ class Stint:
     def walk(self, signals: Signals) -> int:
         """Call the function for each chunk of the stretch; where it stands when it returns."""
         run = self.run
-        fn = run.fn
+        fn = run.sweep.fn
         chunk = self.chunk
         generation = self.generation
         self.walked_at = perf_counter_ns()
@@ -161,8 +161,8 @@ class Stint:
     def walk_reduce(self, signals: Signals) -> int:
         """Walk as `walk` does, keeping the values: siblings combine, the rest lies on `stack`."""
         run = self.run
-        fn = run.fn
-        chunk = run.claims.chunk
+        fn = run.sweep.fn
+        chunk = run.sweep.claims.chunk
         generation = self.generation
         position, stop = self.chunk_start, self.stretch_stop
         leaf = position // chunk - run.job.start // chunk
@@ -204,10 +204,13 @@ class Stint:
         background = self.seat is BACKGROUND
         run = self.run
         stays = now < self.slice_end and signals.generation == self.generation
-        if stays and run.claims.left and not background:
+        if stays and run.sweep.claims.left and not background:
             return
         self.cpu_now = cpu_time_ns()
-        look = run.pacing.scaling is not None and self.busy + now - self.entered_at >= self.look_at
+        look = (
+            run.sweep.pacing.scaling is not None
+            and self.busy + now - self.entered_at >= self.look_at
+        )
         self.kernel_now = kernel_and_delay_ns() if look or background else None
 
     def chunk_stop(self) -> int:

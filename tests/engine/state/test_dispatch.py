@@ -53,8 +53,8 @@ def test_a_job_is_told_of_another_one_and_for_a_while_after_it_is_gone(
     helper = idle_helper(state)
     long = admit(state, a_run(Job(print, 1 << 20, remember=False)))
     stint = stint_of(helper)
-    assert isinstance(long.pacing, pacing.LearnedPacing)
-    sizes = long.pacing.sizes
+    assert isinstance(long.sweep.pacing, pacing.LearnedPacing)
+    sizes = long.sweep.pacing.sizes
     assert isinstance(sizes, Heard)
     assert sizes.alone == [True]
     short = admit(state, a_run(Job(print, 1, chunk=1)))

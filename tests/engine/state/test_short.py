@@ -236,7 +236,7 @@ class World:
                 for each in run.entry.__slots__
                 if each not in ("run", "group", "key", "queue", "owed_key")
             },
-            "claims": (run.claims.free, run.claims.left, run.claims.chunk),
+            "claims": (run.sweep.claims.free, run.sweep.claims.left, run.sweep.claims.chunk),
             "waiters": len(run.waiters),
             "report": run.report,
             "stints": [self._stint(each, number) for each in run.stints.values()],
