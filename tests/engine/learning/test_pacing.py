@@ -21,6 +21,7 @@ from aioktask.engine.learning.pacing import (
     pacing_of,
 )
 from aioktask.engine.learning.scaling import WAITING_SURE_NS, Scaling
+from aioktask.engine.learning.scores import Pace
 from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.learning.stretch import MOST_CHUNKS
 from aioktask.engine.ranges.claims import Claims
@@ -261,3 +262,68 @@ def test_the_next_run_begins_with_what_was_learned_and_shares_nothing_with_it() 
     assert following.sizes.rate == 0.5
     assert following.threads_of(4) == 2
     assert following.learned(1, 4).remembered
+
+
+class Picked(Sizes):
+    """Sizes that choose what a test says, and keep what they were asked."""
+
+    picked: tuple[int, int, int]
+    asked: tuple[int, int, int]
+
+    def pick(self, pace: Pace, left: int, sharers: int, ahead: int) -> tuple[int, int, int]:
+        self.asked = left, sharers, ahead
+        return self.picked
+
+    def measured(self, pace: Pace, number: int, units: int, wall_ns: int) -> None: ...
+
+
+def test_a_size_that_is_tried_has_its_full_length_where_it_is_larger_and_boundaries_else() -> None:
+    sizes = Picked(10**6, 10, 2)
+    stepper = LearnedPacing(sizes, None).stepper(1)
+    claims = Claims([range(10**6)], 10)
+    sizes.picked = 10, 3, 0
+    assert stepper.next(claims, None, 1, 1, 0) == (0, 10, 30)
+    sizes.picked = sizes.size_of(sizes.best + 1), 1, sizes.best + 1
+    chunk = sizes.picked[0]
+    assert stepper.next(claims, None, 1, 1, 0) == (30, 30 + chunk, 30 + chunk)
+    sizes.picked = 70, 1, -1  # a piece of its own length
+    assert stepper.next(claims, None, 1, 1, 0) == (30 + chunk, 100 + chunk, 100 + chunk)
+    chunk = sizes.size_of(sizes.best)
+    sizes.picked = chunk, 2, sizes.best
+    start, first, stop = stepper.next(claims, None, 1, 1, 0)
+    assert (first % chunk, stop - first) == (0, chunk)
+    assert first - start < chunk
+
+
+def test_threads_that_are_to_come_share_the_range_too() -> None:
+    sizes = Picked(10**6, 1, 8)
+    scaling = Scaling(8)
+    pacing = LearnedPacing(sizes, scaling)
+    stepper = pacing.stepper(1)
+    sizes.picked = 1, 1, 0
+    for level, threads, most, sharers in ((8, 1, 8, 8), (8, 1, 4, 4), (2, 1, 8, 2), (2, 5, 8, 5)):
+        scaling.level = level
+        stepper.next(Claims([range(10**6)], 1), None, threads, most, 0)
+        assert sizes.asked == (10**6, sharers, 0)
+
+
+def test_only_stretches_of_the_size_in_use_tell_of_the_number_of_threads() -> None:
+    class Told(Scaling):
+        stretches = 0
+
+        def measured(self, threads: int, units: int, wall_ns: int, left: int) -> bool:
+            self.stretches += 1
+            return False
+
+    scaling = Told(2)
+    sizes = Picked(10**6, 1, 2)
+    pacing = LearnedPacing(sizes, scaling)
+    stepper = pacing.stepper(1)
+    claims = Claims([range(10**6)], 1)
+    for settled, number, told in ((True, 1, 0), (False, 0, 0), (True, 0, 1), (True, -1, 1)):
+        sizes._search.settled = settled
+        sizes._curve.best = 0
+        sizes.picked = 1, 1, number
+        stepper.next(claims, None, 2, 2, 0)
+        stepper.finished(1, 1, claims.left, 2, 10, 10)
+        assert scaling.stretches == told
