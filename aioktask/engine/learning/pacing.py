@@ -24,7 +24,15 @@ from aioktask.engine.ranges.claims import Claims, fair_count
 from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, undo_grain
 from aioktask.job import Job, Learned, Speed
 
-__all__ = ["FIXED", "FixedPacing", "LearnedPacing", "Pacing", "Stepper", "pacing_of", "steady"]
+__all__ = [
+    "FIXED",
+    "FixedPacing",
+    "LearnedPacing",
+    "Pacing",
+    "Stepper",
+    "learned_with_given_size",
+    "pacing_of",
+]
 
 # Where so few stretches are left for each thread, the next one depends on where the others stand.
 FEW_STRETCHES = 4
@@ -118,7 +126,7 @@ class Pacing(ABC):
 
     def learned(self, chunk: int, threads: int) -> Learned:
         """What is told of a run that had chunks of the size given, and so many threads at most."""
-        return steady(chunk, self.threads_of(threads), self.holds_gil)
+        return learned_with_given_size(chunk, self.threads_of(threads), self.holds_gil)
 
     def lesson(self, speed: float) -> Lesson:
         """What the next run of the function should begin with, where this one had this speed."""
@@ -133,7 +141,7 @@ class Pacing(ABC):
 
 
 @functools.lru_cache(64)
-def steady(chunk: int, threads: int, holds_gil: bool) -> Learned:
+def learned_with_given_size(chunk: int, threads: int, holds_gil: bool) -> Learned:
     """What is told where the chunk size was not looked for."""
     return Learned(chunk, threads, holds_gil=holds_gil)
 

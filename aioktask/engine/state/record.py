@@ -12,7 +12,7 @@ import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from aioktask.engine.learning.pacing import steady
+from aioktask.engine.learning.pacing import learned_with_given_size
 from aioktask.engine.ranges.undo import merge, subtract
 from aioktask.errors import UndoFailed
 from aioktask.job import Failure, Progress, Report, set_failure, told_within
@@ -64,7 +64,7 @@ def report_of_whole(
         elapsed=elapsed,
         cpu_time=cpu / 1e9,
         busy=(elapsed,),
-        learned=steady(run.whole_chunk, threads, False),
+        learned=learned_with_given_size(run.whole_chunk, threads, False),
         lent="no",
     )
     return told

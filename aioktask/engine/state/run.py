@@ -31,23 +31,15 @@ from aioktask.engine.events import Event, EventKind
 from aioktask.engine.inherited import captured
 from aioktask.engine.learning.lessons import Key, Lesson, Lessons
 from aioktask.engine.learning.pacing import Pacing
-from aioktask.engine.ranges.claims import Claims, PartedClaims
-from aioktask.engine.ranges.plan import (
-    Split,
-    chunk_size,
-    count_chunks,
-    facts_of,
-    node_of,
-    undo_grain,
-)
-from aioktask.engine.ranges.tree import Tree
+from aioktask.engine.ranges.claims import Claims
+from aioktask.engine.ranges.plan import Split, facts_of
 from aioktask.engine.ranges.undo import Failed, merge, outcome, subtract
 from aioktask.engine.scheduling.queue import Entry
 from aioktask.engine.state import record
 from aioktask.engine.state.current import enclosing
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.stint import Stint, check_done
-from aioktask.engine.state.sweep import NOTHING, Sweep
+from aioktask.engine.state.sweep import NOTHING, Sweep, undo_sweep, work_sweep
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
 from aioktask.job import Bound, Failure, Job, Report, set_failure, told_of
@@ -307,14 +299,7 @@ class Run:
         """A turn takes the run in."""
         job = self.job
         self.key, self.lessons = key, lessons
-        grain = pacing.grain_of(cut.chunk)
-        claims: Claims
-        if job.parts and any(part.node is not None for part in job.parts):
-            claims = PartedClaims([(each, node_of(job, each.start)) for each in cut.spans], grain)
-        else:
-            claims = Claims(cut.spans, grain)
-        tree = Tree(count_chunks(job.start, job.stop, cut.chunk)) if self.reduces else None
-        self.sweep = Sweep(self.fn, claims, pacing, tree)
+        self.sweep = work_sweep(job, self.fn, cut, pacing)
         self.threads_planned = cut.threads
         self.entry = Entry(self, self.group, self.nice, self.thread_limit)
         self.begun = True
@@ -707,19 +692,16 @@ class Run:
             self.sweep.claims.clear()
             self._finish()
             return
-        self.phase = UNDO
         self.async_undo = self.job.undo_is_async
-        grain = undo_grain(self.job)
-        units = sum(each.stop - each.start for each in self.to_undo)
-        chunk = chunk_size(units, self.threads_planned, min_chunk=grain, align=grain)
-        claims = Claims(self.to_undo, chunk)
-        self.sweep = Sweep(undo, claims, self.sweep.pacing.for_undo())
+        pacing = self.sweep.pacing.for_undo()
+        sweep = undo_sweep(self.job, undo, self.to_undo, self.threads_planned, pacing)
+        self.sweep, self.phase = sweep, UNDO  # together: one says what it means to be free
         for stint in self.stints.values():
             stint.stepper = None
         if self.async_undo:
-            pieces = []
+            claims, pieces = sweep.claims, []
             while claims.left:
-                start, _, stop = claims.take(chunk, 1)
+                start, _, stop = claims.take(claims.chunk, 1)
                 pieces.append(range(start, stop))
             self.undo_pieces = tuple(pieces)
 
@@ -904,6 +886,6 @@ _UNBOUND: Bound[Any] = Bound(NOTHING.fn)
 
 Run._bound = _UNBOUND  # of a run whose job binds nothing
 
-# What stints of a run that is over refer to.
+# What stints of a run that is over refer to: a run that wants nothing any more and holds nothing.
 OVER = Run(Job(NOTHING.fn, 0, name="over"), RunGroup(), nice=0, context=Context())
 OVER.phase = DONE

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import Any
 
 from aioktask.engine.learning.pacing import FIXED, Pacing
-from aioktask.engine.ranges.claims import Claims
+from aioktask.engine.ranges.claims import Claims, PartedClaims
+from aioktask.engine.ranges.plan import Split, chunk_size, count_chunks, node_of, undo_grain
 from aioktask.engine.ranges.tree import Tree
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller
+from aioktask.job import Job
 
 # The main thread gets its stretches from turns that other threads take: they last longer there, for
 # what handing them over costs.
@@ -110,6 +112,36 @@ class Sweep:
         stint.system, stint.delay = system, delay
         stint.looked_at, stint.looked_cpu = stint.busy, stint.cpu
         stint.look_at = min(2 * stint.busy, stint.busy + MOST_LOOK_NS)
+
+
+def work_sweep(job: Job[Any], fn: Callable[[int, int], Any], cut: Split, pacing: Pacing) -> Sweep:
+    """The work of a job that is cut like this, with what its `fn` is for this run."""
+    grain = pacing.grain_of(cut.chunk)
+    claims: Claims
+    if job.parts and any(part.node is not None for part in job.parts):
+        claims = PartedClaims([(each, node_of(job, each.start)) for each in cut.spans], grain)
+    else:
+        claims = Claims(cut.spans, grain)
+    reduces = job.reduce is not None
+    tree = Tree(count_chunks(job.start, job.stop, cut.chunk)) if reduces else None
+    return Sweep(fn, claims, pacing, tree)
+
+
+def undo_sweep(
+    job: Job[Any],
+    undo: Callable[[int, int], Any],
+    done: tuple[range, ...],
+    threads: int,
+    pacing: Pacing,
+) -> Sweep:
+    """The undo of what is done of the job, by at most so many threads.
+
+    It is cut at multiples of the job's own grain only: no unit of work is undone in halves.
+    """
+    grain = undo_grain(job)
+    units = sum(each.stop - each.start for each in done)
+    chunk = chunk_size(units, threads, min_chunk=grain, align=grain)
+    return Sweep(undo, Claims(done, chunk), pacing)
 
 
 def _nothing(start: int, stop: int) -> None:
