@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from aioktask.engine.learning.scaling import Scaling
 from aioktask.engine.learning.stretch import MOST_CHUNKS
 from aioktask.engine.state.callers import caller_walked
 from aioktask.engine.state.dispatch import State
-from aioktask.engine.state.ending import cancel
+from aioktask.engine.state.ending import cancel, committed
 from aioktask.engine.state.run import OVER, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.sweep import MAIN_THREAD_FACTOR, NOTHING
@@ -76,6 +77,7 @@ def test_an_undo_is_a_sweep_of_its_own_that_begins_with_one_chunk_and_learns_not
     undone = 0
     while not run.over:
         undone += stint.stretch_stop - stint.stretch_start
+        assert undone <= done
         walk(state, stint, MILLISECOND)
     assert undone == done == run.done_units
     assert (list(pacing.sizes.curve()), pacing.sizes.rate, pacing.sizes.chunk) == learned
@@ -159,14 +161,38 @@ def test_of_an_undo_in_which_the_engine_failed_it_is_not_told_that_it_is_through
     helper = idle_helper(state)
     run = admit(state, a_run(Job(work, 100, chunk=1, undo=undo)))
     walk(state, stint_of(helper), 10)
-    assert run.cancel()
-    cancel(state, run)
-    walk(state, stint_of(helper), 10)
+    stint = stint_of(helper)
+    state.raised(stint, OSError(), stint.claimed_at + 1)
+    state.reconsider(stint, stint.claimed_at + 1)
     assert run.undoing
     run.break_down(RuntimeError("a turn failed"))
+    assert run.over
     assert not run.undoing
+    assert run.failure is not None
+    assert run.failure.unknown == (range(100),)
     assert EventKind.UNDONE not in [event.kind for event in run.news]
-    assert run.undo_failed
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_what_was_learned_is_kept_of_a_run_that_was_committed_and_of_no_other(
+    cancelled: bool,
+) -> None:
+    state = a_state(1)
+    helper = idle_helper(state)
+    job = Job(work, 1000, undo=undo)
+    run = admit(state, Run(job, state.root, nice=0, context=copy_context(), owned=True))
+    while not run.settled:
+        walk(state, stint_of(helper), 1000)
+    if cancelled:
+        assert run.cancel()
+        cancel(state, run)
+        while not run.over:
+            walk(state, stint_of(helper), 1000)
+    else:
+        assert run.commit()
+        committed(state, run)
+    assert run.over
+    assert len(state.lessons) == (0 if cancelled else 1)
 
 
 class Heard(Scaling):
