@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from aioktask.engine.learning.scaling import Scaling
-from aioktask.engine.learning.sizing import MOST_CHUNKS, STRETCH_NS, SizeLesson, Sizes
+from aioktask.engine.learning.sizing import MOST_CHUNKS, STRETCH_NS, Sizes
 
 CLAIM_NS = 5_000.0
 CALL_NS = 300.0
@@ -82,7 +82,7 @@ def simulate(
     seed: int = 0,
     chunk: int | None = None,
     threads: int | None = None,
-    sizes: SizeLesson | None = None,
+    sizes: Sizes | None = None,
     scaling: Scaling | None = None,
     learn_threads: bool = False,
     alone: bool = True,
@@ -92,7 +92,7 @@ def simulate(
     most = threads or machine.threads
     out = Outcome()
     if chunk is None:
-        out.sizes = Sizes(size, grain, most, sizes)
+        out.sizes = Sizes(size, grain, most) if sizes is None else sizes.for_next_run(size)
         out.sizes.be_alone(alone)
         if learn_threads:
             out.scaling = Scaling(most) if scaling is None else scaling.for_next_run(most)

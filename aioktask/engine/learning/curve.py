@@ -44,7 +44,9 @@ class Curve:
     helper at the size in use, in units a nanosecond.
 
     Attributes:
+        size: Units of the range.
         grain: The smallest size, of which all are multiples.
+        threads: How many helpers may share the range.
         even: Units of an even share.
         top: The number of the last size.
         best: The number of the size in use.
@@ -64,13 +66,17 @@ class Curve:
         "expected",
         "grain",
         "scores",
+        "size",
+        "threads",
         "top",
         "uneven_ns",
         "worked_ns",
     )
 
     def __init__(self, size: int, grain: int, threads: int) -> None:
+        self.size = size
         self.grain = grain
+        self.threads = threads
         self.even = round_up(-(-size // threads), grain)
         self.top = (self.even // grain - 1).bit_length()
         self.best = 0
@@ -80,6 +86,19 @@ class Curve:
         self.worked_ns = 0
         self.uneven_ns = 0.0
         self.alone = True
+
+    def for_next_run(self, size: int) -> Curve:
+        """What the next run of the function begins with, over a range of this size."""
+        following = Curve(size, self.grain, self.threads)
+        scores = following.scores = Scores(self.scores.noise)
+        following.best = min(self.best, following.top)
+        following.uneven_ns = self.uneven_share * UNEVEN_PRIOR_NS
+        for number in self.scores:
+            if number <= following.top and number != following.best:
+                scores.put(number, self.scores.speed(number), self.scores.count(number))
+        if self.before <= following.top and self.before != following.best:
+            following.before, following.expected = self.before, self.expected
+        return following
 
     def size_of(self, number: int) -> int:
         """Units of a chunk of the size of this number."""
@@ -105,12 +124,8 @@ class Curve:
 
     @property
     def uneven_share(self) -> float:
-        """What a later curve should know of that: the part of the time."""
+        """The part of the time that went into stretches far slower than others."""
         return self.uneven_ns / (self.worked_ns + UNEVEN_PRIOR_NS)
-
-    def was_uneven(self, share: float) -> None:
-        """Take over what an earlier curve said."""
-        self.uneven_ns = share * UNEVEN_PRIOR_NS
 
     @property
     def longest_ns(self) -> int:

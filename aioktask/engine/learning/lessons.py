@@ -17,7 +17,7 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from aioktask.engine.learning.scaling import Scaling
-from aioktask.engine.learning.sizing import SizeLesson
+from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.ranges.plan import undo_grain
 from aioktask.job import Job
 
@@ -36,6 +36,9 @@ Key = tuple[Hashable, ...]
 class Lesson:
     """What a run leaves to the next one of its function.
 
+    What it learned with is kept as it was at the end, and changed no more: a run that begins with
+    it makes its own by `for_next_run`.
+
     Attributes:
         sizes: Of the chunk size, where that was looked for.
         scaling: Of the number of threads, likewise.
@@ -43,7 +46,7 @@ class Lesson:
         slow_runs: How many runs in a row were much slower than the best.
     """
 
-    sizes: SizeLesson | None
+    sizes: Sizes | None
     scaling: Scaling | None
     speed: float
     slow_runs: int = 0

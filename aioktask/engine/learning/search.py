@@ -81,14 +81,14 @@ class Search:
         "settled",
     )
 
-    def __init__(self, curve: Curve, size: int, paces: list[Pace]) -> None:
+    def __init__(self, curve: Curve, paces: list[Pace]) -> None:
         self._curve = curve
         self._paces = paces  # of all helpers
         self.settled = False
         self.leapt = False
         self.remembered = False
         self.credit_ns = self._listen_ns = 0.0
-        self.probes = PROBES_SHARE * size
+        self.probes = PROBES_SHARE * curve.size
         self.listened = 0
         self._look_at = 0.0  # how much must be worked before the next look
         self._pending: set[int] = set()  # sizes that a helper tries at the moment
@@ -96,10 +96,15 @@ class Search:
         self._round = 0  # how often all did
         self._seen = 0  # samples of the last time
 
-    @property
-    def credit_left(self) -> float:
-        """What the next run may spend more, in nanoseconds."""
-        return min(max(self.credit_ns, -MOST_CREDIT_NS), MOST_CREDIT_NS)
+    def for_next_run(self, curve: Curve, paces: list[Pace]) -> Search:
+        """What the next run of the function begins with, on its own curve and helpers."""
+        following = Search(curve, paces)
+        following.remembered = following.leapt = True
+        following.settled = self.settled
+        following.credit_ns = min(max(self.credit_ns, -MOST_CREDIT_NS), MOST_CREDIT_NS)
+        following.probes += min(self.probes, self._curve.size)
+        following.listened = self.listened
+        return following
 
     def worked(self, wall_ns: int) -> None:
         """The more is done, the more may be tried."""

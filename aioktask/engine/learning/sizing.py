@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from aioktask.engine.learning.curve import FAR_SLOWER, LONGEST_NS, SHORTEST_NS, Curve
 from aioktask.engine.learning.scores import Pace, Scores
 from aioktask.engine.learning.search import LONG_TRIAL_NS, Search
+from aioktask.engine.ranges.claims import fair_count
 from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, round_up
 
-__all__ = ["SizeLesson", "Sizes"]
+__all__ = ["Sizes"]
 
 MILLISECOND = 1_000_000
 
@@ -54,42 +54,12 @@ GOOD_ENOUGH = 0.95
 SHORTEST_PIECE_NS = 100_000
 
 
-@dataclass(frozen=True, slots=True)
-class SizeLesson:
-    """What a run leaves to the next one of its function.
-
-    Attributes:
-        best: The number of the size in use.
-        rate: Units a nanosecond of one helper at that size.
-        scores: Median score and number of samples by the number of the size.
-        settled: Whether the search had ended.
-        credit_ns: What trials might have cost more.
-        probes: Units that trials of unknown sizes might have had more.
-        noise: How much one sample is off, as a factor's logarithm.
-        listened: How many trials there were since the search had ended.
-        uneven: The part of the time that went into stretches far slower than others.
-        before: The number of the size that was in use before and must be tried again, or -1.
-        expected: What its score should be.
-    """
-
-    best: int
-    rate: float
-    scores: tuple[tuple[int, float, int], ...]
-    settled: bool
-    credit_ns: float
-    probes: float
-    noise: float
-    listened: int = 0
-    uneven: float = 0.0
-    before: int = -1
-    expected: float = 1.0
-
-
 class Sizes:
     """The chunk sizes of one run: which is used, and what a helper does next.
 
+    What a run leaves to the next one of its function is this object: see `for_next_run`.
+
     Attributes:
-        grain: The smallest size, of which all are multiples.
         rate: Units a nanosecond of some helper lately, at the size in use; 0 while not known.
         paused: Whether nothing is tried at present: threads stand in each other's way.
     """
@@ -98,39 +68,37 @@ class Sizes:
         "_curve",
         "_paces",
         "_search",
-        "_size",
-        "_threads",
-        "grain",
         "paused",
         "rate",
     )
 
-    def __init__(self, size: int, grain: int, threads: int, lesson: SizeLesson | None) -> None:
-        self.grain = grain
-        self._size = size
-        self._threads = threads
+    def __init__(self, size: int, grain: int, threads: int) -> None:
         self._paces: list[Pace] = []
         curve = self._curve = Curve(size, grain, threads)
-        search = self._search = Search(curve, size, self._paces)
+        curve.best = curve.at_most(size // max(FIRST_SHARE, FIRST_SHARE_EACH * threads))
+        self._search = Search(curve, self._paces)
         self.rate = 0.0
         self.paused = False
-        if lesson is None:
-            curve.best = curve.at_most(size // max(FIRST_SHARE, FIRST_SHARE_EACH * threads))
-            return
-        self.rate = lesson.rate
-        curve.best = min(lesson.best, curve.top)
-        curve.scores = Scores(lesson.noise)
-        curve.was_uneven(lesson.uneven)
-        for number, speed, count in lesson.scores:
-            if number <= curve.top and number != curve.best:
-                curve.scores.put(number, speed, count)
-        if lesson.before <= curve.top and lesson.before != curve.best:
-            curve.before, curve.expected = lesson.before, lesson.expected
-        search.remembered = search.leapt = True
-        search.settled = lesson.settled
-        search.credit_ns = lesson.credit_ns
-        search.probes += lesson.probes
-        search.listened = lesson.listened
+
+    def for_next_run(self, size: int) -> Sizes:
+        """What the next run of the function begins with, over a range of this size.
+
+        Nothing of it is shared with this one, so that several runs may begin with it.
+        """
+        following = Sizes(size, self.grain, self._curve.threads)
+        following.rate = self.rate
+        curve = following._curve = self._curve.for_next_run(size)
+        following._search = self._search.for_next_run(curve, following._paces)
+        return following
+
+    def forget_helpers(self) -> None:
+        """The run is over: what its helpers were at is of no use to the next one."""
+        self._paces.clear()
+
+    @property
+    def grain(self) -> int:
+        """The smallest size, of which all are multiples."""
+        return self._curve.grain
 
     @property
     def best(self) -> int:
@@ -171,23 +139,6 @@ class Sizes:
         scores = self._curve.scores
         for number in sorted({*scores, self.best}):
             yield self.size_of(number), scores.speed(number), scores.count(number)
-
-    def lesson(self) -> SizeLesson:
-        """What the next run of the function should begin with."""
-        curve, search, scores = self._curve, self._search, self._curve.scores
-        return SizeLesson(
-            curve.best,
-            self.rate,
-            tuple((number, scores.speed(number), scores.count(number)) for number in scores),
-            search.settled,
-            search.credit_left,
-            min(search.probes, self._size),
-            scores.noise,
-            search.listened,
-            curve.uneven_share,
-            curve.before,
-            curve.expected,
-        )
 
     # What a helper does next.
 
@@ -323,7 +274,7 @@ class Sizes:
     def _begin_large(self, pace: Pace) -> None:
         """In a short job, go on with the largest chunks."""
         curve = self._curve
-        self._search.leapt = (self._size - self.chunk) / pace.rate < SHORT_JOB_NS * self._threads
+        self._search.leapt = (curve.size - self.chunk) / pace.rate < SHORT_JOB_NS * curve.threads
         if self._search.leapt:
             most = min(curve.longest_ns * pace.rate, curve.even // CHUNKS_PER_THREAD)
             self._use(curve.at_most(most), 1.0, verify=False)
@@ -343,22 +294,21 @@ class Sizes:
     def _fitted(
         self, number: int, count: int, left: int, sharers: int, ahead: int
     ) -> tuple[int, int, int]:
-        """At most half a fair part of what is left, so that all end at about the same time.
+        """A fair part of what is left: where not one chunk is, a piece of half the helper's share.
 
-        A whole fair part where smaller chunks are slow.
+        The whole share where smaller chunks are slow.
         """
         chunk = self.size_of(number)
-        fair = (left + ahead) / sharers
-        if chunk * count <= fair / 2:
-            return chunk, count, number
-        if chunk <= fair / 2:
-            return chunk, int(fair / 2 / chunk), number
+        share = (left + ahead) // sharers
+        fair = fair_count(count, chunk, share)
+        if fair:
+            return chunk, fair, number
         scores = self._curve.scores
         least = self._least()
         halves = number - 1 in scores and (
             scores.speed(number - 1) >= GOOD_ENOUGH * scores.speed(number)
         )
-        piece = round_up(int(max(fair / 2 if halves else fair, least, 1)), self.grain)
+        piece = round_up(max(share // 2 if halves else share, least, 1), self.grain)
         if left - piece < least // 2:
             piece = round_up(left, self.grain)
         if piece >= chunk:

@@ -13,6 +13,23 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 
+def fair_count(count: int, chunk: int, share: int) -> int:
+    """How many of so many chunks a thread may claim at once; 0 where not one is so small.
+
+    That is no more than half of its share of what is left, so that those who share a range end at
+    about the same time: what one of them claims now, it walks while the others walk what is left.
+
+    >>> fair_count(100, 5, 1000), fair_count(100, 5, 90), fair_count(100, 5, 9)
+    (100, 9, 0)
+
+    Args:
+        count: How many chunks the thread would like.
+        chunk: Units of a chunk.
+        share: Units that are left for each of those who share the range.
+    """
+    return min(count, share // (2 * chunk))
+
+
 class Claims:
     """The ranges that are free, and the taking and giving back of stretches.
 
@@ -32,44 +49,23 @@ class Claims:
         self._edges = frozenset([start for start, _ in self.free])
         self.left = sum([stop - start for start, stop in self.free])
 
-    def at(self, node: int | None) -> Claims:
-        """Where a thread that is bound to this node, or to none, takes from."""
-        return self
+    def take(
+        self, chunk: int, count: int, *, piece: bool = False, node: int | None = None
+    ) -> tuple[int, int, int]:
+        """Take consecutive chunks. Something must be free.
 
-    def took(self) -> None:
-        """Something was taken from what `at` returned."""
+        Chunks end on absolute multiples of their size, or where a free range ends.
 
-    def claim(self, chunks: int, sharers: int) -> tuple[int, int] | None:
-        """Take up to `chunks` consecutive chunks, or None if nothing is free.
+        Args:
+            chunk: Units of a chunk.
+            count: How many; fewer where the free range ends before.
+            piece: Whether the first one is to have its full length, wherever it begins: then it
+                ends on a multiple of the grain only.
+            node: The NUMA node that the thread is bound to which takes them, None for none.
 
-        Never more than a fair part of what is left, 1 / (2 x sharers), but at least one chunk: so
-        that those who share the range end at about the same time.
+        Returns:
+            Where the stretch begins, where its first chunk ends, and where it ends itself.
         """
-        if not self.free:
-            return None
-        start, limit = self.free[-1]
-        chunk = self.chunk
-        if chunks > 1:
-            fair = self.left // (2 * sharers * chunk)
-            if fair < chunks:
-                chunks = fair if fair > 1 else 1
-        stop = start - start % chunk + chunk * chunks
-        if stop >= limit:
-            stop = limit
-            self.free.pop()
-        else:
-            self.free[-1] = (stop, limit)
-        self.left -= stop - start
-        return start, stop
-
-    def take(self, chunk: int, count: int, *, piece: bool) -> tuple[int, int, int] | None:
-        """Take `count` consecutive chunks of a size of its own: start, end of the first one, stop.
-
-        Chunks end on absolute multiples of their size, and where it is a `piece`, whose length must
-        be this, of the grain.
-        """
-        if not self.free:
-            return None
         start, limit = self.free[-1]
         end = start - start % (self.chunk if piece else chunk) + chunk
         stop = end + chunk * (count - 1)
@@ -99,7 +95,7 @@ class Claims:
 
 
 class PartedClaims(Claims):
-    """The same for a range whose parts belong to NUMA nodes, each with free ranges of its own.
+    """The free ranges of a job whose parts belong to NUMA nodes, each with free ranges of its own.
 
     A thread takes from its own node while there is anything, then from what belongs to no node,
     then from the node where most is left.
@@ -117,7 +113,7 @@ class PartedClaims(Claims):
             node: Claims([each for each, its in ordered if its == node], chunk)
             for node in dict.fromkeys(self._nodes)
         }
-        self.took()
+        self._count()
 
     @property
     def free(self) -> list[tuple[int, int]]:  # type: ignore[override]
@@ -134,22 +130,29 @@ class PartedClaims(Claims):
         """The nodes of which something is free."""
         return [node for node, each in self._parts.items() if node is not None and each.left]
 
-    def at(self, node: int | None) -> Claims:
+    def take(
+        self, chunk: int, count: int, *, piece: bool = False, node: int | None = None
+    ) -> tuple[int, int, int]:
+        taken = self._part_for(node).take(chunk, count, piece=piece)
+        self._count()
+        return taken
+
+    def _part_for(self, node: int | None) -> Claims:
         for mine in (node, None):
             if self.left_at(mine):
                 return self._parts[mine]
         return max(self._parts.values(), key=lambda each: each.left)
 
-    def took(self) -> None:
+    def _count(self) -> None:
         self.left = sum(each.left for each in self._parts.values())
 
     def give_back(self, start: int, stop: int) -> None:
         if start < stop:
             node = self._nodes[bisect_right(self._starts, start) - 1]
             self._parts[node].give_back(start, stop)
-            self.took()
+            self._count()
 
     def clear(self) -> None:
         for each in self._parts.values():
             each.clear()
-        self.took()
+        self._count()

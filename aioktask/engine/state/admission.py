@@ -13,10 +13,9 @@ from __future__ import annotations
 from time import perf_counter_ns
 
 from aioktask.engine.events import EventKind
-from aioktask.engine.learning.lessons import Lesson, Lessons, key_of
-from aioktask.engine.learning.scaling import Scaling
-from aioktask.engine.learning.sizing import Sizes
-from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, split, undo_grain
+from aioktask.engine.learning.lessons import Lessons, key_of
+from aioktask.engine.learning.pacing import FIXED, pacing_of
+from aioktask.engine.ranges.plan import split
 from aioktask.engine.state.callers import enter_caller
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import ADMITTED, CANCEL, FAILURE, REFUSED, Run, Wait
@@ -126,21 +125,10 @@ def _begin_run(run: Run, cap: int, tunables: Tunables, lessons: Lessons) -> None
     job, group = run.job, run.group
     cut = split(job, cap)
     wanted = learns(job, group, tunables)
-    sizes = scaling = key = None
-    if wanted != "nothing" and job.size > CHUNKS_PER_THREAD * undo_grain(job):
-        lesson: Lesson | None = None
-        if remembers(job, group, tunables):
-            key = key_of(job, cut.threads)
-            lesson = lessons.get(key)
-        if wanted != "threads" and job.reduce is None:  # the leaves of a reduce are given
-            known = None if lesson is None else lesson.sizes
-            sizes = Sizes(job.size, undo_grain(job), cut.threads, known)
-        if wanted != "chunk":
-            known_scaling = None if lesson is None else lesson.scaling
-            scaling = (
-                Scaling(cut.threads)
-                if known_scaling is None
-                else known_scaling.for_next_run(cut.threads)
-            )
-    run.begin(cut, sizes=sizes, scaling=scaling, key=key, lessons=lessons)
+    key = lesson = None
+    if wanted != "nothing" and remembers(job, group, tunables):
+        key = key_of(job, cut.threads)
+        lesson = lessons.get(key)
+    pacing = pacing_of(job, cut.threads, wanted, lesson)
+    run.begin(cut, pacing, None if pacing is FIXED else key, lessons)
     run.entry.gives_way = gives_way(run.nice, group, tunables)

@@ -161,8 +161,8 @@ class State:
         out = self.out
         out.dropped += (run, run.dropped)
         run.dropped = ()
-        if run.key is not None and not run.stopping:
-            self.lessons.put(run.key, run.lesson())
+        if run.key is not None and run.lesson is not None and not run.stopping:
+            self.lessons.put(run.key, run.lesson)
         if run.undo_failed and group is not self.root:
             group.undo_failed[run.number] = run
         out.tell(run)
@@ -201,7 +201,7 @@ class State:
             return False
         if stint.node is not None and not stint.off_node and migrates(stint):
             return False
-        if not run.claims.left:
+        if not run.sweep.claims.left:
             self.scheduler.set_idle(run.entry)
             return False
         return self._claim(stint, now)
@@ -370,11 +370,10 @@ class State:
         run = stint.run
         if len(self.runs) > 1:
             self.expect_others(now)
-        if run.sizes is not None:
-            pauses = stint.seat is BACKGROUND and self.background.pausing
-            run.sizes.be_alone(now >= self.crowded_until and not pauses)
+        pauses = stint.seat is BACKGROUND and self.background.pausing
+        run.sweep.pacing.be_alone(now >= self.crowded_until and not pauses)
         claimed = run.claim(stint, now, self.signals.generation)
-        if not run.claims.left:
+        if not run.sweep.claims.left:
             self.scheduler.set_idle(run.entry)
         return claimed
 

@@ -96,7 +96,7 @@ def _open_lane(state: State) -> bool:
     if (
         state.closing
         or scheduler.anybody_waits
-        or any(stint.run.claims.left for stint in state.serving)
+        or any(stint.run.sweep.claims.left for stint in state.serving)
         or state.several_chunks_wait()
     ):
         return False

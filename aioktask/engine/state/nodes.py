@@ -34,7 +34,7 @@ def place(state: State, stint: Stint, helper: Helper) -> None:
     The one with the fewest helpers for its CPUs, of those that have room. Without room anywhere
     it helps from where it is, bound there only where that node has room for it.
     """
-    claims = stint.run.claims
+    claims = stint.run.sweep.claims
     stint.off_node = False
     stint.node = None
     if not isinstance(claims, PartedClaims):
@@ -58,7 +58,7 @@ def place(state: State, stint: Stint, helper: Helper) -> None:
 
 def migrates(stint: Stint) -> bool:
     """Whether the stint's node has nothing left, so that its thread should go where it has."""
-    claims = stint.run.claims
+    claims = stint.run.sweep.claims
     return isinstance(claims, PartedClaims) and not claims.left_at(stint.node)
 
 

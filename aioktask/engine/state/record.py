@@ -8,14 +8,14 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
+from aioktask.engine.learning.pacing import learned_with_given_size
 from aioktask.engine.ranges.undo import merge, subtract
 from aioktask.errors import UndoFailed
-from aioktask.job import Failure, Learned, Progress, Report, Speed, set_failure, told_within
+from aioktask.job import Failure, Progress, Report, set_failure, told_within
 
 if TYPE_CHECKING:
     from aioktask.engine.state.run import Run
@@ -33,7 +33,9 @@ def report(run: Run) -> Report[Any]:
         elapsed=max(run.last_chunk - first, 0) / 1e9 if first else 0.0,
         cpu_time=sum([cpu for _, cpu in run.used]) / 1e9,
         busy=tuple(sorted([wall / 1e9 for wall, _ in run.used], reverse=True)),
-        learned=learned(run),
+        learned=run.sweep.pacing.learned(
+            run.sweep.claims.chunk, min(run.threads_planned, run.limit)
+        ),
         lent=run.lent,
     )
 
@@ -62,34 +64,10 @@ def report_of_whole(
         elapsed=elapsed,
         cpu_time=cpu / 1e9,
         busy=(elapsed,),
-        learned=_fixed(run.whole_chunk, threads, False),
+        learned=learned_with_given_size(run.whole_chunk, threads, False),
         lent="no",
     )
     return told
-
-
-@functools.lru_cache(64)
-def _fixed(chunk: int, threads: int, holds_gil: bool) -> Learned:
-    """What is told where the chunk size was not looked for."""
-    return Learned(chunk, threads, holds_gil=holds_gil)
-
-
-def learned(run: Run) -> Learned:
-    """What the run came to know of its function."""
-    sizes, scaling = run.sizes, run.scaling
-    threads = min(run.threads_planned, run.limit, run.threads_learned)
-    holds_gil = scaling is not None and scaling.holds_gil
-    if sizes is None:
-        return _fixed(run.chunk_planned, threads, holds_gil)
-    return Learned(
-        chunk=sizes.chunk,
-        threads=threads,
-        rate=sizes.rate * 1e9,
-        settled=sizes.settled,
-        remembered=sizes.remembered,
-        holds_gil=holds_gil,
-        curve=tuple(Speed(*each) for each in sizes.curve()),
-    )
 
 
 # How often `progress` reads again where a turn changes what it reads; then it takes what it has.
@@ -170,7 +148,7 @@ def undo_failed(run: Run, told: Failure, cause: BaseException) -> UndoFailed:
 
 def left(run: Run) -> tuple[range, ...]:
     """What may be done and is not undone yet: for somebody who gives up waiting."""
-    free = [range(*each) for each in list(run.claims.free)]
+    free = [range(*each) for each in list(run.sweep.claims.free)]
     if not run.undoing:
         return subtract(range(run.job.start, run.job.stop), free)
     kept = [piece for piece, _ in run.undo_errors]

@@ -30,39 +30,22 @@ from aioktask.engine import events
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.inherited import captured
 from aioktask.engine.learning.lessons import Key, Lesson, Lessons
-from aioktask.engine.learning.scaling import Scaling
-from aioktask.engine.learning.sizing import Sizes
-from aioktask.engine.learning.stretch import next_stretch
-from aioktask.engine.ranges.claims import Claims, PartedClaims
-from aioktask.engine.ranges.plan import (
-    Split,
-    chunk_size,
-    count_chunks,
-    facts_of,
-    node_of,
-    undo_grain,
-)
-from aioktask.engine.ranges.tree import Tree
+from aioktask.engine.learning.pacing import Pacing
+from aioktask.engine.ranges.claims import Claims
+from aioktask.engine.ranges.plan import Split, facts_of
 from aioktask.engine.ranges.undo import Failed, merge, outcome, subtract
 from aioktask.engine.scheduling.queue import Entry
 from aioktask.engine.state import record
 from aioktask.engine.state.current import enclosing
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.stint import Stint, check_done
+from aioktask.engine.state.sweep import NOTHING, Sweep, undo_sweep, work_sweep
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
 from aioktask.job import Bound, Failure, Job, Report, set_failure, told_of
 
-# Where so few stretches are left for each thread, the next one depends on where the others stand.
-FEW_STRETCHES = 4
-
-# How often a thread is asked what it waited for, of the time it serves: at first, and at most.
+# How long a thread serves before it is asked for the first time what it waited for.
 LOOK_NS = 5_000_000
-MOST_LOOK_NS = 160_000_000
-
-# The main thread gets its stretches from turns that other threads take: they last longer there, for
-# what handing them over costs.
-MAIN_THREAD_FACTOR = 10
 
 GIL_ADVICE = (
     "more threads get no more done, since they wait for each other: the function holds the GIL (or "
@@ -158,14 +141,11 @@ class Run:
     begun = False  # whether a turn took it in
     lane_waiter: Waiter | None = None  # who waits for it while it is in the lane
     caller: Caller | None = None  # a calling thread that would take more chunks
-    tree: Tree | None = None  # of a reduce
     initial: object | EllipsisType = ...
     entry: Entry
-    claims: Claims = Claims((), 1)
-    chunk_planned = 1  # units of a chunk where the size is not learned
-    sizes: Sizes | None = None  # where the chunk size is learned
-    scaling: Scaling | None = None  # where the number of threads is learned
-    key: Key | None = None  # under which that is remembered, if it is
+    sweep: Sweep = NOTHING
+    key: Key | None = None  # under which what it learns is remembered, if it is
+    lesson: Lesson | None = None  # what the next run of the function should begin with, then
     lessons: Lessons | None = None  # where, and what was told already
     threads_planned = 0
     # What was done.
@@ -174,7 +154,6 @@ class Run:
     version = 0  # odd while a turn changes what `progress` reads
     # When a helper took the priority of a waiter, as the report says it.
     lent: Literal["no", "at once", "at a chunk boundary"] = "no"
-    scaled_at = 0  # the number of the chunk size when the number of threads was last found
     # What went wrong.
     cancelled = cancel_posted = False
     broken = False  # whether the engine itself failed in a turn for it
@@ -184,7 +163,6 @@ class Run:
     errors: tuple[BaseException, ...] = ()
     failed: tuple[Failed, ...] = ()
     # What of it is undone.
-    undoing = False
     async_undo = False  # a coroutine undo is on its way
     undo_task: UndoOnLoop | None = None
     undo_pieces: tuple[range, ...] = ()  # for a coroutine undo
@@ -317,37 +295,19 @@ class Run:
 
     # What a turn adds.
 
-    def begin(
-        self,
-        cut: Split,
-        *,
-        sizes: Sizes | None,
-        scaling: Scaling | None,
-        key: Key | None,
-        lessons: Lessons | None,
-    ) -> None:
+    def begin(self, cut: Split, pacing: Pacing, key: Key | None, lessons: Lessons) -> None:
         """A turn takes the run in."""
         job = self.job
-        self.chunk_planned = cut.chunk
-        self.sizes, self.scaling, self.key, self.lessons = sizes, scaling, key, lessons
-        grain = cut.chunk if sizes is None else sizes.grain
-        if job.parts and any(part.node is not None for part in job.parts):
-            pieces = [(each, node_of(job, each.start)) for each in cut.spans]
-            self.claims = PartedClaims(pieces, grain)
-        else:
-            self.claims = Claims(cut.spans, grain)
+        self.key, self.lessons = key, lessons
+        self.sweep = work_sweep(job, self.fn, cut, pacing)
         self.threads_planned = cut.threads
-        if sizes is not None:
-            self.scaled_at = sizes.best
-        self.entry = Entry(self, self.group, self.nice, min(self.limit, self.threads_learned))
-        if self.reduces:
-            self.tree = Tree(count_chunks(job.start, job.stop, cut.chunk))
+        self.entry = Entry(self, self.group, self.nice, self.thread_limit)
         self.begun = True
         if self.heard:
             self.tell(
                 EventKind.SUBMITTED,
                 size=job.size,
-                chunk=cut.chunk if sizes is None else sizes.chunk,
+                chunk=pacing.chunk_of(cut.chunk),
                 threads=self.threads_planned,
             )
 
@@ -361,8 +321,7 @@ class Run:
             cap: The most threads that the run could have, were it longer.
         """
         self.entry = Entry(self, self.group, self.nice, self.limit)
-        self.claims = Claims((), chunk)
-        self.chunk_planned = chunk
+        self.sweep = Sweep(self.fn, Claims((), chunk))
         self.threads_planned = min(self.limit, cap)
         self.begun = True
 
@@ -375,7 +334,7 @@ class Run:
     def enter_whole(self, stint: Stint, chunk: int, now: int) -> None:
         """The stint's thread serves this run from now on, and has the one chunk that it is."""
         job = self.job
-        self.peak_threads = stint.threads = 1
+        self.peak_threads = 1
         self.first_claim = stint.entered_at = stint.claimed_at = now
         stint.chunk = chunk
         stint.chunk_start = stint.stretch_start = job.start
@@ -453,20 +412,14 @@ class Run:
         return self.entry.nice if self.entry.loan is None else self.entry.loan
 
     @property
-    def threads_learned(self) -> int:
-        """How many threads the run deserves, by what is known."""
-        return self.limit if self.scaling is None else self.scaling.level
-
-    @property
     def thread_limit(self) -> int:
         """The most threads that may serve it, as far as the job itself decides."""
-        return min(self.limit, self.threads_learned)
+        return self.sweep.pacing.threads_of(self.limit)
 
     def caps_moved(self, cap: int) -> None:
         """At most so many threads may serve this run as far as others decide, or `limit` moved."""
         self.threads_planned = max(min(self.limit, cap), 1)
-        if self.scaling is not None:
-            self.scaling.widen(self.threads_planned)
+        self.sweep.pacing.widen(self.threads_planned)
 
     # What may happen now.
 
@@ -508,7 +461,14 @@ class Run:
     @property
     def unfinished(self) -> bool:
         """Whether some unit is neither done nor given up."""
-        return bool(self.claims.left) or any(stint.live for stint in list(self.stints.values()))
+        return bool(self.sweep.claims.left) or any(
+            stint.live for stint in list(self.stints.values())
+        )
+
+    @property
+    def undoing(self) -> bool:
+        """Whether what was done is being undone."""
+        return self.phase is UNDO
 
     @property
     def stopping(self) -> bool:
@@ -518,7 +478,7 @@ class Run:
     @property
     def claimable(self) -> bool:
         """Whether a thread would find something to do."""
-        if not self.claims.left or self.never_starts:
+        if not self.sweep.claims.left or self.never_starts:
             return False
         if self.phase is WORK:
             return not self.stopping
@@ -573,21 +533,7 @@ class Run:
             return
         stint.cpu += stint.cpu_now - stint.cpu_mark
         stint.cpu_mark = stint.cpu_now
-        if self.scaling is not None and stint.kernel_now is not None:
-            if stint.busy >= stint.look_at:
-                self._compare_clocks(stint, self.scaling, *stint.kernel_now)
-            stint.kernel_now = None
-
-    def _compare_clocks(self, stint: Stint, scaling: Scaling, system: int, delay: int) -> None:
-        """Tell what the stint's thread waited for since this was asked last."""
-        if stint.looked_at:
-            wall, cpu = stint.busy - stint.looked_at, stint.cpu - stint.looked_cpu
-            # What it waited for a CPU in other jobs between counts too, so it is seldom too much.
-            waited = wall - cpu - (delay - stint.delay)
-            scaling.served(self.entry.threads + 1, wall, waited, cpu, system - stint.system)
-        stint.system, stint.delay = system, delay
-        stint.looked_at, stint.looked_cpu = stint.busy, stint.cpu
-        stint.look_at = min(2 * stint.busy, stint.busy + MOST_LOOK_NS)
+        self.sweep.compare_clocks(stint, self.entry.threads + 1)
 
     def claim(self, stint: Stint, now: int, generation: int) -> bool:
         """Give the stint a stretch to walk; False when there is none."""
@@ -596,53 +542,10 @@ class Run:
         if not self.chunks_done and self._decided.setdefault("start", CLAIMED) is NEVER:
             return False
         self.version += 1
-        if self.sizes is None or self.undoing:
-            stretch = self.claims.at(stint.node).claim(stint.chunks, self.entry.threads)
-            assert stretch is not None
-            self.claims.took()
-            stint.chunk_start, stint.stretch_stop = stretch
-            chunk = stint.chunk = self.claims.chunk
-            stint.first_chunk_stop = min(
-                stint.chunk_start - stint.chunk_start % chunk + chunk, stint.stretch_stop
-            )
-        else:
-            self._claim_learned(stint, self.sizes, now)
-        stint.stretch_start = stint.chunk_start
-        stint.threads = self.entry.threads
-        stint.claimed_at = now
+        self.sweep.claim(stint, self.entry.threads, self.threads_planned, now)
         stint.generation = generation
         self.version += 1
         return True
-
-    def _claim_learned(self, stint: Stint, sizes: Sizes, now: int) -> None:
-        if stint.pace is None:
-            stint.pace = sizes.new_pace()
-        left = self.claims.left
-        sharers = max(self.entry.threads, min(self.threads_planned, self.threads_learned))
-        ahead = 0
-        if left < FEW_STRETCHES * sharers * max(
-            sizes.chunk, stint.stretch_stop - stint.stretch_start
-        ):
-            ahead = sum(self._ahead(each, now) for each in self.stints.values())
-        chunk, count, stint.measured_size = sizes.pick(stint.pace, left, sharers, ahead)
-        # A larger size is tried at its full length, wherever the last stretch ended.
-        piece = stint.measured_size < 0 or stint.measured_size > sizes.best
-        taken = self.claims.at(stint.node).take(chunk, count, piece=piece)
-        assert taken is not None
-        self.claims.took()
-        stint.chunk_start, stint.first_chunk_stop, stint.stretch_stop = taken
-        stint.chunk = chunk
-
-    def _ahead(self, stint: Stint, now: int) -> int:
-        """Units of the stint's stretch that are probably not done yet."""
-        if not stint.live or stint.pace is None or stint.stretch_stop <= stint.stretch_start:
-            return 0
-        return max(
-            stint.stretch_stop
-            - stint.stretch_start
-            - int(stint.pace.rate * (now - stint.claimed_at)),
-            0,
-        )
 
     def walked(self, stint: Stint, position: int, now: int) -> None:
         """The stint walked its stretch up to `position`; the rest comes back."""
@@ -675,57 +578,19 @@ class Run:
 
     def _close_stretch(self, stint: Stint, done: int, free: int, now: int) -> None:
         """What the stint claimed is done up to `done`, and free again from `free` on."""
-        chunks = stint.chunks_up_to(done)
-        if chunks and self.claims.left and (stint.pace is None or self.undoing):
-            thread = stint.thread
-            factor = MAIN_THREAD_FACTOR if isinstance(thread, Caller) and thread.main else 1
-            # What chunks cost, without what it took to get them: else many helpers that wait for
-            # the lock would take less and less at a time, and wait the more.
-            wall = now - max(stint.claimed_at, stint.walked_at)
-            stint.chunks = next_stretch(chunks, wall, factor)
-        if chunks and not self.undoing:
-            self._learn(stint, done - stint.stretch_start, now)
+        if self.sweep.learn(stint, done, self.entry.threads, now):
+            self._tell_of_gil()
         self.version += 1
-        self.claims.give_back(free, stint.stretch_stop)
         if not self.undoing:
             self.done_units += done - stint.stretch_start
-            self.chunks_done += chunks
+            self.chunks_done += stint.chunks_up_to(done)
             self.last_chunk = now
-        stint.stretch_start = stint.chunk_start = stint.stretch_stop = free
+        self.sweep.give_back(stint, free)
         self.version += 1
 
-    def _learn(self, stint: Stint, units: int, now: int) -> None:
-        """So many units of the stint's stretch are done."""
-        steady = stint.threads == self.entry.threads
-        if self.sizes is not None and stint.pace is not None:
-            wall = now - stint.walked_at
-            self.sizes.measured(stint.pace, stint.measured_size if steady else -1, units, wall)
-        if self.scaling is not None and steady:
-            self._scale(stint, self.scaling, units, now - stint.claimed_at)
-
-    def _scale(self, stint: Stint, scaling: Scaling, units: int, wall: int) -> None:
-        """Likewise, for the number of threads: once the chunk size is known, or at once if they
-        stand in each other's way, since then sizes cannot be compared."""
-        sizes = self.sizes
-        if sizes is not None:
-            sizes.paused = scaling.urgent
-            if stint.measured_size != sizes.best or not (sizes.settled or sizes.paused):
-                return
-        known = scaling.holds_gil
-        moved = scaling.measured(stint.threads, units, wall, self.claims.left)
-        if scaling.holds_gil and not known:
-            if sizes is not None:
-                sizes.forget()
-            if self.lessons is None or self.lessons.tell_once(self.job):
-                self.tell(EventKind.HOLDS_GIL, threads=scaling.level, advice=GIL_ADVICE)
-        if sizes is None:
-            return
-        if moved:
-            sizes.disturbed()
-            self.scaled_at = sizes.best
-        elif abs(sizes.best - self.scaled_at) > 1:
-            scaling.another_size()
-            self.scaled_at = sizes.best
+    def _tell_of_gil(self) -> None:
+        if self.lessons is None or self.lessons.tell_once(self.job):
+            self.tell(EventKind.HOLDS_GIL, threads=self.thread_limit, advice=GIL_ADVICE)
 
     def _add_error(self, error: BaseException, where: str, chunk: range | None = None) -> None:
         if self.stopping:
@@ -787,7 +652,7 @@ class Run:
         self.version += self.version & 1
         if self.over:
             return
-        untouched = [range(*each) for each in self.claims.free] if not self.undoing else []
+        untouched = [range(*each) for each in self.sweep.claims.free] if not self.undoing else []
         whole = range(self.job.start, self.job.stop)
         unknown = subtract(whole, untouched) if self.first_claim else ()
         self.to_undo, self.unknown, self.undo_errors = (), unknown, ()
@@ -799,20 +664,13 @@ class Run:
             self.error = error
         else:
             self.errors += (error,)
-        self.undoing = False
         self._finish()
-
-    def lesson(self) -> Lesson:
-        """What the next run of the function should begin with."""
-        sizes = None if self.sizes is None or not self.sizes.rate else self.sizes.lesson()
-        elapsed = self.last_chunk - self.first_claim
-        return Lesson(sizes, self.scaling, self.done_units / elapsed if elapsed > 0 else 0.0)
 
     def no_helper(self, error: BaseException) -> None:
         """No thread could be had for this run, and none will be."""
         if self.undoing:
-            self.undo_errors += tuple((range(*piece), error) for piece in self.claims.free)
-            self.claims.clear()
+            self.undo_errors += tuple((range(*piece), error) for piece in self.sweep.claims.free)
+            self.sweep.claims.clear()
         else:
             self._add_error(error, "for want of a helper")
 
@@ -823,38 +681,41 @@ class Run:
 
     def _stop(self) -> None:
         if not self.never_starts:  # else nothing was done
-            found = outcome(range(self.job.start, self.job.stop), self.claims.free, self.failed)
+            found = outcome(
+                range(self.job.start, self.job.stop), self.sweep.claims.free, self.failed
+            )
             self.to_undo, self.unknown = found.done, found.unknown
-        if self.tree is not None:
-            self.tree.waiting.clear()
-        if self.job.undo is None or not self.to_undo:
-            self.claims.clear()
+        if self.sweep.tree is not None:
+            self.sweep.tree.waiting.clear()
+        undo = None if self.job.undo is None else self._bound.undo or self.job.undo
+        if undo is None or not self.to_undo:
+            self.sweep.claims.clear()
             self._finish()
             return
-        self.phase = UNDO
-        self.undoing = True
         self.async_undo = self.job.undo_is_async
-        self.reduces = False
-        self.fn = self._bound.undo or self.job.undo
-        grain = undo_grain(self.job)
-        units = sum(each.stop - each.start for each in self.to_undo)
-        chunk = chunk_size(units, self.threads_planned, min_chunk=grain, align=grain)
-        claims = self.claims = Claims(self.to_undo, chunk)
+        pacing = self.sweep.pacing.for_undo()
+        sweep = undo_sweep(self.job, undo, self.to_undo, self.threads_planned, pacing)
+        self.sweep, self.phase = sweep, UNDO  # together: one says what it means to be free
         for stint in self.stints.values():
-            stint.chunks = 1
+            stint.stepper = None
         if self.async_undo:
-            pieces = []
-            while (piece := claims.claim(1, 1)) is not None:
-                pieces.append(range(*piece))
+            claims, pieces = sweep.claims, []
+            while claims.left:
+                start, _, stop = claims.take(claims.chunk, 1)
+                pieces.append(range(start, stop))
             self.undo_pieces = tuple(pieces)
 
     def _make_report(self) -> None:
         if self._bound.value is not None:
             self.value = self._bound.value()
-        elif self.tree is not None:
-            self.value = self.tree.value() if self.job.size else self.initial
+        elif self.sweep.tree is not None:
+            self.value = self.sweep.tree.value() if self.job.size else self.initial
         self.used = tuple([(stint.busy, stint.cpu) for stint in self.stints.values()])
         self.report = record.report(self)
+        if self.key is not None:
+            elapsed = self.last_chunk - self.first_claim
+            speed = self.done_units / elapsed if elapsed > 0 else 0.0
+            self.lesson = self.sweep.pacing.lesson(speed)
 
     def _end_well(self) -> None:
         self._tell_success()
@@ -893,7 +754,7 @@ class Run:
             cause = self.error if self.error is not None else self.cancellation()
             self.verdict = record.undo_failed(self, self.failure, cause)
             self.tell(EventKind.UNDO_FAILED, ranges=self.failure.done, error=self.verdict)
-        elif self.undoing:
+        elif self.undoing and not self.broken:
             self.tell(EventKind.UNDONE, ranges=self.failure.undone)
         if self.error is not None:
             self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk)
@@ -916,10 +777,10 @@ class Run:
             self.dropped,
             self.fn,
             self._bound,
+            self.sweep,
             self.stints,
             self.loop,
             self.parent,
-            self.tree,
             self.initial,
             self.job,
         )
@@ -928,12 +789,12 @@ class Run:
             # want to close the memory that the job's function holds.
             stint.run = OVER
         self.stints = {}
-        self.claims.clear()
-        self.fn = _nothing
-        self._bound = _NOTHING
+        self.sweep = NOTHING
+        self.fn = NOTHING.fn
+        self._bound = _UNBOUND
         self.loop = self.parent = self.parent_stint = self.caller = None
-        if self.reduces or self.tree is not None:
-            self.tree, self.initial = None, ...
+        if self.reduces:
+            self.initial = ...
         self.job = OVER.job
 
     def check_done(self, result: object) -> type:
@@ -1021,15 +882,10 @@ class Run:
         )
 
 
-def _nothing(start: int, stop: int) -> None:
-    """What a run that is over calls."""
+_UNBOUND: Bound[Any] = Bound(NOTHING.fn)
 
+Run._bound = _UNBOUND  # of a run whose job binds nothing
 
-_NOTHING: Bound[Any] = Bound(_nothing)
-
-
-Run._bound = _NOTHING  # of a run whose job binds nothing
-
-# What stints of a run that is over refer to.
-OVER = Run(Job(_nothing, 0, name="over"), RunGroup(), nice=0, context=Context())
+# What stints of a run that is over refer to: a run that wants nothing any more and holds nothing.
+OVER = Run(Job(NOTHING.fn, 0, name="over"), RunGroup(), nice=0, context=Context())
 OVER.phase = DONE

@@ -10,8 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 from aioktask.engine.learning.lessons import Lessons, key_of
-from aioktask.engine.learning.sizing import Sizes
-from aioktask.engine.ranges.plan import undo_grain
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.tunables import Tunables
 from aioktask.job import Job
@@ -58,7 +56,7 @@ def remembered(
         return None
     chunk = level = None
     if lesson.sizes is not None and wanted != "threads" and job.reduce is None:
-        chunk = Sizes(job.size, undo_grain(job), threads, lesson.sizes).chunk
+        chunk = lesson.sizes.for_next_run(job.size).chunk
     if lesson.scaling is not None and wanted != "chunk":
         level = lesson.scaling.for_next_run(threads).level
     return chunk, level

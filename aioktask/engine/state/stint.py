@@ -15,7 +15,7 @@ from contextvars import Context
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
-from aioktask.engine.learning.scores import Pace
+from aioktask.engine.learning.pacing import Stepper
 from aioktask.engine.machine.os_threads import cpu_time_ns, kernel_and_delay_ns
 from aioktask.engine.ranges.tree import push
 from aioktask.engine.scheduling.queue import BACKGROUND, OWN
@@ -55,10 +55,7 @@ class Stint:
         first_chunk_stop: Where the first chunk of the stretch ends.
         chunk: The size of the others.
         generation: That of the signals when the stretch was claimed.
-        chunks: How many chunks the next stretch should have, where all are of one size.
-        pace: What chunks cost this thread, where the size is being learned.
-        measured_size: The number of the size that the stretch measures, -1 for none.
-        threads: How many served the run when the stretch was claimed.
+        stepper: Takes the thread's stretches, and learns from them; None until the first one.
         off_node: Whether it takes parts of other nodes, which have no CPU for it.
     """
 
@@ -69,7 +66,6 @@ class Stint:
         "busy",
         "chunk",
         "chunk_start",
-        "chunks",
         "claimed_at",
         "contended",
         "context",
@@ -88,21 +84,19 @@ class Stint:
         "look_at",
         "looked_at",
         "looked_cpu",
-        "measured_size",
         "node",
         "off_node",
         "outer",
-        "pace",
         "reducing",
         "run",
         "seat",
         "slice_end",
         "stack",
+        "stepper",
         "stretch_start",
         "stretch_stop",
         "system",
         "thread",
-        "threads",
         "walked_at",
     )
 
@@ -117,10 +111,7 @@ class Stint:
         self.first_chunk_stop = 0
         self.chunk = 1
         self.generation = 0
-        self.chunks = 1
-        self.pace: Pace | None = None
-        self.measured_size = -1
-        self.threads = 0
+        self.stepper: Stepper | None = None
         self.claimed_at = self.entered_at = self.slice_end = 0
         self.walked_at = 0  # when the walk of the stretch was begun
         self.advanced_from: int | None = None  # the chunk that `advanced_to` is about
@@ -143,7 +134,7 @@ class Stint:
     def walk(self, signals: Signals) -> int:
         """Call the function for each chunk of the stretch; where it stands when it returns."""
         run = self.run
-        fn = run.fn
+        fn = run.sweep.fn
         chunk = self.chunk
         generation = self.generation
         self.walked_at = perf_counter_ns()
@@ -170,8 +161,8 @@ class Stint:
     def walk_reduce(self, signals: Signals) -> int:
         """Walk as `walk` does, keeping the values: siblings combine, the rest lies on `stack`."""
         run = self.run
-        fn = run.fn
-        chunk = run.claims.chunk
+        fn = run.sweep.fn
+        chunk = run.sweep.claims.chunk
         generation = self.generation
         position, stop = self.chunk_start, self.stretch_stop
         leaf = position // chunk - run.job.start // chunk
@@ -213,10 +204,13 @@ class Stint:
         background = self.seat is BACKGROUND
         run = self.run
         stays = now < self.slice_end and signals.generation == self.generation
-        if stays and run.claims.left and not background:
+        if stays and run.sweep.claims.left and not background:
             return
         self.cpu_now = cpu_time_ns()
-        look = run.scaling is not None and self.busy + now - self.entered_at >= self.look_at
+        look = (
+            run.sweep.pacing.scaling is not None
+            and self.busy + now - self.entered_at >= self.look_at
+        )
         self.kernel_now = kernel_and_delay_ns() if look or background else None
 
     def chunk_stop(self) -> int:

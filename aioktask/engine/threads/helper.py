@@ -293,7 +293,7 @@ class HelperThread:
                 run = stint.run
                 try:
                     local.inside = False
-                    if run.reduces:
+                    if run.sweep.tree is not None:
                         position = stint.walk_reduce(signals)
                         pool.merge(stint)
                     else:

@@ -578,7 +578,7 @@ class Pool:
         local.inside = False
         raised: list[BaseException] = []
         try:
-            if stint.run.reduces:
+            if stint.run.sweep.tree is not None:
                 stint.walk_reduce(self.signals)
                 self.merge(stint)
             else:
@@ -600,7 +600,7 @@ class Pool:
         The tree has no lock of its own: its steps are those of a dictionary.
         """
         run = stint.run
-        tree = run.tree
+        tree = run.sweep.tree
         stint.reducing = True
         while stint.stack:
             level, index, value = stint.stack.pop()

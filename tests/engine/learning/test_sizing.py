@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from aioktask.engine.learning.curve import LONGEST_ALONE_NS, LONGEST_NS, Curve
 from aioktask.engine.learning.search import PROBES_SHARE
-from aioktask.engine.learning.sizing import FIRST_SHARE, MOST_CHUNKS, SizeLesson, Sizes
+from aioktask.engine.learning.sizing import FIRST_SHARE, MOST_CHUNKS, Sizes
 from tests.engine.machines import Cost, Machine, best_fixed, by_size, curve, simulate
 
 # What was measured of an expression of temporaries, of memset, and of faulting in pages: units are
@@ -30,7 +31,7 @@ def test_a_stretch_is_whole_grains_and_a_size_in_units_whatever_was_measured(
     grain = data.draw(st.integers(1, 5000), "grain")
     size = data.draw(st.integers(4 * grain + 1, 10**10), "size")
     threads = data.draw(st.integers(1, 64), "threads")
-    sizes = Sizes(size, grain, threads, None)
+    sizes = Sizes(size, grain, threads)
     paces = [sizes.new_pace() for _ in range(threads)]
     left = size
     for _ in range(60):
@@ -51,19 +52,50 @@ def test_a_stretch_is_whole_grains_and_a_size_in_units_whatever_was_measured(
             break
     assert sizes.chunk % grain == 0
     assert all(speed >= 0 for _, speed, _ in sizes.curve())
-    lesson = sizes.lesson()
-    again = Sizes(size, grain, threads, lesson)
+    again = sizes.for_next_run(size)
     assert again.chunk == sizes.chunk
 
 
+def settled(
+    size: int, *, best: int, rate: float, noise: float, speeds: Mapping[int, float] = {}
+) -> Sizes:
+    """What a run of two helpers left whose search ended with this size, and no trials to spare."""
+    sizes = Sizes(size, 1, 2)
+    sizes.rate = rate
+    curve, search = sizes._curve, sizes._search
+    curve.best, curve.scores.noise = best, noise
+    for number, speed in speeds.items():
+        curve.scores.put(number, speed, 5)
+    search.settled, search.probes = True, 0.0
+    return sizes
+
+
+def test_runs_that_begin_with_the_same_lesson_share_nothing() -> None:
+    machine = Machine(by_size(EXPRESSION))
+    lesson = simulate(machine, 1 << 26).sizes
+    assert lesson is not None
+    kept = (lesson.chunk, lesson.rate, lesson.settled, list(lesson.curve()))
+    one, other = (simulate(machine, 1 << 26, seed=7, sizes=lesson) for _ in range(2))
+    assert one.ns == other.ns
+    assert (lesson.chunk, lesson.rate, lesson.settled, list(lesson.curve())) == kept
+
+
+def test_the_next_run_may_have_a_shorter_range() -> None:
+    before = settled(1 << 30, best=22, rate=0.1, noise=0.05, speeds={21: 0.9, 25: 1.1})
+    sizes = before.for_next_run(1 << 20)
+    assert sizes.chunk == 1 << 19
+    assert [chunk for chunk, _, _ in sizes.curve()] == [1 << 19]
+    assert sizes.remembered
+
+
 def test_the_first_chunk_is_a_small_part_of_the_range() -> None:
-    sizes = Sizes(1 << 30, 1, 2, None)
+    sizes = Sizes(1 << 30, 1, 2)
     chunk, count, _ = sizes.pick(sizes.new_pace(), 1 << 30, 2, 0)
     assert chunk * count <= (1 << 30) // FIRST_SHARE
 
 
 def test_the_sizes_are_powers_of_two_times_the_grain_up_to_an_even_share() -> None:
-    sizes = Sizes(100_000, 96, 2, None)
+    sizes = Sizes(100_000, 96, 2)
     found = [sizes.size_of(number) for number in range(11)]
     assert found[:9] == [96 << number for number in range(9)]
     assert found[10] == 50_016  # 50,000 rounded up
@@ -93,11 +125,11 @@ def runs_of(machine: Machine, size: int, *, grain: int = 1, seeds: int = 5) -> t
     """Median nanoseconds of a first run, and of the fourth one that remembers."""
     first, later = [], []
     for seed in range(seeds):
-        lesson: SizeLesson | None = None
+        lesson: Sizes | None = None
         for run in range(4):
             out = simulate(machine, size, grain=grain, seed=100 * seed + run, sizes=lesson)
             assert out.sizes is not None
-            lesson = out.sizes.lesson()
+            lesson = out.sizes
             (first if run == 0 else later if run == 3 else []).append(out.ns)
     return statistics.median(first), statistics.median(later)
 
@@ -157,23 +189,22 @@ def test_what_disturbs_does_not_mislead(cost: Cost, noise: float, reached: float
 
 def test_a_size_that_was_remembered_and_is_wrong_is_left_in_the_next_runs() -> None:
     machine = Machine(by_size(EXPRESSION))
-    lesson: SizeLesson | None = SizeLesson(24, 1 / 3.9, (), True, 0.0, 0.0, 0.05)
+    lesson: Sizes | None = settled(1 << 27, best=24, rate=1 / 3.9, noise=0.05)
     for seed in range(8):
         sizes = simulate(machine, 1 << 27, seed=seed, sizes=lesson).sizes
         assert sizes is not None
-        lesson = sizes.lesson()
-    assert lesson is not None
-    assert 13 <= lesson.best <= 16
+        lesson = sizes
+    assert 13 <= sizes.best <= 16
 
 
 def test_a_short_job_learns_over_its_runs() -> None:
     machine = Machine(by_size(EXPRESSION), spikes=0.0)
     first = simulate(machine, 1 << 21).ns
-    lesson: SizeLesson | None = None
+    lesson: Sizes | None = None
     for seed in range(40):
         out = simulate(machine, 1 << 21, seed=seed, sizes=lesson)
         assert out.sizes is not None
-        lesson = out.sizes.lesson()
+        lesson = out.sizes
     assert out.ns < 0.8 * first
 
 
@@ -187,17 +218,17 @@ def test_no_chunk_lasts_much_longer_than_chunks_may() -> None:
 def test_a_call_that_costs_much_itself_is_made_seldom(call_ns: float) -> None:
     """Whatever the units cost: here 10 ns each, a sixth of a second in all."""
     machine = Machine(lambda chunk, *rest: 10.0 + call_ns / chunk, noise=0.02, spikes=0.0)
-    lesson: SizeLesson | None = None
+    lesson: Sizes | None = None
     for seed in range(3):
         out = simulate(machine, 1 << 24, seed=seed, sizes=lesson)
         assert out.sizes is not None
-        lesson = out.sizes.lesson()
+        lesson = out.sizes
         assert out.ns <= (150 if seed == 0 else 60) * call_ns + 2e8
 
 
 def test_probes_of_unknown_sizes_are_a_small_part_of_the_range() -> None:
     size = 1 << 27
-    sizes = Sizes(size, 1, 2, None)
+    sizes = Sizes(size, 1, 2)
     pace, cost, left, probed = sizes.new_pace(), curve(EXPRESSION), size, 0
     seen: set[int] = set()
     while left:
@@ -220,7 +251,7 @@ def test_helpers_end_together() -> None:
 
 
 def test_a_large_size_is_tried_by_all_helpers_at_the_same_time() -> None:
-    sizes = Sizes(1 << 30, 1, 2, None)
+    sizes = Sizes(1 << 30, 1, 2)
     paces = [sizes.new_pace(), sizes.new_pace()]
     left, pending, together = 1 << 30, {}, 0
     for turn in range(400):
@@ -239,8 +270,8 @@ def test_a_large_size_is_tried_by_all_helpers_at_the_same_time() -> None:
 
 def test_beside_another_job_chunks_are_short_at_once() -> None:
     """Here the size in use, which lasts 40 ms, is twice as good as those that last 10."""
-    lesson = SizeLesson(22, 0.1, ((20, 0.5, 5), (21, 0.5, 5)), True, 0.0, 0.0, 0.05)
-    sizes = Sizes(1 << 30, 1, 2, lesson)
+    before = settled(1 << 30, best=22, rate=0.1, noise=0.05, speeds={20: 0.5, 21: 0.5})
+    sizes = before.for_next_run(1 << 30)
     pace = sizes.new_pace()
     chunk, count, _ = sizes.pick(pace, 1 << 30, 2, 0)
     assert chunk * count == 1 << 22
@@ -253,7 +284,7 @@ def test_beside_another_job_chunks_are_short_at_once() -> None:
 
 
 def test_luck_in_the_choice_of_a_size_is_put_right() -> None:
-    sizes = Sizes(1 << 30, 1, 2, SizeLesson(18, 1.0, (), True, 0.0, 0.0, 0.02))
+    sizes = settled(1 << 30, best=18, rate=1.0, noise=0.02).for_next_run(1 << 30)
     pace = sizes.new_pace()
 
     def stretches(number: int, speed: float, count: int) -> None:
@@ -273,11 +304,11 @@ def test_luck_in_the_choice_of_a_size_is_put_right() -> None:
 
 @pytest.mark.parametrize("seed", range(0, 50, 10))
 def test_uneven_cost_makes_chunks_shorter(seed: int) -> None:
-    lesson: SizeLesson | None = None
+    lesson: Sizes | None = None
     for run in range(3):
         sizes = simulate(Machine(uneven), 1 << 26, seed=seed + run, sizes=lesson).sizes
         assert sizes is not None
-        lesson = sizes.lesson()
+        lesson = sizes
         assert sizes.chunk <= 1 << 17
 
 

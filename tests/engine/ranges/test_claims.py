@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from aioktask.engine.learning.stretch import MOST_CHUNKS, next_stretch
 from aioktask.engine.ranges.claims import Claims, PartedClaims
 from aioktask.engine.ranges.plan import count_chunks, cut
+from tests.engine.ranges.claiming import claim
 
 OWNERS = range(4)
 
@@ -51,7 +52,7 @@ class ClaimsModel(RuleBasedStateMachine):
         if owner in self.held:
             return
         left = len(self.free)
-        stretch = self.claims.claim(chunks, sharers)
+        stretch = claim(self.claims, chunks, sharers)
         if stretch is None:
             assert not self.free, "nothing to be had while units are free"
             return
@@ -118,7 +119,7 @@ def test_one_chunk_at_a_time_gives_every_chunk_of_the_cut_in_order(
     ranges: list[range], chunk: int
 ) -> None:
     claims = Claims(ranges, chunk)
-    stretches = list(iter(lambda: claims.claim(1, 1), None))
+    stretches = list(iter(lambda: claim(claims, 1, 1), None))
     expected = [piece for each in ranges for piece in cut(each.start, each.stop, chunk)]
     assert [range(*stretch) for stretch in stretches] == expected
     assert claims.left == 0
@@ -135,7 +136,7 @@ def test_a_claim_takes_a_fair_part_at_most_but_one_chunk_at_least(
 ) -> None:
     claims = Claims(ranges, chunk)
     left = claims.left
-    while (stretch := claims.claim(chunks, sharers)) is not None:
+    while (stretch := claim(claims, chunks, sharers)) is not None:
         size = stretch[1] - stretch[0]
         assert claims.left == left - size < left
         assert count_chunks(*stretch, chunk) == 1 or size <= left / (2 * sharers)
@@ -146,36 +147,36 @@ def test_a_claim_takes_a_fair_part_at_most_but_one_chunk_at_least(
 
 def test_a_fair_part_is_as_large_as_was_asked_for_while_much_is_left() -> None:
     claims = Claims([range(1000)], 1)
-    assert claims.claim(100, 5) == (0, 100)
-    assert claims.claim(100, 5) == (100, 190)
-    assert claims.claim(50, 5) == (190, 240)
+    assert claim(claims, 100, 5) == (0, 100)
+    assert claim(claims, 100, 5) == (100, 190)
+    assert claim(claims, 50, 5) == (190, 240)
 
 
 def test_the_edges_of_a_range_may_be_short_and_stay_where_they_are() -> None:
     claims = Claims([range(3, 21)], 8)
-    assert [claims.claim(1, 1) for _ in range(4)] == [(3, 8), (8, 16), (16, 21), None]
+    assert [claim(claims, 1, 1) for _ in range(4)] == [(3, 8), (8, 16), (16, 21), None]
 
 
 def test_what_comes_back_next_to_a_free_range_is_one_with_it_again() -> None:
     claims = Claims([range(64)], 4)
-    start, stop = claims.claim(8, 1)  # type: ignore[misc]
+    start, stop = claim(claims, 8, 1)  # type: ignore[misc]
     claims.give_back(start + 4, stop)
     assert claims.free == [(4, 64)]
 
 
 def test_an_edge_between_parts_that_is_no_multiple_stays_an_edge() -> None:
     claims = Claims([range(10), range(10, 40)], 4)
-    assert claims.claim(1, 1) == (0, 4)
-    assert claims.claim(1, 1) == (4, 8)
-    assert claims.claim(1, 1) == (8, 10)
+    assert claim(claims, 1, 1) == (0, 4)
+    assert claim(claims, 1, 1) == (4, 8)
+    assert claim(claims, 1, 1) == (8, 10)
     claims.give_back(8, 10)
-    assert claims.claim(9, 1) == (8, 10)
-    assert claims.claim(1, 1) == (10, 12)
+    assert claim(claims, 9, 1) == (8, 10)
+    assert claim(claims, 1, 1) == (10, 12)
 
 
 def test_giving_back_nothing_changes_nothing() -> None:
     claims = Claims([range(8)], 4)
-    assert claims.claim(1, 1) == (0, 4)
+    assert claim(claims, 1, 1) == (0, 4)
     claims.give_back(4, 4)
     assert claims.free == [(4, 8)]
     assert claims.left == 4
@@ -185,12 +186,12 @@ def test_after_clear_nothing_is_free() -> None:
     claims = Claims([range(8), range(20, 28)], 4)
     claims.clear()
     assert claims.left == 0
-    assert claims.claim(1, 1) is None
+    assert claim(claims, 1, 1) is None
 
 
 def test_empty_ranges_are_no_work() -> None:
-    assert Claims([], 4).claim(1, 1) is None
-    assert Claims([range(3, 3), range(4, 2)], 4).claim(1, 1) is None
+    assert claim(Claims([], 4), 1, 1) is None
+    assert claim(Claims([range(3, 3), range(4, 2)], 4), 1, 1) is None
 
 
 @pytest.mark.parametrize("owners", [1, 2, 3, 8, 16])
@@ -220,7 +221,7 @@ def test_the_number_of_free_ranges_does_not_grow_with_the_number_of_chunks(
             claims.give_back(start + walked, stop)
             done += walked
             asked[owner] = next_stretch(walked, rng.choice([0, walked * 1000, 10**6]))
-        elif (stretch := claims.claim(asked[owner], len(held) + 1)) is not None:
+        elif (stretch := claim(claims, asked[owner], len(held) + 1)) is not None:
             held[owner] = stretch
         most_free = max(most_free, len(claims.free))
     assert done == size
@@ -243,8 +244,7 @@ def test_parts_are_taken_from_the_own_node_first_and_nothing_is_lost(data: st.Da
     while claims.left:
         node = data.draw(st.sampled_from([0, 1, 2, None]))
         wanted = [each for each in (node, None) if any(owner[unit] == each for unit in free)]
-        taken = claims.at(node).claim(data.draw(st.integers(1, 5)), 2)
-        claims.took()
+        taken = claim(claims, data.draw(st.integers(1, 5)), 2, node)
         assert taken is not None
         start, stop = taken
         units = set(range(start, stop))

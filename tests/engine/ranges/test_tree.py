@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from aioktask.engine.learning.stretch import next_stretch
 from aioktask.engine.ranges.claims import Claims
 from aioktask.engine.ranges.tree import Node, Tree, push
+from tests.engine.ranges.claiming import claim
 
 
 def combine(left: str, right: str) -> str:
@@ -73,7 +74,7 @@ def reduce_by_makers(
     while claims.free or held:
         each = rng.randrange(makers)
         if each not in held:
-            if (stretch := claims.claim(asked[each], len(held) + 1)) is not None:
+            if (stretch := claim(claims, asked[each], len(held) + 1)) is not None:
                 held[each] = (stretch[0], *stretch)
             continue
         first, position, stop = held.pop(each)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from aioktask.engine.ranges.claims import Claims
 from aioktask.engine.ranges.plan import cut
 from aioktask.engine.ranges.undo import Failed, Outcome, merge, outcome, subtract
+from tests.engine.ranges.claiming import claim
 
 ranges = st.builds(range, st.integers(-30, 30), st.integers(-30, 30))
 
@@ -101,7 +102,7 @@ def test_what_is_not_free_was_walked(
     unknown: set[int] = set()
     failed: list[Failed] = []
     for chunks, walked, fails in steps:
-        stretch = claims.claim(chunks, 1)
+        stretch = claim(claims, chunks, 1)
         if stretch is None:
             break
         pieces = list(cut(*stretch, chunk))

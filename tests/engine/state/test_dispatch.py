@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 
 from aioktask import Job
+from aioktask.engine.learning import pacing
 from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.state import admission
 from aioktask.engine.state.callers import enter_caller
@@ -47,12 +48,13 @@ def test_an_idle_helper_is_woken_with_its_first_stretch_claimed() -> None:
 def test_a_job_is_told_of_another_one_and_for_a_while_after_it_is_gone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(admission, "Sizes", Heard)
+    monkeypatch.setattr(pacing, "Sizes", Heard)
     state = a_state(1)
     helper = idle_helper(state)
     long = admit(state, a_run(Job(print, 1 << 20, remember=False)))
     stint = stint_of(helper)
-    sizes = long.sizes
+    assert isinstance(long.sweep.pacing, pacing.LearnedPacing)
+    sizes = long.sweep.pacing.sizes
     assert isinstance(sizes, Heard)
     assert sizes.alone == [True]
     short = admit(state, a_run(Job(print, 1, chunk=1)))

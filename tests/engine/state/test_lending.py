@@ -134,13 +134,13 @@ def test_what_has_not_begun_is_not_run_in_vain_when_a_higher_waiter_comes() -> N
     run = submitted(state, 19)
     assert helper.called
     assert helper.stint is not None
-    before = run.claims.left
+    before = run.sweep.claims.left
     assert before < run.job.size
     outbox_of(state)
     wait_for(state, run, 0)
     assert helper.stint is None
     assert helper.idle
-    assert run.claims.left == run.job.size
+    assert run.sweep.claims.left == run.job.size
     starts = outbox_of(state).starts
     assert len(starts) == 1, "its thread may not have the waiter's nice, so there is a new one"
     fresh = idle_helper(state, 0)

@@ -216,8 +216,8 @@ class World:
         assert isinstance(stint.thread, Helper)
         names = (
             "live chunk_start stretch_start stretch_stop first_chunk_stop chunk entered_at "
-            "claimed_at slice_end busy cpu cpu_mark seat node off_node threads counted "
-            "counted_in_group measured_size kernel_now"
+            "claimed_at slice_end busy cpu cpu_mark seat node off_node counted counted_in_group "
+            "kernel_now"
         )
         helper = self.helpers.index(stint.thread)
         return number.get(stint.run), helper, {each: getattr(stint, each) for each in names.split()}
@@ -225,7 +225,7 @@ class World:
     def _run(self, run: Run, number: dict[Run, int]) -> object:
         names = (
             "begun phase limit threads_planned done_units chunks_done peak_threads first_claim "
-            "last_chunk cancelled error undoing lent chunk_planned owned hold nice heard "
+            "last_chunk cancelled error undoing lent owned hold nice heard "
             "decided never_starts over ended settled claimable working unfinished"
         )
         found = {each: getattr(run, each) for each in names.split()}
@@ -236,7 +236,7 @@ class World:
                 for each in run.entry.__slots__
                 if each not in ("run", "group", "key", "queue", "owed_key")
             },
-            "claims": (run.claims.free, run.claims.left, run.claims.chunk),
+            "claims": (run.sweep.claims.free, run.sweep.claims.left, run.sweep.claims.chunk),
             "waiters": len(run.waiters),
             "report": run.report,
             "stints": [self._stint(each, number) for each in run.stints.values()],

@@ -105,14 +105,14 @@ def test_waiting_for_the_lock_makes_stretches_no_shorter(monkeypatch: pytest.Mon
     assert thread._come()
     stint = thread._begin()
     assert stint is not None
-    taken = [stint.chunks]
+    taken = [stint.stretch_stop - stint.stretch_start]
     for _ in range(4):
         position = stint.walk(pool.signals)
         now = stint.walked_at + 1000
         stint.claimed_at = now - 2_000_000  # so long it waited before it could begin to walk
         stint.slice_end = now + 1_000_000
         assert thread._come_back(stint, position, now, [])
-        taken.append(stint.chunks)
+        taken.append(stint.stretch_stop - stint.stretch_start)
     assert taken == [taken[0] * 2**times for times in range(5)]
 
 

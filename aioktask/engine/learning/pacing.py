@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: MIT
+# Which stretch of a run's range a thread takes next, and how many threads the run gains from.
+#
+# Pure: what is free of the range and who shares it in, a stretch out; and the finished stretch in
+# again. There are two forms. `FixedPacing` takes chunks of one size, which is given (as `chunk`, or
+# as the leaves of a reduce), as many at once as they are quick. `LearnedPacing` finds the size out
+# too. Either may find out the number of threads. Guarantees that a stretch is a fair part of what
+# is left (`fair_count`) or a single chunk. Relies on each stretch being finished, or given back
+# with nothing done, before its thread takes another one.
+"""The pace at which threads take a range."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+from aioktask.engine.learning.lessons import Lesson
+from aioktask.engine.learning.scaling import Scaling
+from aioktask.engine.learning.sizing import Sizes
+from aioktask.engine.learning.stretch import next_stretch
+from aioktask.engine.ranges.claims import Claims, fair_count
+from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, undo_grain
+from aioktask.job import Job, Learned, Speed
+
+__all__ = [
+    "FIXED",
+    "FixedPacing",
+    "LearnedPacing",
+    "Pacing",
+    "Stepper",
+    "learned_with_given_size",
+    "pacing_of",
+]
+
+# Where so few stretches are left for each thread, the next one depends on where the others stand.
+FEW_STRETCHES = 4
+
+
+class Stepper(Protocol):
+    """One thread's way through the range.
+
+    Attributes:
+        chunk: Units of the chunks of its stretch, the first and the last one apart.
+    """
+
+    chunk: int
+
+    def next(
+        self, claims: Claims, node: int | None, threads: int, most: int, now: int
+    ) -> tuple[int, int, int]:
+        """Take the thread's next stretch off what is free.
+
+        Args:
+            claims: What is free, which is something.
+            node: The NUMA node whose parts the thread takes first.
+            threads: How many serve the run now, this one included.
+            most: How many it may have.
+            now: The time, in ns.
+
+        Returns:
+            Where the stretch begins, where its first chunk ends, and where it ends itself.
+        """
+
+    def finished(
+        self, chunks: int, units: int, left: int, threads: int, walk_ns: int, now: int
+    ) -> bool:
+        """Learn from the thread's stretch, which is over.
+
+        Args:
+            chunks: How many of its chunks are done.
+            units: How much that is.
+            left: Units that nobody has claimed.
+            threads: How many serve the run now, this one included.
+            walk_ns: How long the thread walked, without what it took to get the stretch.
+            now: The time, in ns.
+
+        Returns:
+            Whether it was found just now that threads wait for each other.
+        """
+
+
+class Pacing(ABC):
+    """How the threads of a run take its range: the chunk size, and how many threads gain from it.
+
+    Attributes:
+        scaling: The search for the number of threads, where that is learned.
+    """
+
+    __slots__ = ("_most", "scaling")
+
+    def __init__(self, scaling: Scaling | None, most: int = sys.maxsize) -> None:
+        self.scaling = scaling
+        self._most = most  # threads, where their number is not learned
+
+    @abstractmethod
+    def stepper(self, factor: int) -> Stepper:
+        """For one more thread, whose stretches last `factor` times as long as those of others."""
+
+    @abstractmethod
+    def chunk_of(self, given: int) -> int:
+        """Units of a chunk now, where the size is `given` unless it is learned."""
+
+    def grain_of(self, given: int) -> int:
+        """Units of which all stretches are multiples, where chunks are `given` unless learned."""
+        return given
+
+    def be_alone(self, alone: bool) -> None:  # noqa: B027 - sizes that are given follow nothing
+        """Say whether nobody else waits for the end of a chunk."""
+
+    def threads_of(self, most: int) -> int:
+        """How many of so many threads the run gains from, by what is known."""
+        level = self._most if self.scaling is None else self.scaling.level
+        return level if level < most else most
+
+    def widen(self, most: int) -> None:
+        """There may be more threads from now on."""
+        if self.scaling is not None:
+            self.scaling.widen(most)
+
+    @property
+    def holds_gil(self) -> bool:
+        """Whether threads were let go that had waited for each other."""
+        return self.scaling is not None and self.scaling.holds_gil
+
+    def learned(self, chunk: int, threads: int) -> Learned:
+        """What is told of a run that had chunks of the size given, and so many threads at most."""
+        return learned_with_given_size(chunk, self.threads_of(threads), self.holds_gil)
+
+    def lesson(self, speed: float) -> Lesson:
+        """What the next run of the function should begin with, where this one had this speed."""
+        return Lesson(None, self.scaling, speed)
+
+    def for_undo(self) -> Pacing:
+        """How what was done is undone: by threads that the work gained from; nothing is learned."""
+        scaling = self.scaling
+        if scaling is None or scaling.level == scaling.most:
+            return FIXED
+        return FixedPacing(None, scaling.level)
+
+
+@functools.lru_cache(64)
+def learned_with_given_size(chunk: int, threads: int, holds_gil: bool) -> Learned:
+    """What is told where the chunk size was not looked for."""
+    return Learned(chunk, threads, holds_gil=holds_gil)
+
+
+class FixedPacing(Pacing):
+    """Chunks of one size, as many at once as they are quick."""
+
+    __slots__ = ()
+
+    def stepper(self, factor: int) -> Stepper:
+        return FixedStepper(self.scaling, factor)
+
+    def chunk_of(self, given: int) -> int:
+        return given
+
+
+# That of a run of which nothing is learned: it has no state of its own.
+FIXED = FixedPacing(None)
+
+
+class FixedStepper(Stepper):
+    """One thread's way through chunks of one size."""
+
+    __slots__ = ("_claimed_at", "_count", "_factor", "_scaling", "_threads", "chunk")
+
+    def __init__(self, scaling: Scaling | None, factor: int) -> None:
+        self.chunk = 1
+        self._scaling = scaling
+        self._factor = factor
+        self._count = 1
+        self._threads = self._claimed_at = 0
+
+    def next(
+        self, claims: Claims, node: int | None, threads: int, most: int, now: int
+    ) -> tuple[int, int, int]:
+        self._threads, self._claimed_at = threads, now
+        chunk, count = claims.chunk, self._count
+        self.chunk = chunk
+        if count > 1:
+            count = fair_count(count, chunk, claims.left // threads) or 1
+        return claims.take(chunk, count, node=node)
+
+    def finished(
+        self, chunks: int, units: int, left: int, threads: int, walk_ns: int, now: int
+    ) -> bool:
+        if not chunks:
+            return False
+        if left:
+            # Of what chunks cost, without what it took to get them: else many helpers that wait for
+            # the lock would take less and less at a time, and wait the more.
+            self._count = next_stretch(chunks, walk_ns, self._factor)
+        scaling = self._scaling
+        if scaling is None or threads != self._threads:
+            return False
+        held = scaling.holds_gil
+        scaling.measured(threads, units, now - self._claimed_at, left)
+        return scaling.holds_gil and not held
+
+
+class LearnedPacing(Pacing):
+    """Chunks of the size that is found to be best."""
+
+    __slots__ = ("_scaled_at", "_steppers", "sizes")
+
+    def __init__(self, sizes: Sizes, scaling: Scaling | None) -> None:
+        super().__init__(scaling)
+        self.sizes = sizes
+        self._scaled_at = sizes.best  # the size when the number of threads was last found
+        self._steppers: list[LearnedStepper] = []
+
+    def stepper(self, factor: int) -> Stepper:
+        made = LearnedStepper(self)
+        self._steppers.append(made)
+        return made
+
+    def chunk_of(self, given: int) -> int:
+        return self.sizes.chunk
+
+    def grain_of(self, given: int) -> int:
+        return self.sizes.grain
+
+    def be_alone(self, alone: bool) -> None:
+        self.sizes.be_alone(alone)
+
+    def ahead(self, left: int, sharers: int, now: int) -> int:
+        """Units that others have claimed and probably not done, where little is left."""
+        if left >= FEW_STRETCHES * sharers * self.sizes.chunk:
+            return 0
+        return sum([each.ahead(now) for each in self._steppers])
+
+    def learned(self, chunk: int, threads: int) -> Learned:
+        sizes = self.sizes
+        return Learned(
+            chunk=sizes.chunk,
+            threads=self.threads_of(threads),
+            rate=sizes.rate * 1e9,
+            settled=sizes.settled,
+            remembered=sizes.remembered,
+            holds_gil=self.holds_gil,
+            curve=tuple(Speed(*each) for each in sizes.curve()),
+        )
+
+    def lesson(self, speed: float) -> Lesson:
+        self.sizes.forget_helpers()
+        return Lesson(self.sizes if self.sizes.rate else None, self.scaling, speed)
+
+    def scale(self, threads: int, number: int, units: int, wall_ns: int, left: int) -> bool:
+        """Learn the number of threads from a stretch of chunks of the size of this number.
+
+        That is once the chunk size is known, or at once if threads stand in each other's way, since
+        then sizes cannot be compared.
+
+        Returns:
+            Whether it was found just now that threads wait for each other.
+        """
+        sizes, scaling = self.sizes, self.scaling
+        if scaling is None:
+            return False
+        sizes.paused = scaling.urgent
+        if number != sizes.best or not (sizes.settled or sizes.paused):
+            return False
+        held = scaling.holds_gil
+        moved = scaling.measured(threads, units, wall_ns, left)
+        found = scaling.holds_gil and not held
+        if found:
+            sizes.forget()
+        if moved:
+            sizes.disturbed()
+            self._scaled_at = sizes.best
+        elif abs(sizes.best - self._scaled_at) > 1:
+            scaling.another_size()
+            self._scaled_at = sizes.best
+        return found
+
+
+class LearnedStepper(Stepper):
+    """One thread's way through chunks of the size that is best, and of those that are tried."""
+
+    __slots__ = ("_claimed_at", "_number", "_pace", "_pacing", "_threads", "_units", "chunk")
+
+    def __init__(self, pacing: LearnedPacing) -> None:
+        self.chunk = 1
+        self._pacing = pacing
+        self._pace = pacing.sizes.new_pace()
+        self._number = -1  # of the size that the stretch measures, -1 for none
+        self._units = 0  # of the stretch
+        self._threads = self._claimed_at = 0
+
+    def ahead(self, now: int) -> int:
+        """Units of the thread's stretch that are probably not done."""
+        return max(self._units - int(self._pace.rate * (now - self._claimed_at)), 0)
+
+    def next(
+        self, claims: Claims, node: int | None, threads: int, most: int, now: int
+    ) -> tuple[int, int, int]:
+        pacing = self._pacing
+        sizes, left = pacing.sizes, claims.left
+        sharers = max(threads, pacing.threads_of(most))
+        ahead = pacing.ahead(left, sharers, now)
+        self.chunk, count, number = sizes.pick(self._pace, left, sharers, ahead)
+        # A larger size is tried at its full length, wherever the last stretch ended.
+        piece = number < 0 or number > sizes.best
+        taken = claims.take(self.chunk, count, piece=piece, node=node)
+        self._number, self._threads, self._claimed_at = number, threads, now
+        self._units = taken[2] - taken[0]
+        return taken
+
+    def finished(
+        self, chunks: int, units: int, left: int, threads: int, walk_ns: int, now: int
+    ) -> bool:
+        self._units = 0
+        if not chunks:
+            return False
+        pacing, number = self._pacing, self._number
+        if threads != self._threads:
+            pacing.sizes.measured(self._pace, -1, units, walk_ns)
+            return False
+        pacing.sizes.measured(self._pace, number, units, walk_ns)
+        return pacing.scale(threads, number, units, now - self._claimed_at, left)
+
+
+def pacing_of(job: Job[Any], threads: int, wanted: str, lesson: Lesson | None) -> Pacing:
+    """How the job's range is to be taken by at most so many threads.
+
+    Args:
+        job: The job.
+        threads: The most there will be.
+        wanted: What is to be learned: "chunk", "threads", "both" or "nothing".
+        lesson: What an earlier run left, if anything.
+    """
+    scaling: Scaling | None = None
+    if wanted == "nothing" or job.size <= CHUNKS_PER_THREAD * undo_grain(job):
+        return FIXED
+    if wanted != "chunk":
+        known = None if lesson is None else lesson.scaling
+        scaling = Scaling(threads) if known is None else known.for_next_run(threads)
+    if wanted == "threads" or job.reduce is not None:  # the leaves of a reduce are given
+        return FIXED if scaling is None else FixedPacing(scaling)
+    if lesson is None or lesson.sizes is None:
+        return LearnedPacing(Sizes(job.size, undo_grain(job), threads), scaling)
+    return LearnedPacing(lesson.sizes.for_next_run(job.size), scaling)
