@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 from aioktask.engine.loops.coroutine_undo import UndoLoop
 from aioktask.engine.loops.loop import Loop, running_loop
+from aioktask.engine.machine.imported import imported
 from aioktask.engine.priority import MOST_NICE, submitted_nice
 from aioktask.engine.ranges.plan import facts_of
 from aioktask.engine.state import callers, waiting
@@ -75,7 +75,7 @@ def checked_job(job: object) -> Job[Any]:
 def _context_for_threads() -> Context:
     """A copy of the context, without the mark that some libraries leave of the running loop."""
     context = copy_context()
-    sniffio = sys.modules.get("sniffio")
+    sniffio = imported("sniffio")
     if sniffio is not None and context.get(sniffio.current_async_library_cvar) is not None:
         context.run(sniffio.current_async_library_cvar.set, None)
     return context

@@ -8,12 +8,12 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 from aioktask.engine.loops.asyncio_loop import AsyncioLoop
 from aioktask.engine.loops.trio_loop import TrioLoop
+from aioktask.engine.machine.imported import imported
 from aioktask.errors import DeadlockError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def running_loop() -> Loop | None:
         loop = None
     if loop is not None and (task := asyncio.current_task(loop)) is not None:
         return AsyncioLoop(loop, task)
-    trio = sys.modules.get("trio")  # also one that is a guest on an asyncio loop
+    trio = imported("trio")  # also one that is a guest on an asyncio loop
     if trio is not None and trio.lowlevel.in_trio_task():
         return TrioLoop()
     return None if loop is None else AsyncioLoop(loop)
@@ -100,7 +100,7 @@ def refuse_running_loop(what: str, instead: str) -> None:
     Raises:
         RuntimeError: It does.
     """
-    trio = sys.modules.get("trio")
+    trio = imported("trio")
     running = trio is not None and trio.lowlevel.in_trio_run()
     if not running:
         try:

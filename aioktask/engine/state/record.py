@@ -8,11 +8,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
 
 from aioktask.engine.learning.pacing import learned_with_given_size
+from aioktask.engine.machine.imported import imported
 from aioktask.engine.ranges.undo import merge, subtract
 from aioktask.errors import UndoFailed
 from aioktask.job import Failure, Progress, Report, set_failure, told_within
@@ -168,7 +168,7 @@ def raisable(error: BaseException) -> BaseException:
     A StopIteration or GeneratorExit would end the waiter's coroutine, and a loop's cancellation
     would read as one of the waiter.
     """
-    trio = sys.modules.get("trio")
+    trio = imported("trio")
     misread: tuple[type[BaseException], ...] = (
         StopIteration,
         GeneratorExit,
