@@ -116,8 +116,9 @@ class Job(Generic[T]):
         max_threads: The most threads that may work on this job; the calling thread of
             `run_multithreaded_sync` counts as one of them.
         undo: Called as ``undo(start, stop)`` for what was done when the job fails or is cancelled;
-            a function, run on helpers, several at a time, or a coroutine function, run on the loop
-            that was running when the job was submitted.
+            a function, run on the threads that serve the job, several at a time, or a coroutine
+            function, run on the loop that was running when the job was submitted, one call at a
+            time.
         reduce: Combines what `fn` returned, in a fixed binary tree over the range: the result is
             the same bit for bit on any number of threads. It may change and return its first
             argument.

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from aioktask.engine.learning.scaling import Scaling
-from aioktask.engine.learning.sizing import MOST_CHUNKS, STRETCH_NS, Sizes
+from aioktask.engine.learning.sizing import STRETCH_NS, Sizes
+from aioktask.engine.learning.stretch import MOST_CHUNKS
 
 CLAIM_NS = 5_000.0
 CALL_NS = 300.0

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from aioktask.engine.learning.lessons import Lesson
 from aioktask.engine.learning.scaling import Scaling
 from aioktask.engine.learning.sizing import Sizes
-from aioktask.engine.learning.stretch import next_stretch
+from aioktask.engine.learning.stretch import chunks_at_once
 from aioktask.engine.ranges.claims import Claims, fair_count
 from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, undo_grain
 from aioktask.job import Job, Learned, Speed
@@ -192,7 +192,7 @@ class FixedStepper(Stepper):
         if left:
             # Of what chunks cost, without what it took to get them: else many helpers that wait for
             # the lock would take less and less at a time, and wait the more.
-            self._count = next_stretch(chunks, walk_ns, self._factor)
+            self._count = chunks_at_once(chunks, walk_ns, self._factor)
         scaling = self._scaling
         if scaling is None or threads != self._threads:
             return False

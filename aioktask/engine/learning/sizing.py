@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from aioktask.engine.learning.curve import FAR_SLOWER, LONGEST_NS, SHORTEST_NS, Curve
 from aioktask.engine.learning.scores import Pace, Scores
 from aioktask.engine.learning.search import LONG_TRIAL_NS, Search
+from aioktask.engine.learning.stretch import MOST_CHUNKS
 from aioktask.engine.ranges.claims import fair_count
 from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, round_up
 
@@ -25,7 +26,6 @@ MILLISECOND = 1_000_000
 # the interpreter: once a stretch of so long while sizes are searched for, and after.
 STRETCH_NS = MILLISECOND
 SETTLED_STRETCH_NS = 5 * MILLISECOND
-MOST_CHUNKS = 256
 
 # The first chunk is this part of the range, for each helper: small enough not to matter, whatever
 # it costs.

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# How many consecutive chunks a helper takes at once, learned from what the last ones cost.
+# How many consecutive chunks of a given size a thread takes at once, learned from what the last
+# ones cost. Where the size is learned too, `Sizes.pick` says both.
 #
 # Pure. The lock, the clock and the choice of a job are paid once a stretch, so a stretch should
 # last long against them (2 us) and short against a slice (10 ms).
@@ -14,7 +15,7 @@ TARGET_NS = 100_000
 MOST_CHUNKS = 256
 
 
-def next_stretch(chunks: int, wall_ns: int, factor: int = 1) -> int:
+def chunks_at_once(chunks: int, wall_ns: int, factor: int = 1) -> int:
     """How many chunks to take next, when `chunks` of them took `wall_ns`.
 
     A stretch is to last `factor` times as long as usual, where its owner gets the next one later.
@@ -22,7 +23,7 @@ def next_stretch(chunks: int, wall_ns: int, factor: int = 1) -> int:
     At most twice as many, so that one quick chunk proves nothing; as few as needed at once, since a
     stretch that is too long keeps others waiting.
 
-    >>> next_stretch(8, 1_000), next_stretch(64, 500_000), next_stretch(1, 5_000_000)
+    >>> chunks_at_once(8, 1_000), chunks_at_once(64, 500_000), chunks_at_once(1, 5_000_000)
     (16, 12, 1)
     """
     target, most = TARGET_NS * factor, MOST_CHUNKS * factor

@@ -47,6 +47,14 @@ class Quota:
         """The number of CPUs that the quota keeps busy."""
         return self.quota_us / self.period_us
 
+    @property
+    def threads(self) -> int:
+        """How many threads can run all the time under the quota: rounded down, at least 1.
+
+        Rounded down since threads that work in step are throttled together when the quota ends.
+        """
+        return max(1, self.quota_us // self.period_us)
+
 
 def read_quota(root: Path) -> Quota | None:
     """The smallest quota on the path from the process's cgroup to the root.

@@ -64,13 +64,8 @@ class Topology:
 
     @property
     def cpu_limit(self) -> int:
-        """How many threads can run all the time: CPUs and quota, rounded down, at least 1.
-
-        Rounded down since threads that work in step are throttled together when the quota ends.
-        """
-        if self.quota is None:
-            return len(self.cpus)
-        return max(1, min(len(self.cpus), self.quota.quota_us // self.quota.period_us))
+        """How many threads can run all the time: one for each CPU, less where the quota is less."""
+        return len(self.cpus) if self.quota is None else min(len(self.cpus), self.quota.threads)
 
 
 class Watched:

@@ -37,7 +37,8 @@ NAMED = 10
 
 _WEIGHTS = {nice: NICE_0_WEIGHT / 1.25**nice for nice in range(-20, 20)}
 
-# Chunks and not an undo, runtime, nice, sequence, and whose key it is. No two have one sequence.
+# What entries are sorted by, the least first: False for an undo and True for chunks, runtime, nice,
+# order of arrival, and the entry itself, which is never compared: no two arrived together.
 Key = tuple[bool, float, int, int, "Entry"]
 
 

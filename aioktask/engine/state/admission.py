@@ -51,9 +51,9 @@ def admit(
     group, helper = run.group, state.turner
     refuses = (group.shut or state.closing) and not nested
     if state.ended or refuses:
-        if isinstance(run.decide_entry(REFUSED), Helper):  # it took the run out of the lane
+        if isinstance(run.decide_entrance(REFUSED), Helper):  # it took the run out of the lane
             return
-    elif (found := run.decide_entry(ADMITTED)) is not ADMITTED:
+    elif (found := run.decide_entrance(ADMITTED)) is not ADMITTED:
         if found is not REFUSED:  # a helper took it out of the lane
             return
         refuses = True

@@ -188,12 +188,18 @@ class State:
 
     # Threads that serve runs.
 
+    def follow_limit(self, run: Run) -> bool:
+        """Have the queue hold to the run's own limit of threads; whether that has moved."""
+        if run.entry.limit == run.thread_limit:
+            return False
+        self.scheduler.set_limit(run.entry, run.thread_limit)
+        return True
+
     def walked(self, stint: Stint, position: int, now: int) -> bool:
         """The stint walked up to `position`; whether it has a new stretch and may go on at once."""
         run = stint.run
         run.walked(stint, position, now)
-        if run.thread_limit != run.entry.limit:
-            self.scheduler.set_limit(run.entry, run.thread_limit)
+        if self.follow_limit(run):
             self.signals.generation += 1
         if stint.seat is BACKGROUND and self._must_pause(stint, now):
             return False

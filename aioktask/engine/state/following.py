@@ -113,10 +113,9 @@ def _reconsider_runs(state: State, runs: Iterable[Run]) -> None:
 
 
 def _move_limit(state: State, run: Run) -> None:
-    """Bring the run's limit in line with what it follows from: the one place that does."""
+    """Have the run, and the queue, follow caps or a limit that are others now."""
     run.caps_moved(state.cap_of(run.group))
-    if run.entry.limit != run.thread_limit:
-        state.scheduler.set_limit(run.entry, run.thread_limit)
+    if state.follow_limit(run):
         ask_caller(state, run)
 
 

@@ -15,8 +15,8 @@
 # Three rules make that right, whatever the order of threads' lines:
 #
 # - A member writes into `Helper.express` what it is about to claim, then looks whether it is still
-#   a member (`Helper.in_lane`), then claims (`Run.decide_entry`). A turn takes the membership away,
-#   then reads `express`, then claims. So no helper claims a job that the turn did not see.
+#   a member (`Helper.in_lane`), then claims (`Run.decide_entrance`). A turn takes the membership
+#   away, then reads `express`, then claims. So no helper claims a job that the turn did not see.
 # - Who ends a run that a member walks, that member or turns, is decided in one step
 #   (`Run.decide_ender`), by the member when the chunk is done and by the turn that adopts the run.
 # - A member that has nothing to do appends itself to `parked`, then looks into `waiting`. Who
@@ -101,7 +101,7 @@ class Lane:
             and (not run.hold or group is self.root)
             and not run.heard
             and run.parent_stint is None
-            and run.whole_chunk > 0
+            and run.only_chunk > 0
         )
 
     def may_serve(self, group: RunGroup) -> bool:

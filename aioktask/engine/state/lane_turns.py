@@ -30,7 +30,7 @@ def close_lane(state: State, now: int) -> None:
 def leave_lane(state: State, helper: Helper, now: int) -> None:
     """Have what the helper serves as a member of the lane be a run as others; once or again."""
     run = helper.express
-    found = None if run is None or run.begun else run.decide_entry(ADMITTED)
+    found = None if run is None or run.begun else run.decide_entrance(ADMITTED)
     if run is not None and found is helper:
         adopt(state, run, helper, now)
     if helper.stint is None:
@@ -45,14 +45,14 @@ def adopt_late(state: State, helper: Helper, now: int) -> None:
     helper.express = None
     if run is None or run.begun:
         return
-    if run.decide_entry(ADMITTED) is helper:
+    if run.decide_entrance(ADMITTED) is helper:
         adopt(state, run, helper, now)
 
 
 def struck_in_lane(state: State, helper: Helper, now: int) -> None:
     """End a job of the lane at whose end an exception struck the helper; else take it in."""
     run = helper.express
-    if run is None or run.begun or run.decide_entry(ADMITTED) is not helper:
+    if run is None or run.begun or run.decide_entrance(ADMITTED) is not helper:
         helper.express = None
         return
     if not run.end_struck(helper, now, state.cap):

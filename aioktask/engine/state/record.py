@@ -40,7 +40,7 @@ def report(run: Run) -> Report[Any]:
     )
 
 
-def report_of_whole(
+def report_of_one_chunk(
     run: Run, stint: Stint, value: object, now: int, cpu: int, threads: int
 ) -> Report[Any]:
     """What a run tells whose one chunk passed the lane.
@@ -64,7 +64,7 @@ def report_of_whole(
         elapsed=elapsed,
         cpu_time=cpu / 1e9,
         busy=(elapsed,),
-        learned=learned_with_given_size(run.whole_chunk, threads, False),
+        learned=learned_with_given_size(run.only_chunk, threads, False),
         lent="no",
     )
     return told

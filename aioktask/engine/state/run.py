@@ -11,7 +11,7 @@
 #
 # Success, the first failure and a cancel compete for one decision, which any thread makes in one
 # step (`decide`), so that `cancel()` can say at once whether it came in time; turns respect it. In
-# the same way a run is either admitted by a turn or refused by who submits it (`decide_entry`).
+# the same way a run is either admitted by a turn or refused by who submits it (`decide_entrance`).
 """The life of a job that was submitted."""
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Run:
         self.nice = nice
         facts = facts_of(job)
         self.limit = facts.threads
-        self.whole_chunk = facts.chunk  # the size of chunks, where it is one on every machine
+        self.only_chunk = facts.chunk  # its size, if the job is one chunk on every machine, else 0
         self.context = context
         self.loop = loop
         self.parent = None if parent is None else parent.run
@@ -258,13 +258,13 @@ class Run:
         decided: Decision | None = self._decided.get("end")
         return decided
 
-    def decide_entry(self, what: Entrance | Helper) -> object:
+    def decide_entrance(self, what: Entrance | Helper) -> object:
         """Have the run be admitted, refused, or taken out of the lane by this helper.
 
         Returns:
             What was decided, which may be another thing.
         """
-        return self._decided.setdefault("entry", what)
+        return self._decided.setdefault("entrance", what)
 
     def cancel(self) -> bool:
         """Have the run end by a cancel, unless it is decided otherwise; whether that came in time.
@@ -311,7 +311,7 @@ class Run:
                 threads=self.threads_planned,
             )
 
-    def begin_whole(self, chunk: int, cap: int) -> None:
+    def begin_one_chunk(self, chunk: int, cap: int) -> None:
         """A turn takes the run, which is one chunk, in.
 
         Its only thread, which comes in the same turn, has that chunk: nothing is free.
@@ -331,7 +331,7 @@ class Run:
             return False
         return self._decided.setdefault("start", CLAIMED) is CLAIMED
 
-    def enter_whole(self, stint: Stint, chunk: int, now: int) -> None:
+    def enter_one_chunk(self, stint: Stint, chunk: int, now: int) -> None:
         """The stint's thread serves this run from now on, and has the one chunk that it is."""
         job = self.job
         self.peak_threads = 1
@@ -346,7 +346,7 @@ class Run:
         decided: str = self._decided.setdefault("ender", who)
         return decided
 
-    def end_whole(self, stint: Stint, now: int, cpu: int, cap: int) -> bool:
+    def end_one_chunk(self, stint: Stint, now: int, cpu: int, cap: int) -> bool:
         """On the helper's thread: end a run of the lane whose one chunk is done.
 
         From now on nobody else has to do with it but its owner, and what it held goes. One with an
@@ -375,7 +375,7 @@ class Run:
             or decided.setdefault("ender", HELPER) is not HELPER
         ):
             return False
-        self._end_whole(stint, now, cpu, cap)
+        self._end_one_chunk(stint, now, cpu, cap)
         self.dropped = ()
         return True
 
@@ -388,15 +388,15 @@ class Run:
         if self._decided.get("ender") is not HELPER or self.never_starts:
             return False
         if self.phase is WORK:
-            self._end_whole(self.stints.get(helper), now, 0, cap)
+            self._end_one_chunk(self.stints.get(helper), now, 0, cap)
         return True
 
-    def _end_whole(self, stint: Stint | None, now: int, cpu: int, cap: int) -> None:
+    def _end_one_chunk(self, stint: Stint | None, now: int, cpu: int, cap: int) -> None:
         """End it, or go on to do so where that was struck; the stint is gone at last."""
         if self.report is None:
             assert stint is not None
             threads = min(self.limit, cap)
-            self.report = record.report_of_whole(self, stint, self.value, now, cpu, threads)
+            self.report = record.report_of_one_chunk(self, stint, self.value, now, cpu, threads)
         if not self.hold:
             self.let_go()
             self.phase = DONE
@@ -417,7 +417,7 @@ class Run:
         return self.sweep.pacing.threads_of(self.limit)
 
     def caps_moved(self, cap: int) -> None:
-        """At most so many threads may serve this run as far as others decide, or `limit` moved."""
+        """Plan anew: process and coordinator allow `cap` threads now, or `limit` is another."""
         self.threads_planned = max(min(self.limit, cap), 1)
         self.sweep.pacing.widen(self.threads_planned)
 
@@ -446,7 +446,7 @@ class Run:
     @property
     def refused(self) -> bool:
         """Whether it was not taken in, and will not be."""
-        return self._decided.get("entry") is REFUSED
+        return self._decided.get("entrance") is REFUSED
 
     @property
     def settled(self) -> bool:

@@ -38,7 +38,7 @@ def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
     helper.stint = stint
     _take_in(state, run, run.lane_waiter, stint, now)
     if not stint.live:
-        run.enter_whole(stint, run.whole_chunk, now)
+        run.enter_one_chunk(stint, run.only_chunk, now)
     run.version += 1
     run.lane_waiter = None  # it is among the waiters
 
@@ -50,7 +50,7 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
         Whether it does; else nothing is changed.
     """
     group, nice, scheduler = run.group, run.nice, state.scheduler
-    chunk = run.whole_chunk
+    chunk = run.only_chunk
     if (
         not chunk
         or nice > 0  # it might give way to other processes
@@ -74,7 +74,7 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
     helper.stint = stint
     _take_in(state, run, waiter, stint, now)
     run.version += 1
-    run.enter_whole(stint, chunk, now)
+    run.enter_one_chunk(stint, chunk, now)
     run.version += 1
     return True
 
@@ -82,7 +82,7 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
 def _take_in(state: State, run: Run, waiter: Waiter | None, stint: Stint, now: int) -> None:
     """Have a run be there whose one chunk the stint's thread has."""
     group = run.group
-    run.begin_whole(run.whole_chunk, state.cap_of(group))
+    run.begin_one_chunk(run.only_chunk, state.cap_of(group))
     state.runs[run] = None
     group.runs[run] = None
     state.scheduler.enter_at_once(run.entry)
@@ -95,7 +95,7 @@ def _take_in(state: State, run: Run, waiter: Waiter | None, stint: Stint, now: i
 def take_in_settled(state: State, run: Run) -> None:
     """Have a run be there that was done in the lane, and that its owner cancels after all."""
     group = run.group
-    run.begin_whole(run.whole_chunk, state.cap_of(group))
+    run.begin_one_chunk(run.only_chunk, state.cap_of(group))
     state.runs[run] = None
     group.runs[run] = None
     state.scheduler.add(run.entry)

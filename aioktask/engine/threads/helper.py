@@ -42,8 +42,9 @@ if TYPE_CHECKING:
 # A helper with nothing to do ends after this many seconds.
 IDLE_SECONDS = 10.0
 
-# A stretch lasts about 0.1 ms. Where an idle thread still sees several chunks of one waiting after
-# this time, chunks became slow in the middle of it, and the idle thread asks for a share.
+# A stretch lasts about 0.1 ms, or 1 to 5 ms where the chunk size is learned. Where an idle thread
+# still sees several chunks of one waiting after this time, it asks for a share: chunks may have
+# become slow in the middle of it.
 HUNGRY_SECONDS = 0.001
 HUNGRY_SECONDS_MOST = 0.016
 
@@ -198,12 +199,12 @@ class HelperThread:
                 helper.express = None
                 self._leave_to_turns(run)
                 break
-            claimed = run.decide_entry(helper) is helper
+            claimed = run.decide_entrance(helper) is helper
             try:  # noqa: SIM105 - on the path of every short job
                 waiting.remove(run)
             except ValueError:
                 pass
-            if claimed and not self._serve_whole(run):
+            if claimed and not self._serve_one_chunk(run):
                 break
             helper.express = None
             del run
@@ -218,11 +219,11 @@ class HelperThread:
         with contextlib.suppress(ValueError):
             self._state.lane.waiting.remove(run)
 
-    def _serve_whole(self, run: Run) -> bool:
+    def _serve_one_chunk(self, run: Run) -> bool:
         """Serve a job of the lane; False where a turn came between."""
         helper, pool = self._helper, self._pool
         stint = run.stint_of(helper)
-        run.enter_whole(stint, run.whole_chunk, perf_counter_ns())
+        run.enter_one_chunk(stint, run.only_chunk, perf_counter_ns())
         raised: list[BaseException] = []
         position = run.job.start
         waiter = run.lane_waiter
@@ -232,13 +233,13 @@ class HelperThread:
             before = cpu_time_ns()
             if run.inherited:
                 with entered(run.inherited):
-                    stint.context.run(self._walk_whole, stint, run, raised)
+                    stint.context.run(self._walk_one_chunk, stint, run, raised)
             else:
-                stint.context.run(self._walk_whole, stint, run, raised)
+                stint.context.run(self._walk_one_chunk, stint, run, raised)
             now, cpu = perf_counter_ns(), cpu_time_ns()
             if not raised:
                 position = stint.stretch_stop
-                if run.end_whole(stint, now, cpu - before, self._state.cap):
+                if run.end_one_chunk(stint, now, cpu - before, self._state.cap):
                     assert waiter is not None
                     lane = self._state.lane
                     lane.parked.append(helper)
@@ -256,7 +257,7 @@ class HelperThread:
         self._come_back(stint, position, perf_counter_ns(), raised)
         return False
 
-    def _walk_whole(self, stint: Stint, run: Run, raised: list[BaseException]) -> None:
+    def _walk_one_chunk(self, stint: Stint, run: Run, raised: list[BaseException]) -> None:
         local.stint = stint
         local.inside = False
         try:

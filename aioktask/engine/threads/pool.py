@@ -13,7 +13,7 @@
 #   the keeper where it looks around, and whoever sends what renices threads; no loop's thread does.
 # - Who waits for an answer waits on its own parking, or on its loop, never on the lock.
 # - What must be answered at once is decided by one step on the run or its coordinator, after the
-#   command was posted; turns respect it (`Run.decide`, `Run.decide_entry`, `RunGroup.closed`).
+#   command was posted; turns respect it (`Run.decide`, `Run.decide_entrance`, `RunGroup.closed`).
 # - A helper announces that it is idle, then looks into the inbox, then parks. Who posts puts the
 #   command into the inbox, then looks for an idle helper. So one of them sees the other.
 # - A command is taken out before it is applied. One that fails ends the run that it is about, and
@@ -91,7 +91,8 @@ class Pool:
     """All runs and helpers of a process. One exists in a process; a fork's child makes its own.
 
     Attributes:
-        lock: Held by who takes a turn. Only tried, but by helpers that come back from a stretch.
+        lock: Held by who takes a turn. Helpers, the keeper and who renices threads wait for it;
+            everybody else only tries it.
         inbox: The commands that were posted: a function of `state/`, and its arguments.
         dead: Whether this is a fork's child, which owns none of it.
     """
@@ -176,7 +177,7 @@ class Pool:
     def _without_threads(self) -> None:
         """The system has no thread for the keeper: where there is no helper either, work here.
 
-        It is the only case in which the main thread, or a loop's, takes a turn.
+        It is the only case, but for the exit, in which the main thread, or a loop's, takes a turn.
         """
         if not self.state.helpers:
             self.turn()
@@ -475,7 +476,7 @@ class Pool:
                 return
         self.inbox.append((admission.admit, run, waiter, caller, nested, detects))
         refuses = (group.closed or state.closing) and (state.ended or not nested)
-        if refuses and run.decide_entry(REFUSED) is REFUSED:
+        if refuses and run.decide_entrance(REFUSED) is REFUSED:
             self.wake()  # a turn lets go of what was posted
             if state.closing:
                 raise RuntimeError("the interpreter is exiting: no job can be submitted")

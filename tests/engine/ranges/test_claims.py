@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aioktask.engine.learning.stretch import MOST_CHUNKS, next_stretch
+from aioktask.engine.learning.stretch import MOST_CHUNKS, chunks_at_once
 from aioktask.engine.ranges.claims import Claims, PartedClaims
 from aioktask.engine.ranges.plan import count_chunks, cut
 from tests.engine.ranges.claiming import claim
@@ -220,7 +220,7 @@ def test_the_number_of_free_ranges_does_not_grow_with_the_number_of_chunks(
                 walked = rng.randint(1, walked) if rng.random() < halfway else 1
             claims.give_back(start + walked, stop)
             done += walked
-            asked[owner] = next_stretch(walked, rng.choice([0, walked * 1000, 10**6]))
+            asked[owner] = chunks_at_once(walked, rng.choice([0, walked * 1000, 10**6]))
         elif (stretch := claim(claims, asked[owner], len(held) + 1)) is not None:
             held[owner] = stretch
         most_free = max(most_free, len(claims.free))

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.learning.stretch import next_stretch
+from aioktask.engine.learning.stretch import chunks_at_once
 from aioktask.engine.ranges.claims import Claims
 from aioktask.engine.ranges.tree import Node, Tree, push
 from tests.engine.ranges.claiming import claim
@@ -86,7 +86,7 @@ def reduce_by_makers(
             continue
         team[each].merge()
         claims.give_back(position, stop)
-        asked[each] = next_stretch(position - first, rng.choice([0, (position - first) * 1000]))
+        asked[each] = chunks_at_once(position - first, rng.choice([0, (position - first) * 1000]))
         look(tree, team)
     assert list(tree.waiting) == [(tree.top, 0)]
     value: str = tree.value()

@@ -101,9 +101,9 @@ class LaneWorld(World):
         run.lane_waiter = waiter
         lane.used = True
         member.express = run
-        assert run.decide_entry(member) is member
+        assert run.decide_entrance(member) is member
         stint = run.stint_of(member)
-        run.enter_whole(stint, run.whole_chunk, self.now)
+        run.enter_one_chunk(stint, run.only_chunk, self.now)
         assert run.may_start()
         self.close()
         member.express = None
@@ -222,8 +222,8 @@ def _claimed(state: State, helper: Helper, job: Job[Any], group: RunGroup | None
     run = Run(job, group or state.root, nice=0, context=copy_context(), owned=True)
     run.lane_waiter = ThreadWaiter(0)
     helper.express = run
-    assert run.decide_entry(helper) is helper
-    run.enter_whole(run.stint_of(helper), run.whole_chunk, 1)
+    assert run.decide_entrance(helper) is helper
+    run.enter_one_chunk(run.stint_of(helper), run.only_chunk, 1)
     assert run.may_start()
     return run
 
@@ -235,7 +235,7 @@ def _undo(start: int, stop: int) -> None:
 def test_exit_cancels_what_has_settled_in_the_lane() -> None:
     state, helpers = _opened()
     run = _claimed(state, helpers[0], Job(_nothing, 1, chunk=1, undo=_undo))
-    assert run.end_whole(run.stints[helpers[0]], 2, 1, 2)
+    assert run.end_one_chunk(run.stints[helpers[0]], 2, 1, 2)
     state.lane.settled.append(run)
     helpers[0].express = None
     _close(state)
@@ -250,7 +250,7 @@ def test_a_job_that_a_helper_has_is_not_refused() -> None:
     state.closing = True
     admit(state, run, run.lane_waiter, None, False, False)
     assert not run.over
-    assert run.end_whole(run.stints[helpers[0]], 2, 1, 2)
+    assert run.end_one_chunk(run.stints[helpers[0]], 2, 1, 2)
 
 
 def test_a_chunk_that_ended_in_the_lane_waits_for_nobody() -> None:
@@ -259,7 +259,7 @@ def test_a_chunk_that_ended_in_the_lane_waits_for_nobody() -> None:
     outer = _claimed(state, helpers[0], Job(_nothing, 1, chunk=1, undo=_undo))
     stint = outer.stints[helpers[0]]
     inner = Run(Job(_nothing, 2, chunk=1), state.root, nice=0, context=copy_context(), parent=stint)
-    assert outer.end_whole(stint, 2, 1, 2)
+    assert outer.end_one_chunk(stint, 2, 1, 2)
     helpers[0].express = None
     _close(state)
     admit(state, inner, ThreadWaiter(0), None, False, False)

@@ -167,7 +167,7 @@ def test_a_helper_that_finds_itself_at_a_job_of_the_lane_says_that_it_was_struck
     """The command that would have told was lost, for want of memory, with what struck."""
     world = LanePool(monkeypatch)
     run = world.submit()
-    assert run.decide_entry(world.helper) is world.helper
+    assert run.decide_entrance(world.helper) is world.helper
     world.helper.express = run
     assert world.thread._serve_lane()
     world.pool.turn()
