@@ -43,9 +43,11 @@ class Stepper(Protocol):
 
     Attributes:
         chunk: Units of the chunks of its stretch, the first and the last one apart.
+        pacing: What made it.
     """
 
     chunk: int
+    pacing: Pacing
 
     def next(
         self, claims: Claims, node: int | None, threads: int, most: int, now: int
@@ -135,8 +137,9 @@ class Pacing(ABC):
     def for_undo(self) -> Pacing:
         """How what was done is undone: by threads that the work gained from; nothing is learned."""
         scaling = self.scaling
+        # A new one, so that no thread goes on as it went in the work.
         if scaling is None or scaling.level == scaling.most:
-            return FIXED
+            return FixedPacing(None)
         return FixedPacing(None, scaling.level)
 
 
@@ -152,7 +155,7 @@ class FixedPacing(Pacing):
     __slots__ = ()
 
     def stepper(self, factor: int) -> Stepper:
-        return FixedStepper(self.scaling, factor)
+        return FixedStepper(self, factor)
 
     def chunk_of(self, given: int) -> int:
         return given
@@ -165,11 +168,12 @@ FIXED = FixedPacing(None)
 class FixedStepper(Stepper):
     """One thread's way through chunks of one size."""
 
-    __slots__ = ("_claimed_at", "_count", "_factor", "_scaling", "_threads", "chunk")
+    __slots__ = ("_claimed_at", "_count", "_factor", "_scaling", "_threads", "chunk", "pacing")
 
-    def __init__(self, scaling: Scaling | None, factor: int) -> None:
+    def __init__(self, pacing: FixedPacing, factor: int) -> None:
         self.chunk = 1
-        self._scaling = scaling
+        self.pacing = pacing
+        self._scaling = pacing.scaling
         self._factor = factor
         self._count = 1
         self._threads = self._claimed_at = 0
@@ -280,11 +284,11 @@ class LearnedPacing(Pacing):
 class LearnedStepper(Stepper):
     """One thread's way through chunks of the size that is best, and of those that are tried."""
 
-    __slots__ = ("_claimed_at", "_number", "_pace", "_pacing", "_threads", "_units", "chunk")
+    __slots__ = ("_claimed_at", "_number", "_pace", "_threads", "_units", "chunk", "pacing")
 
     def __init__(self, pacing: LearnedPacing) -> None:
         self.chunk = 1
-        self._pacing = pacing
+        self.pacing: LearnedPacing = pacing
         self._pace = pacing.sizes.new_pace()
         self._number = -1  # of the size that the stretch measures, -1 for none
         self._units = 0  # of the stretch
@@ -297,7 +301,7 @@ class LearnedStepper(Stepper):
     def next(
         self, claims: Claims, node: int | None, threads: int, most: int, now: int
     ) -> tuple[int, int, int]:
-        pacing = self._pacing
+        pacing = self.pacing
         sizes, left = pacing.sizes, claims.left
         sharers = max(threads, pacing.threads_of(most))
         ahead = pacing.ahead(left, sharers, now)
@@ -315,7 +319,7 @@ class LearnedStepper(Stepper):
         self._units = 0
         if not chunks:
             return False
-        pacing, number = self._pacing, self._number
+        pacing, number = self.pacing, self._number
         if threads != self._threads:
             pacing.sizes.measured(self._pace, -1, units, walk_ns)
             return False

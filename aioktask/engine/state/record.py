@@ -148,8 +148,9 @@ def undo_failed(run: Run, told: Failure, cause: BaseException) -> UndoFailed:
 
 def left(run: Run) -> tuple[range, ...]:
     """What may be done and is not undone yet: for somebody who gives up waiting."""
-    free = [range(*each) for each in list(run.sweep.claims.free)]
-    if not run.undoing:
+    sweep = run.sweep  # once: a turn may go on to the undo meanwhile
+    free = [range(*each) for each in list(sweep.claims.free)]
+    if not sweep.undoes:
         return subtract(range(run.job.start, run.job.stop), free)
     kept = [piece for piece, _ in run.undo_errors]
     walking = [range(each.stretch_start, each.stretch_stop) for each in list(run.stints.values())]

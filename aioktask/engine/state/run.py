@@ -695,9 +695,7 @@ class Run:
         self.async_undo = self.job.undo_is_async
         pacing = self.sweep.pacing.for_undo()
         sweep = undo_sweep(self.job, undo, self.to_undo, self.threads_planned, pacing)
-        self.sweep, self.phase = sweep, UNDO  # together: one says what it means to be free
-        for stint in self.stints.values():
-            stint.stepper = None
+        self.sweep, self.phase = sweep, UNDO
         if self.async_undo:
             claims, pieces = sweep.claims, []
             while claims.left:

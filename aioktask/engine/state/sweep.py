@@ -35,9 +35,10 @@ class Sweep:
         claims: What nobody has taken yet.
         pacing: Which stretch a thread takes next, and how many threads should.
         tree: What the values of chunks are combined in, in a reduce.
+        undoes: Whether it is the undo of what another one did: what is free of it is done.
     """
 
-    __slots__ = ("claims", "fn", "pacing", "tree")
+    __slots__ = ("claims", "fn", "pacing", "tree", "undoes")
 
     def __init__(
         self,
@@ -45,11 +46,14 @@ class Sweep:
         claims: Claims,
         pacing: Pacing = FIXED,
         tree: Tree | None = None,
+        *,
+        undoes: bool = False,
     ) -> None:
         self.fn = fn
         self.claims = claims
         self.pacing = pacing
         self.tree = tree
+        self.undoes = undoes
 
     def claim(self, stint: Stint, threads: int, most: int, now: int) -> None:
         """Give the stint the next stretch. Something must be free.
@@ -61,7 +65,7 @@ class Sweep:
             now: The time.
         """
         stepper = stint.stepper
-        if stepper is None:
+        if stepper is None or stepper.pacing is not self.pacing:  # that of the work, in an undo
             thread = stint.thread
             patient = isinstance(thread, Caller) and thread.main
             stepper = self.pacing.stepper(MAIN_THREAD_FACTOR if patient else 1)
@@ -141,7 +145,7 @@ def undo_sweep(
     grain = undo_grain(job)
     units = sum(each.stop - each.start for each in done)
     chunk = chunk_size(units, threads, min_chunk=grain, align=grain)
-    return Sweep(undo, Claims(done, chunk), pacing)
+    return Sweep(undo, Claims(done, chunk), pacing, undoes=True)
 
 
 def _nothing(start: int, stop: int) -> None:

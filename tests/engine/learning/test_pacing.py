@@ -210,7 +210,7 @@ def test_a_stretch_that_began_with_another_number_of_threads_says_nothing_of_the
 
 def test_an_undo_has_the_threads_that_the_work_gained_from_and_learns_nothing() -> None:
     scaling = Scaling(4)
-    assert FixedPacing(scaling).for_undo() is FIXED
+    assert FixedPacing(scaling).for_undo().threads_of(1_000) == 1_000
     scaling.level = 2
     undo = LearnedPacing(Sizes(10**6, 1, 4), scaling).for_undo()
     assert undo.threads_of(4) == 2
@@ -219,7 +219,8 @@ def test_an_undo_has_the_threads_that_the_work_gained_from_and_learns_nothing() 
     assert undo.chunk_of(7) == 7
     undo.widen(8)
     assert scaling.most == 4
-    assert FIXED.for_undo() is FIXED
+    assert FIXED.for_undo() is not FIXED
+    assert FIXED.for_undo().threads_of(1_000) == 1_000
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.learning.pacing import LearnedPacing
 from aioktask.engine.learning.scaling import Scaling
 from aioktask.engine.learning.stretch import MOST_CHUNKS
+from aioktask.engine.ranges.undo import merge
 from aioktask.engine.state.callers import caller_walked
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel, committed
 from aioktask.engine.state.run import OVER, Run
 from aioktask.engine.state.stint import Stint
-from aioktask.engine.state.sweep import MAIN_THREAD_FACTOR, NOTHING
+from aioktask.engine.state.sweep import MAIN_THREAD_FACTOR, NOTHING, undo_sweep
 from aioktask.engine.state.workers import Caller
 from tests.engine.state.turns import a_run, a_state, admit, idle_helper, outbox_of, stint_of
 
@@ -222,3 +223,23 @@ def test_what_a_thread_waited_for_is_what_is_neither_its_work_nor_a_wait_for_a_c
     stint.busy, stint.kernel_now = 1999, (40, 400)
     run.sweep.compare_clocks(stint, 2)
     assert len(scaling.told) == 1
+
+
+def test_a_thread_goes_through_an_undo_in_no_steps_of_the_work() -> None:
+    """Also where memory was short as the run went on from one to the other."""
+    state = a_state(1)
+    helper = idle_helper(state)
+    run, _ = learning(state, min_chunk=4)
+    for _ in range(20):
+        walk(state, stint_of(helper), MILLISECOND)
+    stint = stint_of(helper)
+    of_the_work = stint.stepper
+    done = (range(3, 1_000), range(1_000_001, 1_000_007))
+    sweep = undo_sweep(run.job, undo, done, 1, run.sweep.pacing.for_undo())
+    taken = []
+    while sweep.claims.left:
+        sweep.claim(stint, 1, 1, 0)
+        assert stint.stepper is not of_the_work
+        assert stint.stretch_start < stint.first_chunk_stop <= stint.stretch_stop
+        taken.append(range(stint.stretch_start, stint.stretch_stop))
+    assert merge(taken) == done
