@@ -118,7 +118,11 @@ class AsyncioLoop:
         if getattr(self._task, "_must_cancel", True):
             await asyncio.sleep(0)
         if _ANYIO_ON_ASYNCIO in sys.modules:  # else nobody made a scope
-            await anyio.lowlevel.checkpoint_if_cancelled()
+            try:
+                await anyio.lowlevel.checkpoint_if_cancelled()
+            except RuntimeError as error:
+                # Of the stack's end anyio says that no loop runs.
+                raise RecursionError("maximum recursion depth exceeded") from error
 
     def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
         with contextlib.suppress(RuntimeError):  # closed: `Posted` tells of the loss

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 
 import anyio
@@ -91,8 +90,12 @@ class _Shield:
     def leave(self) -> None:
         """Leave the scope, where it was entered; again is no harm."""
         if self._scope is not None:
-            with contextlib.suppress(RuntimeError):  # it was not entered, or is left already
+            try:
                 self._scope.__exit__(None, None, None)
+            except RecursionError:  # who called has more room, and leaves it again
+                raise
+            except RuntimeError:  # it was not entered, or is left already
+                pass
             self._scope = None
 
     def forget(self) -> None:
