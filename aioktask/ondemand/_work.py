@@ -109,7 +109,10 @@ class Work:
             run.nice = request.nice
             try:
                 self._submit(run)
-            except RuntimeError as error:  # the coordinator was left, or the interpreter exits
+            except RuntimeError as error:
+                if not run.refused:  # the end of the stack
+                    raise
+                # The coordinator was left, or the interpreter exits.
                 raise self.cancelled() from error
             urgent = self._handle_of(run)
             with self.lock:
