@@ -7,6 +7,9 @@
 # failed, so whatever strikes the task, no piece is forgotten: who goes on begins with that one, and
 # counts it as not undone. `_working` is held while the task is in its work, whichever way it
 # leaves.
+#
+# No helper waits for it, though it would then be a plain undo to all others: that was tried, and 300
+# requests cancelled at once, whose undo waited for a peer, held 300 threads instead of 4.
 """Undo by coroutine functions."""
 
 from __future__ import annotations

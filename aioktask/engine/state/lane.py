@@ -18,7 +18,8 @@
 #   a member (`Helper.in_lane`), then claims (`Run.decide_entrance`). A turn takes the membership
 #   away, then reads `express`, then claims. So no helper claims a job that the turn did not see.
 # - Who ends a run that a member walks, that member or turns, is decided in one step
-#   (`Run.decide_ender`), by the member when the chunk is done and by the turn that adopts the run.
+#   (`one_chunk.decide_ender`), by the member when the chunk is done and by the turn that adopts the
+#   run.
 # - A member that has nothing to do appends itself to `parked`, then looks into `waiting`. Who
 #   submits appends to `waiting`, then looks into `parked`, then whether the lane is open still, and
 #   if not, or if further helpers may be had, posts the job as any other; it is taken in once. A

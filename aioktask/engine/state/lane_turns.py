@@ -15,6 +15,7 @@ from typing import Any
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.state.admission import admit
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.one_chunk import end_struck
 from aioktask.engine.state.run import ADMITTED, Run
 from aioktask.engine.state.short import adopt
 from aioktask.engine.state.workers import Helper
@@ -55,7 +56,7 @@ def struck_in_lane(state: State, helper: Helper, now: int) -> None:
     if run is None or run.begun or run.decide_entrance(ADMITTED) is not helper:
         helper.express = None
         return
-    if not run.end_struck(helper, now, state.cap):
+    if not end_struck(run, helper, now, state.cap):
         adopt_late(state, helper, now)
         return
     helper.express = None

@@ -31,7 +31,6 @@ from aioktask.engine.events import Event, EventKind
 from aioktask.engine.inherited import captured
 from aioktask.engine.learning.lessons import Key, Lesson, Lessons
 from aioktask.engine.learning.pacing import Pacing
-from aioktask.engine.ranges.claims import Claims
 from aioktask.engine.ranges.plan import Split, facts_of
 from aioktask.engine.ranges.undo import Failed, merge, outcome, subtract
 from aioktask.engine.scheduling.queue import Entry
@@ -92,9 +91,6 @@ SUCCESS, FAILURE, CANCEL = Decision
 ADMITTED, REFUSED = Entrance
 CLAIMED, NEVER = Start
 
-
-# Who ends a run of one chunk that a helper took out of the lane: that helper, or turns.
-HELPER, TURNS = "helper", "turns"
 
 _numbers = itertools.count()
 
@@ -178,7 +174,7 @@ class Run:
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
     failure: Failure | None = None
-    _bound: Bound[Any]
+    bound: Bound[Any]
     _plain_value: type | None = None  # of what `reduce` returned last
 
     def __init__(
@@ -210,8 +206,8 @@ class Run:
         self.name = job.name
         self.size = job.size
         if job.binds:
-            self._bound = job.bind()
-            self.fn = self._bound.fn
+            self.bound = job.bind()
+            self.fn = self.bound.fn
         else:
             self.fn = job.fn
         self.reduces = job.reduce is not None
@@ -238,7 +234,7 @@ class Run:
         self.left_by: dict[Leaver, Wait] = {}  # who waits to leave its coordinator
         self.news: list[Event] = []  # to be told outside the lock
         self.stints: dict[object, Stint] = {}
-        self._decided: dict[str, Any] = {}  # once each, on any thread
+        self.decisions: dict[str, Any] = {}  # once each, on any thread
         self.heard = events.routine_is_heard()
         self.submitted_at = perf_counter_ns()
 
@@ -249,13 +245,13 @@ class Run:
 
     def decide(self, how: Decision) -> Decision:
         """Have the run end in this way unless that is decided already; what was decided."""
-        decided: Decision = self._decided.setdefault("end", how)
+        decided: Decision = self.decisions.setdefault("end", how)
         return decided
 
     @property
     def decided(self) -> Decision | None:
         """How the run ends, if that is decided."""
-        decided: Decision | None = self._decided.get("end")
+        decided: Decision | None = self.decisions.get("end")
         return decided
 
     def decide_entrance(self, what: Entrance | Helper) -> object:
@@ -264,7 +260,7 @@ class Run:
         Returns:
             What was decided, which may be another thing.
         """
-        return self._decided.setdefault("entrance", what)
+        return self.decisions.setdefault("entrance", what)
 
     def cancel(self) -> bool:
         """Have the run end by a cancel, unless it is decided otherwise; whether that came in time.
@@ -273,13 +269,13 @@ class Run:
         """
         if self.decide(CANCEL) is not CANCEL:
             return False
-        self._decided.setdefault("start", NEVER)
+        self.decisions.setdefault("start", NEVER)
         return True
 
     @property
     def never_starts(self) -> bool:
         """Whether it was cancelled before a chunk began: it is as good as over."""
-        return self._decided.get("start") is NEVER
+        return self.decisions.get("start") is NEVER
 
     def commit(self) -> bool:
         """Take the result of a run that is held for it, if no cancel came before.
@@ -311,98 +307,11 @@ class Run:
                 threads=self.threads_planned,
             )
 
-    def begin_one_chunk(self, chunk: int, cap: int) -> None:
-        """A turn takes the run, which is one chunk, in.
-
-        Its only thread, which comes in the same turn, has that chunk: nothing is free.
-
-        Args:
-            chunk: The size that chunks of the job have.
-            cap: The most threads that the run could have, were it longer.
-        """
-        self.entry = Entry(self, self.group, self.nice, self.limit)
-        self.sweep = Sweep(self.fn, Claims((), chunk))
-        self.threads_planned = min(self.limit, cap)
-        self.begun = True
-
     def may_start(self) -> bool:
         """Whether its first chunk may begin, which no cancel prevents from now on."""
-        if "end" in self._decided:
+        if "end" in self.decisions:
             return False
-        return self._decided.setdefault("start", CLAIMED) is CLAIMED
-
-    def enter_one_chunk(self, stint: Stint, chunk: int, now: int) -> None:
-        """The stint's thread serves this run from now on, and has the one chunk that it is."""
-        job = self.job
-        self.peak_threads = 1
-        self.first_claim = stint.entered_at = stint.claimed_at = now
-        stint.chunk = chunk
-        stint.chunk_start = stint.stretch_start = job.start
-        stint.first_chunk_stop = stint.stretch_stop = job.start + job.size
-        stint.live = True
-
-    def decide_ender(self, who: str) -> str:
-        """Have the helper that took it out of the lane end it, or turns; what was decided."""
-        decided: str = self._decided.setdefault("ender", who)
-        return decided
-
-    def end_one_chunk(self, stint: Stint, now: int, cpu: int, cap: int) -> bool:
-        """On the helper's thread: end a run of the lane whose one chunk is done.
-
-        From now on nobody else has to do with it but its owner, and what it held goes. One with an
-        undo is settled: a cancel may still come, and then it becomes a run as others.
-
-        Args:
-            stint: The helper's.
-            now: When the chunk ended.
-            cpu: CPU time of the chunk, in ns.
-            cap: The most threads that the run could have had, were it longer.
-
-        Returns:
-            False where turns have to end it: it was cancelled, or has become theirs.
-        """
-        if self._bound.value is not None:
-            try:
-                self.value = self._bound.value()
-            except BaseException:  # turns ask again, and know what to do
-                return False
-        decided = self._decided
-        if self.hold:
-            if "end" in decided or decided.setdefault("ender", HELPER) is not HELPER:
-                return False
-        elif (
-            decided.setdefault("end", SUCCESS) is not SUCCESS
-            or decided.setdefault("ender", HELPER) is not HELPER
-        ):
-            return False
-        self._end_one_chunk(stint, now, cpu, cap)
-        self.dropped = ()
-        return True
-
-    def end_struck(self, helper: Helper, now: int, cap: int) -> bool:
-        """In a turn: end a run of the lane at whose end an exception struck this helper.
-
-        Returns:
-            False where the helper was not at the end of it.
-        """
-        if self._decided.get("ender") is not HELPER or self.never_starts:
-            return False
-        if self.phase is WORK:
-            self._end_one_chunk(self.stints.get(helper), now, 0, cap)
-        return True
-
-    def _end_one_chunk(self, stint: Stint | None, now: int, cpu: int, cap: int) -> None:
-        """End it, or go on to do so where that was struck; the stint is gone at last."""
-        if self.report is None:
-            assert stint is not None
-            threads = min(self.limit, cap)
-            self.report = record.report_of_one_chunk(self, stint, self.value, now, cpu, threads)
-        if not self.hold:
-            self.let_go()
-            self.phase = DONE
-        elif stint is not None:
-            stint.live = False
-            self.phase = SETTLED
+        return self.decisions.setdefault("start", CLAIMED) is CLAIMED
 
     @property
     def urgency(self) -> int:
@@ -446,7 +355,7 @@ class Run:
     @property
     def refused(self) -> bool:
         """Whether it was not taken in, and will not be."""
-        return self._decided.get("entrance") is REFUSED
+        return self.decisions.get("entrance") is REFUSED
 
     @property
     def settled(self) -> bool:
@@ -539,7 +448,7 @@ class Run:
         """Give the stint a stretch to walk; False when there is none."""
         if not self.claimable:
             return False
-        if not self.chunks_done and self._decided.setdefault("start", CLAIMED) is NEVER:
+        if not self.chunks_done and self.decisions.setdefault("start", CLAIMED) is NEVER:
             return False
         self.version += 1
         self.sweep.claim(stint, self.entry.threads, self.threads_planned, now)
@@ -687,7 +596,7 @@ class Run:
             self.to_undo, self.unknown = found.done, found.unknown
         if self.sweep.tree is not None:
             self.sweep.tree.waiting.clear()
-        undo = None if self.job.undo is None else self._bound.undo or self.job.undo
+        undo = None if self.job.undo is None else self.bound.undo or self.job.undo
         if undo is None or not self.to_undo:
             self.sweep.claims.clear()
             self._finish()
@@ -704,8 +613,8 @@ class Run:
             self.undo_pieces = tuple(pieces)
 
     def _make_report(self) -> None:
-        if self._bound.value is not None:
-            self.value = self._bound.value()
+        if self.bound.value is not None:
+            self.value = self.bound.value()
         elif self.sweep.tree is not None:
             self.value = self.sweep.tree.value() if self.job.size else self.initial
         self.used = tuple([(stint.busy, stint.cpu) for stint in self.stints.values()])
@@ -774,7 +683,7 @@ class Run:
         self.dropped = (
             self.dropped,
             self.fn,
-            self._bound,
+            self.bound,
             self.sweep,
             self.stints,
             self.loop,
@@ -789,7 +698,7 @@ class Run:
         self.stints = {}
         self.sweep = NOTHING
         self.fn = NOTHING.fn
-        self._bound = _UNBOUND
+        self.bound = _UNBOUND
         self.loop = self.parent = self.parent_stint = self.caller = None
         if self.reduces:
             self.initial = ...
@@ -882,7 +791,7 @@ class Run:
 
 _UNBOUND: Bound[Any] = Bound(NOTHING.fn)
 
-Run._bound = _UNBOUND  # of a run whose job binds nothing
+Run.bound = _UNBOUND  # of a run whose job binds nothing
 
 # What stints of a run that is over refer to: a run that wants nothing any more and holds nothing.
 OVER = Run(Job(NOTHING.fn, 0, name="over"), RunGroup(), nice=0, context=Context())

@@ -14,9 +14,11 @@
 from __future__ import annotations
 
 from aioktask.engine.scheduling.queue import SLICE_NS
+from aioktask.engine.state import one_chunk
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.lending import can_serve_at
-from aioktask.engine.state.run import TURNS, Run, Wait
+from aioktask.engine.state.one_chunk import TURNS
+from aioktask.engine.state.run import Run, Wait
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper, Waiter
 
@@ -26,7 +28,7 @@ def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
 
     Nothing is done where the thread is ending it at this moment.
     """
-    if run.over or run.decide_ender(TURNS) is not TURNS:
+    if run.over or one_chunk.decide_ender(run, TURNS) is not TURNS:
         return
     stint = run.stint_of(helper)
     if run.lane_waiter is not None:
@@ -38,7 +40,7 @@ def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
     helper.stint = stint
     _take_in(state, run, run.lane_waiter, stint, now)
     if not stint.live:
-        run.enter_one_chunk(stint, run.only_chunk, now)
+        one_chunk.enter(run, stint, run.only_chunk, now)
     run.version += 1
     run.lane_waiter = None  # it is among the waiters
 
@@ -74,7 +76,7 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
     helper.stint = stint
     _take_in(state, run, waiter, stint, now)
     run.version += 1
-    run.enter_one_chunk(stint, chunk, now)
+    one_chunk.enter(run, stint, chunk, now)
     run.version += 1
     return True
 
@@ -82,7 +84,7 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
 def _take_in(state: State, run: Run, waiter: Waiter | None, stint: Stint, now: int) -> None:
     """Have a run be there whose one chunk the stint's thread has."""
     group = run.group
-    run.begin_one_chunk(run.only_chunk, state.cap_of(group))
+    one_chunk.begin(run, run.only_chunk, state.cap_of(group))
     state.runs[run] = None
     group.runs[run] = None
     state.scheduler.enter_at_once(run.entry)
@@ -95,7 +97,7 @@ def _take_in(state: State, run: Run, waiter: Waiter | None, stint: Stint, now: i
 def take_in_settled(state: State, run: Run) -> None:
     """Have a run be there that was done in the lane, and that its owner cancels after all."""
     group = run.group
-    run.begin_one_chunk(run.only_chunk, state.cap_of(group))
+    one_chunk.begin(run, run.only_chunk, state.cap_of(group))
     state.runs[run] = None
     group.runs[run] = None
     state.scheduler.add(run.entry)

@@ -27,11 +27,12 @@ from aioktask.engine.machine.os_threads import (
     start_thread,
     thread_nice_now,
 )
-from aioktask.engine.state import admission, ending, helpers
+from aioktask.engine.state import admission, ending, helpers, one_chunk
 from aioktask.engine.state.current import local
 from aioktask.engine.state.helpers import helper_came, helper_goes
 from aioktask.engine.state.lane_turns import adopt_late
-from aioktask.engine.state.run import HELPER, Run
+from aioktask.engine.state.one_chunk import HELPER
+from aioktask.engine.state.run import Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper
 from aioktask.engine.threads.keeper import WATCH_SECONDS
@@ -223,7 +224,7 @@ class HelperThread:
         """Serve a job of the lane; False where a turn came between."""
         helper, pool = self._helper, self._pool
         stint = run.stint_of(helper)
-        run.enter_one_chunk(stint, run.only_chunk, perf_counter_ns())
+        one_chunk.enter(run, stint, run.only_chunk, perf_counter_ns())
         raised: list[BaseException] = []
         position = run.job.start
         waiter = run.lane_waiter
@@ -239,7 +240,7 @@ class HelperThread:
             now, cpu = perf_counter_ns(), cpu_time_ns()
             if not raised:
                 position = stint.stretch_stop
-                if run.end_one_chunk(stint, now, cpu - before, self._state.cap):
+                if one_chunk.end(run, stint, now, cpu - before, self._state.cap):
                     assert waiter is not None
                     lane = self._state.lane
                     lane.parked.append(helper)
@@ -252,7 +253,7 @@ class HelperThread:
                     pool.wake_waiter(waiter)
                     return True
             stint.cpu_mark, stint.cpu_now = before, cpu
-        elif run.decide_ender(HELPER) is HELPER:  # it was cancelled, which ends it in a turn
+        elif one_chunk.decide_ender(run, HELPER) is HELPER:  # cancelled, which ends it in a turn
             return True
         self._come_back(stint, position, perf_counter_ns(), raised)
         return False

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aioktask import Job
-from aioktask.engine.state import ending
+from aioktask.engine.state import ending, one_chunk
 from aioktask.engine.state.admission import admit
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel_group
@@ -103,7 +103,7 @@ class LaneWorld(World):
         member.express = run
         assert run.decide_entrance(member) is member
         stint = run.stint_of(member)
-        run.enter_one_chunk(stint, run.only_chunk, self.now)
+        one_chunk.enter(run, stint, run.only_chunk, self.now)
         assert run.may_start()
         self.close()
         member.express = None
@@ -223,7 +223,7 @@ def _claimed(state: State, helper: Helper, job: Job[Any], group: RunGroup | None
     run.lane_waiter = ThreadWaiter(0)
     helper.express = run
     assert run.decide_entrance(helper) is helper
-    run.enter_one_chunk(run.stint_of(helper), run.only_chunk, 1)
+    one_chunk.enter(run, run.stint_of(helper), run.only_chunk, 1)
     assert run.may_start()
     return run
 
@@ -235,7 +235,7 @@ def _undo(start: int, stop: int) -> None:
 def test_exit_cancels_what_has_settled_in_the_lane() -> None:
     state, helpers = _opened()
     run = _claimed(state, helpers[0], Job(_nothing, 1, chunk=1, undo=_undo))
-    assert run.end_one_chunk(run.stints[helpers[0]], 2, 1, 2)
+    assert one_chunk.end(run, run.stints[helpers[0]], 2, 1, 2)
     state.lane.settled.append(run)
     helpers[0].express = None
     _close(state)
@@ -250,7 +250,7 @@ def test_a_job_that_a_helper_has_is_not_refused() -> None:
     state.closing = True
     admit(state, run, run.lane_waiter, None, False, False)
     assert not run.over
-    assert run.end_one_chunk(run.stints[helpers[0]], 2, 1, 2)
+    assert one_chunk.end(run, run.stints[helpers[0]], 2, 1, 2)
 
 
 def test_a_chunk_that_ended_in_the_lane_waits_for_nobody() -> None:
@@ -259,7 +259,7 @@ def test_a_chunk_that_ended_in_the_lane_waits_for_nobody() -> None:
     outer = _claimed(state, helpers[0], Job(_nothing, 1, chunk=1, undo=_undo))
     stint = outer.stints[helpers[0]]
     inner = Run(Job(_nothing, 2, chunk=1), state.root, nice=0, context=copy_context(), parent=stint)
-    assert outer.end_one_chunk(stint, 2, 1, 2)
+    assert one_chunk.end(outer, stint, 2, 1, 2)
     helpers[0].express = None
     _close(state)
     admit(state, inner, ThreadWaiter(0), None, False, False)
