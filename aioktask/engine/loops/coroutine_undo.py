@@ -8,8 +8,8 @@
 # counts it as not undone. `_working` is held while the task is in its work, whichever way it
 # leaves.
 #
-# No helper waits for it, though it would then be a plain undo to all others: that was tried, and 300
-# requests cancelled at once, whose undo waited for a peer, held 300 threads instead of 4.
+# No helper waits for it, though it would then be a plain undo to all others: that was tried, and
+# 300 requests cancelled at once, whose undo waited for a peer, held 300 threads instead of 4.
 """Undo by coroutine functions."""
 
 from __future__ import annotations
