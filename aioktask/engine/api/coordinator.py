@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# The coordinators that own jobs. Everything that changes is in the pool; here one submits, asks and
-# leaves.
+# Coordinators, which own jobs: how a program submits to one, configures it and leaves it. All state
+# that changes is in the pool; what is here posts commands, and waits.
 """The scope that owns jobs."""
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from aioktask.job import Job, Learn
 
 T = TypeVar("T")
 
-# A leaver lends nothing: it waits for jobs at their own nice.
+# The nice at which a leaver waits: the least urgent one, so that it lends jobs nothing.
 _NO_LOAN = 19
 
 
@@ -37,13 +37,13 @@ class Coordinator:
     ``with``. Leaving it normally waits for its jobs; leaving it by an exception cancels them and
     waits until they are undone. After that `submit` is refused.
 
-    A job that failed and that nobody awaits is told in an event; leaving raises only the
-    `UndoFailed` that nobody has been given yet.
+    The failure of a job that nothing awaits is told in an event; leaving raises only an
+    `UndoFailed` that no waiter has been given yet.
 
     **Cancellation** while leaving cancels the jobs, waits until they are undone, and goes on.
 
-    What it sets goes before what the process has set, and a job's own `learn` and `remember` before
-    both; `configure` changes it while jobs run.
+    Its settings override the process's, and a job's own `learn` and `remember` override both;
+    `configure` changes them, also while jobs run.
 
     **Interruption.** `submit` and `configure` return at once, wherever they are called: in a signal
     handler, a finalizer, a weak reference callback or a listener of events too. Leaving waits, so
@@ -54,8 +54,8 @@ class Coordinator:
         max_threads_per_node: The most of them that are bound to one NUMA node.
         nice: The nice of its jobs, in place of their own; a `priority` block goes before it.
         give_way: Whether its jobs of a nice above 0 leave the CPUs to other processes.
-        learn: What its jobs find out while they run, where they do not say so; see `Job`.
-        remember: Whether they remember that; see `Job`.
+        learn: What its jobs learn while they run, unless a job itself says; see `Job`.
+        remember: Whether its jobs remember it, unless a job itself says; see `Job`.
 
     Raises:
         TypeError, ValueError: An argument is not what it may be: the message names it.
@@ -91,7 +91,10 @@ class Coordinator:
 
     @property
     def max_threads(self) -> int | None:
-        """The cap. May be set while jobs run: helpers above it stop at the next chunk boundary."""
+        """The most helpers for its jobs. May be set while they run.
+
+        Helpers above a lower one stop at the next chunk boundary.
+        """
         return self._cap
 
     @max_threads.setter
@@ -99,11 +102,11 @@ class Coordinator:
         self.configure(max_threads=threads)
 
     def configure(self, **values: Any) -> None:
-        """Change what the arguments set, also while jobs run.
+        """Change the coordinator's settings, also while jobs run.
 
         Args:
-            values: By the name of the argument; what is not named stays as it is. None goes back to
-                what the process has.
+            values: By the name of the class's argument; those not named stay as they are. None goes
+                back to the process's.
 
         Raises:
             TypeError, ValueError: There is no such argument, or a value is not what it may be; then
@@ -112,7 +115,7 @@ class Coordinator:
         said = {name: value for name, value in values.items() if value is not None}
         found = checked("Coordinator", said, scoped=True)
         for name in values.keys() - {each.name for each in TUNABLES.values() if each.scoped}:
-            checked("Coordinator", {name: None}, scoped=True)  # there is no such one
+            checked("Coordinator", {name: None}, scoped=True)  # raises: there is none
         tunables = dict(self._tunables)
         for name in values:
             if name == "max_threads":
@@ -146,13 +149,13 @@ class Coordinator:
         return Handle(pool, run, job)
 
     async def shutdown(self, *, cancel: bool = False) -> None:
-        """Take no more jobs and wait for those there are, cancelled first with `cancel`.
+        """Take no more jobs, and wait for those there are; with `cancel`, cancel them first.
 
         **Cancellation** while it waits cancels the jobs, waits until they are undone, and goes on.
         What a signal handler raises in here does the same.
 
         Raises:
-            UndoFailed: An undo failed, and nobody has been given that yet.
+            UndoFailed: An undo failed, and no waiter has been given that yet.
         """
         pool, group = self.scope()
         loop = needed_loop("Coordinator.shutdown()")
@@ -226,7 +229,7 @@ def _leave_in_thread(
     """Wait in this thread until no run of the group is left.
 
     Raises:
-        UndoFailed: An undo failed, and nobody has been given that yet.
+        UndoFailed: An undo failed, and no waiter has been given that yet.
         DeadlockError: The calling chunk belongs to one of the runs, or they wait for it.
         RuntimeError: The calling code runs inside the engine, where nothing may wait.
     """
@@ -247,10 +250,10 @@ def _leave_in_thread(
 async def _end_all(
     pool: Pool, group: RunGroup, loop: Loop, cause: BaseException
 ) -> asyncio.CancelledError | None:
-    """Cancel and see to their end all runs of a group, across cancels: the first is returned.
+    """Cancel all runs of a group and wait for their end across cancels; returns the first cancel.
 
     Raises:
-        UndoFailed: An undo failed, and nobody has been given that yet.
+        UndoFailed: An undo failed, and no waiter has been given that yet.
     """
     first = struck = None
     waiter = loop.waiter(_NO_LOAN)
@@ -271,7 +274,7 @@ async def _end_all(
 
 
 def _raise_undo_failed(leaver: Leaver, cause: BaseException | None) -> None:
-    """Raise the undo failures that nobody was given, as one."""
+    """Raise the undo failures that no waiter was given, as one `UndoFailed`."""
     failures = [verdict for verdict in map(_untold, leaver.undo_failed) if verdict is not None]
     leaver.undo_failed = []
     try:

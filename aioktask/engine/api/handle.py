@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-# The handle of a job that was submitted: one asks and waits here; everything that changes is in the
-# pool.
-"""Jobs in the background."""
+# The handle of a submitted job, by which a program asks about it and waits for it. All state that
+# changes is in the pool.
+"""Handles of submitted jobs."""
 
 from __future__ import annotations
 
@@ -63,7 +63,10 @@ class Handle(Generic[T]):
 
     @property
     def max_threads(self) -> int:
-        """The most threads for this job. May be set while it runs: those above stop at a chunk."""
+        """The most threads for this job. May be set while it runs.
+
+        Threads above a lower one stop at the next chunk boundary.
+        """
         return self._run.limit
 
     @max_threads.setter
@@ -76,10 +79,9 @@ class Handle(Generic[T]):
     def renice(self, nice: SupportsIndex) -> None:
         """Change the job's nice: before it starts, while it runs or is undone, or after.
 
-        Its share among jobs is another one at once. A helper's thread follows at once where this
-        process may set that, else it is exchanged for another one at its next chunk boundary. A
-        loan from a waiter stays while it is the more urgent. A job that is over only says the new
-        number.
+        The job's share among jobs changes at once. So does the nice of a helper's thread where this
+        process may set it; else another helper takes over at the next chunk boundary. A loan from a
+        waiter stays while it is more urgent. Of a job that is over only the number changes.
 
         Raises:
             TypeError, ValueError: `nice` is no integer, or not from -20 to 19.
@@ -91,9 +93,9 @@ class Handle(Generic[T]):
         pool.post_once((following.renice, self._run), following.renice, self._run)
 
     def cancel(self) -> bool:
-        """End the job: no new chunk, running chunks finish, undo runs; does not wait for any of it.
+        """End the job without waiting: no chunk begins, running ones finish, and undo runs.
 
-        Whoever waits gets `JobCancelled`. May be called from any thread, any number of times.
+        Its waiters get `JobCancelled`. May be called from any thread, any number of times.
 
         Returns:
             Whether it came in time: False when the job was over, or failing, before.
@@ -157,7 +159,7 @@ class Handle(Generic[T]):
         finally:
             del self
 
-    # For the modules that stand on the engine: waiting that raises nothing of the job's.
+    # For modules that stand on the engine: waits that do not raise how the job ended.
 
     async def until_over(self) -> None:
         """Wait until the job is over, however it ends. A checkpoint."""
@@ -178,11 +180,11 @@ class Handle(Generic[T]):
             raise
 
     def until_over_in_thread(self, timeout: float | None = None) -> None:
-        """Wait in this thread until it is over; raises what `result` does, but for the job's."""
+        """Wait in this thread until the job is over; raises as `result`, except how it ended."""
         wait_in_thread(self._own_pool(), self._run, timeout)
 
     async def until_over_shielded(self) -> asyncio.CancelledError | None:
-        """Wait until it is over, across any number of cancels; returns the first of asyncio's."""
+        """Wait until the job is over, across any number of cancels; returns asyncio's first one."""
         pool = self._own_pool()
         loop = needed_loop("awaiting a handle")
         run = self._run

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 
 class Interrupts:
-    """In the main thread under Python's default handler, has SIGINT cancel the run.
+    """A block in which SIGINT cancels the run, in the main thread under Python's default handler.
 
     Attributes:
-        cancelled: Whether it was asked for once.
-        given_up: Whether it was asked for twice.
+        cancelled: Whether a first SIGINT came, which cancels the run.
+        given_up: Whether a second one came, after which the call waits no more.
     """
 
     __slots__ = ("_caller", "_pool", "_raised", "_run", "_stands_in", "cancelled", "given_up")
@@ -58,14 +58,14 @@ class Interrupts:
             raise KeyboardInterrupt  # it came too late, or the job was refused
 
     def step_back(self) -> None:
-        """Have Python's own handler again, if nobody set another one since."""
+        """Restore Python's own handler, unless the program has set another one since."""
         if signal.getsignal(signal.SIGINT) == self._handle:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         attended = self._run.attended
         if attended is not None and not attended.locked():
-            # The call went away without a word, since exceptions struck faster than it could act.
+            # The call ended without a cancel, since exceptions struck faster than it could act.
             self.step_back()
             signal.default_int_handler(number, frame)
         if not self.cancelled:

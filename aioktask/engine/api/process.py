@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 # The pool of this process: made at its first use, ended at exit, forgotten in a fork's child.
 #
-# No lock guards it: of several threads that make one at the same time, or of a signal handler that
-# does while its thread is at it, the first to put it into place is taken by all, and a pool that
-# nobody uses has no thread yet.
+# No lock guards it. Where several threads make a pool at the same time, or a signal handler does
+# while its thread is making one, all use the one that is stored first; the others have started no
+# thread yet.
 #
-# A fork copies only the thread that forks, at whatever line the others were. So the child takes no
-# lock of the parent's, and starts with no pool at all: it has no helpers, and the parent's jobs are
-# none of its business. Nothing is undone there, since the memory may be shared.
+# A fork copies only the thread that forks, whatever lines the others are at. So the child takes no
+# lock of the parent's, and starts without a pool and without helpers. It neither continues the
+# parent's jobs nor undoes them, since the memory may be shared.
 """The one pool of a process."""
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import checked, process_tunables
 
 _pools: dict[str, Pool] = {}  # the one there is
-_calls: dict[str, tuple[str, Any]] = {}  # what calls have set: by whom, and to what
+_calls: dict[str, tuple[str, Any]] = {}  # what calls have set: the call's text, and the value
 
 
 def current_pool() -> Pool:
     """The pool of this process.
 
     Raises:
-        ValueError: It is made now, and one of the ``AIOKTASK_`` variables is set to something else
-            than it may be.
+        ValueError: The pool is made by this call, and an ``AIOKTASK_`` variable has a value that it
+            may not have.
         RuntimeError: Threads are greenlets in this process.
     """
     refuse_green_threads()
@@ -45,9 +45,10 @@ def current_pool() -> Pool:
 def max_threads() -> int:
     """The most threads that work on jobs in this process at a time.
 
-    By default the CPUs that the process may use: its affinity, or the smallest cgroup quota on the
-    path to the root, rounded down, if that is less, as they are now; ``AIOKTASK_MAX_THREADS``
-    replaces it. Threads that call `run_multithreaded_sync` always take part and may come on top.
+    By default that is the number of CPUs that the process may use now: by its affinity, or by the
+    smallest cgroup quota on the path to the root, rounded down, if that is less.
+    ``AIOKTASK_MAX_THREADS`` replaces it. Threads that call `run_multithreaded_sync` always take
+    part and may come on top.
     """
     pool = current_pool()
     pool.adapter.refresh()
@@ -71,7 +72,7 @@ def configure(**values: Any) -> None:
     Args:
         values: By name, as in the table of tunables in the documentation: `max_threads`,
             `max_threads_per_node`, `nice`, `give_way`, `share`, `learn`, `remember`. What is not
-            named stays as it is. They go before ``AIOKTASK_`` variables of the same names.
+            named stays as it is. They override ``AIOKTASK_`` variables of the same names.
 
     Raises:
         TypeError, ValueError: There is no such tunable, or a value is not what it may be; then
@@ -98,7 +99,7 @@ def _set(source: str, **values: Any) -> None:
         else:
             by = source if source != "configure()" else f"configure({name}={value!r})"
             said[name] = by, value
-    # Refused before anything is changed, where a variable is wrong that no call replaces.
+    # First, so that a wrong variable that no call replaces is refused before anything is changed.
     process_tunables(os.environ, _without_none({**_calls, **said}))
     for name, found in said.items():  # one step each, so that a handler's call is not undone
         if found is None:

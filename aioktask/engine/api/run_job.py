@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-# The calls that run one job: awaited, in a thread, and dry.
+# The calls that run one job, awaited or in a thread; and `plan`, which says how one would be run.
 #
-# Both calls hold `Run.attended` as long as they are there. An exception may strike in any line of
-# theirs, from a signal handler or for want of stack or memory; what they do then is to cancel the
-# run and to see it to its end. Where a further exception strikes before they could, the keeper
-# finds out that nobody attends to the run any more, and cancels it.
+# Both calls hold the lock `Run.attended` as long as they last. An exception may strike in any of
+# their lines, from a signal handler or for want of stack or memory; then the call cancels the run
+# and sees it to its end. Where a further exception strikes before it can, the keeper finds that
+# lock free, and cancels the run.
 """Running a job and waiting until all of it is done, or all of it is undone."""
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
 
     Args:
         job: What to run.
-        coordinator: Whose cap applies and who may cancel it. By default that of the chunk that
-            this is called for, else none.
+        coordinator: The one whose cap applies and that may cancel the job. By default that of the
+            chunk in which, or on behalf of which, this is called, else none.
 
     Returns:
         The report, with `value` what `reduce` made.
@@ -95,7 +95,7 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     except GeneratorExit:
         raise
     except BaseException as error:
-        if not (run.ended or run.refused):  # struck where that could not act
+        if not (run.ended or run.refused):  # struck where `_run_owned` could not act
             await _see_to_its_end(pool, loop, run, waiter, job, error)
         raise
     finally:
@@ -169,7 +169,7 @@ def _has_ended(run: Run) -> bool:
 def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
     """Run a job, the calling thread taking chunks too, until all is done or all is undone.
 
-    For scripts, and for nested jobs inside a chunk: to any depth, since no free helper is needed.
+    It is for scripts, and for jobs nested in a chunk, to any depth, since it needs no free helper.
 
     Args:
         job: What to run. Its `undo` must be a plain function: no loop runs here.
@@ -188,8 +188,8 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
             finalizer or callback calls this inside the engine, where nothing may wait.
         TypeError: `job` is no Job, `coordinator` no Coordinator, or the undo a coroutine function.
 
-    **Interruption.** Called by a signal handler it runs like any other; what a handler raises in
-    here, in whatever line, cancels the job, undoes it, and goes on.
+    **Interruption.** A signal handler may call it like any other code. What a handler raises in
+    here, in whatever line, cancels the job, has it undone, and goes on.
 
     >>> from aioktask import Job
     >>> run_multithreaded_sync(Job(max, 10, reduce=max, chunk=2)).value
@@ -224,7 +224,7 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
 def _run_here(
     pool: Pool, run: Run, caller: Caller, asked: Interrupts, *, nested: bool
 ) -> Report[Any]:
-    """Run it, the calling thread taking part, and see it to its end whatever strikes."""
+    """Submit a run, serve it in this thread, and see it to its end whatever strikes."""
     attended = run.attended
     assert attended is not None
     try:
@@ -254,17 +254,17 @@ def _run_here(
 
 
 def _pass_on_cancel(run: Run, stint: Stint) -> None:
-    """Raise where the enclosing job wants no more work, which a chunk of this run noticed."""
+    """Raise `ChunkCancelled`, or the run's `UndoFailed`, if the enclosing job wants to end."""
     if stint.run.unwanted():
         run.raise_failed_undo(run.cancellation())
         stint.check_cancelled()
 
 
 def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
-    """How a job would be run now, without running it.
+    """Say how a job would be run now, without running it.
 
-    Where an earlier run of the function left what it learned, that is where this one would begin.
-    Else the numbers are those of padata's rule, and what is learned changes them.
+    Where an earlier run of the function left what it learned, the numbers are those that this run
+    would begin with. Else they are those of padata's rule, which learning changes during the run.
 
     Args:
         job: The job.
@@ -295,7 +295,7 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
 
 
 class _Abandoned:
-    """Called when a loop dropped the wake-up of a run's owner, so nobody will take the result."""
+    """Cancels a run whose owner will not take the result, since a loop dropped its wake-up."""
 
     __slots__ = ("_pool", "_run")
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# From a job to a run, and how a caller waits for one: what running a job, a handle and a
-# coordinator have in common.
+# How a job becomes a run, and how a thread waits for one: what `run_job`, `handle` and
+# `coordinator` have in common.
 """Submitting and waiting."""
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def _context_for_threads() -> Context:
 
 
 def nice_of_waiter(outer: Stint | None, run: Run) -> int:
-    """What the waiter itself lends: nothing inside a chunk, since that chunk's job lends."""
+    """The nice that a waiter lends the run: the highest inside a chunk, whose job lends instead."""
     return MOST_NICE if outer is not None else submitted_nice(run.nice)
 
 
@@ -90,7 +90,7 @@ def needed_loop(what: str) -> Loop:
     """The loop that runs on this thread.
 
     Raises:
-        RuntimeError: None does.
+        RuntimeError: No loop does.
     """
     loop = running_loop()
     if loop is None:
@@ -106,7 +106,7 @@ def is_main_thread() -> bool:
 def park_until(
     pool: Pool, waiter: ThreadWaiter, done: Callable[[], bool], timeout: float | None
 ) -> bool:
-    """Wait in this thread until it is done; False when so many seconds passed instead.
+    """Wait in this thread until `done()` is true; False when `timeout` seconds passed instead.
 
     Raises:
         DeadlockError: The wait would never end.
@@ -131,8 +131,8 @@ def wait_in_thread(pool: Pool, run: Run, timeout: float | None) -> None:
     """Wait in this thread until the run is over.
 
     Raises:
-        TimeoutError: So many seconds passed instead.
-        DeadlockError: It would never be over: it waits for the calling chunk's job.
+        TimeoutError: `timeout` seconds passed instead.
+        DeadlockError: The run would never be over: it waits for the calling chunk's job.
         RuntimeError: The calling code runs inside the engine, where nothing may wait.
     """
     if run.over:
@@ -141,8 +141,8 @@ def wait_in_thread(pool: Pool, run: Run, timeout: float | None) -> None:
     refuse_own((run,))
     outer = enclosing_stint()
     waiter = ThreadWaiter(nice_of_waiter(outer, run))
-    # A thread that the chunk started, with a copy of its context, waits on behalf of it, but not
-    # surely in its place.
+    # Only on the chunk's own thread does the chunk itself wait. A thread that it started, with a
+    # copy of its context, waits on its behalf, while the chunk may go on.
     detects = local.stint is not None
     try:
         pool.post(waiting.add_waiter, run, waiter, outer, detects)
