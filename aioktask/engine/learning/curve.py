@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # The chunk sizes of one range, which of them is in use, and what is known of all.
 #
-# Pure. Sizes are the grain times powers of two, up to an even share of the range. Here is also said
-# how long a chunk may last, for the sake of others: a cancel, and another job, wait for its end.
+# Pure. Sizes are the grain times powers of two, up to an even share of the range. Also decided here
+# is how long a chunk may last, since a cancel, and any other job, wait for its end.
 """Chunk sizes and what is known of them."""
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ MILLISECOND = 1_000_000
 
 # Two slices of this length fit into the 20 ms within which a short job beside this one is served.
 LONGEST_NS = 10 * MILLISECOND
-# While no other job is there, up to this, where it is worth so much: where the call costs more than
-# the units do, or where only large chunks go around the cache.
+# While no other job is there chunks may last up to this, if they are faster by MUCH_BETTER: where
+# the call costs more than the units do, or where only large chunks bypass the cache.
 LONGEST_ALONE_NS = 50 * MILLISECOND
 MUCH_BETTER = 1.2
 
@@ -50,12 +50,12 @@ class Curve:
         even: Units of an even share.
         top: The number of the last size.
         best: The number of the size in use.
-        scores: Speeds of the others.
+        scores: Speeds of the other sizes, relative to the one in use.
         before: The number of the size that was in use before, until it was tried again; or -1.
-        expected: What its score should be then.
+        expected: The score that a new trial of `before` should give.
         worked_ns: What all helpers together have worked.
-        uneven_ns: What of it, at the size in use, went into stretches far slower than others.
-        alone: Whether nobody else waits for the end of a chunk.
+        uneven_ns: What of `worked_ns` went into far slower stretches of the size in use.
+        alone: Whether no other job waits for the end of a chunk.
     """
 
     __slots__ = (
@@ -105,7 +105,7 @@ class Curve:
         return self.even if number >= self.top else self.grain << number
 
     def at_most(self, units: float) -> int:
-        """The number of the largest size that is no larger, or of the smallest one."""
+        """The number of the largest size of at most so many units, else of the smallest size."""
         number = self.top
         while number and self.size_of(number) > units:
             number -= 1
@@ -114,12 +114,12 @@ class Curve:
     # How long chunks last, and may last.
 
     def lasts(self, number: int, rate: float) -> float:
-        """Nanoseconds of a chunk of the size, by what is known of it."""
+        """How many nanoseconds a chunk of the size lasts, by its score."""
         return self.size_of(number) / (rate * self.scores.speed(number))
 
     @property
     def uneven(self) -> bool:
-        """Whether parts of the range of one length cost much more than others."""
+        """Whether some parts of the range cost much more than others of the same length."""
         return self.scores.noise > UNEVEN or self.uneven_share > UNEVEN_SHARE
 
     @property
@@ -133,12 +133,14 @@ class Curve:
         return LONGEST_UNEVEN_NS if self.uneven else LONGEST_NS
 
     def longest(self, rate: float) -> int:
-        """The largest size of which a chunk lasts as long as it may."""
+        """The number of the largest size whose chunks last no longer than they may."""
         return self.at_most(self.longest_ns * rate)
 
     def far(self, rate: float) -> int:
-        """The largest of which it lasts as long as it may while no other job is there; of those no
-        larger than padata's."""
+        """The number of the largest size for chunks while no other job is there.
+
+        They last no longer than they may then, and are no larger than padata's.
+        """
         return self.at_most(min(LONGEST_ALONE_NS * rate, self.even // CHUNKS_PER_THREAD))
 
     def too_long(self, rate: float) -> bool:
@@ -146,7 +148,7 @@ class Curve:
         return self.best > 0 and self.size_of(self.best) > 2 * self.longest_ns * rate
 
     def short_enough(self, number: int, rate: float) -> bool:
-        """Whether chunks of the size last about as long as they may at most."""
+        """Whether chunks of the size last at most little longer than they may."""
         return self.lasts(number, rate) <= 1.5 * self.longest_ns
 
     def worth_it(self, number: int) -> bool:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 # What was learned of a function, for its next run in this process.
 #
-# Pure. Functions are told apart by their code, since the closures that a request handler makes are
-# new ones each time, by the job's name, and by what kind of range it is. Bounded: what was not
-# asked for longest goes first. A lesson under which a function became much slower than it was is
-# forgotten: the next run begins anew.
+# Pure. A lesson is found by the function's code (the closures that a request handler makes are new
+# ones each time), the job's name and the kind of its range. Guarantees: there are at most
+# MOST_LESSONS, and the one that was stored longest ago goes first; a lesson under which a function
+# became much slower is forgotten, and the next run begins anew.
 """The memory across runs."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aioktask.job import Job
 
 MOST_LESSONS = 512
 
-# Runs of less than this part of the best speed, one after the other, mean that a lesson is wrong.
+# A lesson is wrong if so many runs in a row have less than this part of the best speed.
 MUCH_SLOWER = 0.7
 TOO_OFTEN = 2
 # The best speed is forgotten bit by bit, since a machine may become slower for good.
@@ -36,12 +36,12 @@ Key = tuple[Hashable, ...]
 class Lesson:
     """What a run leaves to the next one of its function.
 
-    What it learned with is kept as it was at the end, and changed no more: a run that begins with
-    it makes its own by `for_next_run`.
+    The objects that the run learned with are kept as they were at its end, and never change again:
+    a run that begins with them makes its own by `for_next_run`.
 
     Attributes:
-        sizes: Of the chunk size, where that was looked for.
-        scaling: Of the number of threads, likewise.
+        sizes: What was learned of the chunk size; None for nothing.
+        scaling: What was learned of the number of threads; None for nothing.
         speed: Units a nanosecond of the whole run.
         slow_runs: How many runs in a row were much slower than the best.
     """
@@ -53,7 +53,7 @@ class Lesson:
 
 
 def key_of(job: Job[Any], threads: int) -> Key:
-    """What says that two jobs are alike: the size to within a power of two."""
+    """The key under which alike jobs share a lesson; sizes are alike to within a power of two."""
     return (
         _code_of(job.fn),
         job.name,
@@ -65,9 +65,9 @@ def key_of(job: Job[Any], threads: int) -> Key:
 
 
 def _code_of(function: Callable[..., object]) -> Hashable:
-    """Something that is the same for a function and for its like, and refers to no data.
+    """What identifies the code of a function, and refers to none of its data.
 
-    Looks at nothing that a class of the program's could answer for: this is asked in turns.
+    It is asked for in turns, so nothing here looks at what a user's class could answer for.
     """
     parts: list[Hashable] = []
     target: object = function
@@ -81,7 +81,7 @@ def _code_of(function: Callable[..., object]) -> Hashable:
 
 
 class Lessons:
-    """Lessons by key, the most recently used last."""
+    """Lessons by key, the most recently stored last."""
 
     __slots__ = ("_found", "_told")
 
@@ -96,7 +96,7 @@ class Lessons:
         return self._found.get(key)
 
     def tell_once(self, job: Job[Any]) -> bool:
-        """Whether what is to be told of the job's function was not told before."""
+        """Note that something is told of the job's function; whether that is the first time."""
         code = _code_of(job.fn)
         if code in self._told:
             self._told.move_to_end(code)
@@ -107,7 +107,7 @@ class Lessons:
         return True
 
     def put(self, key: Key, lesson: Lesson) -> None:
-        """Keep what a run learned, or forget all where that has become wrong."""
+        """Keep what a run learned, or forget what is kept under the key if it has become wrong."""
         before = self._found.get(key)
         if before is not None:
             best = before.speed * MEMORY

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 # Which stretch of a run's range a thread takes next, and how many threads the run gains from.
 #
-# Pure: what is free of the range and who shares it in, a stretch out; and the finished stretch in
-# again. There are two forms. `FixedPacing` takes chunks of one size, which is given (as `chunk`, or
-# as the leaves of a reduce), as many at once as they are quick. `LearnedPacing` finds the size out
-# too. Either may find out the number of threads. Guarantees that a stretch is a fair part of what
-# is left (`fair_count`) or a single chunk. Relies on each stretch being finished, or given back
-# with nothing done, before its thread takes another one.
+# Pure: the free part of the range and the number of its threads in, a stretch out; then, in again,
+# the finished stretch. There are two forms. `FixedPacing` takes chunks of one size, which is given
+# (as `chunk`, or as the leaves of a reduce): the quicker they are, the more at once. In
+# `LearnedPacing` the size is learned too. Either may learn the number of threads. Guarantees that a
+# stretch is a fair part of what is left (`fair_count`) or a single chunk. Relies on each stretch
+# being finished, or given back with nothing done, before its thread takes another one.
 """The pace at which threads take a range."""
 
 from __future__ import annotations
@@ -98,18 +98,18 @@ class Pacing(ABC):
 
     @abstractmethod
     def stepper(self, factor: int) -> Stepper:
-        """For one more thread, whose stretches last `factor` times as long as those of others."""
+        """A stepper for one more thread, whose stretches last `factor` times as long as others'."""
 
     @abstractmethod
     def chunk_of(self, given: int) -> int:
-        """Units of a chunk now, where the size is `given` unless it is learned."""
+        """Units of a chunk now: `given`, unless the size is learned."""
 
     def grain_of(self, given: int) -> int:
-        """Units of which all stretches are multiples, where chunks are `given` unless learned."""
+        """Units that all stretches are multiples of: `given`, unless the size is learned."""
         return given
 
     def be_alone(self, alone: bool) -> None:  # noqa: B027 - sizes that are given follow nothing
-        """Say whether nobody else waits for the end of a chunk."""
+        """Take in whether no other job waits for the end of a chunk."""
 
     def threads_of(self, most: int) -> int:
         """How many of so many threads the run gains from, by what is known."""
@@ -117,7 +117,7 @@ class Pacing(ABC):
         return level if level < most else most
 
     def widen(self, most: int) -> None:
-        """There may be more threads from now on."""
+        """Take in that there may be up to `most` threads from now on."""
         if self.scaling is not None:
             self.scaling.widen(most)
 
@@ -127,17 +127,17 @@ class Pacing(ABC):
         return self.scaling is not None and self.scaling.holds_gil
 
     def learned(self, chunk: int, threads: int) -> Learned:
-        """What is told of a run that had chunks of the size given, and so many threads at most."""
+        """What the report says of a run with chunks of this size, if given, and so many threads."""
         return learned_with_given_size(chunk, self.threads_of(threads), self.holds_gil)
 
     def lesson(self, speed: float) -> Lesson:
-        """What the next run of the function should begin with, where this one had this speed."""
+        """The lesson of a run that had this speed, for the next run of the function."""
         return Lesson(None, self.scaling, speed)
 
     def for_undo(self) -> Pacing:
-        """How what was done is undone: by threads that the work gained from; nothing is learned."""
+        """The pacing of the undo: for as many threads as the work gained from, learning nothing."""
         scaling = self.scaling
-        # A new one, so that no thread goes on as it went in the work.
+        # A new object, so that each thread gets a new stepper for it.
         if scaling is None or scaling.level == scaling.most:
             return FixedPacing(None)
         return FixedPacing(None, scaling.level)
@@ -145,7 +145,7 @@ class Pacing(ABC):
 
 @functools.lru_cache(64)
 def learned_with_given_size(chunk: int, threads: int, holds_gil: bool) -> Learned:
-    """What is told where the chunk size was not looked for."""
+    """What the report says was learned where the chunk size was given."""
     return Learned(chunk, threads, holds_gil=holds_gil)
 
 
@@ -161,7 +161,7 @@ class FixedPacing(Pacing):
         return given
 
 
-# That of a run of which nothing is learned: it has no state of its own.
+# The pacing of runs of which nothing is learned. They share it, since it has no state.
 FIXED = FixedPacing(None)
 
 
@@ -194,8 +194,8 @@ class FixedStepper(Stepper):
         if not chunks:
             return False
         if left:
-            # Of what chunks cost, without what it took to get them: else many helpers that wait for
-            # the lock would take less and less at a time, and wait the more.
+            # By the time of the walk alone: with the wait for the lock in it, many helpers would
+            # take less and less at a time, and wait the more.
             self._count = chunks_at_once(chunks, walk_ns, self._factor)
         scaling = self._scaling
         if scaling is None or threads != self._threads:
@@ -231,7 +231,7 @@ class LearnedPacing(Pacing):
         self.sizes.be_alone(alone)
 
     def ahead(self, left: int, sharers: int, now: int) -> int:
-        """Units that others have claimed and probably not done, where little is left."""
+        """Units that threads have claimed and probably not done; 0 while much is left."""
         if left >= FEW_STRETCHES * sharers * self.sizes.chunk:
             return 0
         return sum([each.ahead(now) for each in self._steppers])
@@ -255,8 +255,8 @@ class LearnedPacing(Pacing):
     def scale(self, threads: int, number: int, units: int, wall_ns: int, left: int) -> bool:
         """Learn the number of threads from a stretch of chunks of the size of this number.
 
-        That is once the chunk size is known, or at once if threads stand in each other's way, since
-        then sizes cannot be compared.
+        That begins once the chunk size is known; or at once where threads stand in each other's
+        way, since sizes cannot be compared then.
 
         Returns:
             Whether it was found just now that threads wait for each other.
@@ -328,7 +328,7 @@ class LearnedStepper(Stepper):
 
 
 def pacing_of(job: Job[Any], threads: int, wanted: str, lesson: Lesson | None) -> Pacing:
-    """How the job's range is to be taken by at most so many threads.
+    """The pacing for a run of the job by at most so many threads.
 
     Args:
         job: The job.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # How many threads a function gains from, found out while it works.
 #
-# Pure. Told by measurement: what the threads get done together at one number of them is compared
-# with what half of them get done, in windows that follow each other, and again until it is certain.
+# Pure: measurements in, a number of threads out. What all threads get done together is compared
+# with what half of them do, in windows that follow each other, until the answer is certain.
 # A job whose threads stand in each other's way (memory bandwidth, a lock in the kernel, the GIL)
 # keeps those that help, and from time to time looks whether more help again.
 """The search for the number of threads."""
@@ -14,9 +14,9 @@ from statistics import median
 
 MILLISECOND = 1_000_000
 
-# What one number of threads gets done is looked at for so long, a thread.
+# How long each thread is measured in a window.
 WINDOW_NS = 5 * MILLISECOND
-# Where threads wait for each other, which they do for the switch interval of the interpreter, 5 ms.
+# Longer where threads wait for each other, since each wait lasts the switch interval, 5 ms.
 WINDOW_WAITING_NS = 20 * MILLISECOND
 WINDOW_STRETCHES = 1
 KEPT_WINDOWS = 3
@@ -40,10 +40,10 @@ MOST_PAUSE = 200
 # Threads that wait for so much of their time, and not for a CPU, wait for each other.
 WAITING = 0.3
 WAITING_SURE_NS = 10 * MILLISECOND
-# In the kernel, if that is where they spend so much of their time.
+# They wait in the kernel if that is where they spend so much of their CPU time.
 MOSTLY_SYSTEM = 0.5
-# They take turns if together they use about one CPU. Then one of them does, if it gets so much of
-# it done in a single look; and more of them only if that gets so much more done.
+# They wait for one thing, such as the GIL, if together they use about one CPU. Then fewer are as
+# good if they get so much of it done in one window, and more are better only by so much.
 ONE_CPU = (0.8, 1.2)
 TURNS_AS_GOOD = 0.85
 TURNS_BETTER = 1.2
@@ -54,7 +54,7 @@ class Scaling:
 
     Attributes:
         most: The most there may be.
-        level: How many the job deserves now.
+        level: How many the job gains from, or is trying, now.
         holds_gil: Whether threads were let go that had waited for each other.
     """
 
@@ -87,12 +87,12 @@ class Scaling:
         self.holds_gil = False
         self._done: dict[int, deque[float]] = {}  # units a nanosecond, by number of threads
         self._units = self._wall_ns = self._stretches = 0  # of this window
-        # How long several threads served, waited, had a CPU, and were in the kernel of that; and
-        # what they served, a thread.
+        # Sums over threads, where there were several: how long they served, waited, had a CPU, and
+        # of that were in the kernel; and the time served, divided by their number.
         self._served_ns = self._waited_ns = self._busy_ns = self._system_ns = 0
         self._elapsed_ns = 0.0
         self._from: int | None = None  # the level that this one is compared with
-        self._confirms: int | None = None  # the level that did as well, while we look back
+        self._confirms: int | None = None  # the level that did as well, until it is confirmed
         self._urged = False  # whether threads that waited were compared with fewer
         self._pairs = self._doubts = 0  # windows in which fewer were as good, and not
         self._downwards = True  # whether the next look, below the most, is at fewer
@@ -114,7 +114,7 @@ class Scaling:
         return following
 
     def widen(self, most: int) -> None:
-        """There may be more threads from now on; who had all there were gets them."""
+        """Take in that there may be `most` threads; a job that had all there were gets them."""
         if most <= self.most:
             return
         if self.level == self.most and not self.holds_gil:
@@ -130,23 +130,23 @@ class Scaling:
 
     @property
     def _wait_for_gil(self) -> bool:
-        """Whether it is for the GIL, or what looks like it: not in the kernel."""
+        """Whether threads wait for the GIL, or what looks like it: outside of the kernel."""
         return self.waiting and self._system_ns < MOSTLY_SYSTEM * self._busy_ns
 
     @property
     def _take_turns(self) -> bool:
-        """Whether threads wait for something of which only one of them has it at a time."""
+        """Whether threads wait for something that only one of them has at a time."""
         least, most = ONE_CPU
         used = self._busy_ns / self._elapsed_ns if self._elapsed_ns else 0.0
         return self._wait_for_gil and least <= used <= most
 
     @property
     def urgent(self) -> bool:
-        """Whether it must be known first of all if fewer threads do: they wait for each other."""
+        """Whether fewer threads must be tried before all else, since they wait for each other."""
         return not self._urged and self.level > 1 and self.waiting
 
     def another_size(self) -> None:
-        """Chunks are of a very different size now: threads that were let go may help again."""
+        """Take in that chunks have a very different size now: more threads may help again."""
         if self._from is None and self.level < self.most:
             self._downwards = False
             self._pause_left = 1
@@ -154,14 +154,14 @@ class Scaling:
     def served(
         self, threads: int, wall_ns: int, waited_ns: int, cpu_ns: int, system_ns: int
     ) -> None:
-        """One of so many threads left the job for a moment.
+        """Take in what one thread did while it served the job.
 
         Args:
-            threads: How many.
-            wall_ns: How long it served.
+            threads: How many served the job.
+            wall_ns: How long the thread served.
             waited_ns: How long it neither worked nor waited for a CPU.
-            cpu_ns: Its CPU time of that.
-            system_ns: What of it the kernel took, where locks are no fault of the function's.
+            cpu_ns: Its CPU time.
+            system_ns: What of that was in the kernel, whose locks are no fault of the function's.
         """
         if threads > 1 and self.level > 1:
             self._served_ns += wall_ns
@@ -171,7 +171,7 @@ class Scaling:
             self._system_ns += system_ns
 
     def measured(self, threads: int, units: int, wall_ns: int, left: int) -> bool:
-        """A stretch is over that one of so many threads worked on; whether the level changed.
+        """Learn from a stretch that one of so many threads finished; whether the level changed.
 
         Args:
             threads: How many served the job from its beginning to its end.
@@ -208,7 +208,7 @@ class Scaling:
         return self.level != before
 
     def _look(self) -> None:
-        """Try half the threads, or where that was settled twice as many."""
+        """Begin to try half the threads, or twice as many, whichever is due."""
         self._from = self.level
         self._pairs = self._doubts = 0
         if self.level > 1 and (self._downwards or self.level == self.most):

@@ -18,19 +18,19 @@ __all__ = ["KEPT_SAMPLES", "SURE_SAMPLES", "Pace", "Scores"]
 
 # Stretches of the size in use that a helper remembers.
 KEPT_STRETCHES = 8
-# Of so many the median is what a trial is compared with, and the mean how fast it is at the moment.
+# The last so many: a trial is compared with their median, and their mean is the rate at the moment.
 RECENT_STRETCHES = 3
-# A trial that lasts so much longer than they do is compared with the mean over as long a time: a
-# long one has its part of what disturbs, of which the median of short ones has none.
+# A trial that lasts so much longer than these is compared with the mean over as long a time: it has
+# its share of disturbances, which a median of short stretches leaves out.
 LONGER = 1.5
 
 KEPT_SAMPLES = 11
 SURE_SAMPLES = 3
-# What sounds too good needs more.
+# A score above this needs more samples.
 TOO_GOOD = 1.5
 SURE_SAMPLES_TOO_GOOD = 5
 # A score may be off by this many times the noise of one sample, divided by the root of their
-# number; of a single one nobody knows how bad it is.
+# number; a single sample, which may be an outlier, by more.
 CONFIDENCE = 1.0
 CONFIDENCE_IN_ONE = 3.0
 FIRST_NOISE = 0.05
@@ -47,8 +47,8 @@ class Pace:
         last: The number of the size of the last stretch.
         trial: The number of the size to try once more, -1 for none.
         trying: The number of the size that it tries now, -1 for none.
-        joined: The last trial of all helpers together that it was part of.
-        together: Whether what it tries is tried by all.
+        joined: The number of the last trial by all helpers that this one took part in.
+        together: Whether the size that it tries is tried by all helpers.
         tried: Whether another size was tried since the size in use was last measured.
     """
 
@@ -75,14 +75,14 @@ class Pace:
 
     @property
     def known(self) -> bool:
-        """Whether other sizes can be compared with it."""
+        """Whether the size in use was measured enough to compare others with it."""
         return len(self._stretches) > 1
 
     def add(self, units: int, wall_ns: int) -> float:
-        """A stretch of the size in use is over; its rate, against those before it.
+        """Take in a stretch of the size in use.
 
         Returns:
-            The factor between them, 1 where nothing came before.
+            Its rate relative to those before it; 1 where nothing came before.
         """
         self.tried = False
         stretches = self._stretches
@@ -98,7 +98,7 @@ class Pace:
         return units / max(wall_ns, 1) / before if before else 1.0
 
     def rate_over(self, wall_ns: int) -> float:
-        """The rate to compare a trial with that lasted so long, from the last stretches."""
+        """The rate of the last stretches that a trial of this length is compared with."""
         recent = self._stretches[-RECENT_STRETCHES:]
         if not recent:
             return self.rate
@@ -113,7 +113,7 @@ class Pace:
         return done / lasted
 
     def forget(self, rate: float) -> None:
-        """The size in use is another one, of this rate if all goes as it should."""
+        """Forget the stretches, which no longer compare; this rate is expected of the next ones."""
         self._stretches.clear()
         self.rate = rate
 
@@ -182,17 +182,17 @@ class Scores:
             score.add(sample)
 
     def heard(self, factor: float) -> None:
-        """A stretch of the size in use was so many times as fast as those before it."""
+        """Learn the noise from a stretch that is `factor` times as fast as those before it."""
         off = abs(log(factor)) if factor > 0 else MOST_NOISE
         self.noise += (min(off, MOST_NOISE) - self.noise) / 8
 
     def speed(self, number: int) -> float:
-        """The score, 1 where nothing is known."""
+        """The speed of a size relative to the size in use; 1 where nothing is known."""
         score = self._found.get(number)
         return 1.0 if score is None else score.speed
 
     def count(self, number: int) -> int:
-        """How many samples it has."""
+        """How many samples a size has."""
         score = self._found.get(number)
         return 0 if score is None else score.count
 
@@ -208,19 +208,19 @@ class Scores:
         return exp(factor * self.noise / sqrt(score.count))
 
     def least(self, number: int) -> float:
-        """The speed that the size has at least, as far as can be told; of one that has a score."""
+        """The least speed that a size with a score probably has."""
         score = self._found[number]
         return score.speed / self._doubt(score)
 
     def most(self, number: int) -> float:
-        """The speed that the size has at most, likewise."""
+        """The greatest speed that a size with a score probably has."""
         score = self._found[number]
         return score.speed * self._doubt(score)
 
     def unlucky(self, number: int, best: int) -> bool:
-        """Whether a size is said to be far slower than one next to it by very few samples.
+        """Whether very few samples make a size seem far slower than one next to it.
 
-        Curves have no such holes, but memory that was fresh or a neighbour make them.
+        Curves have no such holes in truth: fresh memory or another process made them.
         """
         score = self._found[number]
         if score.count >= SURE_SAMPLES:
@@ -230,12 +230,12 @@ class Scores:
         return bool(known) and score.speed < HOLE * max(known)
 
     def move(self, number: int, factor: float) -> None:
-        """Another size is in use, which is so many times as fast as the one before."""
+        """Take in that another size is in use, `factor` times as fast as the one before."""
         self._found.pop(number, None)
         self.scale(1 / factor)
 
     def scale(self, factor: float, but: int = -1) -> None:
-        """All `but` one are so many times as fast, relative to the size in use, as was thought."""
+        """Multiply the speeds of all sizes by `factor`, except that of the size `but`."""
         for number, score in self._found.items():
             if number != but:
                 score.scale(factor)

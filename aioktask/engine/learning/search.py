@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 # Which chunk size to try next, and whether that is worth what it costs.
 #
-# Pure. The search never stops, it becomes rare: a trial costs what the size tried is slower than
-# the one in use, and all trials together may cost a small part of the job's time only.
+# Pure. The search never stops but becomes rare: a trial costs the time by which the tried size is
+# slower than the one in use, and all trials together may cost only a small part of the job's time.
+# After the search known sizes are listened to: tried again now and then, in case speeds changed.
 """The search among chunk sizes, and its budget."""
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ SHORTEST_PROBE_NS = 100_000
 PROBES = 250  # of a whole job, at that length
 PROBES_SHARE = 0.02
 
-# A trial is made of two stretches, of which the second counts, but where a chunk lasts so long.
-# Then all helpers try it at the same time: what large chunks are good for, the memory's bandwidth,
-# say, one of them alone does not show. What all see at the same time is one thing seen, and counts
-# so often at most.
+# A trial is two stretches, of which the second counts. Where a chunk lasts so long it is a single
+# one, which all helpers make at the same time: what large chunks gain (memory bandwidth, say) does
+# not show in one helper alone. These samples are of one event, so only MOST_SEEN of them count.
 LONG_TRIAL_NS = 2 * MILLISECOND
 MOST_SEEN = 2
 
@@ -39,14 +39,14 @@ LISTEN_LOSS = 0.1  # of any that is listened to: what the change leaves behind i
 MOST_LOSS = 5.0
 # What was not spent goes to the next run of the function, up to this.
 MOST_CREDIT_NS = 50 * MILLISECOND
-# And how long one trial may take, of what is left: the one of a much larger size, and any other;
-# and of all helpers together that of the largest, in the first run and later: it is done seldom.
+# The part of the time left that one trial may take: of a much larger size; of any other; and, for
+# all helpers together, of the largest size in a function's first run and in later ones.
 LEAP_SHARE = 1 / 8
 TRIAL_SHARE = 1 / 32
 FIRST_FAR_SHARE = 1 / 16
 FAR_SHARE = 0.3
 FAR_SAMPLES = 6
-# Where nothing is worth a trial, that is asked again after this part of the work, within limits.
+# Where no trial is worth it, the search looks again after this part of the work, within limits.
 LOOK_SHARE = 1 / 20
 LEAST_LOOK_NS = 5 * MILLISECOND
 MOST_LOOK_NS = 50 * MILLISECOND
@@ -58,8 +58,8 @@ class Search:
     Attributes:
         settled: Whether the search has ended, and sizes are only listened to.
         leapt: Whether a much larger size was tried, or need not be.
-        credit_ns: What trials might cost more than they did, for the work that is done.
-        probes: Units that trials of unknown sizes may have yet.
+        credit_ns: How much more trials may cost, by the work done so far.
+        probes: Units that trials of unknown sizes may still take.
         listened: How many trials there were since the search had ended.
         remembered: Whether this is a later run, so that what is seldom done may cost more.
     """
@@ -93,8 +93,8 @@ class Search:
         self._look_at = 0.0  # how much must be worked before the next look
         self._pending: set[int] = set()  # sizes that a helper tries at the moment
         self._together = -1  # the one of them that all should try now, -1 for none
-        self._round = 0  # how often all did
-        self._seen = 0  # samples of the last time
+        self._round = 0  # how many sizes all have tried
+        self._seen = 0  # how many samples of the last of these count
 
     def for_next_run(self, curve: Curve, paces: list[Pace]) -> Search:
         """What the next run of the function begins with, on its own curve and helpers."""
@@ -107,12 +107,12 @@ class Search:
         return following
 
     def worked(self, wall_ns: int) -> None:
-        """The more is done, the more may be tried."""
+        """Take in work that was done, a part of whose time trials may cost."""
         self.credit_ns += SEARCH_SHARE * wall_ns
         self._listen_ns += LISTEN_SHARE * wall_ns
 
     def look_again(self) -> None:
-        """Another size is in use: other trials may be worth it."""
+        """Look for a trial at once, since another size is in use."""
         self._look_at = 0.0
 
     def probe_ns(self, left: int, rate: float) -> float:
@@ -121,7 +121,7 @@ class Search:
         return min(max(whole / PROBES, SHORTEST_PROBE_NS), PROBE_NS)
 
     def ended(self, pace: Pace) -> None:
-        """The helper is through with what it tried, if anything."""
+        """Take in that the helper has finished its trial, if it made one."""
         if pace.trying >= 0 and pace.trial < 0:
             self._pending.discard(pace.trying)
             if self._together == pace.trying:
@@ -153,13 +153,13 @@ class Search:
         return number
 
     def tried(self, pace: Pace, number: int, units: int, wall_ns: int) -> None:
-        """A helper, whose pace is known, has tried a size; what it is known by, and paid with."""
+        """Take in a helper's trial: it adds a sample to the size's score, and its cost is paid."""
         base = pace.rate_over(wall_ns)
         scores = self._curve.scores
         if not pace.together or self._seen < MOST_SEEN:
             scores.add(number, units / max(wall_ns, 1) / base)
             self._seen += pace.together
-        # By the score or by the clock: who was disturbed need not pay for it.
+        # The lesser of what score and clock say: a helper that was disturbed need not pay for it.
         lasts = units / base
         loss = min(1 / max(scores.speed(number), 1e-9) - 1, wall_ns / lasts - 1, MOST_LOSS)
         if self.settled:
@@ -224,7 +224,7 @@ class Search:
         return lasts * loss * (1 if lasts < LONG_TRIAL_NS else len(self._paces)) <= budget
 
     def _rising(self, number: int) -> bool:
-        """Whether this is the next larger one of the largest that was tried, which is the best."""
+        """Whether the size is next above the one in use, which is the largest that was tried."""
         best = self._curve.best
         return number == best + 1 and best >= max(self._curve.scores, default=best)
 

@@ -3,8 +3,7 @@
 #
 # Pure: finished stretches in, the next stretch out. Here is decided which size is in use and how a
 # stretch fits into what is left; what is known is in `curve` and `scores`, what to try in `search`.
-# A choice is made under the engine's lock and, mostly, the interpreter's: so seldom, and with
-# little thinking.
+# Choices are made under the engine's lock and, mostly, the GIL: so they are rare, and cheap.
 """The chunk size that is used."""
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ FIRST_SHARE_EACH = 256
 # is no time to find out, and nothing is like the user's one call over everything as much as these.
 SHORT_JOB_NS = 50 * MILLISECOND
 
-# What is surely so much better takes the place of the size in use; and so much at most is taken for
-# true at first, so that the others are not thought worse than they are.
+# A size that is surely so much faster takes the place of the one in use. At first it is believed to
+# be at most MOST_GAIN times as fast, so that the others are not thought worse than they are.
 BETTER = 1.02
 MOST_GAIN = 2.0
-# A size whose chunks last too long is left for one that is not so much slower; and beside another
-# job for any that makes them shorter, since it is not so much slower.
+# A size whose chunks last too long is left for a smaller one above this relative speed; beside
+# another job for one above NO_SHORTER, below which chunks would hardly be shorter.
 MUCH_SLOWER = 0.83
 NO_SHORTER = 0.4
-# What is as good and smaller does too, where chunks last long: they let others through, and work of
-# uneven cost is shared out better.
+# Where chunks last long, a smaller size that is as good takes the place too: its chunks let other
+# jobs through, and share out work of uneven cost better.
 AS_GOOD = 0.99
 LONG_NS = LONGEST_NS // 2
 # A size that is so good may stand in for the best where pieces must become small, which last no
@@ -83,7 +82,7 @@ class Sizes:
     def for_next_run(self, size: int) -> Sizes:
         """What the next run of the function begins with, over a range of this size.
 
-        Nothing of it is shared with this one, so that several runs may begin with it.
+        The new object shares nothing with this one, so that several runs may begin from this one.
         """
         following = Sizes(size, self.grain, self._curve.threads)
         following.rate = self.rate
@@ -92,7 +91,7 @@ class Sizes:
         return following
 
     def forget_helpers(self) -> None:
-        """The run is over: what its helpers were at is of no use to the next one."""
+        """Forget the helpers' paces at the end of the run: the next one has its own."""
         self._paces.clear()
 
     @property
@@ -121,21 +120,21 @@ class Sizes:
 
     @property
     def remembered(self) -> bool:
-        """Whether it began with a lesson."""
+        """Whether the run began with a lesson."""
         return self._search.remembered
 
     def be_alone(self, alone: bool) -> None:
-        """Say whether nobody else waits for the end of a chunk."""
+        """Take in whether no other job waits for the end of a chunk."""
         self._curve.alone = alone
 
     def new_pace(self) -> Pace:
-        """For one more helper."""
+        """Make the pace of one more helper."""
         pace = Pace()
         self._paces.append(pace)
         return pace
 
     def curve(self) -> Iterator[tuple[int, float, int]]:
-        """Size, speed relative to the size in use, and samples, ascending."""
+        """Yield what is known of each size, ascending: units, relative speed, number of samples."""
         scores = self._curve.scores
         for number in sorted({*scores, self.best}):
             yield self.size_of(number), scores.speed(number), scores.count(number)
@@ -178,7 +177,7 @@ class Sizes:
         return self._fitted(number, min(max(count, 1), MOST_CHUNKS), left, sharers, ahead)
 
     def measured(self, pace: Pace, number: int, units: int, wall_ns: int) -> None:
-        """A stretch of chunks of the size of this number is over."""
+        """Learn from a stretch of chunks of the size of this number, which is over."""
         curve = self._curve
         curve.worked_ns += wall_ns
         self._search.worked(wall_ns)
@@ -215,12 +214,12 @@ class Sizes:
         self._keep_long(pace)
 
     def disturbed(self) -> None:
-        """The number of helpers changed, and with it what each of them gets done."""
+        """Forget stretches after the number of helpers changed, and so what each gets done."""
         for pace in self._paces:
             pace.forget(pace.rate)
 
     def forget(self) -> None:
-        """What was measured of sizes was measured of threads that stood in each other's way."""
+        """Forget the scores, since they are of threads that stood in each other's way."""
         self._curve.scores = Scores()
         self._curve.before = -1
 
@@ -235,7 +234,7 @@ class Sizes:
         may_be = [k for k in sure if curve.short_enough(k, self.rate) or curve.worth_it(k)]
         rival = max(may_be, key=scores.least, default=best)
         if rival != best and scores.least(rival) > BETTER:
-            # Whoever is chosen for the best of several scores was lucky in them.
+            # The best of several scores is so partly by luck: so only its least speed counts.
             self._use(rival, min(scores.least(rival), MOST_GAIN))
         elif curve.too_long(self.rate) and scores.sure(shorter := curve.longest(self.rate)):
             # But not where the call itself costs so much that smaller chunks are no shorter.
@@ -247,7 +246,7 @@ class Sizes:
                 self._use(max(smaller), scores.speed(max(smaller)))
 
     def _use(self, number: int, factor: float, *, verify: bool = True) -> None:
-        """Make this the size in use; it is so many times as fast as the one until now."""
+        """Make this the size in use, which is `factor` times as fast as the one until now."""
         curve = self._curve
         curve.scores.move(number, factor)
         before, curve.best = curve.best, number
@@ -259,10 +258,10 @@ class Sizes:
         self._search.look_again()
 
     def _verify_before(self) -> None:
-        """The size before was compared with the one in use again: put right what follows from it.
+        """Correct all scores once the size in use before was tried again.
 
-        Whoever is chosen for the best of several scores was lucky in them more often than not, and
-        what was measured against the size before is not what it seemed then.
+        The best of several scores is so partly by luck, so the size in use may be slower than it
+        seemed; the scores of the others were converted by how it seemed.
         """
         curve = self._curve
         if curve.before >= 0 and curve.scores.sure(curve.before):
@@ -280,7 +279,7 @@ class Sizes:
             self._use(curve.at_most(most), 1.0, verify=False)
 
     def _keep_long(self, pace: Pace) -> None:
-        """Make the size in use one that does not last much shorter than chunks should."""
+        """Make the size in use a larger one if its chunks last much shorter than chunks should."""
         curve = self._curve
         if pace.known and self.chunk < SHORTEST_NS / 2 * pace.rate:
             number = curve.best
@@ -294,9 +293,9 @@ class Sizes:
     def _fitted(
         self, number: int, count: int, left: int, sharers: int, ahead: int
     ) -> tuple[int, int, int]:
-        """A fair part of what is left: where not one chunk is, a piece of half the helper's share.
+        """Fit a stretch into a fair part of what is left; where one chunk is more, take a piece.
 
-        The whole share where smaller chunks are slow.
+        A piece is half of the helper's share, or all of it where smaller chunks are slow.
         """
         chunk = self.size_of(number)
         share = (left + ahead) // sharers

@@ -20,8 +20,8 @@ def chunks_at_once(chunks: int, wall_ns: int, factor: int = 1) -> int:
 
     A stretch is to last `factor` times as long as usual, where its owner gets the next one later.
 
-    At most twice as many, so that one quick chunk proves nothing; as few as needed at once, since a
-    stretch that is too long keeps others waiting.
+    The number at most doubles, since one quick chunk proves nothing; it falls at once as far as
+    needed, since a stretch that is too long keeps others waiting.
 
     >>> chunks_at_once(8, 1_000), chunks_at_once(64, 500_000), chunks_at_once(1, 5_000_000)
     (16, 12, 1)
