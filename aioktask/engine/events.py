@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# What happens to jobs, told to whoever listens. The engine itself logs nothing.
+# What happens to jobs, told to the listeners that there are. The engine itself logs nothing.
 """Events of jobs."""
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Event(NamedTuple):
         job: The job's name.
         run: A number of this run of the job, in this process.
         details: Figures and errors, by name.
-        awaited: Whether somebody waits for the job, and so is told by other means too.
+        awaited: Whether the job has an owner or a waiter, who is told by other means too.
     """
 
     kind: EventKind
@@ -61,7 +61,7 @@ def listen(listener: Listener, wants_routine: Callable[[], bool]) -> None:
 
 
 def routine_is_heard() -> bool:
-    """Whether somebody wants to hear that a job was submitted, started or finished."""
+    """Whether a listener wants to hear that a job was submitted, started or finished."""
     for wish in _wishes:  # noqa: SIM110 - a generator would double the cost, for every job
         if wish():
             return True

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 # What code finds in its thread beside the context variables, and should find in a helper as well.
 #
-# Helpers run in a copy of the context of who submitted. Some libraries keep in the thread what they
-# should keep there; whoever knows of one says here how it is taken along. Nobody does mostly, and
-# then it costs a job nothing but a look at an empty tuple.
+# Helpers run in a copy of the submitting thread's context. Some libraries keep in the thread what
+# they should keep in the context; a module that knows of one registers here how a helper takes that
+# over. Mostly there is none, and a job pays for a look at an empty tuple only.
 """State of the submitting thread that helpers inherit."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 __all__ = ["Inherited", "captured", "entered", "inherit"]
 
-# Makes a block in which a thread has what another one had.
+# Makes a context manager in which a thread has what was captured on another one.
 Inherited = Callable[[], AbstractContextManager[object]]
 
 _captures: tuple[Callable[[], Inherited | None], ...] = ()
@@ -22,7 +22,7 @@ _captures: tuple[Callable[[], Inherited | None], ...] = ()
 def inherit(capture: Callable[[], Inherited | None]) -> None:
     """Have `capture` called for each job, on the thread that submits it.
 
-    It is quick, and returns None where the thread has nothing that helpers do not have anyway.
+    `capture` is quick, and returns None where the thread has nothing that helpers do not have.
     """
     global _captures
     _captures = (*_captures, capture)
@@ -37,7 +37,7 @@ def captured() -> tuple[Inherited, ...]:
 
 @contextmanager
 def entered(state: tuple[Inherited, ...]) -> Iterator[None]:
-    """The block in which a thread serves a job that took this along."""
+    """A context manager in which a thread serves a job that took this state along."""
     with ExitStack() as stack:
         for each in state:
             stack.enter_context(each())

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-# Whose nice counts: of what is submitted, and of who waits. And the nice of threads: what a helper
-# should have, and what this process may do about it.
+# Which nice counts for a job that is submitted and for a waiter, and which one the thread of a
+# helper should have.
 #
 # The `priority()` blocks are a context variable, so they follow tasks and the chunks that they
 # cause.
-# Linux gives each thread a nice of its own; elsewhere it is the process's, which nobody touches.
+# Linux gives each thread a nice of its own; elsewhere it is the process's, which is left alone.
 """Nice values of blocks, waiters and threads."""
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ __all__ = [
     "waiter_nice",
 ]
 
-# How far a helper's nice is above the loop's thread's, with the GIL: enough that a loop that has
-# something to do gets a CPU first,
+# How far a helper's nice is above the loop's thread's, at least: enough that a loop that has
+# something to do gets a CPU first.
 ABOVE_LOOP = 1
-# and never further than this, whatever the job's nice: a thread that is preempted while it holds
-# the GIL keeps the loop waiting until it is scheduled again, which at 19 took half a second.
+# How far it is above at most with the GIL, whatever the job's nice: a thread that is preempted
+# while it holds the GIL keeps the loop waiting until it is scheduled again: at 19, half a second.
 MOST_ABOVE_LOOP = 5
 
 MOST_NICE = 19
@@ -58,10 +58,9 @@ _blocks: ContextVar[tuple[_Block, ...]] = ContextVar("aioktask_priority", defaul
 class PriorityBlock(ContextDecorator):
     """What `priority` returns: a block that any context and thread may leave.
 
-    Where it is left in the context that entered it, it is over there, and goes on in tasks and
-    chunks that inherited it. Where it is left in another one (a framework ends a generator in a
-    task of its own), nobody can change the first context from there, so it is over wherever it is
-    known.
+    A block that is left in the context that entered it is over there, and goes on in tasks and
+    chunks that inherited it. One that is left in another context (a framework ends a generator in a
+    task of its own) is over in all contexts, since the first cannot be changed from there.
     """
 
     def __init__(self, nice: int) -> None:
@@ -94,9 +93,9 @@ class PriorityBlock(ContextDecorator):
 
 
 def priority(nice: SupportsIndex) -> PriorityBlock:
-    """The nice of what is submitted and awaited in this block.
+    """Set, in a block, the nice of what is submitted and awaited in it.
 
-    It takes the place of the jobs' own `nice`. Tasks and chunks that start in the block inherit it;
+    This nice takes the place of the jobs' own. Tasks and chunks that start in the block inherit it;
     an inner block wins over an outer one. The block may be left in any thread, task or context, and
     in any order with others; as a decorator it is a block around each call.
 
@@ -122,10 +121,10 @@ def submitted_nice(own: int) -> int:
 
 
 def waiter_nice(enclosing: int | None, awaited: int) -> int:
-    """The nice of who waits here for a job.
+    """The nice of a waiter that waits here for a job.
 
-    That of the job in whose chunk it waits (`enclosing`), else of the block it is in, else the
-    awaited job's own, so that nothing would be lent.
+    It is that of the job in whose chunk the waiter is (`enclosing`), else of the block that it is
+    in, else the awaited job's own, so that nothing is lent.
     """
     if enclosing is not None:
         return enclosing
@@ -136,8 +135,8 @@ def thread_nice(nice: int, base: int, *, gil: bool) -> int:
     """The nice of a thread that serves a job of this nice.
 
     With the GIL it stays within a few steps above `base`, the nice of the loop's thread, and the
-    job's shares and pauses do the rest. Without it the full range is used: nobody waits for what
-    the thread holds. It is never below `base`, so that helpers do not take the loop's CPU.
+    job's shares and pauses do the rest. Without it the full range is used: no thread waits for what
+    this one holds. It is never below `base`, so that helpers do not take the loop's CPU.
 
     >>> [thread_nice(nice, 0, gil=True) for nice in (-20, 0, 10, 19)]
     [1, 1, 3, 5]

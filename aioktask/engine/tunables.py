@@ -126,7 +126,7 @@ class Tunables:
     """The process's tunables at one moment, each as `TUNABLES` describes it.
 
     Attributes:
-        sources: Who set those that are not as the table has them, by name.
+        sources: By name, the call or variable that set a tunable; the others are as in the table.
     """
 
     max_threads: int | None = None
