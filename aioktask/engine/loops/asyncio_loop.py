@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 # anyio imports this at the first use of one of its functions on asyncio.
 _ANYIO_ON_ASYNCIO = "anyio._backends._asyncio"
 
-# How often a waiter looks for itself where a wake-up can be lost (uvloop issue 720: on
-# free-threaded CPython, uvloop's call_soon_threadsafe has no lock).
+# How often a waiter itself looks whether it was woken, where a wake-up can be lost (uvloop issue
+# 720: on free-threaded CPython, uvloop's call_soon_threadsafe has no lock).
 LOOK_SECONDS = 0.05
 
 
@@ -94,8 +94,8 @@ class AsyncioLoop:
     """An asyncio loop, uvloop's included."""
 
     __slots__ = ("_loop", "_task")
-    # Every wait below a cancelled scope is cancelled again at once: anyio's scopes apart, asyncio
-    # cancels once.
+    # asyncio cancels a task once; only below a cancelled scope of anyio's is each further wait
+    # cancelled too.
     shields_at_once = False
 
     def __init__(
@@ -121,7 +121,7 @@ class AsyncioLoop:
             try:
                 await anyio.lowlevel.checkpoint_if_cancelled()
             except RuntimeError as error:
-                # Of the stack's end anyio says that no loop runs.
+                # At the end of the stack anyio says that no loop runs.
                 raise RecursionError("maximum recursion depth exceeded") from error
 
     def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:

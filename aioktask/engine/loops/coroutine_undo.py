@@ -2,11 +2,11 @@
 # A coroutine undo: a task on the loop that was running at submit, or on a fresh one where that is
 # gone.
 #
-# A turn cuts what is to be undone into pieces; from then on they are this object's, and a command
-# says in the end which of them raised. A piece stays the first one until it is undone or noted as
-# failed, so whatever strikes the task, no piece is forgotten: who goes on begins with that one, and
-# counts it as not undone. `_working` is held while the task is in its work, whichever way it
-# leaves.
+# A turn cuts what is to be undone into pieces, which `CoroutineUndo` then owns; in the end a
+# command tells the state which of them raised. A piece stays the first one until it is undone or
+# noted as failed, so whatever strikes the task, no piece is forgotten: the successor finds that
+# piece first, and counts it as not undone if the task had begun it. The lock `_working` is held
+# while the task works, whichever way it leaves.
 #
 # No helper waits for it, though it would then be a plain undo to all others: that was tried, and
 # 300 requests cancelled at once, whose undo waited for a peer, held 300 threads instead of 4.
@@ -50,7 +50,7 @@ class UndoLoop:
         self._undo: CoroutineUndo | None = None
 
     def start_undo(self, run: Run) -> None:
-        """Begin to undo the run's pieces; again, where memory was short in the middle of that."""
+        """Begin to undo the run's pieces; may be called again, where memory was short in here."""
         if self._undo is None:
             self._undo = CoroutineUndo(self._pool, run, self._loop, deque(run.undo_pieces), ())
         self._undo.start()
@@ -61,9 +61,9 @@ class CoroutineUndo:
 
     Attributes:
         context: That of the run.
-        tasks: What asyncio made of it, until that is done: asyncio itself keeps tasks by weak
-            references only. It tells of a task's exception once nothing refers to the task, and
-            that exception refers to this object.
+        tasks: The asyncio task that does it, until that is done: asyncio itself keeps tasks by weak
+            references only. Emptied in the end, since asyncio tells of a task's exception once
+            nothing refers to the task, and that exception refers to this object.
     """
 
     __slots__ = (
@@ -130,9 +130,10 @@ class CoroutineUndo:
         self._pool.keeper.soon(self._go_on_elsewhere)
 
     def _on_its_way(self) -> bool:
-        """On the keeper, now and then: a loop that is closed tells nobody of the tasks on it.
+        """On the keeper, at each look: go on elsewhere if the loop was closed or the task died.
 
-        Nor does one tell of a call that a signal handler's exception ended, or of a task.
+        A loop tells of neither, nor of a call that a signal handler's exception ended, which is
+        posted again. Returns whether to look again.
         """
         if self._over:
             self.tasks.clear()
@@ -154,7 +155,7 @@ class CoroutineUndo:
         return False
 
     def _probe(self) -> None:
-        """On the loop: it goes on, and the task that was spawned before should have begun."""
+        """On the loop: count that it still runs, so a task spawned before should have begun."""
         self._probes += 1
 
     def _spawn(self) -> None:
@@ -176,7 +177,7 @@ class CoroutineUndo:
 
     async def work(self) -> None:
         """Undo piece by piece. A cancellation of this task costs one piece, not the rest."""
-        with self._working:  # no `try` in here: at that very word an exception would leave it held
+        with self._working:  # no `try` in here: an exception in that line would leave it held
             self._began = True
             await self._undo_pieces()
             self._end()
@@ -195,7 +196,7 @@ class CoroutineUndo:
                 raise
             except BaseException as error:
                 if piece is None or self._over or not pieces or pieces[0] is not piece:
-                    self._in_hand = False  # nor is it this piece's: the loop tells of it
+                    self._in_hand = False  # the error is not this piece's: the loop tells of it
                     raise
                 errors.append((piece, error))
                 pieces.popleft()
@@ -213,7 +214,7 @@ class CoroutineUndo:
         await result
 
     def _end(self) -> None:
-        if not self._over:  # in this order: told twice is no harm, and never would be
+        if not self._over:  # in this order: to tell twice does no harm, and not to tell would
             self._pool.post(ending.undo_ended, self._run, tuple(self._errors))
             self._over.setdefault("by", ITSELF)
 
@@ -236,7 +237,7 @@ class CoroutineUndo:
             following.run_fresh()
 
     def _live(self) -> None:
-        """Be a thread of its own, which is in nobody's way."""
+        """Run in a thread of its own, where user code may wait for the engine."""
         local.inside = False
         self.run_fresh()
 

@@ -55,17 +55,17 @@ class Loop(Protocol):
     shields_at_once: bool
 
     def waiter(self, nice: int, lost: Callable[[], None] | None = None) -> AsyncWaiter:
-        """Who waits in the running task; `lost` is called if the loop drops the wake-up."""
+        """A waiter for the running task; `lost` is called if the loop drops the wake-up."""
 
     @property
     def may_be_cancelled(self) -> bool:
-        """Whether a cancellation may be pending, so that it is worth to look for it."""
+        """Whether a cancellation may be pending, so that a look for it is worth it."""
 
     async def checkpoint_if_cancelled(self) -> None:
         """Raise the cancellation that is pending, if one is."""
 
     def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
-        """Have the loop call back; `lost` is called if it drops that."""
+        """Have the loop call `callback`; `lost` is called if the loop drops that call."""
 
     def spawn(self, undo: CoroutineUndo) -> None:
         """Run an undo in a task of its own. Called on the loop's thread."""
@@ -74,7 +74,7 @@ class Loop(Protocol):
         """Whether the loop runs."""
 
     def is_closed(self) -> bool:
-        """Whether it will never run again."""
+        """Whether the loop will never run again."""
 
     def run_fresh(self, undo: CoroutineUndo) -> None:
         """Run an undo in a new loop of the same kind, on the calling thread."""
@@ -98,7 +98,7 @@ def refuse_running_loop(what: str, instead: str) -> None:
     """Raise if this thread runs a loop, which a blocking call would stop.
 
     Raises:
-        RuntimeError: It does.
+        RuntimeError: This thread runs a loop.
     """
     trio = imported("trio")
     running = trio is not None and trio.lowlevel.in_trio_run()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# What is given to a loop that may be closed before it comes to it.
+# Callbacks for a loop that may be closed before it calls them.
 """Callbacks that tell when they are dropped."""
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Callable
 class Posted:
     """A callback given to a loop. `lost` is called if the loop drops it without a call.
 
-    Where it is to be `completed`, also if the call ends by an exception: a signal handler may raise
-    in any line of it.
+    With `completed`, `lost` is called also if the call ends by an exception: a signal handler may
+    raise in any line of it.
     """
 
     __slots__ = ("_callback", "_completed", "_lost")
@@ -35,7 +35,7 @@ class Posted:
         self._lost = None
 
     def withdraw(self) -> None:
-        """Tell of no loss: this was not given to the loop, and another one will be."""
+        """Tell of no loss: the loop did not get this object, and will get another one."""
         self._lost = None
 
     def __del__(self) -> None:

@@ -73,10 +73,10 @@ async def _wait(event: trio.Event) -> None:
 
 @functools.cache
 def _protected_wait() -> Callable[[trio.Event], Awaitable[None]]:
-    """`_wait` with Ctrl-C held off but where it blocks.
+    """`_wait` with Ctrl-C held off except where it blocks.
 
-    One that struck inside trio's own `Event.wait` left the task among those that wait for the
-    event, which would be woken once too often: an internal error of trio's.
+    A Ctrl-C that struck inside trio's own `Event.wait` left the task among the event's waiters, and
+    to wake it once too often is an internal error of trio's.
     """
     protect: Any = sys.modules["trio"].lowlevel.enable_ki_protection
     protected: Callable[[trio.Event], Awaitable[None]] = protect(_wait)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # How a task waits for what a turn will bring, with and without minding cancellation.
 #
-# A waiter may be woken without a reason, so each wait asks again whether it is over. What it is
-# registered for is none of these functions' business.
+# A waiter may be woken without a reason, so each wait asks again whether it is over. To register
+# the waiter with a run or a group is left to the code that calls these functions.
 """Waiting on loops."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aioktask.engine.loops.loop import AsyncWaiter, Loop
 
 
 async def wait_until(waiter: AsyncWaiter, done: Callable[[], bool]) -> None:
-    """Wait until it is done, or the waiter is refused.
+    """Wait until `done()` is true, or the waiter is refused.
 
     **Cancellation** ends the wait.
 
@@ -34,7 +34,7 @@ async def wait_until(waiter: AsyncWaiter, done: Callable[[], bool]) -> None:
 async def wait_until_shielded(
     loop: Loop, waiter: AsyncWaiter, done: Callable[[], bool]
 ) -> asyncio.CancelledError | None:
-    """Wait until it is done, across any number of cancellations.
+    """Wait until `done()` is true, across any number of cancellations.
 
     Returns:
         The first cancellation of asyncio's own that came meanwhile.
@@ -62,7 +62,7 @@ async def _wait_across_cancellations(
                 if first is None:
                     first = cancelled
                 else:
-                    # A scope of anyio cancels again and again; asyncio's own cancel passes it.
+                    # A scope of anyio cancels again and again; asyncio's cancel passes the shield.
                     shield.enter()
     except GeneratorExit:  # the loop is gone, so the scope cannot be left in its task
         shield.forget()
@@ -88,16 +88,16 @@ class _Shield:
             self._scope.__enter__()
 
     def leave(self) -> None:
-        """Leave the scope, where it was entered; again is no harm."""
+        """Leave the scope, if it was entered; may be called again."""
         if self._scope is not None:
             try:
                 self._scope.__exit__(None, None, None)
-            except RecursionError:  # who called has more room, and leaves it again
+            except RecursionError:  # the caller has more stack, and leaves the scope again
                 raise
             except RuntimeError:  # it was not entered, or is left already
                 pass
             self._scope = None
 
     def forget(self) -> None:
-        """Do not leave the scope."""
+        """Have `leave` do nothing, since the scope cannot be left any more."""
         self._scope = None
