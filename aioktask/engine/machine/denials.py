@@ -4,7 +4,7 @@
 # A sandbox (seccomp, a container, a limit) may refuse any system call, and nothing that the engine
 # asks for is worth a job's failure: it goes on with what there is, and what was refused is noted
 # here, for `info` to tell. Names come from a fixed set, apart from paths, and there are MOST at
-# most. Needs no lock, since a dict's setdefault is one step; a signal handler may come between.
+# most. No lock is needed, even where a signal handler comes between: setdefault is one step.
 """What the system refused to this process."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["denied", "note_denial"]
 # More would tell a reader no more.
 MOST = 64
 
-# What was asked for is not there, or came to nothing for once: nobody refused anything.
+# Errors that are no refusal: what was asked for is not there, or came to nothing for once.
 _NOT_DENIED = frozenset(
     (errno.ENOENT, errno.ENOTDIR, errno.ESRCH, errno.ENODEV, errno.EINTR, errno.EOPNOTSUPP)
 )

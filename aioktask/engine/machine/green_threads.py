@@ -21,10 +21,10 @@ _imported = sys.modules
 
 
 def refuse_green_threads() -> None:
-    """Raise where this process's threads are greenlets; some tens of ns where nobody made them so.
+    """Raise where this process's threads are greenlets; takes some tens of ns where they are not.
 
     Raises:
-        RuntimeError: They are.
+        RuntimeError: The threads are greenlets.
     """
     if "gevent.monkey" in _imported or "eventlet.patcher" in _imported:
         _refuse()

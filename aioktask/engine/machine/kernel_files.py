@@ -2,8 +2,8 @@
 # Reading of what the kernel tells in files, below /proc and /sys.
 #
 # A file that is missing is a fact that is not known, and so is one that may not be read; the latter
-# is noted. Only a shortage (of descriptors, of memory) is another thing, since it passes: who acts
-# on a change of what is read has to tell it from a change.
+# is noted. Only a shortage (of descriptors, of memory) is told apart, since it passes: code that
+# acts on changes of what it reads must not take it for one.
 """Readers of the kernel's files that never raise."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_text(path: str | Path, name: str = "") -> str:
 def try_read(path: str | Path, name: str = "") -> bytes | None:
     """The contents of a file as by `read_bytes`, but None where only a shortage was in the way."""
     try:
-        # By its name, since of a Path without memory the interpreter says that it is no path.
+        # By its name: without memory, the interpreter takes a Path for something that is no path.
         with open(str(path), "rb", buffering=0) as file:
             parts = []
             while part := file.read(PART_BYTES):

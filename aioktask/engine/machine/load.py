@@ -64,7 +64,7 @@ def pressure_us(root: Path = _ROOT) -> int | None:
 def thread_times_ns(threads: Iterable[int], root: Path = _ROOT) -> dict[int, tuple[int, int]]:
     """How long each thread of this process ran, and how long it could run and had no CPU.
 
-    Those that have ended, and those of which it cannot be read, are left out.
+    Threads that have ended, and those whose times cannot be read, are left out.
     """
     times = {}
     for thread in threads:

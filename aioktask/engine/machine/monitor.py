@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-# The sample of the machine that is taken every 0.1 s while there are helpers: what changed, and how
-# much of it others want.
+# The sample of the machine that is taken every 0.1 s while there are jobs or helpers: what changed,
+# and how much of the machine other processes want.
 #
-# For one thread at a time; holds no lock and decides nothing about jobs. Its user tells it what it
-# needs to know, and decides what follows from the answer. What costs more than a few system calls
-# is sampled less often. What the system refuses is not known, so counts as free, and never raises.
+# It is for one thread at a time, holds no lock and decides nothing about jobs: its user decides
+# what follows from a sample. What costs more than a few system calls is sampled less often. What
+# the system refuses to tell counts as free, and never raises.
 """What happens around the process."""
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["Monitor", "Observation"]
 # The topology is sampled this often, in ns: a quota that moved is followed within a second.
 TOPOLOGY_NS = 250_000_000
 
-# What passes, so is no reason to share no longer: no locks, no descriptors, no memory for a while.
+# Errors that pass, after which sharing goes on: no locks, no descriptors, no memory for a while.
 _SHORTAGES = (errno.ENOLCK, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
 
 # Threads that are asked how long they waited for a CPU, 8 us each; more would say no more.
@@ -45,8 +45,8 @@ class Observation:
 
     Attributes:
         topology: The machine, if it changed.
-        nice: Of the process's main thread; or of the thread that samples, whose nice new threads
-            begin with, if it may not have that.
+        nice: That of the process's main thread; or where the sampling thread may not have it, its
+            own, with which new threads begin.
         may_lower: Whether a helper may go back to the nice that it began with.
         load: What CPUs and background threads did since the last sample, if there was one lately.
         share: The most helpers for this process, by what others of the same set of slots want;
@@ -65,7 +65,7 @@ class Monitor:
 
     Attributes:
         slots: The set of slots that the process takes part in, if any.
-        slots_refused: Why it takes no part, or not at present, where it should.
+        slots_refused: Why the process takes no part, or not at present, though it should.
     """
 
     def __init__(self, topology: Topology) -> None:
@@ -81,7 +81,7 @@ class Monitor:
         self._nice_tried: int | None = None
 
     def doubt(self) -> None:
-        """Have the next sample of the machine read it, whether it seems to have changed or not."""
+        """Have the next sample read the machine anew, whether it seems to have changed or not."""
         self._watched.doubt()
         self._topology_at = 0
 
@@ -111,10 +111,10 @@ class Monitor:
         )
 
     def _nice(self) -> int:
-        """The process's nice, or that of this thread if it may not go back to it.
+        """The process's nice, or that of this thread if it may not go back to the process's.
 
-        New threads begin with the latter. Nobody has more right to that of the main thread, which
-        may have been lowered by another process.
+        New threads begin with this thread's. Where another process lowered the main thread's nice,
+        they may not be allowed to have that.
         """
         process, thread = process_nice(), threading.get_native_id()
         own = thread_nice_now(thread)
@@ -134,7 +134,7 @@ class Monitor:
                 self._refused(error)
 
     def forget(self) -> None:
-        """Have no part in any of it, in a fork's child: none of it is its own."""
+        """In a fork's child: have no part in the slots, which are the parent's and stay so."""
         if self.slots is not None:
             self.slots.forget()
 
@@ -167,11 +167,11 @@ class Monitor:
         if told:  # the others are taken to be like them
             ran, waited = (each * sum(helpers.values()) // len(told) for each in (ran, waited))
         if pressure is not None and pressure == pressure_before:
-            waited = 0  # nobody waited anywhere
+            waited = 0  # no thread of the machine waited
         return CpuLoad(now - before, max(idle - idle_before, 0), ran, waited)
 
     def _slots(self, wish: int, share: str | None) -> int | None:
-        """Take part in the set of slots; None where nobody else is there, or nothing is shared."""
+        """Take a share of the slots: how many; None where no other process is there, or no set."""
         if share != self._share:
             self.close()
             self._share, self.slots_refused = share, None

@@ -6,7 +6,7 @@
 # the denial is noted, and nothing but a thread that cannot be started raises. What a sandbox
 # refuses once it refuses always, so a nice or a name is not asked for again.
 #
-# Linux gives each thread a nice of its own; elsewhere it is the process's, which nobody touches.
+# Linux gives each thread a nice of its own; elsewhere it is the process's, which is left alone.
 """System calls about threads."""
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
     "thread_nice_now",
 ]
 
-# Of all threads of the engine that have nothing to do.
+# The name of the engine's threads that have nothing to do.
 NAME = "aioktask"
 
 _NAME_BYTES = 15  # of the kernel's name of a thread
@@ -55,7 +55,7 @@ _ON_LINUX = sys.platform.startswith("linux")
 # Starting a thread.
 
 
-# How long a thread that was started may take to run its first line, for who waits for its end.
+# How long `join` waits for a thread that was started to run its first line.
 BEGIN_SECONDS = 5.0
 
 
@@ -70,8 +70,8 @@ class EngineThread(threading.Thread):
     """A thread of the engine, whose `start` does not wait until it runs.
 
     `threading.Thread.start` waits, without a limit, for an event that the new thread sets in Python
-    code. For want of memory that may never come, and a signal handler that raises in this wait
-    would leave the caller without a thread that runs.
+    code. For want of memory that event may never be set, and where a signal handler raises in this
+    wait, the caller would not know of a thread that runs.
     """
 
     def __init__(self, target: Callable[[], None], name: str) -> None:
@@ -82,12 +82,12 @@ class EngineThread(threading.Thread):
             self._started = self._unawaited
 
     def run(self) -> None:
-        """Do what it was started for, under its name in the kernel too."""
+        """Call the target, under the thread's name in the kernel too."""
         _name_in_kernel(self.name)
         super().run()
 
     def join(self, timeout: float | None = None) -> None:
-        """Wait for its end, but no longer than BEGIN_SECONDS for its begin."""
+        """Wait for the thread's end, but no longer than BEGIN_SECONDS for its first line."""
         if self._unawaited is not None:
             most = BEGIN_SECONDS if timeout is None else min(timeout, BEGIN_SECONDS)
             if not threading.Event.wait(self._unawaited, most):
@@ -98,13 +98,13 @@ class EngineThread(threading.Thread):
 def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
     """Start a daemon thread, without waiting until it runs.
 
-    It is like any thread that the caller might start: it has the caller's signal mask, nice and
+    The thread is like any that the caller might start: it has the caller's signal mask, nice and
     affinity, and debuggers and profilers see it under its name. A signal handler may raise here
-    after the thread was made, so who must know of the thread is told by its target, not by what
-    comes back.
+    after the thread was made, so code that must know of the thread learns of it from the target,
+    not from what this returns.
 
     Args:
-        target: What it calls.
+        target: What the thread calls.
         name: Its name, as by `name_this_thread`.
 
     Raises:
@@ -216,7 +216,7 @@ def nice_can_be_set() -> bool:
 def set_thread_nice(thread: int, nice: int) -> NiceChange:
     """Give a thread of this process a nice.
 
-    Off Linux it says that this is denied, and once it was denied it says so without asking again.
+    The answer is DENIED off Linux, and after a denial, without asking the system again.
 
     Args:
         thread: The kernel's number of it.
@@ -235,7 +235,7 @@ def set_thread_nice(thread: int, nice: int) -> NiceChange:
         now = thread_nice_now(thread)
         if isinstance(error, PermissionError) and now is not None and nice < now:
             return NiceChange.TOO_LOW
-        # A higher nice is everybody's right (setpriority(2)): this is not about the nice.
+        # Any thread may have a higher nice (setpriority(2)), so it is the call that is refused.
         _nice_denied = True
         note_denial("setpriority, a thread's nice", error.errno)
         return NiceChange.DENIED
@@ -265,8 +265,8 @@ def _nice_of(thread: int) -> int | None:
 def may_lower(nice: int) -> bool:
     """Whether a thread of this process that has a higher nice may go back to this one.
 
-    By the limit (`RLIMIT_NICE`) or the capability (`CAP_SYS_NICE`). In a container the latter may
-    be worth nothing: `set_thread_nice` finds out.
+    The limit (`RLIMIT_NICE`) or the capability (`CAP_SYS_NICE`) allows it. In a container the
+    latter may be worth nothing, which `set_thread_nice` finds out.
     """
     if not nice_can_be_set():
         return True  # none ever has a higher one
@@ -284,7 +284,7 @@ def may_lower(nice: int) -> bool:
 
 
 def cpu_time_ns() -> int:
-    """The CPU time of the calling thread; 0 where nobody tells."""
+    """The CPU time of the calling thread; 0 where the system does not tell."""
     try:
         return time.thread_time_ns()
     except OSError as error:
@@ -293,9 +293,9 @@ def cpu_time_ns() -> int:
 
 
 def kernel_and_delay_ns() -> tuple[int, int]:
-    """How long the kernel worked for this thread, and how long it waited for a CPU.
+    """How long the kernel worked for the calling thread, and how long that waited for a CPU.
 
-    Both 0 where nobody tells.
+    Both are 0 where the system does not tell.
     """
     try:
         with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:

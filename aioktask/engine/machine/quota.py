@@ -66,7 +66,7 @@ def read_quota(root: Path) -> Quota | None:
 
 
 def quota_files(root: Path) -> list[Path]:
-    """The files of the quotas on that path, or where one would appear."""
+    """The files of the quotas from the process's cgroup to the root, or where one would appear."""
     return [
         directory / name
         for directory, kind in _own_directories(root)
@@ -87,7 +87,7 @@ def _quota_of(directory: Path, kind: str) -> Quota | None:
 def _own_directories(root: Path) -> Iterator[tuple[Path, str]]:
     """The cgroups that the process is in and that can be seen, for each mount the innermost first.
 
-    With the type of the file system. A quota anywhere on the path binds, v1 and v2 alike.
+    Each comes with the type of its file system. A quota anywhere on the path binds, v1 or v2.
     """
     own = _own_groups(root)
     for point, kind, mount_root in _cgroup_mounts(root):

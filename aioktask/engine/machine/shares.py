@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-# Which slots each busy process of a machine may have: what all of them work out alike.
+# Which slots each busy process of a machine may have.
 #
-# Pure: who is busy, what each may use and wishes, and the time in; CPUs out. Every
-# process comes to the same answer from the same facts, so nobody has to be asked or told. Nothing
-# that somebody could use is left unused, and who gets less than it wishes gets as much as anybody
-# else, but for one slot that goes round.
+# Pure: the busy processes, what each may use and wishes, and the time in; CPUs out. Guarantees:
+# every process computes the same answer from the same facts, so none has to ask another; no slot
+# that a process could use is left unused; and a process that gets less than it wishes gets as much
+# as any other, but for one slot that goes round.
 """Fair shares of a machine's slots."""
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Member:
 
 
 def neighbours(mine: Member, others: Sequence[Member]) -> tuple[Member, ...]:
-    """Those who compete with `mine` for a CPU, and with those, and so on; `mine` too, by row."""
+    """The members that compete with `mine` for CPUs, directly or by others, and `mine`, by row."""
     near, far = [mine], list(others)
     cpus = mine.cpus
     while found := [member for member in far if not cpus.isdisjoint(member.cpus)]:
@@ -50,12 +50,12 @@ def neighbours(mine: Member, others: Sequence[Member]) -> tuple[Member, ...]:
 # Asked at every look, and the answer is most often the last one.
 @lru_cache(maxsize=4)
 def divide(members: tuple[Member, ...], epoch: int) -> tuple[frozenset[int], ...]:
-    """Whose slot each CPU is to be, in the order of `members`.
+    """The CPUs whose slots each member is to have, in the order of `members`.
 
     Of `n` CPUs that all `m` may use, and all wish for, each is given ``n // m``, and ``n % m`` of
     them one more, which goes round from epoch to epoch. What some do not wish for is divided among
-    the rest in the same way. Where some may use other CPUs than the rest, that is so as nearly as
-    taking turns at the CPUs that are least in demand makes it.
+    the rest in the same way. Where some may use other CPUs than the rest this holds only nearly:
+    then the members choose in rounds, each the CPU that is least in demand.
 
     Args:
         members: Of one neighbourhood; in the same order wherever this is asked.
@@ -63,7 +63,7 @@ def divide(members: tuple[Member, ...], epoch: int) -> tuple[frozenset[int], ...
     """
     given = _in_turns(members, [member.wish for member in members], epoch)
     counts = [len(cpus) for cpus in given]
-    # The same numbers without going round: whoever may have as many as before has the same ones.
+    # The same numbers, dealt without going round: a member that keeps its number keeps its CPUs.
     steady = _in_turns(members, counts, 0)
     chosen = steady if [len(cpus) for cpus in steady] == counts else given
     return tuple(frozenset(cpus) for cpus in chosen)

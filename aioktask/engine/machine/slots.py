@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-# The slots that the processes of one machine share, so that several do not start the helpers of one
-# each.
+# The slots that the processes of one user share, so that each does not start helpers as if it were
+# alone.
 #
-# A set of slots is an empty file that nobody writes to: what is known about it are locks on ranges
-# of its bytes, of the kind that belongs to an open file description (F_OFD_SETLK in fcntl(2)). The
-# kernel drops them with the last descriptor of it, whichever way a process ends; a forked child has
-# to close its copy. Nothing here waits: a lock that is refused is somebody else's, and what two
-# processes see of each other may be a look old. So shares are kept to within a look or two, but no
-# slot is ever held twice.
+# A set of slots is an empty file that is never written to: what a process has and wishes is told by
+# locks on ranges of its bytes, of the kind that belongs to an open file description (F_OFD_SETLK in
+# fcntl(2)). The kernel drops them with the last descriptor of it, whichever way a process ends; a
+# forked child has to close its copy. Nothing here waits: a lock that is refused is another
+# process's, and what two processes see of each other may be a look old. So shares are kept to
+# within a look or two, but no slot is ever held twice.
 #
 # Relies on all processes working out the same shares (`shares`) from the same clock.
 """Slots for helper threads, shared by the processes of one user."""
@@ -40,9 +40,10 @@ else:
 
 __all__ = ["Slots", "slots_path"]
 
-# The bytes of the file. From 0: who locked byte `cpu` has that slot. From ROW on: a row for each
-# busy process, in which it locks as many bytes as it wishes for slots, from the row's begin, which
-# makes the row its own; and, from CPU_LIMIT bytes further on, those of the CPUs that it may use.
+# The bytes of the file. From 0: the process that locked byte `cpu` has that slot. From ROW on: a
+# row for each busy process, in which it locks as many bytes as it wishes for slots, from the row's
+# begin, which makes the row its own; and, from CPU_LIMIT bytes further on, those of the CPUs that
+# it may use.
 CPU_LIMIT = 1 << 16
 ROW = 2 * CPU_LIMIT
 ROWS = 1 << 12
@@ -67,7 +68,7 @@ def slots_path(name: str, root: str | os.PathLike[str] | None = None) -> Path:
 
     Raises:
         OSError: There is no folder that can be written to.
-        ValueError: The name is another.
+        ValueError: The name is not of that form.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
@@ -88,9 +89,9 @@ class Slots:
 
     Attributes:
         path: The file.
-        held: How many slots this one has.
-        members: How many are busy, this one included, among those who may use one of its CPUs; 0
-            while it is not busy itself. As of the last look.
+        held: How many slots this process has.
+        members: How many processes that may use one of its CPUs were busy at the last look, itself
+            included; 0 while it is not busy itself.
 
     Raises:
         OSError: The file cannot be opened or made; it is no regular file, another user's, or open
@@ -111,7 +112,7 @@ class Slots:
         return len(self._held)
 
     def look(self, cpus: frozenset[int], wanted: int, now_ns: int) -> int:
-        """See who else is busy, and take or give back slots: some microseconds, where nobody is.
+        """See which others are busy, and take or give back slots: some us where none is.
 
         Args:
             cpus: The CPUs that this process may use, from 0 and below 65536.
@@ -186,9 +187,9 @@ class Slots:
         self.members = 0
 
     def _follow(self, epoch: int) -> None:
-        """Once an epoch: go to the new file if somebody tidied the one of this name away.
+        """Once an epoch: change to the new file if the old one of this name was removed.
 
-        systemd-logind does so when a user's last session ends. Those who come later make a new one.
+        systemd-logind removes it when a user's last session ends; the next process makes a new one.
         """
         if epoch == self._epoch:
             return
@@ -249,7 +250,7 @@ class Slots:
                 self._held.update(range(start, stop))
 
     def _others(self) -> list[Member]:
-        """Who else is busy: as they tell it while this is read, so one may be seen half."""
+        """The other processes that are busy; one that changes meanwhile may be seen in between."""
         wishes: Counter[int] = Counter()
         cpus: dict[int, set[int]] = {}
         for start, stop in self._locks_of_others(*_MEMBERS):
@@ -270,7 +271,7 @@ class Slots:
             start, stop = rest.pop()
             lock = _lock_of_another(self._fd, start, stop)
             if lock is not None:
-                # It is any of them, not the first one.
+                # The kernel tells of any lock in the range, not of the first one.
                 first, last = max(lock[0], start), min(lock[1], stop)
                 yield first, last
                 rest += [part for part in ((start, first), (last, stop)) if part[0] < part[1]]
@@ -281,7 +282,7 @@ class Slots:
             self._held.difference_update(range(start, stop))
 
     def _lock(self, start: int, stop: int) -> bool:
-        """All of it or nothing: False if another has a part."""
+        """Lock all of these bytes or none; False if another process has locked some."""
         try:
             _call(self._fd, _SETLK, _WRITE, start, stop)
         except OSError as error:
@@ -291,7 +292,7 @@ class Slots:
         return True
 
     def _unlock(self, start: int, stop: int) -> None:
-        """To the end of the file with a `stop` of 0."""
+        """Unlock these bytes; all from `start` on with a `stop` of 0."""
         _call(self._fd, _SETLK, _NONE, start, stop)
 
 
@@ -312,7 +313,7 @@ def _runs(numbers: Iterable[int]) -> list[Range]:
 
 
 def _opened(path: Path) -> tuple[int, tuple[int, int]]:
-    """A descriptor of the file, which is made if need be; and which file it is."""
+    """A descriptor of the file, made if need be, and the file's device and inode numbers."""
     if not _SETLK:
         raise OSError(errno.ENOSYS, "this system has no open file description locks", str(path))
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -338,13 +339,13 @@ def _unfit(found: os.stat_result) -> str | None:
     if found.st_uid != os.geteuid():
         return f"belongs to user {found.st_uid}, and this is user {os.geteuid()}"
     if mode & 0o077:
-        # Who may only read it can lock it, too.
+        # A user who may only read the file could lock it, too.
         return f"must be for its owner alone (mode 600), and its mode is {mode:o}"
     return None
 
 
 def _lock_of_another(fd: int, start: int, stop: int) -> Range | None:
-    """Some lock that another holds on some of these bytes."""
+    """The range of one lock that another process holds on these bytes; None if there is none."""
     answer = _call(fd, _GETLK, _WRITE, start, stop)
     kind, _, first, length, _ = _FLOCK.unpack(answer)
     if kind == _NONE:

@@ -71,8 +71,8 @@ class Topology:
 class Watched:
     """Reads the machine again where it may have changed since it was read last.
 
-    What is looked at, cheaply: the affinity, the CPUs that are online, the process's cgroup, and
-    the files of the quotas on its path, or where one would appear.
+    It looks, cheaply, at the affinity, the CPUs that are online, the process's cgroup, and the
+    files of the quotas on its path, or where one would appear.
     """
 
     def __init__(self, root: Path = Path("/")) -> None:
@@ -81,10 +81,10 @@ class Watched:
         self._seen: tuple[object, ...] | None = ()
 
     def read(self) -> Topology | None:
-        """The machine, if anything is different, or may be. The first answer is the machine.
+        """The machine, if it has changed or may have, as at the first call; else None.
 
-        Where something cannot be read for want of descriptors or memory, nothing is known to be
-        different: a quota that cannot be seen for a while has not gone.
+        It is None, too, where something cannot be read for want of descriptors or memory: a quota
+        that cannot be seen for a while has not gone.
         """
         seen = self._look()
         if seen is None or seen == self._seen:
@@ -173,8 +173,8 @@ def affinity_of(thread: int) -> frozenset[int] | None:
 def _affinity() -> frozenset[int]:
     """The CPUs that the process is bound to; all that there are where that is not known.
 
-    Its main thread's, since the calling one may be bound to less. Where the main thread has ended,
-    and others go on, the calling one's has to do.
+    The main thread's affinity is taken, since the calling thread may be bound to less; the calling
+    thread's where the main thread has ended, and others go on.
     """
     return affinity_of(os.getpid()) or affinity_of(0) or frozenset(range(os.cpu_count() or 1))
 
@@ -208,7 +208,7 @@ def _listed_nodes(directory: Path) -> set[int]:
 
 
 def _read_distances(path: Path, count: int) -> tuple[int, ...]:
-    """The kernel writes one distance for each node that is online, whatever their numbers."""
+    """The distances in a file: one for each node that is online, or none if the file differs."""
     words = read_text(path).split()
     if len(words) != count or not all(re.fullmatch("[0-9]{1,9}", word) for word in words):
         return ()
