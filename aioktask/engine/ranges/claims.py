@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-# What of a range nobody has taken yet.
+# The free part of a range: what no thread has claimed yet.
 #
-# Pure. A claim takes a stretch of consecutive chunks off the free ranges; what its owner does not
+# Pure. A claim takes a stretch of consecutive chunks off the free ranges; what its thread does not
 # walk comes back. So the free ranges are all that must be remembered: what is not free, not held
-# and not failed is done. They stay few, a handful for each owner, since a claim takes from the
+# and not failed is done. They stay few, a handful for each thread, since a claim takes from the
 # range that came back last.
 """The free part of a job's range."""
 
@@ -14,9 +14,9 @@ from collections.abc import Iterable
 
 
 def fair_count(count: int, chunk: int, share: int) -> int:
-    """How many of so many chunks a thread may claim at once; 0 where not one is so small.
+    """How many of `count` chunks a thread may claim at once; 0 where one is more than a fair part.
 
-    That is no more than half of its share of what is left, so that those who share a range end at
+    A fair part is half of the thread's share of what is left, so that the threads of a range end at
     about the same time: what one of them claims now, it walks while the others walk what is left.
 
     >>> fair_count(100, 5, 1000), fair_count(100, 5, 90), fair_count(100, 5, 9)
@@ -61,7 +61,7 @@ class Claims:
             count: How many; fewer where the free range ends before.
             piece: Whether the first one is to have its full length, wherever it begins: then it
                 ends on a multiple of the grain only.
-            node: The NUMA node that the thread is bound to which takes them, None for none.
+            node: The NUMA node that the claiming thread is bound to, None for none.
 
         Returns:
             Where the stretch begins, where its first chunk ends, and where it ends itself.

@@ -84,7 +84,7 @@ def worthwhile_threads(job: Job[Any]) -> int:
 
 
 def undo_grain(job: Job[Any]) -> int:
-    """Undo is cut at absolute multiples of this only: no unit of work is ever undone in halves."""
+    """The grain of the undo: cuts are at its multiples, so no unit of work is undone in halves."""
     return job.chunk or round_up(job.min_chunk, job.align)
 
 
@@ -165,7 +165,7 @@ class Facts(NamedTuple):
 
 
 def facts_of(job: Job[Any]) -> Facts:
-    """What follows from the job; kept with it."""
+    """The facts of a job, found out once and kept with it."""
     facts: Facts | None = vars(job).get("_facts")
     if facts is None:
         facts = Facts(most_threads(job), one_chunk(job), job.undo_is_async)
@@ -225,7 +225,7 @@ def make_plan(job: Job[Any], caps: Iterable[tuple[int, str]]) -> Plan:
 
 
 def with_learned(made: Plan, job: Job[Any], chunk: int | None, threads: int | None) -> Plan:
-    """The plan of a job of whose function something is known."""
+    """The plan with what earlier runs learned of the job: chunk size, threads; None for nothing."""
     notes = list(made.notes)
     if chunk is not None and job.size:
         notes = [f"learned by earlier runs: chunks of {chunk} units; short ones end the range"]

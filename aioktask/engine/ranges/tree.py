@@ -14,10 +14,7 @@ Node = tuple[int, int, Any]  # level, index, value
 
 
 class Tree:
-    """The values that wait for their sibling, by the place of their parent.
-
-    At most one for each level and gap between them.
-    """
+    """The values that wait for their sibling, by the place of their parent."""
 
     __slots__ = ("leaves", "top", "waiting")
 
@@ -27,14 +24,14 @@ class Tree:
         self.waiting: dict[tuple[int, int], Any] = {}
 
     def climb(self, level: int, index: int) -> tuple[int, int]:
-        """The highest node that this one is the whole value of: past missing right halves."""
+        """The highest node with this node's value: up past parents that have no right half."""
         while level < self.top and not index & 1 and (index + 1) << level >= self.leaves:
             level += 1
             index >>= 1
         return level, index
 
     def offer(self, level: int, index: int, value: Any) -> tuple[int, int, Any, Any] | None:
-        """Bring a value in. Its parent's place and both operands, if the sibling waits already.
+        """Bring in a node's value; returns its parent's place and both operands if a sibling waits.
 
         The caller combines the operands and offers the result in turn. May be called by several
         threads at a time: of two siblings the first waits, and the second finds it, by one step.
@@ -60,8 +57,8 @@ class Tree:
 def push(stack: list[Node], level: int, index: int, value: Any) -> tuple[int, Any, Any] | None:
     """Put a node on its maker's own stack, unless the top is its left sibling: then take that off.
 
-    A run of consecutive leaves meets here, without the tree and its lock. Returns the operands as
-    ``(parent level, left, right)`` in that case; the parent's index is ``index >> 1``.
+    Consecutive leaves of one thread meet here, without the tree. For siblings the operands are
+    returned as ``(parent level, left, right)``; the parent's index is ``index >> 1``.
     """
     if stack and index & 1 and stack[-1][0] == level and stack[-1][1] == index ^ 1:
         left = stack.pop()[2]

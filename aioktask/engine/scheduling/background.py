@@ -43,7 +43,7 @@ class BackgroundShare:
         """Find the number of threads from what was seen.
 
         Args:
-            seen: Since the last look.
+            seen: What CPUs and background threads did since the last look.
             cpus: How many this process may use.
             nice: Of the most urgent background job.
         """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 # The cap on helper threads: what the process as a whole may use, and what decided that.
 #
-# Pure: topology and tunables in, cap out. The machine's figure is a default, so the user's word, in
-# the environment or in a call, goes below it and above it. A cap always says in a sentence where it
-# comes from.
+# Pure: topology and tunables in, cap out. The machine's figure is only a default: what the user
+# says, in the environment or in a call, may be below or above it. A cap always says in a sentence
+# where it comes from.
 """The process's cap on helper threads."""
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ def process_cap(topology: Topology, threads: int | None = None, source: str = ""
     Args:
         topology: Gives the cap where the user says nothing.
         threads: What the user says, at least 1.
-        source: Who that was, in a few words.
+        source: How the user said so, in a few words.
     """
     machine = _machine_cap(topology)
     return machine if threads is None else _chosen(threads, source, machine)
 
 
 def bound_to_one_cpu(topology: Topology, threads: int | None = None) -> str | None:
-    """What to do where jobs have one thread because the process is bound to one CPU of many.
+    """Advice where jobs have one thread because the process is bound to one CPU of many.
 
     Libraries do that to the thread that loads them (OpenMP's under OMP_PROC_BIND) or to the workers
     that they start, and nothing else shows it.
 
     Args:
         topology: The machine.
-        threads: What the user says, who then knows.
+        threads: What the user says; such a user needs no advice.
 
     Returns:
-        A sentence, or None where it is otherwise.
+        The advice, or None where the process is not so bound.
     """
     cpus, online = topology.cpus, topology.online
     if threads is not None or len(cpus) > 1 or len(online) == 1:

@@ -37,7 +37,7 @@ class Loans:
         self._counted: dict[Entry, int] = {}  # at which nice it counts with those it waits for
 
     def urgency(self, entry: Entry) -> int:
-        """The nice at which whoever waits inside a chunk of the job waits."""
+        """The nice at which a wait inside a chunk of the job counts."""
         return entry.urgency
 
     # Waiters outside all chunks.
@@ -48,11 +48,11 @@ class Loans:
         return self.reckon(entry) if nice < entry.urgency else []
 
     def add_first(self, entry: Entry, nice: int) -> None:
-        """Count the first who waits for a job, at a nice that lends it nothing."""
+        """Count the first waiter of a job, at a nice that lends it nothing."""
         self._waiting[entry] = {nice: 1}
 
     def remove_waiter(self, entry: Entry, nice: int) -> list[Entry]:
-        """Count one no more; without effect on a job that was forgotten."""
+        """Count a waiter of the job no more; without effect on a job that was forgotten."""
         if nice not in self._waiting.get(entry, ()):
             return []
         _count(self._waiting, entry, nice, -1)
@@ -71,7 +71,7 @@ class Loans:
         return self.reckon(awaited) if urgency < awaited.urgency else []
 
     def end(self, waiting: Entry, awaited: Entry) -> list[Entry]:
-        """Count one no more; without effect where one of the two was forgotten."""
+        """Count a chunk's wait no more; without effect where one of the jobs was forgotten."""
         if awaited not in self._awaits.get(waiting, ()):
             return []
         _count(self._awaits, waiting, awaited, -1)
@@ -85,7 +85,7 @@ class Loans:
     def forget(self, entry: Entry) -> list[Entry]:
         """Let go of a job that is over: it waits for none, and none waits for it.
 
-        Its own loan ends too, and it is not among those returned.
+        Its own loan ends too, but the job is not among the entries returned.
         """
         for waiting in self._awaited_by.pop(entry, ()):
             del self._awaits[waiting][entry]
@@ -102,7 +102,7 @@ class Loans:
         return list(changed)
 
     def _part(self, waiting: Entry, awaited: Entry, urgency: int) -> list[Entry]:
-        """Follow that `waiting`, which counted at this nice, waits for `awaited` no more."""
+        """Count `waiting`, until now at this nice, no more among those that wait for `awaited`."""
         self._awaited_by[awaited].remove(waiting)
         if not self._awaited_by[awaited]:
             del self._awaited_by[awaited]
@@ -130,7 +130,7 @@ class Loans:
         return list(changed)
 
     def _update_loan(self, entry: Entry) -> bool:
-        """Whether the loan changed to what the most urgent of those who wait lends."""
+        """Set the loan to what the most urgent waiter lends; whether that changed it."""
         most_urgent = min(self._waiting.get(entry, ()), default=entry.nice)
         loan = most_urgent if most_urgent < entry.nice else None
         if loan == entry.loan:

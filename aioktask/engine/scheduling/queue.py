@@ -170,7 +170,7 @@ class Entry:
 
     @property
     def urgency(self) -> int:
-        """The nice at which whoever waits inside a chunk of the job waits."""
+        """The nice at which a wait inside a chunk of the job counts: the loan, else the job's."""
         return self.nice if self.loan is None else self.loan
 
     @property
@@ -184,7 +184,7 @@ class Entry:
         return self.gives_way and not self.undoing and not self.loan_offered
 
     def new_key(self) -> Key:
-        """Where the next thread to serve it would find it."""
+        """The key under which the next thread finds the entry in a queue."""
         if self.loan is not None and not self.loan_taken:
             return (not self.undoing, self.loan_runtime, self.loan, self.sequence, self)
         return (not self.undoing, self.runtime, self.nice, self.sequence, self)
@@ -195,7 +195,7 @@ class Entry:
 
 
 class Scheduler:
-    """The entries that have something to claim, and who may be served.
+    """The entries that have something to claim, and the choice among them.
 
     Attributes:
         cap: The most threads in this process; may change at any time.
@@ -254,16 +254,16 @@ class Scheduler:
         self._place(entry)
 
     def set_limit(self, entry: Entry, limit: int) -> None:
-        """Move the job's own limit. What it could not use below the old one is not owed to it."""
+        """Change the job's own limit; what the old one kept it from using is not made good."""
         entry.limit = limit
         entry.runtime = max(entry.runtime, self._floor)
         self._place(entry)
 
     def set_group_cap(self, group: Group, cap: int | None) -> None:
-        """Move a coordinator's cap.
+        """Change a coordinator's cap.
 
-        What its jobs could not use below the old one is not owed to them; the shares among them
-        stay as they are. This passes over all of its jobs that have something to claim.
+        What the old one kept its jobs from using is not made good; the shares among them stay as
+        they are. The call passes over all of its jobs that have something to claim.
         """
         # From the last to the first and back again: little has to move in a sorted list then.
         waiting = sorted(group.ready, key=Entry.new_key)
@@ -279,7 +279,7 @@ class Scheduler:
         self._send_delegates(group)
 
     def set_gives_way(self, entry: Entry, gives_way: bool) -> None:
-        """Have the next threads give way; those that serve it already stay counted as they are."""
+        """Have the job's next threads give way or not; those that serve it stay as counted."""
         entry.gives_way = gives_way
         self._place(entry)
 
@@ -323,7 +323,7 @@ class Scheduler:
 
     @property
     def anybody_waits(self) -> bool:
-        """Whether some job would be served by one helper more, if there might be one."""
+        """Whether some job could have one helper more, the process's caps apart."""
         queues = self._queues
         return bool(queues.foreground or queues.background or self._owed)
 
@@ -358,7 +358,7 @@ class Scheduler:
     # Threads.
 
     def enter(self, entry: Entry, *, counted: bool = False, counted_in_group: bool = False) -> Seat:
-        """Count a thread that begins to serve the entry; the seat is for it to give back.
+        """Count a thread that begins to serve the entry; returns its seat, for `leave`.
 
         A thread inside a chunk is `counted` as running already, and `counted_in_group` if that
         chunk, or one that it is nested in, is of the same coordinator.
@@ -381,7 +381,7 @@ class Scheduler:
         counted: bool = False,
         counted_in_group: bool = False,
     ) -> None:
-        """Count a thread that ends to serve the entry, which it did for `wall_ns`."""
+        """Count a thread that stops serving the entry, which it did for `wall_ns`."""
         self._count(entry, -1, counted, counted_in_group)
         self.charge(entry, wall_ns, seat)
         self._vacate(entry, seat)
@@ -423,9 +423,9 @@ class Scheduler:
     ) -> None:
         """Make every count and queue anew, after an exception struck in the middle of a call.
 
-        Believed are the caps, the runtimes, and what an entry says of itself (`ready`, `undoing`,
-        `nice`, `limit`, `owed`, `loan`, `gives_way`); what an interrupted call was to change in
-        these, the caller sets again afterwards.
+        The caps, the runtimes and what an entry says of itself (`ready`, `undoing`, `nice`,
+        `limit`, `owed`, `loan`, `gives_way`) are trusted; what an interrupted call was to change in
+        these must be set again afterwards.
 
         Args:
             entries: All those of jobs that are not over, or were not when the call began.
@@ -520,7 +520,7 @@ class Scheduler:
         return self._queues if group.cap is None else group.queues
 
     def _send_delegates(self, group: Group) -> None:
-        """Have the first of a group's queues, while it is below its cap, stand in the process's."""
+        """Have the first entries of a group below its cap stand in the process's queues."""
         foreground = background = served = None
         if group.cap is not None and group.threads < group.cap:
             own = group.queues

@@ -2,7 +2,7 @@
 # Who waits for whom: the graph in which a cycle is a deadlock.
 #
 # Pure. A job is over when all its chunks are. So when a chunk of A waits for the end of B, A waits
-# for B, and a chunk of B that would wait for A can never be served: found when that wait would
+# for B, and a chunk of B that waited for A could never go on. Such a wait is found where it would
 # begin.
 """Waits of jobs for jobs."""
 
@@ -29,7 +29,7 @@ class Waits(Generic[T]):
         counts[awaited] = counts.get(awaited, 0) + 1
 
     def remove(self, waiting: T, awaited: T) -> None:
-        """Count one no more.
+        """Count a chunk of `waiting` no more that waited for `awaited`.
 
         Raises:
             KeyError: No such wait was added.
