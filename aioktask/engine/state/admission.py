@@ -4,7 +4,7 @@
 #
 # `admit` is the one command for it, also for jobs that leave the lane. A run comes in once, however
 # often it is posted; one that was refused, or cancelled before it came, or that cannot be cut, is
-# over at once, and whoever waits for it is woken. A job of one chunk takes the short way (`short`)
+# over at once, and its waiters are woken. A job of one chunk takes the short way (`short`)
 # where that leaves the same state.
 """The beginning of runs."""
 
@@ -34,7 +34,7 @@ def admit(
     nested: bool,
     detects: bool,
 ) -> None:
-    """Take a run in, unless it was refused or cancelled before it came to it.
+    """Take a run in, unless it was refused or cancelled before.
 
     Args:
         run: It may have been cancelled already.
@@ -82,7 +82,7 @@ def admit(
     state.runs[run] = None
     group.runs[run] = None
     state.scheduler.add(run.entry)
-    run.caller = caller  # that will serve it, whoever else can
+    run.caller = caller  # which will serve it, whether or not helpers can
     for each, wait in run.waiters.items():
         begin_waiting(state, run, each, wait)
     for leaver in group.leavers:

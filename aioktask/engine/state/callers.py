@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # Threads of the program that called the sync form and take part in that run, as turns see them.
 #
-# A caller may serve its run whatever the caps: only the job's own limit keeps it out, and for a
-# background job what is free for those. It counts as a thread that runs, unless it was one before.
+# A caller may serve its run whatever the caps: only the job's own limit keeps it out, and the cap
+# on background jobs. It counts as one more running thread, unless it is inside a chunk already.
 # A turn that claims a stretch for it hands that over; the thread walks it and posts how far it
 # came, or that it takes no further part. What it posts of a stretch that turns have taken back
 # meanwhile does nothing.
@@ -64,7 +64,7 @@ def caller_walked(state: State, run: Run, stint: Stint, position: int, now: int)
 
 
 def caller_raised(state: State, run: Run, stint: Stint, error: BaseException, now: int) -> None:
-    """A command: what the calling thread called raised."""
+    """A command: the function that the calling thread called raised `error`."""
     if stint not in state.serving:
         return
     state.raised(stint, error, now)

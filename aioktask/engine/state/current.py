@@ -2,10 +2,10 @@
 # What the calling thread is doing for the engine: the chunk that it works on, and whether it is in
 # the engine's own code.
 #
-# Threads of the program are in nobody's way wherever they are. A helper or the keeper is different:
-# it may hold the lock, or be counted as idle, so code of the program that happens to run there (a
-# finalizer, a weak reference callback, a listener of events) must not wait for the engine. `inside`
-# says so; it is False only while such a thread runs a job's own function.
+# A thread of the program may wait for the engine. A helper or the keeper may hold the lock, or be
+# counted as idle, so code of the program that happens to run there (a finalizer, a weak reference
+# callback, a listener of events) must not wait for the engine. `inside` says so; on such a thread
+# it is False only while a job's own function runs.
 """The current chunk of a thread."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class _Local(threading.local):
     """What is known of the calling thread.
 
     Attributes:
-        stint: Whose chunk the thread works on, the innermost one.
+        stint: The stint whose chunk the thread works on, the innermost one.
         inside: Whether it runs code of the engine in which nothing may wait: on a thread of the
             engine, in a turn, or while listeners hear of events.
         takes_part: The runs that the thread takes part in as their caller, the innermost last.
@@ -40,8 +40,8 @@ class _Local(threading.local):
     takes_part: tuple[Run, ...] = ()
 
     def __init__(self) -> None:
-        # In each thread where it looks here first: what a profiling function calls in one of the
-        # engine's before its first line may not wait, since others wait for that line.
+        # Set in each thread at its first look here. In one of the engine's that may be a look by a
+        # profiling function before the first line, which must not wait: others wait for that line.
         self.inside = isinstance(threading.current_thread(), EngineThread)
 
 
@@ -88,11 +88,11 @@ def refuse_waiting(what: str) -> None:
 def refuse_own(awaited: Iterable[Run]) -> None:
     """Raise where the calling thread would wait for a run that it takes part in.
 
-    A chunk's waits are found out otherwise. This is for a signal handler that is called between two
-    chunks: the run goes on when the handler returns, and not before.
+    The waits of chunks are checked in turns (`waiting.deadlock`). This is for a signal handler that
+    is called between two chunks: the run goes on when the handler returns, and not before.
 
     Raises:
-        DeadlockError: It would wait for itself.
+        DeadlockError: The thread would wait for itself.
     """
     if not local.takes_part:
         return

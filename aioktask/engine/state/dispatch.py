@@ -2,13 +2,13 @@
 # All state of the engine, and who works on what: from the choice of a run for a thread, through its
 # stretches, to the end of the run.
 #
-# What changes anything here, or in the modules beside this one, is called in a turn, so by one
-# thread at a time, under the pool's lock. State in, decisions out: nothing blocks, runs anybody's
+# The functions that change anything here, or in the modules beside this one, are called in turns:
+# by one thread at a time, under the pool's lock. State in, decisions out: nothing blocks, runs user
 # code, starts or wakes a thread. What a change has to say (events, wake-ups, threads to start) is
 # put into the outbox, which the pool sends when the lock is free again.
 #
-# What calls from outside ask for are commands: functions of those modules whose arguments are the
-# state, the run that they are about, or None, and more. They come in the order in which each thread
+# Calls from outside come as commands: functions of those modules whose arguments are the state, the
+# run that they are about, or None, and more. The commands of a thread come in the order in which it
 # posted them, and one that comes twice, or to a run that is over, does no harm.
 #
 # Guarantees: a helper that would find work is never left idle. Every change that makes work ends in
@@ -48,8 +48,8 @@ from aioktask.engine.tunables import Tunables
 # How many helpers are woken at once; each that wakes wakes as many again.
 SUMMON_AHEAD = 2
 
-# A background stretch that was kept from its CPU for so much of its time, and so long, was in
-# somebody's way.
+# A background stretch that was kept from its CPU for so much of its time, and so long, may have
+# been in another process's way.
 CONTENDED = 1 / 3
 CONTENDED_NS = 1_000_000
 
@@ -66,12 +66,12 @@ class State:
         turner: The helper that takes this turn, which is the first to get work if it is idle.
         starting: Helpers that are being started.
         closing: Whether the interpreter exits.
-        ended: Whether it has, as far as the engine goes: nothing is taken in any more.
+        ended: Whether the engine has ended at exit: nothing is taken in any more.
         no_more_threads: Whether the system refused the last thread.
-        crowded_until: For how long a job expects another one beside it.
-        all_over: Who waits until no run is left.
-        unasked: Runs of which the keeper has yet to find out, in this round, who attends them.
-        advice: What to tell, once, of a process that has one CPU.
+        crowded_until: Until when a job expects another one beside it.
+        all_over: The waiter for the end of all runs, at exit.
+        unasked: Runs whose owners have not been looked for yet, in this round of the keeper's.
+        advice: What to tell, once, where the process is bound to one CPU.
     """
 
     def __init__(self, cap: int, tunables: Tunables) -> None:
@@ -130,7 +130,7 @@ class State:
     # How runs go forward.
 
     def update(self, run: Run) -> None:
-        """Bring a run's queueing in line with its state, and its state forward when it may."""
+        """Bring a run to its next phase, if it may go on, and queue it as its phase demands."""
         while not run.claimable:
             self.scheduler.set_idle(run.entry)
             if run.entry.threads or run.async_undo or run.over:
@@ -145,7 +145,7 @@ class State:
                 self.out.waiters += run.waiters
                 return
             self.signals.generation += 1  # an undo goes before chunks
-            # And at the higher of the job's and the waiters' priority.
+            # An undo runs at the nice of the job or of a waiter, whichever is more urgent.
             if run.urgency < run.entry.nice:
                 self.scheduler.set_nice(run.entry, run.urgency)
                 lend(self, self.loans.reckon(run.entry))
@@ -156,7 +156,7 @@ class State:
         ask_caller(self, run)
 
     def end(self, run: Run) -> None:
-        """Take out a run that is over, and have whoever waits for it woken."""
+        """Take out a run that is over, and have its waiters woken."""
         group = run.group
         out = self.out
         out.dropped += (run, run.dropped)
@@ -173,13 +173,13 @@ class State:
         for wait in run.left_by.values():
             end_wait(self, run, wait)
         run.left_by = {}
-        # Not before: what strikes until here finds the run, and ends it anew.
+        # Not before: after an exception until here the run is still found, and ended anew.
         self.runs.pop(run, None)
         lend(self, self.loans.forget(run.entry))
         self.forget(run)
 
     def forget(self, run: Run) -> None:
-        """Have those woken who waited until this run, which was taken out, is none of the runs."""
+        """Take a run out of its group; wake the group's leavers, or exit, if it was the last."""
         run.group.runs.pop(run, None)
         run.entry.run = None  # no cycle: what the job holds goes with the last reference to it
         let_leave(self, run.group)
@@ -189,14 +189,14 @@ class State:
     # Threads that serve runs.
 
     def follow_limit(self, run: Run) -> bool:
-        """Have the queue hold to the run's own limit of threads; whether that has moved."""
+        """Have the scheduler keep to the run's own limit of threads; whether that has changed."""
         if run.entry.limit == run.thread_limit:
             return False
         self.scheduler.set_limit(run.entry, run.thread_limit)
         return True
 
     def walked(self, stint: Stint, position: int, now: int) -> bool:
-        """The stint walked up to `position`; whether it has a new stretch and may go on at once."""
+        """Take in that the stint walked up to `position`; whether it goes on with a new stretch."""
         run = stint.run
         run.walked(stint, position, now)
         if self.follow_limit(run):
@@ -239,7 +239,7 @@ class State:
         return False
 
     def raised(self, stint: Stint, error: BaseException, now: int) -> None:
-        """`fn`, `undo` or `reduce` raised in the stint."""
+        """Take in that `fn`, `undo` or `reduce` raised in the stint."""
         if stint.reducing:
             stint.run.reduce_raised(stint, error, now)
         else:
@@ -247,7 +247,7 @@ class State:
         self.signals.generation += 1
 
     def reconsider(self, stint: Stint, now: int) -> Stint | None:
-        """Choose again what the stint's thread serves: None to be idle, or for a caller to wait."""
+        """Choose anew what the stint's thread serves; returns a helper's next stint, if any."""
         thread, run = stint.thread, stint.run
         if stint in self.serving:
             self.leave(stint, now, began=True)
@@ -288,10 +288,10 @@ class State:
             self.idle.append(helper)
 
     def _take_idle(self, nice: int) -> Helper | None:
-        """An idle helper whose thread can have what a job of this nice wants.
+        """Take an idle helper whose thread can have the nice that a job of this nice wants.
 
-        The one whose turn this is goes first, then who is idle for longest. Of those that may not
-        go back to a lower nice the nearest, which others want least.
+        The turner goes first, then the helper that is idle for longest. Where threads may not go
+        back to a lower nice, of those that fit the one of the highest, which others can use least.
         """
         if not self.idle:
             return None
@@ -347,7 +347,7 @@ class State:
         )
 
     def _assign(self, helper: Helper, run: Run, now: int) -> bool:
-        """Have the helper serve the run; False if that was cancelled at this very moment."""
+        """Have the helper serve the run; False if the run was cancelled at this very moment."""
         stint = helper.stint = run.stint_of(helper)
         place(self, stint, helper)
         entered = self.enter(stint, now)

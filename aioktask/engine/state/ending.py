@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-# The commands that have runs end: a cancel, a commit, who leaves a coordinator, the exit.
+# The commands that end runs: a cancel, a commit, the leaving of a coordinator, the exit.
 #
-# How a run ends was decided by then, in one step, on the thread that asked for it (`Run.decide`).
+# How a run ends was decided before, in one step, on the thread that asked for it (`Run.decide`).
 # Turns only carry that out; a run that goes on after all, since the cancel came late, is left
-# alone. Who closes a coordinator, or the process, finds jobs that wait in the lane among its runs.
+# alone. Commands that close a coordinator, or the process, first take in what waits in the lane.
 """The ending of runs."""
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def cancel(state: State, run: Run) -> None:
     if run.decided is not CANCEL:
         return
     if not run.begun:
-        if run.never_starts:  # it was posted before the run, which is not going to come
+        if run.never_starts:  # the cancel was posted before the run, which is not going to come
             do_not_begin(state, run)
-        if not run.settled:  # else whoever walks it will find out
+        if not run.settled:  # the helper that walks it, if one does, will find out
             return
         take_in_settled(state, run)
     run.cancelled = True
-    if not run.never_starts:  # else nobody walks it
+    if not run.never_starts:  # else no thread walks it
         state.signals.generation += 1
     state.update(run)
     state.summon(perf_counter_ns())
@@ -48,7 +48,7 @@ def committed(state: State, run: Run) -> None:
 
 
 def undo_ended(state: State, run: Run, errors: tuple[tuple[range, BaseException], ...]) -> None:
-    """Bring the run, whose coroutine undo is through, forward."""
+    """Take in that the run's coroutine undo is through, and bring the run forward."""
     if run.over or not run.async_undo:
         return
     run.undo_ended(errors)
@@ -58,7 +58,7 @@ def undo_ended(state: State, run: Run, errors: tuple[tuple[range, BaseException]
 def leave_group(state: State, run: None, group: RunGroup, leaver: Leaver, cancels: bool) -> None:
     """Close a group, cancel its runs if asked to, and have the leaver woken when none is left.
 
-    Where a cycle of waits would be the end of it, the leaver's waiter is refused.
+    Where that wait would close a cycle of waits, the leaver's waiter is refused.
     """
     admit_waiting(state)
     group.closed = group.shut = True

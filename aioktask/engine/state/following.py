@@ -2,11 +2,11 @@
 # What follows for runs where something about them changes while they run: their nice, their limit,
 # what the coordinator or the process sets, what the machine and other processes leave.
 #
-# Who changes it publishes the new value first (on the run, its group, the adapter), then posts one
-# of these commands, which read it: so of many changes the last one holds, whatever the order of the
-# commands. Guarantees: what stands in the queues agrees with what was published when the turn is
-# over; helpers come back at their next chunk to choose anew, since the generation is another; and
-# callers that wait for a thread to be allowed are asked again.
+# A thread that makes a change publishes the new value first (on the run, its group, the adapter),
+# then posts one of these commands, which read it: so of many changes the last one holds, whatever
+# the order of the commands. Guarantees: when the turn is over, the queues agree with what was
+# published; helpers come back at their next chunk to choose anew, since the generation is another;
+# and callers that the limits kept out are asked again.
 """What follows from changes."""
 
 from __future__ import annotations
@@ -81,13 +81,13 @@ def configure(state: State, run: None, wanted: Wanted) -> None:
 def follow_machine(
     state: State, run: None, node_cpus: dict[int, frozenset[int]], cap: int, share: int | None
 ) -> None:
-    """Follow the machine, or what other processes leave of it, which is another than it was."""
+    """Have all runs follow a change of the machine, or of what other processes leave of it."""
     state.node_cpus = node_cpus
     set_caps(state, cap, share)
 
 
 def set_caps(state: State, cap: int, share: int | None) -> None:
-    """Have the process's caps be these, and all runs follow them.
+    """Set the process's caps, and have all runs follow them.
 
     Args:
         cap: What the machine and the user give.
@@ -113,7 +113,7 @@ def _reconsider_runs(state: State, runs: Iterable[Run]) -> None:
 
 
 def _move_limit(state: State, run: Run) -> None:
-    """Have the run, and the queue, follow caps or a limit that are others now."""
+    """Have the run, and the queue, follow caps or a limit that have changed."""
     run.caps_moved(state.cap_of(run.group))
     if state.follow_limit(run):
         ask_caller(state, run)

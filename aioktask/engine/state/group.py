@@ -23,11 +23,11 @@ class RunGroup(Group):
 
     Attributes:
         runs: Those that are not over.
-        closed: Whether nothing more may be submitted. Set by who closes it, before it posts.
-        shut: Whether a turn has seen that.
-        undo_failed: Runs whose undo failed, by number, of which nobody was told. Who is told
-            strikes them out, on any thread.
-        leavers: Who waits until no run is left.
+        closed: Whether nothing more may be submitted. Set by the closing thread, before it posts.
+        shut: Whether a turn has seen that it is closed.
+        undo_failed: Runs whose undo failed, by number, until an owner, a waiter or a leaver has
+            been told, on any thread.
+        leavers: The waiters for the end of all its runs.
         wanted_cap: The cap as it was asked for last; `cap` follows in a turn.
         tunables: What it sets that is otherwise the process's, by name; its cap apart.
     """
@@ -45,14 +45,14 @@ class RunGroup(Group):
 
 
 class Leaver:
-    """Who waits until no run of a group is left.
+    """A waiter until no run of a group is left.
 
     Attributes:
-        waiter: Whom to wake.
-        stint: The chunk that it waits in or on behalf of.
+        waiter: What is woken then.
+        stint: That of the chunk in which, or on behalf of which, it waits; None for no chunk.
         detects: Whether the chunk itself waits, so that a cycle of waits would never end.
         gone: Whether no run is left; set before the waiter is woken.
-        undo_failed: Then, the runs whose undo failed.
+        undo_failed: The runs whose undo failed, once it is gone.
     """
 
     __slots__ = ("detects", "gone", "stint", "undo_failed", "waiter")

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-# Helpers come, go, and fail.
+# How helpers come, go, and fail.
 #
 # A helper stands in `State.starting` from when it is wanted until it comes or cannot be started,
-# then in `State.helpers` until it goes. Guarantees: none goes that was given work; what one was to
-# serve that failed, or that may not have the nice for it, is given to others or fails; and where no
-# thread can be had, those that there are serve jobs of any nice, and what none of them will ever
-# serve fails.
+# then in `State.helpers` until it goes. Guarantees: none goes that was given work; the work of one
+# that failed, or that may not have the nice for it, is given to others or fails; and where the
+# system has no more threads, the helpers that there are serve jobs of any nice, and runs that none
+# of them will ever serve fail.
 """The coming and going of helpers."""
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def relay(state: State, run: None) -> None:
 
 
 def refused(state: State, helper: Helper) -> None:
-    """Take back what the helper was to do, whose thread may not have so low a nice.
+    """Take back the work of a helper whose thread may not have so low a nice.
 
-    Another one should do it. Where a fresh one could not have that nice either, this one does it
-    at the nice that it has.
+    Another helper should do it. Where a new thread could not have that nice either, `Adapter.fit`
+    lets the first one do it at the nice that it has.
     """
     state.may_lower = state.may_lower_again = False
     now = perf_counter_ns()

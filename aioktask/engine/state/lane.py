@@ -3,27 +3,28 @@
 #
 # A job of one chunk, awaited, at the lane's nice, needs no queue, cut, learning or account while
 # nothing else waits for helpers. So a turn that leaves helpers idle opens the lane for some of
-# them, its members. Who submits such a job appends it to `waiting` and wakes a member that is
-# `parked`; the member claims it, walks it, ends it and wakes its waiter, and no turn is taken.
+# them, its members. The submitting thread appends such a job to `waiting` and wakes a member that
+# is `parked`; the member claims it, walks it, ends it and wakes its waiter, and no turn is taken.
 #
 # The lane is open between turns only. Every turn closes it first (`lane_turns`), so it finds an
 # ordinary state: a job that a member is at has become a run that this helper serves, and a member
-# that is at none is idle. Jobs that nobody has claimed stay in `waiting` while the turn lasts;
-# where it does not open the lane again they go into the inbox, before what was posted. Who leaves
-# a coordinator, and exit, have them taken in first.
+# that is at none is idle. Unclaimed jobs stay in `waiting` while the turn lasts; where it does not
+# open the lane again they go to the front of the inbox. The leaving of a coordinator, and the exit,
+# have them taken in first.
 #
 # Three rules make that right, whatever the order of threads' lines:
 #
 # - A member writes into `Helper.express` what it is about to claim, then looks whether it is still
 #   a member (`Helper.in_lane`), then claims (`Run.decide_entrance`). A turn takes the membership
 #   away, then reads `express`, then claims. So no helper claims a job that the turn did not see.
-# - Who ends a run that a member walks, that member or turns, is decided in one step
-#   (`one_chunk.decide_ender`), by the member when the chunk is done and by the turn that adopts the
+# - Whether a run that a member walks is ended by that member or by turns is decided in one step
+#   (`one_chunk.decide_ender`): by the member when the chunk is done, or by the turn that adopts the
 #   run.
-# - A member that has nothing to do appends itself to `parked`, then looks into `waiting`. Who
-#   submits appends to `waiting`, then looks into `parked`, then whether the lane is open still, and
-#   if not, or if further helpers may be had, posts the job as any other; it is taken in once. A
-#   member that takes a job takes itself out of `parked`, and wakes another where more jobs wait.
+# - A member that has nothing to do appends itself to `parked`, then looks into `waiting`. A thread
+#   that submits appends to `waiting`, looks whether the lane is still open, then into `parked`. If
+#   the lane is closed, or no member is parked while further helpers may be had, it posts the job as
+#   any other, too; the job is taken in once. A member that takes a job takes itself out of
+#   `parked`, and wakes another where more jobs wait.
 """The lane of short jobs."""
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ class Lane:
     """Jobs that helpers serve without turns, and those helpers.
 
     Attributes:
-        root: Whose jobs may have an undo: those without a coordinator, since nobody who leaves
-            one waits for a job that has settled in the lane.
+        root: The group of jobs without a coordinator. Only they may have an undo, since no leaver
+            waits for a job that has settled in the lane.
         open: Whether jobs may be appended; changed by turns, and False during each.
-        nice: Of the jobs, not above 0.
-        cap: The process's, which that of a coordinator does not undercut.
+        nice: That of the jobs, not above 0.
+        cap: The process's; jobs of a coordinator whose cap is lower do not pass.
         full: Whether no further helper could serve its jobs.
-        waiting: Jobs that nobody has claimed, and some that were claimed a moment ago.
+        waiting: Jobs that no member has claimed, and some that were claimed a moment ago.
         parked: Members that are waiting for one, or are about to.
         members: The helpers; turns' own.
-        former: Who were members when the turn that is now began.
+        former: The members when the present turn began.
         expected: Whether a short job is expected soon, so that the lane is worth opening.
         used: Whether one came since the lane was opened.
         passed: Whether one came since the keeper looked.
@@ -121,12 +122,12 @@ class Lane:
                 return True
 
     def join(self, helper: Helper) -> bool:
-        """On a member's thread: be among those that are woken for a job, unless one waits."""
+        """On a member's thread: be woken for the next job; False where one waits already."""
         self.parked.append(helper)
         return not self.waiting
 
     def step_out(self, helper: Helper) -> None:
-        """On a member's thread: be woken for no job, however often it said that it waits."""
+        """On a member's thread: take the member out of `parked`, however often it is there."""
         parked = self.parked
         try:
             while True:
@@ -135,13 +136,13 @@ class Lane:
             return
 
     def expect(self, nice: int) -> None:
-        """In a turn: a job came that could pass."""
+        """In a turn: take in that a job of this nice came that could have passed."""
         self.expected = True
         self.nice = nice
         self._unused = 0
 
     def close(self) -> None:
-        """In a turn: from now on there is no member; `members` are those that the turn sees to."""
+        """In a turn: end all memberships; the turn then sees to each helper in `members`."""
         self.open = False
         for helper in self.members:
             helper.in_lane = False

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 # What turns do with the lane, which is open between turns only.
 #
-# Every turn that finds the lane open closes it first, so that all that its members are at is runs
-# as others; and at its end opens it again, or has what waits there be taken in by `admit`. Why no
-# job gets lost or is served twice in between, whatever the members do meanwhile, stands in `lane`.
+# A turn that finds the lane open closes it first, so that the jobs its members are at become
+# ordinary runs. At its end it opens the lane again, or has the jobs that wait there taken in by
+# `admit`. Why no job gets lost or is served twice meanwhile, whatever members do, stands in `lane`.
 """Turns that open and close the lane."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def close_lane(state: State, now: int) -> None:
 
 
 def leave_lane(state: State, helper: Helper, now: int) -> None:
-    """Have what the helper serves as a member of the lane be a run as others; once or again."""
+    """Make an ordinary run of what a member of the lane is at; may be called again."""
     run = helper.express
     found = None if run is None or run.begun else run.decide_entrance(ADMITTED)
     if run is not None and found is helper:
@@ -41,7 +41,7 @@ def leave_lane(state: State, helper: Helper, now: int) -> None:
 
 
 def adopt_late(state: State, helper: Helper, now: int) -> None:
-    """Have what the helper took out of the lane be a run as others, unless it is."""
+    """Make an ordinary run of what the helper took out of the lane, unless it is one."""
     run = helper.express
     helper.express = None
     if run is None or run.begun:
@@ -51,7 +51,7 @@ def adopt_late(state: State, helper: Helper, now: int) -> None:
 
 
 def struck_in_lane(state: State, helper: Helper, now: int) -> None:
-    """End a job of the lane at whose end an exception struck the helper; else take it in."""
+    """End a job of the lane if an exception struck its helper as it did so; else adopt the job."""
     run = helper.express
     if run is None or run.begun or run.decide_entrance(ADMITTED) is not helper:
         helper.express = None
@@ -69,17 +69,17 @@ def struck_in_lane(state: State, helper: Helper, now: int) -> None:
 
 
 def settle_lane(state: State, inbox: deque[tuple[Any, ...]]) -> None:
-    """At the end of a turn: open the lane, or have its jobs be taken in as others.
+    """At the end of a turn: open the lane, or put the jobs that wait there into the inbox.
 
     Args:
-        inbox: Where they go then, before what was posted after them.
+        inbox: Where they go first, since what is in there was posted after them.
     """
     lane = state.lane
     opened = lane.expected and not inbox and _open_lane(state)
     while lane.former:
         helper = lane.former[-1]
         if not helper.in_lane and helper.stint is None and helper is not state.turner:
-            state.out.parkings.append(helper.parking)  # it waits as a member, who is none now
+            state.out.parkings.append(helper.parking)  # it waits as a member, and is none now
         lane.former.pop()
     waiting = lane.waiting
     while waiting and not opened:
@@ -92,7 +92,7 @@ def settle_lane(state: State, inbox: deque[tuple[Any, ...]]) -> None:
 
 
 def _open_lane(state: State) -> bool:
-    """Open the lane for helpers that are idle, unless some job has need of them."""
+    """Open the lane for idle helpers, unless some job needs them; whether it is open."""
     lane, scheduler = state.lane, state.scheduler
     if (
         state.closing

@@ -3,7 +3,7 @@
 #
 # `scheduling/loans` counts who lends what to whom. When that changed, `lend` has it take effect: on
 # a thread that serves the run already, else on the next one that comes. It guarantees that a helper
-# which was called for less urgent work, and has not begun it, does not keep it from the loan.
+# that was called for the run, and has not begun, does not hold the loan up: it is recalled.
 # Called in turns; the threads get their nice by `threads/adapt`, once the turn is over.
 """The nice of a helper."""
 
@@ -53,7 +53,7 @@ def lend(state: State, entries: list[Entry]) -> None:
 
 
 def recall(state: State, helper: Helper, now: int) -> None:
-    """Take back the work of a helper that was called and has not begun: others are sooner."""
+    """Take back the work of a helper that was called and has not begun it."""
     stint = helper.stint
     assert stint is not None
     stint.run.walked(stint, stint.chunk_start, now)
@@ -76,7 +76,7 @@ def nice_of(state: State, helper: Helper) -> int:
 
 
 def can_serve_at(state: State, helper: Helper, nice: int) -> bool:
-    """Whether the helper's thread can have what a job of this nice wants, or must do."""
+    """Whether the helper's thread can have the nice that a job of this nice wants, or must do."""
     if state.no_more_threads or state.may_lower or not state.may_set_nice:
         return True
     return helper.nice <= thread_nice(nice, state.base_nice, gil=state.gil)
@@ -89,7 +89,7 @@ def serves_background(helper: Helper) -> bool:
 
 
 def urgency_offered(entry: Entry) -> int:
-    """The nice at which the next thread would serve it."""
+    """The nice at which the next thread would serve the job."""
     return entry.loan if entry.loan is not None and not entry.loan_taken else entry.nice
 
 
@@ -108,6 +108,6 @@ def helper_beneath(stint: Stint) -> Helper | None:
 
 
 def note_loan(run: Run, when: Literal["at once", "at a chunk boundary"]) -> None:
-    """Note how soon the run had the nice of who waits for it, the first time that it did."""
+    """Note how soon the run got its waiter's nice, the first time that it did."""
     if run.lent == "no":
         run.lent = when

@@ -2,9 +2,9 @@
 # On which NUMA node a helper serves a job whose parts lie on nodes.
 #
 # A helper is bound to the node whose parts it takes. No node has more helpers bound to it than it
-# has CPUs for them, or than the coordinator or the process allows; who finds no room there helps
-# from where it is. Called in turns; nothing here but `place` changes anything, and that the stint
-# alone. The threads are bound by `threads/adapt`.
+# has CPUs for them, or than the coordinator or the process allows; a helper that finds no room
+# serves from where it is. Called in turns; nothing here but `place` changes anything, and that the
+# stint alone. The threads are bound by `threads/adapt`.
 """The node of a helper."""
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ def node_for(state: State, helper: Helper) -> int | None:
 def place(state: State, stint: Stint, helper: Helper) -> None:
     """Choose the node whose parts the helper serves, and whether it is bound there.
 
-    The one with the fewest helpers for its CPUs, of those that have room. Without room anywhere
-    it helps from where it is, bound there only where that node has room for it.
+    It is the node with the fewest helpers for its CPUs, of those that have room. Without room
+    anywhere the helper serves from where it is, bound there only where that node has room for it.
     """
     claims = stint.run.sweep.claims
     stint.off_node = False
@@ -57,7 +57,7 @@ def place(state: State, stint: Stint, helper: Helper) -> None:
 
 
 def migrates(stint: Stint) -> bool:
-    """Whether the stint's node has nothing left, so that its thread should go where it has."""
+    """Whether the stint's node has nothing left, so that its thread should go to another."""
     claims = stint.run.sweep.claims
     return isinstance(claims, PartedClaims) and not claims.left_at(stint.node)
 

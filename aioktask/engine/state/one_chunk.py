@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-# A run that is one chunk, which one thread has: how it begins and ends without a claim.
+# How a run of one chunk, which one thread has, begins and ends without a claim.
 #
-# A job the size of a request is nothing else. Where its chunk passes the lane, the helper that
-# walks it ends it, on its own thread and outside of turns, unless turns have taken the run over;
-# which of the two is decided in one step (`decide_ender`). Else turns call what is here.
+# A job the size of a request is such a run. Where it passes the lane, the helper that walks it ends
+# it, on its own thread and outside of turns, unless turns have taken the run over; which of the two
+# is decided in one step (`decide_ender`). Outside of the lane turns call what is here.
 """Runs of one chunk."""
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def enter(run: Run, stint: Stint, chunk: int, now: int) -> None:
 
 
 def decide_ender(run: Run, who: str) -> str:
-    """Have the helper that took the run out of the lane end it, or turns; what was decided."""
+    """Have `who`, its helper or turns, end a run of the lane, unless decided; returns who does."""
     decided: str = run.decisions.setdefault("ender", who)
     return decided
 
@@ -60,8 +60,8 @@ def decide_ender(run: Run, who: str) -> str:
 def end(run: Run, stint: Stint, now: int, cpu: int, cap: int) -> bool:
     """End a run of the lane whose one chunk is done, on its helper's thread.
 
-    From now on nobody else has to do with it but its owner, and what it held goes. One with an
-    undo is settled: a cancel may still come, and then it becomes a run as others.
+    From then on only its owner has to do with it, and what it held is dropped. A run with an undo
+    is settled: a cancel may still come, and make an ordinary run of it.
 
     Args:
         run: The run.
@@ -96,7 +96,7 @@ def end_struck(run: Run, helper: Helper, now: int, cap: int) -> bool:
     """End a run of the lane, in a turn, at whose end an exception struck this helper.
 
     Returns:
-        False where the helper was not at the end of it.
+        False where the helper had not come to end it.
     """
     if run.decisions.get("ender") is not HELPER or run.never_starts:
         return False
@@ -106,7 +106,7 @@ def end_struck(run: Run, helper: Helper, now: int, cap: int) -> bool:
 
 
 def _end(run: Run, stint: Stint | None, now: int, cpu: int, cap: int) -> None:
-    """End the run, or go on to do so where that was struck; the stint is gone at last."""
+    """End the run, or go on to do so after an exception; then the stint may be gone already."""
     if run.report is None:
         assert stint is not None
         threads = min(run.limit, cap)

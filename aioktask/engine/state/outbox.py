@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 # What a turn has to say once the lock is free: whom to wake, what to tell, which threads to start,
-# and which objects nobody needs any more, whose finalizers are anybody's code.
+# and which objects to let go of, whose finalizers may be user code.
 """The outbox of turns."""
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class Outbox:
 
     Attributes:
         renices: Helpers whose threads should perhaps be of another nice.
-        notes: What is to be attached to which exception, whose class is anybody's.
-        events: What is to be told, each in the context of who submitted the run.
-        waiters: Who is to be woken.
+        notes: What is to be attached to which exception, whose class may be the user's.
+        events: What is to be told, each in the context that its run was submitted in.
+        waiters: The waiters that are to be woken.
         undos: Runs whose coroutine undo should begin.
         parkings: Those of threads that have work now.
         starts: Helpers that should be started.

@@ -2,7 +2,8 @@
 # What is told of a run: figures while it goes and when it succeeded, and what is left when it did
 # not.
 #
-# Reads a Run and changes nothing: in a turn, or where a comment says so without the lock.
+# The functions read a run and do not change it: most in turns, `progress`, `what_is_left` and
+# `report_of_one_chunk` without the lock, too.
 """Reports, progress and failures of runs."""
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def report(run: Run) -> Report[Any]:
-    """What a run tells that succeeded."""
+    """The report of a run that succeeded."""
     first = run.first_claim
     return Report(
         value=run.value,
@@ -43,7 +44,7 @@ def report(run: Run) -> Report[Any]:
 def report_of_one_chunk(
     run: Run, stint: Stint, value: object, now: int, cpu: int, threads: int
 ) -> Report[Any]:
-    """What a run tells whose one chunk passed the lane.
+    """The report of a run whose one chunk passed the lane.
 
     Args:
         run: The run.
@@ -120,7 +121,7 @@ def _elapsed(run: Run) -> float:
 
 
 def failure(run: Run) -> Failure:
-    """What a run tells that failed or was cancelled, after its undo."""
+    """The failure of a run that failed or was cancelled, after its undo."""
     undone = run.job.undo is not None and not run.broken
     kept = merge(piece for piece, _ in run.undo_errors)
     return Failure(
@@ -147,7 +148,7 @@ def undo_failed(run: Run, told: Failure, cause: BaseException) -> UndoFailed:
 
 
 def left(run: Run) -> tuple[range, ...]:
-    """What may be done and is not undone yet: for somebody who gives up waiting."""
+    """The ranges that may be done and are not undone yet."""
     sweep = run.sweep  # once: a turn may go on to the undo meanwhile
     free = [range(*each) for each in list(sweep.claims.free)]
     if not sweep.undoes:
@@ -158,13 +159,13 @@ def left(run: Run) -> tuple[range, ...]:
 
 
 def what_is_left(run: Run) -> str:
-    """What somebody is told who gives up waiting for the run."""
+    """The message for a caller that gives up waiting for the run."""
     ranges = ", ".join(f"{each.start} to {each.stop}" for each in left(run)) or "nothing"
     return f"gave up waiting for the job {run.name!r}; may be done and not undone yet: {ranges}"
 
 
 def raisable(error: BaseException) -> BaseException:
-    """`error`, or a RuntimeError in its place where raising it would say something else.
+    """`error`, or a RuntimeError in its place where it would be misread when a waiter raises it.
 
     A StopIteration or GeneratorExit would end the waiter's coroutine, and a loop's cancellation
     would read as one of the waiter.

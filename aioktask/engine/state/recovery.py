@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# What turns do after exceptions: one in a turn, and those that took an owner away without a word.
+# What turns do after exceptions: one in a turn, and those that ended an owner's call too early.
 #
 # An exception may strike a turn in any line: memory was short. After `recover` the run that the
 # turn was about is over, as are those that it left half-way, and whoever waited for them is woken;
@@ -22,7 +22,7 @@ from aioktask.engine.state.ending import cancel, committed
 from aioktask.engine.state.run import SETTLED, Run
 from aioktask.engine.state.workers import Caller
 
-# How many runs one look asks whether their owner is still there.
+# Of how many runs one look finds out whether their owner is still there.
 ATTENDANCE_LOOKS = 256
 
 # And how many that settled in the lane, where thousands may come in the time between two looks.
@@ -32,8 +32,8 @@ SETTLED_LOOKS = 8192
 def recover(state: State, run: Run | None, error: BaseException) -> None:
     """Go on after an exception that struck in the middle of a change, which was about this run.
 
-    What is counted elsewhere is counted anew, from what stands with runs and stints. The run
-    ends by the exception: how much of it is done is not known any more.
+    The run ends by the exception, since how much of it is done is not known any more. All that is
+    counted beside runs and stints is counted anew.
     """
     # Another one too, if a claim in the same turn left it half-way.
     half_way = [each for each in state.runs if each.version & 1 and each is not run]
@@ -47,7 +47,7 @@ def recover(state: State, run: Run | None, error: BaseException) -> None:
     for stint in list(state.serving):
         caller = stint.thread
         if stint.run.over or not stint.live or stint.stretch_start >= stint.stretch_stop:
-            stint.live = False  # the last: it was struck before it had something to walk
+            stint.live = False  # it may be live where it was struck before it had a stretch
             del state.serving[stint]
             if isinstance(caller, Caller):
                 caller.serving = caller.stint = None
@@ -124,17 +124,17 @@ def rebuild(state: State) -> None:
 
 
 def find_unattended(state: State, run: None) -> None:
-    """End what nobody attends to any more.
+    """End the runs whose owner is gone, and the stretches of callers that are gone.
 
-    That is: a run whose owner went away without a word, since exceptions struck faster than it
-    could say so; and a stretch of such a thread. A run may have found this out already.
+    Their calls ended early, since exceptions struck faster than they could act. A call may have
+    cancelled its run before.
     """
     looked = list(itertools.islice(state.unasked, ATTENDANCE_LOOKS))
     if len(looked) < ATTENDANCE_LOOKS:
         state.unasked = iter(list(state.runs))
     for each in looked:
         if each.cancel_asked and not (each.cancelled or each.over):
-            cancel(state, each)  # whoever asked was struck before it could post that
+            cancel(state, each)  # the thread that cancelled was struck before it could post that
         if each.over or each.attended is None or each.attended.locked():
             continue
         if each.cancel():

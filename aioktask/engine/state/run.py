@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # One run of a job, from submit to its end.
 #
-# Turns change it, and nobody else, but for what is said here. Nothing here blocks, starts a thread
-# or calls the user's code, `combine` apart, which helpers call outside the lock.
+# Only turns change it, but for what is said here. Nothing here blocks, starts a thread or calls the
+# user's code, `combine` apart, which helpers call outside the lock.
 #
 #   WORK -> SETTLED -> DONE      all is done; SETTLED only where a cancel may still undo it (`hold`)
 #   WORK -> UNDO -> DONE         an error or a cancel, and something to undo
@@ -11,7 +11,7 @@
 #
 # Success, the first failure and a cancel compete for one decision, which any thread makes in one
 # step (`decide`), so that `cancel()` can say at once whether it came in time; turns respect it. In
-# the same way a run is either admitted by a turn or refused by who submits it (`decide_entrance`).
+# the same way a run is either admitted by a turn or refused at submit (`decide_entrance`).
 """The life of a job that was submitted."""
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class Run:
     entry: Entry
     sweep: Sweep = NOTHING
     key: Key | None = None  # under which what it learns is remembered, if it is
-    lesson: Lesson | None = None  # what the next run of the function should begin with, then
-    lessons: Lessons | None = None  # where, and what was told already
+    lesson: Lesson | None = None  # what is remembered: the next run should begin with it
+    lessons: Lessons | None = None  # where that is kept, and what was told of functions
     threads_planned = 0
     # What was done.
     done_units = chunks_done = peak_threads = 0
@@ -170,7 +170,7 @@ class Run:
     report: Report[Any] | None = None
     verdict: BaseException | None = None
     dropped: tuple[object, ...] = ()  # what the end of the run lets go of, for the outbox
-    told = False  # whether somebody got it
+    told = False  # whether a waiter was given the verdict or the report
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
     failure: Failure | None = None
@@ -195,7 +195,7 @@ class Run:
             nice: The wanted one; setters publish it here before a turn follows.
             context: For the job's functions.
             loop: Where a coroutine undo runs.
-            parent: The chunk that somebody waits in, or on behalf of, for this run.
+            parent: The stint of the chunk in which, or on behalf of which, this run is awaited.
             owned: Whether one call waits for it and will take the result.
         """
         # From its 31st attribute on an object has a dictionary, which is made as that is set.
@@ -244,7 +244,7 @@ class Run:
     # Decided in one step, on any thread.
 
     def decide(self, how: Decision) -> Decision:
-        """Have the run end in this way unless that is decided already; what was decided."""
+        """Have the run end in this way, unless its end is decided already; returns the decision."""
         decided: Decision = self.decisions.setdefault("end", how)
         return decided
 
@@ -258,7 +258,7 @@ class Run:
         """Have the run be admitted, refused, or taken out of the lane by this helper.
 
         Returns:
-            What was decided, which may be another thing.
+            What was decided, which may be what was asked for before.
         """
         return self.decisions.setdefault("entrance", what)
 
@@ -278,10 +278,9 @@ class Run:
         return self.decisions.get("start") is NEVER
 
     def commit(self) -> bool:
-        """Take the result of a run that is held for it, if no cancel came before.
+        """For the owner, on its own thread: take the result of a settled run, unless a cancel came.
 
-        Called by the owner, on its own thread: from now on nothing can undo the run, and turns have
-        no more to do with what it held, which goes.
+        From then on nothing can undo the run, and what it held is dropped, without a turn.
         """
         if self.phase is not SETTLED or self.decide(SUCCESS) is not SUCCESS:
             return False
@@ -292,7 +291,7 @@ class Run:
     # What a turn adds.
 
     def begin(self, cut: Split, pacing: Pacing, key: Key | None, lessons: Lessons) -> None:
-        """A turn takes the run in."""
+        """In a turn: have the run begin, with its range cut like this."""
         job = self.job
         self.key, self.lessons = key, lessons
         self.sweep = work_sweep(job, self.fn, cut, pacing)
@@ -308,14 +307,14 @@ class Run:
             )
 
     def may_start(self) -> bool:
-        """Whether its first chunk may begin, which no cancel prevents from now on."""
+        """Whether its first chunk may begin; if so, no cancel prevents it from now on."""
         if "end" in self.decisions:
             return False
         return self.decisions.setdefault("start", CLAIMED) is CLAIMED
 
     @property
     def urgency(self) -> int:
-        """The nice at which whoever waits inside a chunk of this run waits."""
+        """The nice at which a wait inside a chunk of this run counts."""
         if not self.begun:  # or it stands for one that is over
             return self.nice
         return self.entry.nice if self.entry.loan is None else self.entry.loan
@@ -394,7 +393,7 @@ class Run:
         return self.phase is UNDO and not self.async_undo
 
     def unwanted(self) -> bool:
-        """Whether this run, or one in whose chunk somebody waits for it, wants no more work."""
+        """Whether this run, or one of those whose chunks it was submitted for, wants to end."""
         run: Run | None = self
         while run is not None:
             if run.undoing:
@@ -418,7 +417,7 @@ class Run:
         return stint
 
     def enter(self, stint: Stint, now: int) -> None:
-        """The stint's thread serves this run from now on."""
+        """Have the stint's thread serve this run from now on."""
         stint.live = True
         stint.entered_at = now
         if self.entry.threads > self.peak_threads:
@@ -429,7 +428,7 @@ class Run:
                 self.tell(EventKind.STARTED, queued=(now - self.submitted_at) / 1e9)
 
     def leave(self, stint: Stint, now: int, *, began: bool) -> None:
-        """The stint's thread serves this run no more.
+        """Have the stint's thread serve this run no more.
 
         Args:
             stint: Its clocks were read by the thread itself, where it `began` its stretch.
@@ -457,11 +456,11 @@ class Run:
         return True
 
     def walked(self, stint: Stint, position: int, now: int) -> None:
-        """The stint walked its stretch up to `position`; the rest comes back."""
+        """Take in that the stint walked its stretch up to `position`; the rest is free again."""
         self._close_stretch(stint, position, position, now)
 
     def chunk_raised(self, stint: Stint, error: BaseException, now: int) -> None:
-        """The chunk at ``stint.chunk_start`` raised `error`."""
+        """Take in that the chunk at ``stint.chunk_start`` raised `error`."""
         chunk = range(stint.chunk_start, stint.chunk_stop())
         upto = stint.advanced_to if stint.advanced_from == chunk.start else chunk.start
         self._close_stretch(stint, chunk.start, chunk.stop, now)
@@ -480,13 +479,16 @@ class Run:
             self._add_error(error, "between two chunks")
 
     def reduce_raised(self, stint: Stint, error: BaseException, now: int) -> None:
-        """`reduce` raised: the chunks up to ``stint.chunk_start`` are done, without a value."""
+        """Take in that `reduce` raised.
+
+        The chunks up to ``stint.chunk_start`` are done, without a value.
+        """
         stint.reducing = False
         self._close_stretch(stint, stint.chunk_start, stint.chunk_start, now)
         self._add_error(error, "in reduce")
 
     def _close_stretch(self, stint: Stint, done: int, free: int, now: int) -> None:
-        """What the stint claimed is done up to `done`, and free again from `free` on."""
+        """End the stint's stretch, which is done up to `done`, and free again from `free` on."""
         if self.sweep.learn(stint, done, self.entry.threads, now):
             self._tell_of_gil()
         self.version += 1
@@ -515,14 +517,14 @@ class Run:
         self.note = self.error, f"raised {where} of the job {self.name!r}"
 
     def stop_by_cancel(self) -> None:
-        """A cancel takes effect, if it came in time."""
+        """Have a cancel take effect, if it came in time."""
         if self.decide(CANCEL) is CANCEL:
             self.cancelled = True
 
     # The run as a whole.
 
     def advance(self) -> None:
-        """Nobody is inside and nothing is claimable: go on to what comes next."""
+        """Go on to the next phase, where no thread serves the run and nothing is claimable."""
         if self.phase is WORK and not self.stopping:
             if self.hold:
                 if self.decided is not CANCEL:
@@ -540,12 +542,12 @@ class Run:
             self._stop()
 
     def committed(self) -> None:
-        """The owner took the result of a run that was held: see `commit`."""
+        """Take in that the owner took the result of a settled run: see `commit`."""
         self.phase = DONE
         self._tell_success()
 
     def undo_ended(self, errors: tuple[tuple[range, BaseException], ...]) -> None:
-        """The coroutine undo is through; which pieces raised, or were killed with their loop."""
+        """Take in that the coroutine undo is through, and of which pieces it failed."""
         self.async_undo = False
         self.undo_errors += errors
 
@@ -556,7 +558,7 @@ class Run:
         self._finish()
 
     def break_down(self, error: BaseException) -> None:
-        """End it where a turn failed half-way, so that what was done is not known any more."""
+        """End a run that a turn left half-way, so that what was done is not known any more."""
         self.broken = True
         self.version += self.version & 1
         if self.over:
@@ -576,7 +578,7 @@ class Run:
         self._finish()
 
     def no_helper(self, error: BaseException) -> None:
-        """No thread could be had for this run, and none will be."""
+        """Have the run, or its undo, fail: no thread could be had for it, and none will be."""
         if self.undoing:
             self.undo_errors += tuple((range(*piece), error) for piece in self.sweep.claims.free)
             self.sweep.claims.clear()
@@ -678,7 +680,7 @@ class Run:
         """Let go of what only a running job needs.
 
         In a turn what goes is kept in `dropped` until the lock is free, since it may be the last
-        reference, and finalizers are anybody's code.
+        reference, and finalizers may be user code.
         """
         self.dropped = (
             self.dropped,
@@ -733,7 +735,7 @@ class Run:
         self.group.undo_failed.pop(self.number, None)
 
     def result(self) -> Report[Any]:
-        """The report of a run that is over or committed, or what it raises."""
+        """Return the report of a run that is over or committed, or raise how it ended."""
         self._is_told()
         report = self.report
         if report is not None and self.decided is SUCCESS:
@@ -750,10 +752,10 @@ class Run:
             del verdict, trace, self
 
     def raise_failed_undo(self, cause: BaseException) -> None:
-        """Raise the failure of its undo, if it failed, with this cause; for its owner.
+        """For the owner: raise the failure of the run's undo, if that failed, with this cause.
 
         Raises:
-            UndoFailed: It did.
+            UndoFailed: The undo failed.
         """
         if not (self.over and self.undo_failed):
             return
@@ -770,13 +772,12 @@ class Run:
     def name_outcome(self, error: BaseException, job: Job[Any]) -> None:
         """Have `failure` tell of this run for an exception that ends its owner's call.
 
-        That is an exception which is not the job's: a cancellation, or one that struck from
-        outside.
+        Such an exception is not the job's: it is a cancellation, or one that struck from outside.
         """
         found: Failure | Job[Any] | None = self.failure
         if not self.ended or told_of(error) is not None:
             return
-        if found is None:  # it is over for nobody but the owner: none began, or all is done
+        if found is None:  # only for its owner is it over: no chunk began, or all is done
             if self.never_starts:
                 found = job
             else:

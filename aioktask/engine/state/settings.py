@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 # What a job is to be run with: its nice, whether it gives way, learns and remembers.
 #
-# What a job says goes before what its coordinator says, and that before what the process says. The
-# job's own nice alone comes last: it holds where neither of the two sets one.
+# A job's own setting overrides its coordinator's, and that the process's. Only with the nice is it
+# otherwise: the job's own holds where neither of the two sets one.
 """What is set for a job."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from aioktask.job import Job
 
 
 def own_nice(job: Job[Any], group: RunGroup, tunables: Tunables) -> int:
-    """The job's nice, where its coordinator or the process does not set another one."""
+    """The job's nice outside of blocks: its coordinator's, else the process's, else its own."""
     for said in (group.tunables.get("nice"), tunables.nice):
         if said is not None:
             return int(said)
@@ -38,7 +38,7 @@ def learns(job: Job[Any], group: RunGroup, tunables: Tunables) -> str:
 
 
 def remembers(job: Job[Any], group: RunGroup, tunables: Tunables) -> bool:
-    """Whether the job begins with what was learned, and leaves what it learns."""
+    """Whether the job begins with what earlier runs learned, and leaves what it learns."""
     if job.remember is not None:
         return job.remember
     return bool(group.tunables.get("remember", tunables.remember))

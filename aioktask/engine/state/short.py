@@ -7,8 +7,8 @@
 # cancel, another limit, an exception in the middle of a turn) finds nothing special about such a
 # run, and it ends as any other.
 #
-# `adopt` and `take_in_settled` do likewise for a job that passes the lane, when a turn comes: with
-# the chunk that its helper is at, or with nothing to walk where that is done and is to be undone.
+# `adopt` and `take_in_settled` make an ordinary run of a job that passes the lane, when a turn
+# comes: one with the chunk that its helper is at, or one whose chunk is done and is to be undone.
 """The beginning of jobs of one chunk."""
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from aioktask.engine.state.workers import Helper, Waiter
 
 
 def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
-    """Have a job of the lane, which the helper's thread walks or is about to, be a run as others.
+    """Make an ordinary run of a job of the lane that the helper's thread walks or is about to.
 
-    Nothing is done where the thread is ending it at this moment.
+    Nothing is done where the thread is ending the job at this moment.
     """
     if run.over or one_chunk.decide_ender(run, TURNS) is not TURNS:
         return
@@ -82,7 +82,7 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
 
 
 def _take_in(state: State, run: Run, waiter: Waiter | None, stint: Stint, now: int) -> None:
-    """Have a run be there whose one chunk the stint's thread has."""
+    """Add to the state a run whose one chunk the stint's thread has."""
     group = run.group
     one_chunk.begin(run, run.only_chunk, state.cap_of(group))
     state.runs[run] = None
@@ -95,7 +95,7 @@ def _take_in(state: State, run: Run, waiter: Waiter | None, stint: Stint, now: i
 
 
 def take_in_settled(state: State, run: Run) -> None:
-    """Have a run be there that was done in the lane, and that its owner cancels after all."""
+    """Add to the state a run that was done in the lane, and that its owner cancels after all."""
     group = run.group
     one_chunk.begin(run, run.only_chunk, state.cap_of(group))
     state.runs[run] = None

@@ -34,7 +34,7 @@ class Signals:
         self.generation = 0
 
 
-# What a function returns whose work was not done: calling it only made this.
+# What a call returns that did no work, but made an object that would do it.
 _NOT_DONE = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
 
 
@@ -46,14 +46,14 @@ class Stint:
 
     Attributes:
         thread: The Helper or Caller.
-        outer: The stint whose chunk the thread is in meanwhile.
+        outer: The stint whose chunk the thread is in while it walks this one.
         counted: Whether the thread counts as running without this stint.
-        counted_in_group: Whether it does in this run's group.
+        counted_in_group: Whether it counts so in this run's group.
         live: Whether the thread serves the run now.
         chunk_start: Where the chunk that runs begins; where the walk stands when it returned.
         stretch_start, stretch_stop: The stretch that is claimed.
         first_chunk_stop: Where the first chunk of the stretch ends.
-        chunk: The size of the others.
+        chunk: The size of its other chunks.
         generation: That of the signals when the stretch was claimed.
         stepper: Takes the thread's stretches, and learns from them; None until the first one.
         off_node: Whether it takes parts of other nodes, which have no CPU for it.
@@ -118,7 +118,7 @@ class Stint:
         self.advanced_to = 0
         self.busy = self.cpu = self.cpu_mark = 0
         self.cpu_now = 0  # the thread's CPU time when it last read it, for the turn that follows
-        self.kernel_now: tuple[int, int] | None = None  # likewise time in the kernel and delay
+        self.kernel_now: tuple[int, int] | None = None  # its time in the kernel and its delay then
         self.cpu_charged = 0  # the thread's CPU time up to which a background job has paid
         # When a background thread was kept from its CPU last, and how long in all until then.
         self.contended: tuple[int, int] = (0, 0)
@@ -132,7 +132,7 @@ class Stint:
         self.stack: list[tuple[int, int, Any]] = []  # values of a reduce, of this stretch
 
     def walk(self, signals: Signals) -> int:
-        """Call the function for each chunk of the stretch; where it stands when it returns."""
+        """Call the function for each chunk of the stretch; returns where the walk stands then."""
         run = self.run
         fn = run.sweep.fn
         chunk = self.chunk
@@ -140,7 +140,7 @@ class Stint:
         self.walked_at = perf_counter_ns()
         position, stop = self.chunk_start, self.stretch_stop
         end = self.first_chunk_stop
-        plain: type | None = None  # what a result was that says nothing
+        plain: type | None = None  # the type of the last result, which was checked
         while end < stop:
             self.chunk_start = position
             result = fn(position, end)
@@ -220,7 +220,7 @@ class Stint:
         return min(self.chunk_start + self.chunk, self.stretch_stop)
 
     def chunks_up_to(self, position: int) -> int:
-        """How many chunks of the stretch end at `position` or before; it is where one ends."""
+        """How many chunks of the stretch end at or before `position`, which is the end of one."""
         if position <= self.stretch_start:
             return 0
         if position <= self.first_chunk_stop:
@@ -247,7 +247,7 @@ class Stint:
 
 
 def check_done(result: object, what: str, job: str) -> type:
-    """Refuse what `what` returned if its call did nothing but make that; else its type.
+    """Refuse a result of `what` that means that no work was done; else return its type.
 
     Raises:
         TypeError: It is an awaitable or a generator: the work would still have to be done. It is

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 # One pass of threads over a range: the work of a run is one sweep, the undo of what it did another.
 #
-# A sweep says what is called, what is free of the range and at which pace it is taken; here a stint
-# gets its next stretch from that, and brings back what it did not walk. Turns change it. A run that
-# is over refers to `NOTHING`, so that what its functions hold goes with its last sweep.
+# A sweep holds the function that is called, the free part of the range, and its pacing; a stint
+# gets its next stretch from it, and gives back what it did not walk. Turns change it. A run that is
+# over refers to `NOTHING`, so that what its functions hold goes with its last sweep.
 """The passes over a run's range."""
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from aioktask.job import Job
 # what handing them over costs.
 MAIN_THREAD_FACTOR = 10
 
-# How often a thread is asked what it waited for, of the time it serves, at most.
+# A thread is asked again what it waited for after it has served for this long, at the latest.
 MOST_LOOK_NS = 160_000_000
 
 
@@ -32,10 +32,10 @@ class Sweep:
 
     Attributes:
         fn: What is called for each chunk.
-        claims: What nobody has taken yet.
+        claims: The free part of the range.
         pacing: Which stretch a thread takes next, and how many threads should.
         tree: What the values of chunks are combined in, in a reduce.
-        undoes: Whether it is the undo of what another one did: what is free of it is done.
+        undoes: Whether it undoes what another sweep did: what is free of it is still done.
     """
 
     __slots__ = ("claims", "fn", "pacing", "tree", "undoes")
@@ -110,7 +110,7 @@ class Sweep:
             return
         if stint.looked_at:
             wall, cpu = stint.busy - stint.looked_at, stint.cpu - stint.looked_cpu
-            # What it waited for a CPU in other jobs between counts too, so it is seldom too much.
+            # The delay in other jobs meanwhile is taken off too, so `waited` is seldom too much.
             waited = wall - cpu - (delay - stint.delay)
             scaling.served(threads, wall, waited, cpu, system - stint.system)
         stint.system, stint.delay = system, delay
@@ -119,7 +119,7 @@ class Sweep:
 
 
 def work_sweep(job: Job[Any], fn: Callable[[int, int], Any], cut: Split, pacing: Pacing) -> Sweep:
-    """The work of a job that is cut like this, with what its `fn` is for this run."""
+    """The sweep over the work of a job that is cut like this; `fn` is the run's own."""
     grain = pacing.grain_of(cut.chunk)
     claims: Claims
     if job.parts and any(part.node is not None for part in job.parts):
@@ -138,9 +138,9 @@ def undo_sweep(
     threads: int,
     pacing: Pacing,
 ) -> Sweep:
-    """The undo of what is done of the job, by at most so many threads.
+    """The sweep that undoes what is done of the job, with at most so many threads.
 
-    It is cut at multiples of the job's own grain only: no unit of work is undone in halves.
+    Its range is cut at multiples of the job's own grain only: no unit of work is undone in halves.
     """
     grain = undo_grain(job)
     units = sum(each.stop - each.start for each in done)
@@ -149,7 +149,7 @@ def undo_sweep(
 
 
 def _nothing(start: int, stop: int) -> None:
-    """What a run that is over calls."""
+    """Do nothing: the function of a run that is over."""
 
 
 # The sweep of a run that has none: nothing is free of it, and nothing comes back to it.

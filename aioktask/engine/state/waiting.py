@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-# Who waits for a run, and what follows as long as it waits.
+# The waiters of runs, and what follows as long as they wait.
 #
 # A waiter lends the run its nice. Where it waits inside a chunk, that chunk holds a thread that
 # does nothing: so the run is owed a helper beyond the caps, and its job runs at the nice of the
-# waiting one. Who leaves a coordinator waits for each of its runs in the same way.
+# waiting one. A leaver waits for each of its group's runs in the same way.
 #
-# Guarantees: no wait that is let in is for ever. One that would close a circle of waits is refused
+# Guarantees: no wait that is let in is for ever. One that would close a cycle of waits is refused
 # (`deadlock`), and runs that no thread will ever serve fail (`end_unservable`). All that is counted
 # here is derived from `Run.waiters` and `Run.left_by`, so `recovery.rebuild` can count it anew.
 """Waiters of runs and groups."""
@@ -84,7 +84,7 @@ def end_leaving(state: State, run: Run, leaver: Leaver) -> None:
 
 
 def let_leave(state: State, group: RunGroup) -> None:
-    """Wake who waits to leave the group, when nothing keeps them."""
+    """Wake the group's leavers, if none of its runs is left."""
     if group.runs or not group.leavers:
         return
     for leaver in group.leavers:
@@ -104,7 +104,7 @@ def deadlock(state: State, waiting: Run, awaited: Run) -> DeadlockError | None:
 
 
 def _begin_wait(state: State, run: Run, wait: Wait) -> None:
-    """Count a chunk that waits for this run: its job lends its nice and may have a helper more."""
+    """Count a chunk that waits for this run, which is lent the chunk's nice, and owed a helper."""
     stint, waiting = wait.stint, wait.run
     if stint is None or waiting is None or waiting.over or not waiting.begun:
         wait.stint = None
@@ -133,9 +133,9 @@ def end_wait(state: State, run: Run, wait: Wait) -> None:
 
 
 def end_unservable(state: State, error: BaseException | None = None) -> None:
-    """End the runs that no thread will ever serve, when no further one can be had.
+    """End the runs that no thread will ever serve, since the system has no more of them.
 
-    Where all helpers wait, for runs that have none, none of them will ever come free.
+    Where all helpers wait for runs that no thread serves, none of them will ever come free.
     """
     if state.starting or state.idle:
         return

@@ -31,7 +31,7 @@ class Parking:
         return self._lock.acquire(timeout=timeout)
 
     def unpark(self) -> None:
-        """Open it."""
+        """Open the parking."""
         if self._lock.locked():
             try:  # noqa: SIM105 - on the path of every short job
                 self._lock.release()
@@ -52,10 +52,10 @@ class Waiter(Protocol):
 
     @property
     def heard(self) -> bool:
-        """Whether no wake-up is on its way. One that got lost there is sent again."""
+        """Whether no wake-up is on its way. One that a loop lost is sent again."""
 
     def wake(self) -> None:
-        """Wake it: called on any thread, outside the lock, once or more often."""
+        """Wake the waiter: called on any thread, outside the lock, once or more often."""
 
 
 class Helper:
@@ -66,8 +66,8 @@ class Helper:
         nice: The thread's nice.
         born_nice: The one it began with: no new thread could have a lower one.
         node: The NUMA node that the thread is bound to, None for what the process may use.
-        boost: The nice of who waits for a job that runs inside this helper's chunk, if that is
-            lower than the job's.
+        boost: The nice of a waiter for a job that runs inside this helper's chunk, if that is lower
+            than the job's.
         in_background: Whether it served a background job since the last sample.
         in_lane: Whether it is a member of the lane: see `Lane`.
         express: The job of the lane that its thread is at, or about to claim.
