@@ -3,8 +3,8 @@
 #
 # The keeper samples the machine every 0.1 s while there are jobs or helpers (`Monitor`), and what
 # it finds is posted to the state; helpers follow at their next chunk boundary. A thread's nice and
-# affinity are changed under the lock, so that none of them can have ended, and its number gone to
-# another: these are quick calls.
+# affinity are changed under the lock, so that the thread cannot have ended, and its number gone to
+# another; the calls are quick.
 """Caps that follow the machine, and threads that fit what they do."""
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 class Adapter:
     """What is known of the machine and of what the user set.
 
-    What is read here by other threads is replaced as a whole, never changed.
+    Values that other threads read here are replaced as a whole, never changed.
 
     Attributes:
         tunables: The process's.
@@ -52,7 +52,7 @@ class Adapter:
         self.share: int | None = None
         self.monitor = Monitor(topology)
         self._rests = True
-        self._followed = topology  # what the keeper, or nobody yet, saw last
+        self._followed = topology  # what the keeper saw last
         state = pool.state
         state.base_nice = process_nice()
         state.may_lower = may_lower(state.base_nice)  # the keeper's first sample may come late
@@ -62,7 +62,7 @@ class Adapter:
 
     @property
     def cap(self) -> Cap:
-        """The most helpers, and why; what other processes want apart."""
+        """The most helpers, and why, before shares with other processes."""
         return cap_of(self.topology, self.tunables)
 
     def configure(self, tunables: Tunables) -> None:
@@ -116,12 +116,12 @@ class Adapter:
             if lane.passed:  # whether or not one is there at this moment
                 lane.passed, wish = False, max(wish, 1)
             return min(wish, cap)
-        except BaseException as error:  # it counts, and was struck while it did
+        except BaseException as error:  # which may have struck in the middle of the counting
             self._pool.recover(None, error)
             raise
 
     def rest(self) -> None:
-        """There is nothing to look after for the time being: others may have the slots."""
+        """Let other processes have the slots while there is nothing to look after."""
         if not self._rests:
             self._rests = True
             self.monitor.release()
@@ -153,7 +153,7 @@ class Adapter:
     def set_nices(self, helpers: list[Helper]) -> None:
         """Give the threads of these helpers the nice that they should have.
 
-        Where that is refused, they are exchanged where they stand next.
+        Where that is refused, a helper is exchanged when it next begins to serve.
         """
         with self._pool.lock:
             for helper in helpers:

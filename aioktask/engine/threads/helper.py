@@ -2,9 +2,9 @@
 # The life of a helper: it comes, walks stretches, is idle, and goes.
 #
 # A helper that comes back from a stretch takes a turn, in which it applies what was posted, gives
-# back what it did not walk, and claims what is next. One that delivers a result has before that
-# declared itself idle, or taken its next work. Idle, it waits on its parking, and takes a turn when
-# somebody posted.
+# back what it did not walk, and claims what is next. Before it delivers a result it has declared
+# itself idle, or taken its next work. An idle helper waits on its parking, and takes a turn when a
+# command was posted.
 """Helper threads."""
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class HelperThread:
         self._name = NAME
 
     def start(self) -> None:
-        """On the keeper: start it."""
+        """On the keeper: start the thread."""
         try:
             self._helper.nice = process_nice()
             start_thread(self._live, NAME)
@@ -107,13 +107,13 @@ class HelperThread:
         except BaseException as error:
             pool.recover(None, error)
             came = helper in state.helpers
-        if came and pool.adapter.topology is not self._topology:  # another since
+        if came and pool.adapter.topology is not self._topology:  # it changed since the start
             pool.adapter.bind(helper)
         pool.drain()
         return came
 
     def _failed(self, error: BaseException) -> None:
-        """An exception struck outside of the job's function and of any turn: memory was short."""
+        """Post that an exception struck outside of the job's function and of any turn."""
         try:
             self._helper.begun = None
             self._pool.post(helpers.helper_failed, None, self._helper, error)
@@ -149,7 +149,7 @@ class HelperThread:
             name_this_thread(name)
 
     def _begin(self) -> Stint | None:
-        """What the helper serves from this moment on, so that it cannot be recalled any more."""
+        """Have the helper begin its stint, if any, which cannot be recalled then; returns it."""
         pool, helper = self._pool, self._helper
         if helper.begun is None and helper.stint is not None:  # given to it in another's turn
             pool.take_turn(helper, pool.begin, helper)
@@ -157,14 +157,14 @@ class HelperThread:
         return stint
 
     def _serve_lane(self) -> bool:
-        """Serve jobs of the lane as long as no turn has other plans.
+        """Serve jobs of the lane until a turn ends the membership, or a command is posted.
 
         Returns:
-            False when none came for long.
+            False when no job came for long.
         """
         helper, lane, inbox = self._helper, self._state.lane, self._pool.inbox
         waiting, parked = lane.waiting, lane.parked
-        if helper.express is not None:  # struck at it, and whoever posted that was struck too
+        if helper.express is not None:  # struck at that job, and again before that was posted
             error = RuntimeError("a helper was struck at the job that it served")
             self._pool.post(helpers.helper_failed, None, helper, error)
             return True
@@ -221,7 +221,7 @@ class HelperThread:
             self._state.lane.waiting.remove(run)
 
     def _serve_one_chunk(self, run: Run) -> bool:
-        """Serve a job of the lane; False where a turn came between."""
+        """Serve a job of the lane; False where that took a turn."""
         helper, pool = self._helper, self._pool
         stint = run.stint_of(helper)
         one_chunk.enter(run, stint, run.only_chunk, perf_counter_ns())
@@ -306,7 +306,7 @@ class HelperThread:
                     raised.append(error)
                 local.inside = True
                 del run
-                if pool.dead:  # before the lock, which nobody may be there to let go of
+                if pool.dead:  # before the lock, whose holder may not exist in this child
                     end_child(stint)
                 now = perf_counter_ns()
                 stint.read_clocks(signals, now)
@@ -378,7 +378,7 @@ class HelperThread:
         return True
 
     def _stay(self) -> bool:
-        """Wait, idle, until somebody posted or there is work; False when the helper should end."""
+        """Wait, idle, until woken for a command or for work; False when the helper should end."""
         helper, state = self._helper, self._state
         if helper.parking.wait(HUNGRY_SECONDS):
             return not helper.ends
@@ -399,10 +399,10 @@ class HelperThread:
                 return True
 
     def _may_end(self) -> bool:
-        """Whether the helper, which was idle for long, is none any more."""
+        """Strike out the helper, which was idle for long, if it has no work; whether it may end."""
         pool = self._pool
         goes = pool.take_turn(self._helper, helper_goes, self._state, self._helper)
-        # Who posted meanwhile left it to who holds the lock; who did before, to this helper.
+        # What was posted in that turn was left to this thread; so, perhaps, was what came before.
         if pool.inbox:
             pool.turn()
         return goes
@@ -428,7 +428,7 @@ def look_at_member(helper: Helper) -> None:
 
 
 def end_child(stint: Stint) -> NoReturn:
-    """A chunk forked, and returned in the child: that has no part in the parent's job."""
+    """End a forked child in which a chunk returned: it has no part in the parent's job."""
     os.write(
         2,
         f"aioktask: a chunk of the job {stint.run.name!r} forked and returned in the child "
@@ -440,7 +440,7 @@ def end_child(stint: Stint) -> NoReturn:
 def beyond_engine(trace: TracebackType | None) -> TracebackType | None:
     """The traceback without the engine's own frames, which hold what the job should let go of.
 
-    What is left leads to them still, by `f_back`: so they are cleared, but for those that run.
+    The frames that are left refer to those by `f_back`; so those are cleared, unless they run.
     """
     while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
         with contextlib.suppress(RuntimeError):

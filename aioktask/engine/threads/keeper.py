@@ -32,8 +32,8 @@ from aioktask.engine.state.workers import Parking
 # How often the keeper looks around while there is anything to look after.
 WATCH_SECONDS = 0.1
 
-# So many threads are on their way to be the keeper, at most. Code of the program that runs in each
-# of them (a profiling function) may want the keeper too, and each would start more of them.
+# At most so many threads are on their way to be the keeper. Code of the program that runs in each
+# of them (a profiling function) may want the keeper too, and so would start more and more of them.
 MOST_COMING = 8
 
 
@@ -101,7 +101,7 @@ class Keeper:
         self.soon(lambda: self._watched.append(reference))
 
     def _keep(self, mark: object) -> None:
-        if not self._seat.acquire(blocking=False):  # somebody was quicker
+        if not self._seat.acquire(blocking=False):  # another thread was quicker
             self._coming.pop(mark, None)
             return
         try:
@@ -151,7 +151,7 @@ class Keeper:
             _show()
 
     def stop(self, seconds: float) -> None:
-        """End the thread after what it has been told, and wait for it, not longer than this."""
+        """End the thread after its errands, and wait for that, at most so many seconds."""
         if not self.running:
             return
         self._stops = True
@@ -161,7 +161,7 @@ class Keeper:
 
 
 def _look(reference: weakref.WeakMethod[Callable[[], bool]]) -> bool:
-    """Call what is watched. A function of its own, so that nothing refers to it afterwards."""
+    """Call what is watched, in a function, so that no variable refers to it afterwards."""
     look = reference()
     try:
         return look is not None and look()

@@ -2,24 +2,24 @@
 # The pool: one State, its lock, and the inbox of commands for it.
 #
 # The rule. A call from outside (submit, cancel, renice, a waiter that comes or goes, a limit) only
-# posts a command and wakes somebody. The state is changed in turns, by one thread at a time: a
+# posts a command and wakes a thread. The state is changed in turns, by one thread at a time: a
 # helper, the keeper, or a calling thread that is neither the main thread nor a loop's. So whatever
 # interrupts a caller, in whatever line, finds no lock taken by its own thread and nothing half
 # done: signal handlers run in the main thread only, and what a finalizer calls while its thread
 # takes a turn is posted, and found by that very turn.
 #
-# - Who finds the lock taken leaves its command to the holder, who looks into the inbox once more
-#   after it let go. Helpers wait for the lock where they come, begin and come back from a stretch,
-#   the keeper where it looks around, and whoever sends what renices threads; no loop's thread does.
-# - Who waits for an answer waits on its own parking, or on its loop, never on the lock.
+# - A thread that finds the lock taken leaves its command to the holder, which looks into the inbox
+#   once more after it let go. Helpers wait for the lock where they come, begin and come back from a
+#   stretch, the keeper where it looks around, and threads that send renices; a loop's never does.
+# - A thread that waits for an answer waits on its own parking, or on its loop, never on the lock.
 # - What must be answered at once is decided by one step on the run or its coordinator, after the
 #   command was posted; turns respect it (`Run.decide`, `Run.decide_entrance`, `RunGroup.closed`).
-# - A helper announces that it is idle, then looks into the inbox, then parks. Who posts puts the
-#   command into the inbox, then looks for an idle helper. So one of them sees the other.
+# - A helper announces that it is idle, then looks into the inbox, then parks. A thread that posts
+#   puts the command into the inbox, then looks for an idle helper. So one of them sees the other.
 # - A command is taken out before it is applied. One that fails ends the run that it is about, and
 #   the turn goes on (`recovery.recover`).
-# - The lock being free, what the turn has to say is sent: no user code runs while it is taken, and
-#   the last reference to anybody's object goes afterwards.
+# - When the lock is free, what the turn has to say is sent: no user code runs while it is taken,
+#   and the last reference to a user's object goes afterwards.
 #
 # Relies on the steps of `deque`, of `dict.setdefault` and of raw locks being atomic, with and
 # without the GIL, and never on the GIL itself.
@@ -69,18 +69,19 @@ T = TypeVar("T")
 SIGNAL_SECONDS = 1.0
 
 EXIT_NOTICE_SECONDS = 5.0
-# How often exit looks whether it waits for somebody who is gone, and how long for threads to end.
+# How often exit looks whether the threads that it waits for are gone, and how long it waits for
+# threads to end.
 EXIT_LOOK_SECONDS = 0.1
 EXIT_THREADS_SECONDS = 2.0
 
-# So many commands are applied before those are woken whom they concern, and before a loop that
-# wants the GIL can have it: about a millisecond.
+# How many commands a turn applies at most: after about a millisecond waiters are woken, and a loop
+# that wants the GIL can have it.
 COMMANDS_A_TURN = 32
 
-# So often in a row a thread takes turns.
+# How many turns a thread takes in a row, at most.
 MOST_TURNS = 8
 
-# So many calls deep a turn may go.
+# How many calls deep a turn may go.
 TURN_DEPTH = 60
 
 # How often something is tried again that failed for want of memory.
@@ -91,10 +92,10 @@ class Pool:
     """All runs and helpers of a process. One exists in a process; a fork's child makes its own.
 
     Attributes:
-        lock: Held by who takes a turn. Helpers, the keeper and who renices threads wait for it;
-            everybody else only tries it.
+        lock: Held by the thread that takes a turn. Helpers, the keeper and threads that send
+            renices wait for it; all others only try it.
         inbox: The commands that were posted: a function of `state/`, and its arguments.
-        dead: Whether this is a fork's child, which owns none of it.
+        dead: Whether this process is a fork's child, where the pool is the parent's.
     """
 
     def __init__(self, topology: Topology, tunables: Tunables) -> None:
@@ -109,9 +110,9 @@ class Pool:
         self.news: deque[tuple[Context, events.Event]] = deque()  # to be told, in this order
         self._pending: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # see `post_once`
         self._spare: Outbox | None = None  # one that was sent, for a turn to come
-        self._woken: deque[Waiter] = deque()  # who was woken since the keeper looked
+        self._woken: deque[Waiter] = deque()  # those woken since the keeper looked
         self._unsent: deque[Outbox] = deque()  # see `keep`
-        self._telling = threading.Lock()  # held by who tells; only tried
+        self._telling = threading.Lock()  # held by the thread that tells; only tried
 
     def __repr__(self) -> str:
         return f"<Pool {self.state}>"
@@ -129,8 +130,8 @@ class Pool:
     def post_once(self, key: tuple[Any, ...], *command: Any) -> None:
         """Post a command that applies what was published before, unless one is on its way.
 
-        So a crowd of calls that ask for the same is one command. What was struck between the two
-        steps here is posted by the keeper.
+        So a crowd of calls that ask for the same is one command. The keeper posts the command of a
+        call that was struck between the two steps here.
         """
         if self._pending.setdefault(key, command) is command:
             self.inbox.append((Pool._apply_pending, None, self, key))
@@ -146,18 +147,18 @@ class Pool:
                 pool.recover(command[1], error)
 
     def _post_left_behind(self) -> None:
-        """Post what was marked as being on its way, and is not."""
+        """Post commands of `post_once` that were marked as on their way, and are not."""
         if self._pending and not self.inbox:
             for key in list(self._pending):
                 self.inbox.append((Pool._apply_pending, None, self, key))
 
     def wake(self) -> None:
-        """See to it that somebody takes a turn soon."""
-        if self.state.ended:  # nobody else is left: this is the exit of the interpreter
+        """See to it that a thread takes a turn soon."""
+        if self.state.ended:  # no other thread is left: this is the exit of the interpreter
             self.turn()
             return
-        # Who holds the lock looks again after it let go. Without the GIL that look may come before
-        # what is read here was written.
+        # The holder of the lock looks again after it let go. Without the GIL it may look too early
+        # to see the command, although the lock is seen taken here.
         if self._may_skip_wake and self.lock.locked():
             return
         state = self.state
@@ -175,9 +176,9 @@ class Pool:
             self._without_threads()
 
     def _without_threads(self) -> None:
-        """The system has no thread for the keeper: where there is no helper either, work here.
+        """Take a turn here, if there is no helper, since the system has no thread for the keeper.
 
-        It is the only case, but for the exit, in which the main thread, or a loop's, takes a turn.
+        This is the only case, but for the exit, in which the main thread, or a loop's, takes one.
         """
         if not self.state.helpers:
             self.turn()
@@ -189,7 +190,7 @@ class Pool:
 
         Called on threads on which the engine may be interrupted by finalizers only.
         """
-        # Until all is sent: others may wait for that, for whom a finalizer here would wait.
+        # Until all is sent: threads may wait for that, and a finalizer here would wait for them.
         inside, local.inside = local.inside, True
         try:
             for _ in range(MOST_TURNS):
@@ -197,14 +198,14 @@ class Pool:
                     return
                 if self.inbox:
                     time.sleep(0)  # a loop may want the GIL
-            # Where turns make more to do than they do, others go on, and this thread comes to work.
+            # Where turns post more than they apply, another thread goes on, and this one works.
             if self.inbox:
                 self.wake()
         finally:
             local.inside = inside
 
     def _take_a_turn(self, helper: Helper | None) -> bool:
-        """One turn; False when another thread takes one, or there is nobody to take one for."""
+        """Take one turn; False when another thread takes one, or in a fork's child."""
         lock, state = self.lock, self.state
         if not lock.acquire(blocking=False):
             return False
@@ -231,7 +232,7 @@ class Pool:
         return True
 
     def take_turn(self, helper: Helper | None, action: Callable[..., T], *arguments: Any) -> T:
-        """Wait for the lock, and take one turn in which this is done, on this helper's thread."""
+        """Wait for the lock, and call `action` in a turn, on this helper's thread if on one."""
         out: Outbox | None = None
         try:
             with self.lock:
@@ -249,7 +250,7 @@ class Pool:
         return found
 
     def enter_turn(self, helper: Helper | None) -> None:
-        """At the beginning of a turn, on this helper's thread if on one."""
+        """Begin a turn, on this helper's thread if on one, by closing the lane."""
         state = self.state
         state.turner = helper
         lane = state.lane
@@ -275,7 +276,7 @@ class Pool:
             self.recover(run, error, () if run is None else (run.lane_waiter,))
 
     def keep(self, out: Outbox | None) -> None:
-        """Leave what a turn has to say to the keeper: memory was short before it could be sent."""
+        """Leave a turn's outbox for the keeper to send, since an exception came first."""
         if out is not None:
             self._unsent.append(out)
 
@@ -302,28 +303,30 @@ class Pool:
             helpers.refused(self.state, helper)
 
     def drain(self) -> None:
-        """Apply commands, in a turn: of those that are there now, or a turn that makes more
-        commands than it applies would hold the lock for as long as it may."""
+        """Apply commands in a turn, at most those that are there now.
+
+        Else a turn whose commands post more of them would hold the lock for as long as it may.
+        """
         inbox, state = self.inbox, self.state
         for _ in range(min(len(inbox), COMMANDS_A_TURN)):
             if not inbox:
                 return
             command = inbox[0]
-            # What it refers to goes when the lock is free. Before it is taken out, or it would be
-            # lost where memory is short.
+            # Its last references go when the lock is free. Appended before the command is taken
+            # out, which would be lost where memory is short.
             state.out.dropped.append(command)
             inbox.popleft()
             try:
                 command[0](state, *command[1:])
             except BaseException as error:
                 self.recover(command[1], error, waiting=command[2:])
-                try:  # once more: one that comes twice does no harm
+                try:  # once more: a command that comes twice does no harm
                     command[0](state, *command[1:])
                 except BaseException as another:
                     self.recover(command[1], another, waiting=command[2:])
 
     def take_outbox(self) -> Outbox | None:
-        """What the turn has to say, if anything: as a whole, or nothing where memory is short."""
+        """Take out all that the turn has to say, if anything; nothing where memory is short."""
         state = self.state
         out = state.out
         lane = state.lane
@@ -348,12 +351,12 @@ class Pool:
     def recover(
         self, run: Run | None, error: BaseException, waiting: Iterable[object] = ()
     ) -> None:
-        """An exception struck in a turn: see `recovery.recover`.
+        """Have the state recover from an exception that struck in a turn: see `recovery.recover`.
 
         Args:
             run: That the turn was about.
             error: What struck.
-            waiting: Among these is who waits for an answer, and looks itself once it is woken.
+            waiting: Waiters among these objects are woken, to look for themselves.
         """
         for each in waiting:
             waiter = each.waiter if isinstance(each, Leaver) else each
@@ -373,7 +376,7 @@ class Pool:
             _show()
 
     def send(self, out: Outbox) -> None:
-        """Do what a turn left to be done, the lock being free; anew where memory was short."""
+        """Do what a turn left in its outbox, outside the lock; anew where memory was short."""
         for _ in range(TRIES):
             try:
                 self._send(out)
@@ -384,8 +387,8 @@ class Pool:
             return
 
     def _send(self, out: Outbox) -> None:
-        """Do it, each thing taken out of the outbox once it is done; done twice it does no harm."""
-        # Before anybody is woken, who might tell of what comes after, or close what a job held.
+        """Do what is in the outbox, and take each thing out after it: twice done does no harm."""
+        # Before a waiter is woken, which might tell of what comes after, or close what a job held.
         out.dropped.clear()
         while out.notes:
             _attach(*out.notes.pop())
@@ -400,7 +403,7 @@ class Pool:
         while out.starts:
             self._have_started(out.starts[-1])
             out.starts.pop()
-        # In this order: who leaves a coordinator asks whether those before it were told.
+        # In this order: a leaver asks whether the waiters before it were told.
         while out.waiters:
             self.wake_waiter(out.waiters[0])
             out.waiters.popleft()
@@ -411,12 +414,12 @@ class Pool:
             out.undos.pop()
 
     def wake_waiter(self, waiter: Waiter) -> None:
-        """Wake who waits for a run."""
+        """Wake a waiter, and have the keeper see whether it heard."""
         _insistently(waiter.wake)
         self._woken.append(waiter)
 
     def _wake_again(self) -> None:
-        """Wake those anew whose wake-up got lost on their loop.
+        """Wake waiters anew whose wake-up got lost on their loop.
 
         A signal handler that raises in a callback ends the callback; and a loop may lose one.
         """
@@ -428,7 +431,7 @@ class Pool:
                 woken.append(waiter)
 
     def _tell(self) -> None:
-        """Tell what there is to tell, in the order of the turns: one thread at a time does."""
+        """Tell the events that there are, in the order of the turns, by one thread at a time."""
         news, telling = self.news, self._telling
         inside, local.inside = local.inside, True  # a listener may hold what others want meanwhile
         while news and telling.acquire(blocking=False):
@@ -487,17 +490,14 @@ class Pool:
         """End a run; whether that came in time, also when it was cancelled before."""
         if not run.cancel():
             return False
-        # One command is enough. Who is struck between the two steps here leaves it to the keeper.
+        # One command is enough. If struck between the two steps here, it is left to the keeper.
         if not (run.cancelled or run.over or run.cancel_posted):
             run.cancel_posted = True
             self.post(ending.cancel, run)
         return True
 
     def commit(self, run: Run) -> bool:
-        """Take the result of a run that its owner waits for; False when it is not there (yet).
-
-        Called by the owner.
-        """
+        """For the owner: take the result of its run; False when it is not there (yet)."""
         if run.over:
             return True
         if not run.commit():
@@ -505,8 +505,8 @@ class Pool:
         if not run.begun:  # it passed the lane, where nobody else has to know
             run.lane_waiter = None
             return True
-        # A turn will only strike it from the list, and tell of it where somebody listens: else that
-        # can wait for the next one.
+        # A turn will only strike out the run, and tell of it if a listener hears that: else this
+        # can wait for the next turn.
         self.inbox.append((ending.committed, run))
         if run.heard or run.group.closed or self.state.closing:
             self.wake()
@@ -566,7 +566,8 @@ class Pool:
     def turn_on_caller(self) -> None:
         """Take a turn on the thread of a caller, so that it need not wait for another thread.
 
-        Not on the main thread, where signal handlers run at any line, nor deep in a recursion.
+        That must not be the main thread, where signal handlers run at any line. Deep in a recursion
+        no turn is taken.
         """
         if self.inbox and _has_room(TURN_DEPTH):
             self.turn()
@@ -666,7 +667,7 @@ class Pool:
             except BaseException as error:  # Ctrl-C, or what another handler raised: give up
                 struck = error
                 print(f"aioktask: exit leaves the jobs {self._names()}", file=sys.stderr)
-        # From now on what is posted is applied, or refused, by who posts it.
+        # From now on the thread that posts a command applies it, or refuses it.
         state.ended = True
         self.keeper.stop(EXIT_THREADS_SECONDS)
         self._end_helpers()
@@ -738,7 +739,7 @@ def _has_room(calls: int) -> bool:
 
 
 def _insistently(action: Any) -> None:
-    """Do what somebody waits for: again, where memory was short."""
+    """Do what a waiter depends on: again, where memory was short."""
     for _ in range(TRIES):
         try:
             action()
