@@ -498,7 +498,10 @@ def what_is_left(pool: Pool) -> str | None:
             "jobs in queues": [*scheduler._queues.foreground, *scheduler._queues.background],
             "jobs owed a helper": scheduler._owed,
             "helpers that neither serve nor are idle": [
-                helper for helper in state.helpers if not helper.idle
+                helper
+                for helper in state.helpers
+                # A member of the lane that is at no job of it waits for one.
+                if not (helper.idle or (helper.in_lane and helper.express is None))
             ],
         }
     return next((name for name, found in facts.items() if found), None)
