@@ -131,7 +131,7 @@ def _after_fork_in_child() -> None:
         return
     # A chunk that forked finds out by these two when it returns: see `end_child`.
     pool.dead = True
-    pool.signals.generation += 1
+    pool.signals.change()
     pool.adapter.monitor.forget()
     # The forking thread may be in a chunk: what it runs here is not nested in that.
     local.stint = None

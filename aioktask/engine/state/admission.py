@@ -95,7 +95,7 @@ def admit(
         state.update(run)
     else:
         state.scheduler.set_ready(run.entry)
-        state.signals.generation += 1
+        state.signals.change()
         now = perf_counter_ns()
         if caller is not None:
             enter_caller(state, run, caller, now)

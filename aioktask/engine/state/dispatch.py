@@ -144,7 +144,7 @@ class State:
             if run.phase is SETTLED:
                 self.out.waiters += run.waiters
                 return
-            self.signals.generation += 1  # an undo goes before chunks
+            self.signals.change()  # an undo goes before chunks
             # An undo runs at the nice of the job or of a waiter, whichever is more urgent.
             if run.urgency < run.entry.nice:
                 self.scheduler.set_nice(run.entry, run.urgency)
@@ -200,7 +200,7 @@ class State:
         run = stint.run
         run.walked(stint, position, now)
         if self.follow_limit(run):
-            self.signals.generation += 1
+            self.signals.change()
         if stint.seat is BACKGROUND and self._must_pause(stint, now):
             return False
         if self.signals.generation != stint.generation or now >= stint.slice_end:
@@ -234,7 +234,7 @@ class State:
             if now - before_at < 2 * wall + SLICE_NS and delay - before > wall * CONTENDED:
                 background.stop()
                 self.scheduler.background_cap = 0
-                self.signals.generation += 1
+                self.signals.change()
                 return True
         return False
 
@@ -244,7 +244,7 @@ class State:
             stint.run.reduce_raised(stint, error, now)
         else:
             stint.run.chunk_raised(stint, error, now)
-        self.signals.generation += 1
+        self.signals.change()
 
     def reconsider(self, stint: Stint, now: int) -> Stint | None:
         """Choose anew what the stint's thread serves; returns a helper's next stint, if any."""

@@ -35,7 +35,7 @@ def cancel(state: State, run: Run) -> None:
         take_in_settled(state, run)
     run.cancelled = True
     if not run.never_starts:  # else no thread walks it
-        state.signals.generation += 1
+        state.signals.change()
     state.update(run)
     state.summon(perf_counter_ns())
 

@@ -51,7 +51,7 @@ def renice(state: State, run: Run) -> None:
     state.scheduler.set_gives_way(run.entry, yields)
     lend(state, state.loans.reckon(run.entry))
     state.out.renices += helpers_of(run)
-    state.signals.generation += 1
+    state.signals.change()
     state.summon(perf_counter_ns())
 
 
@@ -60,7 +60,7 @@ def set_run_limit(state: State, run: Run) -> None:
     if run.over or not run.begun:
         return
     _move_limit(state, run)
-    state.signals.generation += 1
+    state.signals.change()
     state.summon(perf_counter_ns())
 
 
@@ -97,7 +97,7 @@ def set_caps(state: State, cap: int, share: int | None) -> None:
     state.scheduler.cap = cap if share is None else max(min(cap, share), 1)
     for run in list(state.runs):
         _move_limit(state, run)
-    state.signals.generation += 1
+    state.signals.change()
     state.summon(perf_counter_ns())
 
 
@@ -108,7 +108,7 @@ def _reconsider_runs(state: State, runs: Iterable[Run]) -> None:
             yields = gives_way(run.entry.nice, run.group, state.tunables)
             state.scheduler.set_gives_way(run.entry, yields)
         _move_limit(state, run)
-    state.signals.generation += 1
+    state.signals.change()
     state.summon(perf_counter_ns())
 
 
@@ -124,7 +124,7 @@ def follow_nice(state: State, run: None, base: int, may_lower: bool) -> None:
     if base != state.base_nice:
         state.base_nice = base
         state.out.renices += state.helpers
-        state.signals.generation += 1
+        state.signals.change()
     if not may_lower:
         state.may_lower_again = True
     state.may_lower = may_lower and state.may_lower_again
@@ -142,7 +142,7 @@ def sampled(state: State, run: None, load: CpuLoad | None, cpus: int) -> None:
     if cap == scheduler.background_cap:
         return
     scheduler.background_cap = cap
-    state.signals.generation += 1
+    state.signals.change()
     for each in list(state.runs):
         ask_caller(state, each)
     state.summon(perf_counter_ns())

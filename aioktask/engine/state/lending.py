@@ -32,7 +32,7 @@ def lend(state: State, entries: list[Entry]) -> None:
         if run is None:
             continue
         state.out.renices += helpers_of(run)
-        state.signals.generation += 1
+        state.signals.change()
         if not entry.loan_offered or run.over:
             continue
         for stint in list(run.stints.values()):

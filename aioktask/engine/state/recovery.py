@@ -119,7 +119,7 @@ def rebuild(state: State) -> None:
             state.end(run)
         else:
             state.update(run)
-    state.signals.generation += 1
+    state.signals.change()
     state.summon(perf_counter_ns())
 
 

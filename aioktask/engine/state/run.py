@@ -443,7 +443,7 @@ class Run:
         stint.cpu_mark = stint.cpu_now
         self.sweep.compare_clocks(stint, self.entry.threads + 1)
 
-    def claim(self, stint: Stint, now: int, generation: int) -> bool:
+    def claim(self, stint: Stint, now: int, generation: object) -> bool:
         """Give the stint a stretch to walk; False when there is none."""
         if not self.claimable:
             return False

@@ -26,12 +26,27 @@ if TYPE_CHECKING:
 
 
 class Signals:
-    """What every walk looks at before a chunk. Changed by turns only."""
+    """What every walk looks at before a chunk.
 
-    __slots__ = ("generation",)
+    Attributes:
+        generation: A walk ends where this is another one than when its stretch was claimed.
+        count: How often turns have changed it.
+    """
+
+    __slots__ = ("count", "generation")
 
     def __init__(self) -> None:
-        self.generation = 0
+        self.generation: object = 0
+        self.count = 0
+
+    def change(self) -> None:
+        """In a turn: have all walks end at the next chunk."""
+        self.count += 1
+        self.generation = self.count
+
+    def interrupt(self) -> None:
+        """On any thread: have walks end at the next chunk, before the turn that would say so."""
+        self.generation = object()
 
 
 # What a call returns that did no work, but made an object that would do it.
@@ -110,7 +125,7 @@ class Stint:
         self.chunk_start = self.stretch_start = self.stretch_stop = 0
         self.first_chunk_stop = 0
         self.chunk = 1
-        self.generation = 0
+        self.generation: object = 0
         self.stepper: Stepper | None = None
         self.claimed_at = self.entered_at = self.slice_end = 0
         self.walked_at = 0  # when the walk of the stretch was begun

@@ -413,7 +413,7 @@ class HelperThread:
         if not pool.lock.acquire(blocking=False):
             return  # a turn is at it, and this thread looks again soon
         try:
-            pool.signals.generation += 1
+            pool.signals.change()
         finally:
             pool.lock.release()
         if pool.inbox:

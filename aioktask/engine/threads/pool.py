@@ -493,6 +493,7 @@ class Pool:
         # One command is enough. If struck between the two steps here, it is left to the keeper.
         if not (run.cancelled or run.over or run.cancel_posted):
             run.cancel_posted = True
+            self.signals.interrupt()
             self.post(ending.cancel, run)
         return True
 

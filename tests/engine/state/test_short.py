@@ -132,7 +132,7 @@ class World:
         if run.begun and not run.over and not run.entry.ready:
             # The long way has others choose anew although nothing is left for them to choose: this
             # is the one difference.
-            state.signals.generation = before
+            state.signals.generation = state.signals.count = before
             for stint in state.serving:
                 stint.generation = min(stint.generation, before)
 

@@ -116,6 +116,34 @@ def test_waiting_for_the_lock_makes_stretches_no_shorter(monkeypatch: pytest.Mon
     assert taken == [taken[0] * 2**times for times in range(5)]
 
 
+def test_a_cancel_ends_walks_at_their_next_chunk_before_any_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread that would take the turn may wait for the GIL, or for a CPU, meanwhile."""
+    pool = Pool(read_topology(), Tunables(max_threads=1))
+    monkeypatch.setattr(pool, "wake", lambda: None)
+    monkeypatch.setattr(pool, "_have_started", lambda helper: None)
+    monkeypatch.setattr(pool.adapter, "fit", lambda helper: True)
+    begun = []
+
+    def fn(start: int, stop: int) -> None:
+        begun.append(start)
+        if start == 3:
+            assert pool.cancel(run)
+
+    run = Run(Job(fn, 100, chunk=1), pool.state.root, nice=0, context=copy_context())
+    pool.submit(run)
+    pool.turn()
+    helper = next(iter(pool.state.starting))
+    thread = HelperThread(pool, helper)
+    assert thread._come()
+    stint = thread._begin()
+    assert stint is not None
+    stint.stretch_stop = 50  # it has a long stretch
+    assert stint.walk(pool.signals) == 4
+    assert begun == [0, 1, 2, 3]
+
+
 # A pool whose lane is open, and whose helpers' threads are the test.
 
 
