@@ -493,8 +493,8 @@ class Pool:
         # One command is enough. If struck between the two steps here, it is left to the keeper.
         if not (run.cancelled or run.over or run.cancel_posted):
             run.cancel_posted = True
-            self.signals.interrupt()
             self.post(ending.cancel, run)
+            self.signals.interrupt()  # after that: who comes back finds the command
         return True
 
     def commit(self, run: Run) -> bool:

@@ -23,7 +23,7 @@ from aioktask.engine.state.ending import cancel, committed
 from aioktask.engine.state.run import OVER, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.sweep import MAIN_THREAD_FACTOR, NOTHING, undo_sweep
-from aioktask.engine.state.workers import Caller
+from aioktask.engine.state.workers import Caller, Helper
 from tests.engine.state.turns import a_run, a_state, admit, idle_helper, outbox_of, stint_of
 
 MILLISECOND = 1_000_000
@@ -53,12 +53,18 @@ def walk(state: State, stint: Stint, ns: int) -> None:
         state.reconsider(stint, now)
 
 
-def test_an_undo_is_a_sweep_of_its_own_that_begins_with_one_chunk_and_learns_nothing() -> None:
-    state = a_state(2)
+def walked(state: State) -> tuple[Helper, Run, LearnedPacing]:
+    """A helper that has walked some stretches of a run that learns, and the run."""
     helper = idle_helper(state)
     run, pacing = learning(state, min_chunk=4)
     for _ in range(20):
         walk(state, stint_of(helper), MILLISECOND)
+    return helper, run, pacing
+
+
+def test_an_undo_is_a_sweep_of_its_own_that_begins_with_one_chunk_and_learns_nothing() -> None:
+    state = a_state(2)
+    helper, run, pacing = walked(state)
     done = run.done_units
     stint = stint_of(helper)
     first = run.sweep
@@ -228,10 +234,7 @@ def test_what_a_thread_waited_for_is_what_is_neither_its_work_nor_a_wait_for_a_c
 def test_a_thread_goes_through_an_undo_in_no_steps_of_the_work() -> None:
     """Also where memory was short as the run went on from one to the other."""
     state = a_state(1)
-    helper = idle_helper(state)
-    run, _ = learning(state, min_chunk=4)
-    for _ in range(20):
-        walk(state, stint_of(helper), MILLISECOND)
+    helper, run, _ = walked(state)
     stint = stint_of(helper)
     of_the_work = stint.stepper
     done = (range(3, 1_000), range(1_000_001, 1_000_007))
