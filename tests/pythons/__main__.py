@@ -79,9 +79,7 @@ def run(version: str, checks: dict[str, tuple[str, ...]]) -> list[tuple[str, str
     free = {"PYTHON_GIL": "0"} if version in FREE_THREADED else {}
     rows = []
     for name, arguments in checks.items():
-        if (
-            version in FREE_THREADED and name == "sweep"
-        ):  # of those with the GIL
+        if version in FREE_THREADED and name == "sweep":  # of those with the GIL
             continue
         say(f"{version}, {name}: pytest {' '.join(arguments)}")
         begun = time.monotonic()

@@ -517,11 +517,14 @@ class Pool:
         """Close a group, and have the leaver's waiter woken when no run of it is left."""
         group.closed = True
         self.post(ending.leave_group, None, group, leaver, cancels)
+        if cancels:
+            self.signals.interrupt()
 
     def cancel_group(self, group: RunGroup) -> None:
         """Close a group and cancel its runs."""
         group.closed = True
         self.post(ending.cancel_group, None, group)
+        self.signals.interrupt()
 
     # A thread that waits, or takes part.
 

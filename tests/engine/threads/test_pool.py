@@ -6,13 +6,15 @@ from __future__ import annotations
 from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pytest
 
 from aioktask import Job
 from aioktask.engine.machine.quota import Quota
 from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper, ThreadWaiter
 from aioktask.engine.threads import adapt
@@ -20,9 +22,6 @@ from aioktask.engine.threads import pool as pool_module
 from aioktask.engine.threads.helper import HelperThread
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import Tunables
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def test_a_turn_applies_what_was_there_when_it_began() -> None:
@@ -116,8 +115,9 @@ def test_waiting_for_the_lock_makes_stretches_no_shorter(monkeypatch: pytest.Mon
     assert taken == [taken[0] * 2**times for times in range(5)]
 
 
+@pytest.mark.parametrize("how", ["run", "group", "leave"])
 def test_a_cancel_ends_walks_at_their_next_chunk_before_any_turn(
-    monkeypatch: pytest.MonkeyPatch,
+    how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The thread that would take the turn may wait for the GIL, or for a CPU, meanwhile."""
     pool = Pool(read_topology(), Tunables(max_threads=1))
@@ -128,10 +128,17 @@ def test_a_cancel_ends_walks_at_their_next_chunk_before_any_turn(
 
     def fn(start: int, stop: int) -> None:
         begun.append(start)
-        if start == 3:
+        if start != 3:
+            return
+        if how == "run":
             assert pool.cancel(run)
+        elif how == "group":
+            pool.cancel_group(group)
+        else:
+            pool.leave(group, Leaver(ThreadWaiter(0), None, detects=False), cancels=True)
 
-    run = Run(Job(fn, 100, chunk=1), pool.state.root, nice=0, context=copy_context())
+    group = RunGroup()
+    run = Run(Job(fn, 100, chunk=1), group, nice=0, context=copy_context())
     pool.submit(run)
     pool.turn()
     helper = next(iter(pool.state.starting))
