@@ -24,8 +24,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from enum import Enum
-from typing import Any
+from enum import Enum, IntEnum
+from typing import Any, NamedTuple
 
 # A thread serves one job for this long before the choice is made again.
 SLICE_NS = 10_000_000
@@ -50,7 +50,7 @@ def weight(nice: int) -> float:
     return _WEIGHTS[nice]
 
 
-class Seat(Enum):
+class Account(Enum):
     """On what account a thread serves a job."""
 
     OWN = "own"
@@ -58,8 +58,29 @@ class Seat(Enum):
     BACKGROUND = "background"  # its own, and it gives way to other processes
 
 
+class Counted(IntEnum):
+    """Where a thread that begins to serve a job counts as running already."""
+
+    NOWHERE = 0
+    IN_PROCESS = 1
+    IN_GROUP = 2  # in the process, and in the job's group
+
+
 # A name of the module is looked up in a tenth of the time that a member of an Enum takes.
-OWN, LENT, BACKGROUND = Seat
+OWN, LENT, BACKGROUND = Account
+NOWHERE, IN_PROCESS, IN_GROUP = Counted
+
+
+class Seat(NamedTuple):
+    """How a thread that serves a job is accounted for: given by `enter`, taken back by `leave`."""
+
+    account: Account = OWN
+    counted: Counted = NOWHERE
+
+
+# Every seat there is, made once, by `Counted` and then in the order of `Account`.
+SEATS = tuple(tuple(Seat(account, counted) for account in Account) for counted in Counted)
+OWN_SEAT = SEATS[NOWHERE][0]
 
 
 class Queues:
@@ -292,11 +313,11 @@ class Scheduler:
 
     def take_loan(self, entry: Entry, seat: Seat) -> Seat:
         """Move a thread that serves the entry in another seat to the waiter's nice."""
-        if seat is BACKGROUND:
+        if seat.account is BACKGROUND:
             self.background -= 1
         entry.loan_taken = True
         self._place(entry)
-        return LENT
+        return SEATS[seat.counted][1]
 
     def owe(self, entry: Entry, count: int) -> None:
         """Take in that `count` more (or fewer) chunks wait for this job."""
@@ -350,40 +371,36 @@ class Scheduler:
         while len(taken) < most and (entry := self._choose(cap)) is not None:
             taken.append((entry, self.enter(entry)))
         for entry, seat in reversed(taken):
-            self._count(entry, -1)
+            self._count(entry, -1, NOWHERE)
             self._vacate(entry, seat)
             self._follow_threads(entry)
         return len(taken)
 
     # Threads.
 
-    def enter(self, entry: Entry, *, counted: bool = False, counted_in_group: bool = False) -> Seat:
+    def enter(self, entry: Entry, counted: Counted = NOWHERE) -> Seat:
         """Count a thread that begins to serve the entry; returns its seat, for `leave`.
 
-        A thread inside a chunk is `counted` as running already, and `counted_in_group` if that
-        chunk, or one that it is nested in, is of the same coordinator.
+        Args:
+            entry: The job that it serves.
+            counted: Where it counts as running already: a thread inside a chunk does so in the
+                process, and in the group if that chunk, or one that it is nested in, is of the same
+                coordinator.
         """
-        self._count(entry, 1, counted, counted_in_group)
+        self._count(entry, 1, counted)
+        own, _, background = SEATS[counted]
         if entry.loan is not None and not entry.loan_taken:
-            return self.take_loan(entry, OWN)
+            return self.take_loan(entry, own)
         self._follow_threads(entry)
-        if entry.gives_way and not entry.undoing and not counted:
+        if entry.gives_way and not entry.undoing and counted is NOWHERE:
             self.background += 1
-            return BACKGROUND
-        return OWN
+            return background
+        return own
 
-    def leave(
-        self,
-        entry: Entry,
-        wall_ns: int,
-        seat: Seat = OWN,
-        *,
-        counted: bool = False,
-        counted_in_group: bool = False,
-    ) -> None:
+    def leave(self, entry: Entry, wall_ns: int, seat: Seat = OWN_SEAT) -> None:
         """Count a thread that stops serving the entry, which it did for `wall_ns`."""
-        self._count(entry, -1, counted, counted_in_group)
-        self.charge(entry, wall_ns, seat)
+        self._count(entry, -1, seat.counted)
+        self.charge(entry, wall_ns, seat.account)
         self._vacate(entry, seat)
 
     def enter_at_once(self, entry: Entry) -> None:
@@ -398,13 +415,13 @@ class Scheduler:
         entry.group.threads += 1
         self.running += 1
 
-    def charge(self, entry: Entry, wall_ns: int, seat: Seat = OWN) -> None:
+    def charge(self, entry: Entry, wall_ns: int, account: Account = OWN) -> None:
         """Count the wall time of one thread against the entry's share, or against its loan."""
         if not entry.served:
             entry.served = True
             if entry.key is not None:
                 insort(self._queues_of(entry.group).served, entry.key[1])
-        if seat is LENT and entry.loan is not None:
+        if account is LENT and entry.loan is not None:
             entry.loan_runtime += wall_ns * NICE_0_WEIGHT / weight(entry.loan)
             used = entry.loan_runtime
         else:
@@ -418,9 +435,7 @@ class Scheduler:
         served = self._queues.served
         self._floor = max(self._floor, min(served[0], used) if served else used)
 
-    def rebuild(
-        self, entries: Iterable[Entry], serving: Iterable[tuple[Entry, Seat, bool, bool]]
-    ) -> None:
+    def rebuild(self, entries: Iterable[Entry], serving: Iterable[tuple[Entry, Seat]]) -> None:
         """Make every count and queue anew, after an exception struck in the middle of a call.
 
         The caps, the runtimes and what an entry says of itself (`ready`, `undoing`, `nice`,
@@ -429,8 +444,7 @@ class Scheduler:
 
         Args:
             entries: All those of jobs that are not over, or were not when the call began.
-            serving: For each thread that serves a job: the entry, the seat, and whether it was
-                `counted` and `counted_in_group` when it entered.
+            serving: The entry and the seat of each thread that serves a job.
         """
         serving = list(serving)
         everybody = dict.fromkeys([*entries, *(entry for entry, *_ in serving)])
@@ -446,30 +460,28 @@ class Scheduler:
             entry.threads = 0
             entry.loan_taken = False
             entry.key = entry.owed_key = None
-        for entry, seat, counted, counted_in_group in serving:
-            self._count(entry, 1, counted, counted_in_group)
-            if seat is LENT:
+        for entry, seat in serving:
+            self._count(entry, 1, seat.counted)
+            if seat.account is LENT:
                 entry.loan_taken = True
-            elif seat is BACKGROUND:
+            elif seat.account is BACKGROUND:
                 self.background += 1
         for entry in sorted(everybody, key=Entry.new_key):
             if entry.ready:
                 entry.group.ready[entry] = None
                 self._place(entry)
 
-    def _count(
-        self, entry: Entry, threads: int, counted: bool = False, counted_in_group: bool = False
-    ) -> None:
+    def _count(self, entry: Entry, threads: int, counted: Counted) -> None:
         entry.threads += threads
-        if not counted_in_group:
+        if counted is not IN_GROUP:
             entry.group.threads += threads
-        if not counted:
+        if counted is NOWHERE:
             self.running += threads
 
     def _vacate(self, entry: Entry, seat: Seat) -> None:
-        if seat is BACKGROUND:
+        if seat.account is BACKGROUND:
             self.background -= 1
-        elif seat is LENT:
+        elif seat.account is LENT:
             entry.loan_taken = False
             self._place(entry)
 

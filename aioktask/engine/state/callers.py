@@ -13,12 +13,21 @@ from __future__ import annotations
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
+from aioktask.engine.scheduling.queue import IN_GROUP, IN_PROCESS, NOWHERE, Counted
+from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller
 
 if TYPE_CHECKING:
     from aioktask.engine.state.dispatch import State
+
+
+def _counted(caller: Caller, group: RunGroup) -> Counted:
+    """Where the thread counts as running, by the chunks that it is in."""
+    if not caller.stints:
+        return NOWHERE
+    return IN_GROUP if any(chunk.run.group is group for chunk in caller.stints) else IN_PROCESS
 
 
 def enter_caller(state: State, run: Run, caller: Caller, now: int) -> bool:
@@ -28,9 +37,7 @@ def enter_caller(state: State, run: Run, caller: Caller, now: int) -> bool:
     if not caller.stints and not state.scheduler.may_enter(run.entry):
         return False
     stint = run.stint_of(caller)
-    stint.counted = bool(caller.stints)
-    group = run.group
-    stint.counted_in_group = any(chunk.run.group is group for chunk in caller.stints)
+    stint.counted = _counted(caller, run.group)
     run.caller = None
     if not state.enter(stint, now):
         state.leave(stint, now, began=False)

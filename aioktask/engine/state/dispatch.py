@@ -201,7 +201,7 @@ class State:
         run.walked(stint, position, now)
         if self.follow_limit(run):
             self.signals.change()
-        if stint.seat is BACKGROUND and self._must_pause(stint, now):
+        if stint.seat.account is BACKGROUND and self._must_pause(stint, now):
             return False
         if self.signals.generation != stint.generation or now >= stint.slice_end:
             return False
@@ -359,13 +359,12 @@ class State:
     def enter(self, stint: Stint, now: int) -> bool:
         """Have the stint's thread serve its run; whether it has a stretch, or has to leave."""
         run = stint.run
-        stint.seat = self.scheduler.enter(
-            run.entry, counted=stint.counted, counted_in_group=stint.counted_in_group
-        )
+        stint.seat = self.scheduler.enter(run.entry, stint.counted)
         self.serving[stint] = None
-        if stint.seat is LENT:
+        account = stint.seat.account
+        if account is LENT:
             note_loan(run, "at once")
-        elif stint.seat is BACKGROUND and isinstance(stint.thread, Helper):
+        elif account is BACKGROUND and isinstance(stint.thread, Helper):
             stint.thread.in_background = True
         run.enter(stint, now)
         stint.slice_end = now + SLICE_NS
@@ -376,7 +375,7 @@ class State:
         run = stint.run
         if len(self.runs) > 1:
             self.expect_others(now)
-        pauses = stint.seat is BACKGROUND and self.background.pausing
+        pauses = stint.seat.account is BACKGROUND and self.background.pausing
         run.sweep.pacing.be_alone(now >= self.crowded_until and not pauses)
         claimed = run.claim(stint, now, self.signals.generation)
         if not run.sweep.claims.left:
@@ -393,14 +392,8 @@ class State:
         """
         del self.serving[stint]
         run = stint.run
-        self.scheduler.leave(
-            run.entry,
-            now - stint.entered_at,
-            stint.seat,
-            counted=stint.counted,
-            counted_in_group=stint.counted_in_group,
-        )
-        if stint.seat is LENT:
+        self.scheduler.leave(run.entry, now - stint.entered_at, stint.seat)
+        if stint.seat.account is LENT:
             helper = helper_beneath(stint)
             if helper is not None and helper is not stint.thread:
                 helper.boost = None

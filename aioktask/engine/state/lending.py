@@ -69,7 +69,7 @@ def nice_of(state: State, helper: Helper) -> int:
     run = stint.run
     if run.over:
         return helper.nice
-    nice = run.urgency if stint.seat is LENT else run.entry.nice
+    nice = run.urgency if stint.seat.account is LENT else run.entry.nice
     if helper.boost is not None:
         nice = min(nice, helper.boost)
     return thread_nice(nice, state.base_nice, gil=state.gil)
@@ -85,7 +85,7 @@ def can_serve_at(state: State, helper: Helper, nice: int) -> bool:
 def serves_background(helper: Helper) -> bool:
     """Whether the helper serves a job that gives way to other processes."""
     stint = helper.stint
-    return stint is not None and stint.seat is BACKGROUND
+    return stint is not None and stint.seat.account is BACKGROUND
 
 
 def urgency_offered(entry: Entry) -> int:

@@ -101,13 +101,7 @@ def rebuild(state: State) -> None:
         state.waiting[wait.stint] = state.waiting.get(wait.stint, 0) + 1
         if wait.detects:
             state.waits.add(wait.run, run)
-    state.scheduler.rebuild(
-        entries,
-        [
-            (stint.run.entry, stint.seat, stint.counted, stint.counted_in_group)
-            for stint in state.serving
-        ],
-    )
+    state.scheduler.rebuild(entries, [(stint.run.entry, stint.seat) for stint in state.serving])
     state.loans.rebuild(
         entries,
         [(run.entry, waiter.nice) for run in state.runs for waiter in run.waiters],

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aioktask.engine.learning.pacing import Stepper
 from aioktask.engine.machine.os_threads import cpu_time_ns, kernel_and_delay_ns
 from aioktask.engine.ranges.tree import push
-from aioktask.engine.scheduling.queue import BACKGROUND, OWN
+from aioktask.engine.scheduling.queue import BACKGROUND, NOWHERE, OWN_SEAT
 from aioktask.errors import ChunkCancelled
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class Stint:
     Attributes:
         thread: The Helper or Caller.
         outer: The stint whose chunk the thread is in while it walks this one.
-        counted: Whether the thread counts as running without this stint.
-        counted_in_group: Whether it counts so in this run's group.
+        counted: Where the thread counts as running without this stint.
         live: Whether the thread serves the run now.
         chunk_start: Where the chunk that runs begins; where the walk stands when it returned.
         stretch_start, stretch_stop: The stretch that is claimed.
@@ -85,7 +84,6 @@ class Stint:
         "contended",
         "context",
         "counted",
-        "counted_in_group",
         "cpu",
         "cpu_charged",
         "cpu_mark",
@@ -120,7 +118,7 @@ class Stint:
         self.thread = thread
         self.context = context
         self.outer: Stint | None = None
-        self.counted = self.counted_in_group = False
+        self.counted = NOWHERE
         self.live = False
         self.chunk_start = self.stretch_start = self.stretch_stop = 0
         self.first_chunk_stop = 0
@@ -137,7 +135,7 @@ class Stint:
         self.cpu_charged = 0  # the thread's CPU time up to which a background job has paid
         # When a background thread was kept from its CPU last, and how long in all until then.
         self.contended: tuple[int, int] = (0, 0)
-        self.seat = OWN
+        self.seat = OWN_SEAT
         self.node: int | None = None  # whose parts of the job it takes first
         self.off_node = False
         self.look_at = 0  # how long busy, when it is asked again what it waited for
@@ -216,7 +214,7 @@ class Stint:
 
         Called by the thread itself, outside the lock: the system calls may take a while.
         """
-        background = self.seat is BACKGROUND
+        background = self.seat.account is BACKGROUND
         run = self.run
         stays = now < self.slice_end and signals.generation == self.generation
         if stays and run.sweep.claims.left and not background:

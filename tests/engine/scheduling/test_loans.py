@@ -13,7 +13,15 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from aioktask.engine.scheduling import loans as loans_module
 from aioktask.engine.scheduling.loans import Loans
-from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat
+from aioktask.engine.scheduling.queue import (
+    OWN_SEAT,
+    SLICE_NS,
+    Account,
+    Entry,
+    Group,
+    Scheduler,
+    Seat,
+)
 from tests.engine.scheduling.tracing import lines_of, strike
 
 NICE = st.integers(-20, 19)
@@ -33,13 +41,13 @@ def test_one_thread_at_a_time_has_the_loan_and_the_next_one_gets_it() -> None:
     scheduler = Scheduler(cap=8)
     low = entry(scheduler, 19)
     scheduler.set_loan(low, -5)
-    assert scheduler.enter(low) is Seat.LENT
-    assert scheduler.enter(low) is Seat.OWN
-    scheduler.leave(low, 1, Seat.LENT)
-    assert scheduler.enter(low) is Seat.LENT
+    assert scheduler.enter(low).account is Account.LENT
+    assert scheduler.enter(low).account is Account.OWN
+    scheduler.leave(low, 1, Seat(Account.LENT))
+    assert scheduler.enter(low).account is Account.LENT
     scheduler.set_loan(low, None)
     scheduler.set_loan(low, 0)
-    assert scheduler.enter(low) is Seat.OWN, "who has the loan still serves"
+    assert scheduler.enter(low).account is Account.OWN, "who has the loan still serves"
 
 
 def test_a_loan_is_an_account_of_its_own() -> None:
@@ -76,19 +84,19 @@ def test_background_threads_are_bounded_together_and_a_loan_is_not_one_of_them()
     seats = []
     while (chosen := scheduler.choose()) is not None:
         seats.append((chosen, scheduler.enter(chosen)))
-    assert [seat for _, seat in seats] == [Seat.BACKGROUND] * 2
+    assert [seat.account for _, seat in seats] == [Account.BACKGROUND] * 2
     waiting = next(each for each in jobs if not each.threads)
     scheduler.set_loan(waiting, 0)
     assert scheduler.choose() is waiting
-    assert scheduler.enter(waiting) is Seat.LENT
+    assert scheduler.enter(waiting).account is Account.LENT
     assert scheduler.choose() is None
     for each, seat in seats:
         scheduler.leave(each, 1, seat)
     assert scheduler.background == 0
     scheduler.background_cap = 0
     assert scheduler.choose() is None
-    taken = scheduler.take_loan(waiting, Seat.OWN)
-    assert taken is Seat.LENT
+    taken = scheduler.take_loan(waiting, OWN_SEAT)
+    assert taken.account is Account.LENT
     assert scheduler.wanted(5) == 0
 
 

@@ -16,7 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, weight
+from aioktask.engine.scheduling.queue import (
+    SLICE_NS,
+    Counted,
+    Entry,
+    Group,
+    Scheduler,
+    Seat,
+    weight,
+)
 
 NICE = st.integers(-20, 19)
 CAPS = st.integers(1, 6)
@@ -58,11 +66,9 @@ class Thread:
     A calling thread inside a chunk counts as running, and perhaps in its coordinator too.
     """
 
-    def __init__(
-        self, entry: Entry, *, counted: bool = False, counted_in_group: bool = False
-    ) -> None:
+    def __init__(self, entry: Entry, counted: Counted = Counted.NOWHERE) -> None:
         self.entry = entry
-        self.counted = {"counted": counted, "counted_in_group": counted_in_group}
+        self.seat = Seat(counted=counted)
 
 
 class SchedulerModel(RuleBasedStateMachine):
@@ -173,13 +179,13 @@ class SchedulerModel(RuleBasedStateMachine):
             assert entry.threads == 1
 
     @precondition(lambda self: self.entries)
-    @rule(data=st.data(), counted=st.sampled_from([(False, False), (True, False), (True, True)]))
-    def caller_comes(self, data: Any, counted: tuple[bool, bool]) -> None:
+    @rule(data=st.data(), counted=st.sampled_from(Counted))
+    def caller_comes(self, data: Any, counted: Counted) -> None:
         # A calling thread takes part in its own job, within that job's limit only.
         entry = data.draw(st.sampled_from(self.entries))
         if entry.ready and entry.threads < entry.limit:
-            thread = Thread(entry, counted=counted[0], counted_in_group=counted[1])
-            self.scheduler.enter(entry, **thread.counted)
+            thread = Thread(entry, counted)
+            assert self.scheduler.enter(entry, counted) == thread.seat
             self.threads.append(thread)
 
     @precondition(lambda self: self.threads)
@@ -187,7 +193,7 @@ class SchedulerModel(RuleBasedStateMachine):
     def thread_leaves(self, data: Any, wall_ns: int) -> None:
         thread = data.draw(st.sampled_from(self.threads))
         self.threads.remove(thread)
-        self.scheduler.leave(thread.entry, wall_ns, **thread.counted)
+        self.scheduler.leave(thread.entry, wall_ns, thread.seat)
         self.runtimes[thread.entry] += wall_ns * 1.25**thread.entry.nice
 
     # What holds at all times.
@@ -220,11 +226,11 @@ class SchedulerModel(RuleBasedStateMachine):
 
     @invariant()
     def threads_are_counted_right(self) -> None:
-        running = [thread for thread in self.threads if not thread.counted["counted"]]
+        running = [thread for thread in self.threads if thread.seat.counted is Counted.NOWHERE]
         assert self.scheduler.running == len(running)
         for group in self.groups:
             assert group.threads == sum(
-                thread.entry.group is group and not thread.counted["counted_in_group"]
+                thread.entry.group is group and thread.seat.counted is not Counted.IN_GROUP
                 for thread in self.threads
             )
         for entry in self.entries:

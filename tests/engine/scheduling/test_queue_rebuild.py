@@ -11,10 +11,18 @@ from typing import Any
 import pytest
 
 from aioktask.engine.scheduling import queue
-from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat
+from aioktask.engine.scheduling.queue import (
+    SLICE_NS,
+    Account,
+    Counted,
+    Entry,
+    Group,
+    Scheduler,
+    Seat,
+)
 from tests.engine.scheduling.tracing import strike
 
-Serving = tuple[Entry, Seat, bool, bool]
+Serving = tuple[Entry, Seat]
 
 
 class World:
@@ -45,18 +53,17 @@ class World:
                 scheduler.set_idle(entry)
         for name in ("open served", "open lent", "open lent", "open background", "full undo"):
             self.enter(name)
-        self.enter("capped undo", counted=True)
-        self.enter("capped background", counted=True, counted_in_group=True)
+        self.enter("capped undo", Counted.IN_PROCESS)
+        self.enter("capped background", Counted.IN_GROUP)
 
     def add(self, name: str, group: str, nice: int = 0) -> None:
         entry = self.entries[name] = Entry(name, self.groups[group], nice, 2)
         self.scheduler.add(entry)
         self.scheduler.set_ready(entry)
 
-    def enter(self, name: str, *, counted: bool = False, counted_in_group: bool = False) -> None:
+    def enter(self, name: str, counted: Counted = Counted.NOWHERE) -> None:
         entry = self.entries[name]
-        seat = self.scheduler.enter(entry, counted=counted, counted_in_group=counted_in_group)
-        self.serving.append((entry, seat, counted, counted_in_group))
+        self.serving.append((entry, self.scheduler.enter(entry, counted)))
 
     def fresh(self) -> World:
         """A world of its own that is told the same as is true of this one, by whole calls."""
@@ -70,12 +77,12 @@ class World:
             made = Entry(name, other.groups[names[entry.group]], entry.nice, entry.limit)
             other.entries[name] = made
             made.sequence, made.served = entry.sequence, entry.served
-        for entry, seat, counted, counted_in_group in self.serving:
+        for entry, seat in self.serving:
             made = other.entries[entry.run]
-            scheduler.set_loan(made, 0 if seat is Seat.LENT else None)
-            scheduler.set_gives_way(made, seat is Seat.BACKGROUND)
-            other.enter(entry.run, counted=counted, counted_in_group=counted_in_group)
-            assert other.serving[-1][1] is seat
+            scheduler.set_loan(made, 0 if seat.account is Account.LENT else None)
+            scheduler.set_gives_way(made, seat.account is Account.BACKGROUND)
+            other.enter(entry.run, seat.counted)
+            assert other.serving[-1][1] == seat
         for name, entry in self.entries.items():
             made = other.entries[name]
             scheduler.set_loan(made, entry.loan)
@@ -124,23 +131,24 @@ def names_of(keys: Any) -> list[object]:
     return [key and (*key[:-1], key[-1].run) for key in keys]
 
 
-def leave(world: World, name: str, seat: Seat) -> None:
-    """End the first thread that serves the entry in this seat."""
+def leave(world: World, name: str, account: Account) -> None:
+    """End the first thread that serves the entry on this account."""
     entry = world.entries[name]
-    serving = next(each for each in world.serving if each[:2] == (entry, seat))
+    serving = next(
+        (each, seat) for each, seat in world.serving if each is entry and seat.account is account
+    )
     world.serving.remove(serving)
-    _, _, counted, counted_in_group = serving
-    world.scheduler.leave(entry, SLICE_NS, seat, counted=counted, counted_in_group=counted_in_group)
+    world.scheduler.leave(entry, SLICE_NS, serving[1])
 
 
 def take_loan(world: World, name: str) -> None:
     """Move the entry's only thread to a loan."""
     entry = world.entries[name]
-    number, (_, seat, *counts) = next(
-        (number, each) for number, each in enumerate(world.serving) if each[0] is entry
+    number, seat = next(
+        (number, seat) for number, (each, seat) in enumerate(world.serving) if each is entry
     )
     world.scheduler.set_loan(entry, -7)
-    world.serving[number] = (entry, Seat.LENT, *counts)  # type: ignore[assignment]
+    world.serving[number] = (entry, Seat(Account.LENT, seat.counted))
     world.scheduler.take_loan(entry, seat)
 
 
@@ -155,11 +163,11 @@ CALLS: dict[str, Callable[[World], object]] = {
     "enter what is lent": lambda world: world.enter("capped lent"),
     "enter what is owed": lambda world: world.enter("full owed"),
     "enter the background": lambda world: world.enter("capped background"),
-    "leave": lambda world: leave(world, "open served", Seat.OWN),
-    "leave what was lent": lambda world: leave(world, "open lent", Seat.LENT),
-    "leave the background": lambda world: leave(world, "open background", Seat.BACKGROUND),
-    "leave what was full": lambda world: leave(world, "full undo", Seat.OWN),
-    "leave while counted": lambda world: leave(world, "capped background", Seat.OWN),
+    "leave": lambda world: leave(world, "open served", Account.OWN),
+    "leave what was lent": lambda world: leave(world, "open lent", Account.LENT),
+    "leave the background": lambda world: leave(world, "open background", Account.BACKGROUND),
+    "leave what was full": lambda world: leave(world, "full undo", Account.OWN),
+    "leave while counted": lambda world: leave(world, "capped background", Account.OWN),
     "take a loan": lambda world: take_loan(world, "open background"),
     "wanted": lambda world: world.scheduler.wanted(6),
     "wish": lambda world: world.scheduler.wish(12),

@@ -16,13 +16,21 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aioktask.engine.scheduling import queue
-from aioktask.engine.scheduling.queue import SLICE_NS, Entry, Group, Scheduler, Seat, weight
+from aioktask.engine.scheduling.queue import (
+    SLICE_NS,
+    Account,
+    Counted,
+    Entry,
+    Group,
+    Scheduler,
+    Seat,
+    weight,
+)
 from tests.engine.scheduling.tracing import lines_of
 
 NICE = st.integers(-20, 19)
 CAPS = st.integers(0, 6)
 WALL_NS = st.integers(0, 3 * SLICE_NS)
-COUNTED = st.sampled_from([(False, False), (True, False), (True, True)])
 
 
 @dataclass(eq=False)
@@ -56,8 +64,6 @@ class Thread:
 
     job: Job
     seat: Seat
-    counted: bool
-    counted_in_group: bool
     leaves: bool = False  # counted no more, but has the loan until it was charged
 
 
@@ -76,18 +82,20 @@ class Rule:
 
     def threads_in(self, group: Limited) -> int:
         inside = [thread for thread in self.threads if thread.job.group is group]
-        return sum(not thread.counted_in_group and not thread.leaves for thread in inside)
+        return sum(
+            thread.seat.counted is not Counted.IN_GROUP and not thread.leaves for thread in inside
+        )
 
     @property
     def running(self) -> int:
-        return sum(not thread.counted and not thread.leaves for thread in self.threads)
+        return sum(t.seat.counted is Counted.NOWHERE and not t.leaves for t in self.threads)
 
     @property
     def background(self) -> int:
-        return sum(thread.seat is Seat.BACKGROUND for thread in self.threads)
+        return sum(thread.seat.account is Account.BACKGROUND for thread in self.threads)
 
     def loan_taken(self, job: Job) -> bool:
-        return any(t.job is job and t.seat is Seat.LENT for t in self.threads)
+        return any(t.job is job and t.seat.account is Account.LENT for t in self.threads)
 
     def lends(self, job: Job) -> bool:
         return job.loan is not None and not self.loan_taken(job)
@@ -122,29 +130,29 @@ class Rule:
     def wanted(self, most: int) -> int:
         before = len(self.threads)
         while len(self.threads) - before < most and (job := self.choose()) is not None:
-            self.enter(job, counted=False, counted_in_group=False)
+            self.enter(job, Counted.NOWHERE)
         found = len(self.threads) - before
         del self.threads[before:]
         return found
 
-    def enter(self, job: Job, *, counted: bool, counted_in_group: bool) -> Thread:
-        seat = Seat.OWN
+    def enter(self, job: Job, counted: Counted) -> Thread:
+        account = Account.OWN
         if self.lends(job):
-            seat = Seat.LENT
-        elif self.in_background(job) and not counted:
-            seat = Seat.BACKGROUND
-        thread = Thread(job, seat, counted, counted_in_group)
+            account = Account.LENT
+        elif self.in_background(job) and counted is Counted.NOWHERE:
+            account = Account.BACKGROUND
+        thread = Thread(job, Seat(account, counted))
         self.threads.append(thread)
         return thread
 
     def leave(self, thread: Thread, wall_ns: int) -> None:
         thread.leaves = True
-        self.charge(thread.job, wall_ns, thread.seat)
+        self.charge(thread.job, wall_ns, thread.seat.account)
         self.threads.remove(thread)
 
-    def charge(self, job: Job, wall_ns: int, seat: Seat) -> None:
+    def charge(self, job: Job, wall_ns: int, account: Account) -> None:
         job.served = True
-        if seat is Seat.LENT and job.loan is not None:
+        if account is Account.LENT and job.loan is not None:
             used = job.loan_runtime = job.loan_runtime + wall_ns * 1024.0 / weight(job.loan)
         else:
             used = job.runtime = job.runtime + wall_ns * 1024.0 / weight(job.nice)
@@ -275,19 +283,18 @@ class Beside(RuleBasedStateMachine):
         for _ in range(most):
             job = self.rule.choose()
             if job is not None:
-                self.enter(job, counted=False, counted_in_group=False)
+                self.enter(job, Counted.NOWHERE)
 
     @precondition(lambda self: self.rule.jobs)
-    @rule(data=st.data(), counted=COUNTED)
-    def a_caller_comes(self, data: Any, counted: tuple[bool, bool]) -> None:
+    @rule(data=st.data(), counted=st.sampled_from(Counted))
+    def a_caller_comes(self, data: Any, counted: Counted) -> None:
         job, _ = self.draw(data)
         if self.rule.threads_of(job) < job.limit:
-            self.enter(job, counted=counted[0], counted_in_group=counted[1])
+            self.enter(job, counted)
 
-    def enter(self, job: Job, *, counted: bool, counted_in_group: bool) -> None:
-        counts = {"counted": counted, "counted_in_group": counted_in_group}
-        thread = self.rule.enter(job, **counts)
-        assert self.scheduler.enter(self.entries[job], **counts) is thread.seat
+    def enter(self, job: Job, counted: Counted) -> None:
+        thread = self.rule.enter(job, counted)
+        assert self.scheduler.enter(self.entries[job], counted) == thread.seat
 
     @precondition(lambda self: self.rule.threads)
     @rule(data=st.data(), wall_ns=WALL_NS, goes=st.booleans())
@@ -295,17 +302,11 @@ class Beside(RuleBasedStateMachine):
         thread = data.draw(st.sampled_from(self.rule.threads))
         job, entry = thread.job, self.entries[thread.job]
         if goes:
-            self.scheduler.leave(
-                entry,
-                wall_ns,
-                thread.seat,
-                counted=thread.counted,
-                counted_in_group=thread.counted_in_group,
-            )
+            self.scheduler.leave(entry, wall_ns, thread.seat)
             self.rule.leave(thread, wall_ns)
         else:
-            self.scheduler.charge(entry, wall_ns, thread.seat)
-            self.rule.charge(job, wall_ns, thread.seat)
+            self.scheduler.charge(entry, wall_ns, thread.seat.account)
+            self.rule.charge(job, wall_ns, thread.seat.account)
 
     @precondition(lambda self: self.rule.threads)
     @rule(data=st.data())
@@ -318,10 +319,7 @@ class Beside(RuleBasedStateMachine):
     def everything_is_rebuilt(self) -> None:
         self.scheduler.rebuild(
             [self.entries[job] for job in self.rule.jobs],
-            [
-                (self.entries[thread.job], thread.seat, thread.counted, thread.counted_in_group)
-                for thread in self.rule.threads
-            ],
+            [(self.entries[thread.job], thread.seat) for thread in self.rule.threads],
         )
 
     # What holds at all times.
@@ -419,7 +417,7 @@ def crowd(jobs: int, groups: int, cap: int | None) -> tuple[Scheduler, list[Entr
         if number % 3 == 0:
             scheduler.owe(entry, 1)
         elif number % 3 == 1:
-            scheduler.enter(entry, counted_in_group=True)
+            scheduler.enter(entry, Counted.IN_GROUP)
         entries.append(entry)
     scheduler.cap = scheduler.running + 3
     return scheduler, entries

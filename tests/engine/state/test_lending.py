@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from aioktask import Job
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import thread_nice
-from aioktask.engine.scheduling.queue import Seat
+from aioktask.engine.scheduling.queue import OWN_SEAT, Account
 from aioktask.engine.state import following
 from aioktask.engine.state.callers import caller_left
 from aioktask.engine.state.dispatch import State
@@ -144,7 +144,7 @@ def test_what_has_not_begun_is_not_run_in_vain_when_a_higher_waiter_comes() -> N
     starts = outbox_of(state).starts
     assert len(starts) == 1, "its thread may not have the waiter's nice, so there is a new one"
     fresh = idle_helper(state, 0)
-    assert stint_of(fresh).seat is Seat.LENT
+    assert stint_of(fresh).seat.account is Account.LENT
     assert run.lent == "at once", "nobody served it before"
 
 
@@ -158,11 +158,11 @@ def test_a_helper_that_is_called_off_is_called_again_also_when_a_waiter_goes() -
     wait_for(state, run, 0)
     state.loans.add_waiter(run.entry, -3)  # and nobody serves it on that yet
     stint = stint_of(helper)
-    stint.seat = Seat.OWN
+    stint.seat = OWN_SEAT
     run.entry.loan_taken = False
     lend(state, state.loans.remove_waiter(run.entry, -3))
     assert run.entry.loan == 0
-    assert stint_of(helper).seat is Seat.LENT
+    assert stint_of(helper).seat.account is Account.LENT
 
 
 @pytest.mark.parametrize("may_lower", [True, False])
@@ -180,12 +180,12 @@ def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lo
     assert state.signals.generation != generation
     stint = stint_of(helper)
     if may_lower:
-        assert stint.seat is Seat.LENT
+        assert stint.seat.account is Account.LENT
         assert helper in outbox_of(state).renices
         assert nice_of(state, helper) == thread_nice(0, 0, gil=state.gil)
         assert run.lent == "at once"
     else:
-        assert stint.seat is not Seat.LENT
+        assert stint.seat.account is not Account.LENT
         assert nice_of(state, helper) == low
         assert run.lent == "at a chunk boundary"
         outbox_of(state)
@@ -245,7 +245,7 @@ def test_a_neighbour_that_comes_between_two_samples_is_noticed(
     state.may_lower = True
     admit(state, a_run(a_job(19, 1 << 40)))
     stint = stint_of(helper)
-    assert stint.seat is Seat.BACKGROUND
+    assert stint.seat.account is Account.BACKGROUND
     now = stint.entered_at
     stretch = 4_000_000
     stint.slice_end = now + 100 * stretch
@@ -276,7 +276,7 @@ def test_a_job_inside_a_helper_s_chunk_lends_to_that_helper() -> None:
     assert stint_of(caller) is caller.serving
     outbox_of(state)
     wait_for(state, inner, 0)
-    assert stint_of(caller).seat is Seat.LENT
+    assert stint_of(caller).seat.account is Account.LENT
     assert helper.boost == 0
     assert helper in outbox_of(state).renices
     assert nice_of(state, helper) == thread_nice(0, 0, gil=state.gil)

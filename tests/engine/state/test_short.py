@@ -216,7 +216,7 @@ class World:
         assert isinstance(stint.thread, Helper)
         names = (
             "live chunk_start stretch_start stretch_stop first_chunk_stop chunk entered_at "
-            "claimed_at slice_end busy cpu cpu_mark seat node off_node counted counted_in_group "
+            "claimed_at slice_end busy cpu cpu_mark seat node off_node counted "
             "kernel_now"
         )
         helper = self.helpers.index(stint.thread)
