@@ -39,7 +39,7 @@ class Plan:
         chunks: How many chunks there are, short ones at edges included.
         limited_by: Which limit decided the number of threads.
         notes: What is worth knowing beside that, a sentence each.
-        spans: The stretches that are cut separately: the parts, or the whole range.
+        spans: The ranges that are cut separately: the parts, or the whole range.
     """
 
     name: str
@@ -114,7 +114,7 @@ def job_chunk(job: Job[Any], threads: int) -> int:
 
 
 def spans(job: Job[Any], chunk: int) -> tuple[range, ...]:
-    """The stretches of a job that are cut separately, ascending: its parts, or the whole range.
+    """The ranges of a job that are cut separately, ascending: its parts, or the whole range.
 
     In a reduce, part edges are moved to leaf edges (a part keeps the leaf that it begins in), since
     the leaves may not depend on where the memory lies.
@@ -176,7 +176,7 @@ def facts_of(job: Job[Any]) -> Facts:
 def one_chunk(job: Job[Any]) -> int:
     """The chunk size of a job that is one chunk on every machine; 0 for any other.
 
-    Such a job is one stretch too, and nothing can be learned of it.
+    One claim takes all of such a job, and nothing can be learned of it.
     """
     if job.reduce is not None or job.parts or not job.size:
         return 0

@@ -72,7 +72,7 @@ def admit(
         do_not_begin(state, run)
         return
     try:
-        _begin_run(run, state.cap_of(group), state.tunables, state.lessons)
+        _begin_run(run, state.most_threads(group), state.tunables, state.lessons)
     except BaseException as error:
         do_not_begin(state, run, error)
         state.out.tell(run)

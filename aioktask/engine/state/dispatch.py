@@ -119,7 +119,7 @@ class State:
         """Whether there is anything that the keeper should look after."""
         return bool(self.runs or self.helpers or self.starting or self.lane.settled)
 
-    def cap_of(self, group: RunGroup) -> int:
+    def most_threads(self, group: RunGroup) -> int:
         """The most threads that a job of the group may have, before shares with other processes."""
         return self.cap if group.cap is None else min(self.cap, group.cap)
 

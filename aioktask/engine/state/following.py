@@ -114,7 +114,7 @@ def _reconsider_runs(state: State, runs: Iterable[Run]) -> None:
 
 def _move_limit(state: State, run: Run) -> None:
     """Have the run, and the queue, follow caps or a limit that have changed."""
-    run.caps_moved(state.cap_of(run.group))
+    run.caps_moved(state.most_threads(run.group))
     if state.follow_limit(run):
         ask_caller(state, run)
 

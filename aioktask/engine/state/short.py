@@ -84,7 +84,7 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
 def _take_in(state: State, run: Run, waiter: Waiter | None, stint: Stint, now: int) -> None:
     """Add to the state a run whose one chunk the stint's thread has."""
     group = run.group
-    one_chunk.begin(run, run.only_chunk, state.cap_of(group))
+    one_chunk.begin(run, run.only_chunk, state.most_threads(group))
     state.runs[run] = None
     group.runs[run] = None
     state.scheduler.enter_at_once(run.entry)
@@ -97,7 +97,7 @@ def _take_in(state: State, run: Run, waiter: Waiter | None, stint: Stint, now: i
 def take_in_settled(state: State, run: Run) -> None:
     """Add to the state a run that was done in the lane, and that its owner cancels after all."""
     group = run.group
-    one_chunk.begin(run, run.only_chunk, state.cap_of(group))
+    one_chunk.begin(run, run.only_chunk, state.most_threads(group))
     state.runs[run] = None
     group.runs[run] = None
     state.scheduler.add(run.entry)

@@ -63,7 +63,7 @@ class Adapter:
     @property
     def cap(self) -> Cap:
         """The most helpers, and why, before shares with other processes."""
-        return cap_of(self.topology, self.tunables)
+        return find_cap(self.topology, self.tunables)
 
     def configure(self, tunables: Tunables) -> None:
         """Have the process follow other tunables, also while jobs run."""
@@ -199,7 +199,7 @@ def _cpus_by_node(topology: Topology) -> dict[int, frozenset[int]]:
     return {node: cpus for node, cpus in nodes.items() if cpus}
 
 
-def cap_of(topology: Topology, tunables: Tunables) -> Cap:
+def find_cap(topology: Topology, tunables: Tunables) -> Cap:
     """The process's cap: what the user says, else what the machine gives."""
     source = tunables.sources.get("max_threads", "")
     return process_cap(topology, tunables.max_threads, source)

@@ -52,7 +52,7 @@ from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import REFUSED, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
-from aioktask.engine.threads.adapt import Adapter, cap_of
+from aioktask.engine.threads.adapt import Adapter, find_cap
 from aioktask.engine.threads.helper import (
     _OWN_FILES,
     HelperThread,
@@ -101,7 +101,7 @@ class Pool:
     def __init__(self, topology: Topology, tunables: Tunables) -> None:
         self.lock = threading.Lock()
         self.inbox: deque[tuple[Any, ...]] = deque()
-        self.state = State(cap_of(topology, tunables).threads, tunables)
+        self.state = State(find_cap(topology, tunables).threads, tunables)
         self.signals = self.state.signals
         self.keeper = Keeper(self)
         self.dead = False
