@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -23,6 +24,7 @@ from aioktask.engine.api.process import current_pool
 from aioktask.figures.drawing import draw
 from aioktask.tune.curve import measure
 from aioktask.tune.curve_report import curve_data, curve_svg, curve_text
+from aioktask.tune.learned import clear, directory_of, learned, learned_data, learned_text
 from aioktask.tune.machine import info, info_text, machine_text, packages_text
 from aioktask.tune.plan_report import plan_data, plan_text
 from aioktask.tune.target import TargetError, job_from
@@ -84,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from aioktask.demo import demo
 
         demo(quick=asked.quick)
+    elif asked.command == "learned":
+        _learned(parser, asked)
     elif asked.command == "tune":
         _tune(parser, asked)
     else:
@@ -116,6 +120,7 @@ def _parser() -> _Parser:
     command.add_argument("--json", action="store_true", help="as JSON")
     command = commands.add_parser("demo", help="what the library is for, in under a minute")
     command.add_argument("--quick", action="store_true", help="in some seconds, on little data")
+    _add_learned(commands.add_parser("learned", help="what is kept on disk of earlier runs"))
     text = "how fast a function of yours is over chunk sizes and threads"
     _add_tune(commands.add_parser("tune", help=text, description=TUNE))
     command = commands.add_parser(
@@ -132,6 +137,15 @@ def _parser() -> _Parser:
     text = "of overhead: only where the time of a short job goes, on both threads"
     command.add_argument("--segments", action="store_true", help=text)
     return parser
+
+
+def _add_learned(command: argparse.ArgumentParser) -> None:
+    text = "only of jobs or functions of this name"
+    command.add_argument("name", nargs="*", metavar="NAME", help=text)
+    command.add_argument("--clear", action="store_true", help="remove it")
+    text = "look here; by default where AIOKTASK_REMEMBER says, else the user's caches are"
+    command.add_argument("--directory", type=os.path.abspath, metavar="DIR", help=text)
+    command.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_tune(command: argparse.ArgumentParser) -> None:
@@ -166,6 +180,20 @@ def _planned_job(asked: argparse.Namespace) -> Job[None]:
         max_threads=asked.max_threads,
         name="plan",
     )
+
+
+def _learned(parser: _Parser, asked: argparse.Namespace) -> None:
+    try:
+        directory = directory_of(current_pool().adapter.tunables.remember, asked.directory)
+        if asked.clear:
+            removed = clear(directory, asked.name)
+            print(f"removed {removed} from {directory}")
+            return
+        found = learned(directory, asked.name)
+    except OSError as error:
+        parser.error(str(error))
+    told = learned_data(directory, found)
+    print(json.dumps(told, indent=2) if asked.json else learned_text(directory, found))
 
 
 def _tune(parser: _Parser, asked: argparse.Namespace) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
+import os
 from collections.abc import Iterable
 from types import FunctionType
 from typing import SupportsIndex, TypeVar, cast
@@ -58,6 +59,26 @@ def check_flag(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+# As a value of `remember`: in the directory for the user's caches.
+DISK = "disk"
+
+
+def check_remember(name: str, value: object) -> bool | str:
+    """`value` as a bool, `DISK`, or the absolute path of a directory."""
+    if isinstance(value, bool):
+        return value
+    wanted = f"{name} must be True, False, {DISK!r} or the absolute path of a directory"
+    try:
+        path = os.fspath(cast("str", value))
+    except TypeError:
+        raise TypeError(f"{wanted}, got {value!r}") from None
+    if not isinstance(path, str):
+        raise TypeError(f"{wanted}, got {value!r}")
+    if path != DISK and (not os.path.isabs(path) or "\0" in path):
+        raise ValueError(f"{wanted}, got {value!r}")
+    return path
 
 
 def optional(name: str, value: object, kind: type[T]) -> T | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from types import EllipsisType, GetSetDescriptorType
@@ -25,10 +26,10 @@ from typing import (
 )
 
 from aioktask.checks import (
-    check_flag,
     check_function,
     check_learn,
     check_name,
+    check_remember,
     check_undo,
     integer,
     is_async,
@@ -45,6 +46,7 @@ __all__ = [
     "Learned",
     "Part",
     "Progress",
+    "Remember",
     "Report",
     "Speed",
     "failure",
@@ -56,6 +58,8 @@ T_co = TypeVar("T_co", covariant=True)
 ChunkFunction = Callable[[int, int], T]
 # What a run finds out about its function while it goes: the chunk size, the number of threads.
 Learn = Literal["both", "chunk", "threads", "nothing"]
+# Whether what it found out is remembered; "disk" or a directory: across processes.
+Remember = bool | str | os.PathLike[str]
 
 UndoFunction = Callable[[int, int], object] | Callable[[int, int], Coroutine[Any, Any, object]]
 
@@ -133,8 +137,10 @@ class Job(Generic[T]):
             default what the coordinator or ``AIOKTASK_LEARN`` says, else "both"; with a fixed
             `chunk` "nothing", unless "threads" is asked for here.
         remember: Whether the run begins with what the last one of the same function over the same
-            kind of range learned, and leaves what it learned. By default what the coordinator or
-            ``AIOKTASK_REMEMBER`` says, else yes.
+            kind of range learned, and leaves what it learned: within this process; with "disk"
+            across processes too, in ``$XDG_CACHE_HOME/aioktask`` or ``~/.cache/aioktask``; or in
+            another directory, of which this is the absolute path. By default what the coordinator
+            or ``AIOKTASK_REMEMBER`` says, else within this process.
         name: For errors, events and thread names, and to tell functions apart in what is
             remembered. By default the function's name.
 
@@ -164,7 +170,7 @@ class Job(Generic[T]):
     nice: int
     parts: tuple[Part, ...]
     learn: Learn | None
-    remember: bool | None
+    remember: bool | str | None
     name: str
     _bind: Callable[[], Bound[T]] | None = field(repr=False)
 
@@ -183,7 +189,7 @@ class Job(Generic[T]):
         nice: SupportsIndex = 0,
         parts: Iterable[Part] | None = None,
         learn: Learn | None = None,
-        remember: bool | None = None,
+        remember: Remember | None = None,
         name: str | None = None,
     ) -> None: ...
 
@@ -204,7 +210,7 @@ class Job(Generic[T]):
         nice: SupportsIndex = 0,
         parts: Iterable[Part] | None = None,
         learn: Learn | None = None,
-        remember: bool | None = None,
+        remember: Remember | None = None,
         name: str | None = None,
     ) -> None: ...
 
@@ -224,7 +230,7 @@ class Job(Generic[T]):
         nice: SupportsIndex = 0,
         parts: Iterable[Part] | None = None,
         learn: Learn | None = None,
-        remember: bool | None = None,
+        remember: Remember | None = None,
         name: str | None = None,
     ) -> None:
         check_function("fn", fn)
@@ -250,7 +256,7 @@ class Job(Generic[T]):
         put("initial", initial)
         put("nice", nice_value("nice", nice))
         put("learn", None if learn is None else check_learn("learn", learn))
-        put("remember", None if remember is None else check_flag("remember", remember))
+        put("remember", None if remember is None else check_remember("remember", remember))
         put("name", name_of(fn) if name is None else check_name(name))
         put("_bind", None)
         if self.chunk is not None:

@@ -22,6 +22,8 @@ class EventKind(Enum):
     CANCELLED = "job_cancelled"
     UNDONE = "job_undone"
     UNDO_FAILED = "job_undo_failed"
+    NOT_REMEMBERED = "lesson_not_used"
+    NOT_KEPT = "lesson_not_kept"
     ENGINE_FAILED = "engine_failed"
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aioktask.checks import check_flag, check_learn, integer, nice_value
+from aioktask.checks import DISK, check_flag, check_learn, check_remember, integer, nice_value
 
 __all__ = ["NO_SHARE", "TUNABLES", "Tunable", "Tunables", "checked", "process_tunables"]
 
@@ -52,6 +52,13 @@ def _integer(text: str) -> object:
 
 def _flag(text: str) -> object:
     return {"0": False, "1": True}.get(text.strip(), text)
+
+
+def _memory(text: str) -> object:
+    text = text.strip()
+    if text in ("0", "1"):
+        return text == "1"
+    return text if text == DISK or text.startswith("/") else None
 
 
 def _word(text: str) -> object:
@@ -115,7 +122,12 @@ TUNABLES = {
         ),
         Tunable("learn", "What jobs learn that do not say so; see `Job`.", check_learn, _word),
         Tunable(
-            "remember", "Whether jobs remember it that do not say so; see `Job`.", check_flag, _flag
+            "remember",
+            "Whether jobs remember it that do not say so, and where: True for within the process, "
+            f"{DISK!r} for across processes, in the user's directory for caches, or another "
+            "directory for that; see `Job`.",
+            check_remember,
+            _memory,
         ),
     )
 }
@@ -135,7 +147,7 @@ class Tunables:
     give_way: bool = True
     share: str = "default"
     learn: str = "both"
-    remember: bool = True
+    remember: bool | str = True
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def data(self) -> dict[str, object]:
@@ -212,5 +224,6 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 _WANTED: dict[Callable[[str], object], str] = {
     _integer: "an integer",
     _flag: "0 or 1",
+    _memory: f"0, 1, {DISK} or the absolute path of a directory",
     _word: "a word",
 }

@@ -18,6 +18,9 @@ _logger = logging.getLogger("aioktask")
 
 _ROUTINE = (EventKind.SUBMITTED, EventKind.STARTED, EventKind.LEARNED)
 _ADVICE = (EventKind.HOLDS_GIL, EventKind.BOUND_TO_ONE_CPU)
+# What the system refused is worth a warning; a file that is damaged, or a function that was changed
+# since, is not.
+_LESSONS = (EventKind.NOT_REMEMBERED, EventKind.NOT_KEPT)
 _ENDINGS = (EventKind.FINISHED, EventKind.CANCELLED, EventKind.UNDONE)
 
 
@@ -25,6 +28,8 @@ def level_of(event: Event) -> int:
     """The logging level: a failure that somebody waits for is told to them, so only noted here."""
     if event.kind in _ROUTINE:
         return logging.DEBUG
+    if event.kind in _LESSONS:
+        return logging.WARNING if isinstance(event.details["error"], OSError) else logging.INFO
     if event.kind in _ADVICE:
         return logging.WARNING
     if event.kind in _ENDINGS or (event.kind is EventKind.FAILED and event.awaited):

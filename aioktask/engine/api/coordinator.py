@@ -22,7 +22,7 @@ from aioktask.engine.state.workers import ThreadWaiter
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import TUNABLES, checked
 from aioktask.errors import UndoFailed
-from aioktask.job import Job, Learn
+from aioktask.job import Job, Learn, Remember
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class Coordinator:
         nice: The nice of its jobs, in place of their own; a `priority` block goes before it.
         give_way: Whether its jobs of a nice above 0 leave the CPUs to other processes.
         learn: What its jobs learn while they run, unless a job itself says; see `Job`.
-        remember: Whether its jobs remember it, unless a job itself says; see `Job`.
+        remember: Whether its jobs remember it, and where, unless a job itself says; see `Job`.
 
     Raises:
         TypeError, ValueError: An argument is not what it may be: the message names it.
@@ -69,7 +69,7 @@ class Coordinator:
         nice: SupportsIndex | None = None,
         give_way: bool | None = None,
         learn: Learn | None = None,
-        remember: bool | None = None,
+        remember: Remember | None = None,
     ) -> None:
         given = {
             "max_threads": max_threads,

@@ -24,21 +24,28 @@ from aioktask.engine.api.submission import (
     nice_of_waiter,
     see_to_its_end,
 )
-from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop
+from aioktask.engine.learning.lessons import Lesson, key_of
+from aioktask.engine.learning.pacing import FIXED, pacing_of
+from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop, running_loop
 from aioktask.engine.loops.waiting import wait_until_shielded
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import Plan, make_plan, with_learned
 from aioktask.engine.state import waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
 from aioktask.engine.state.group import RunGroup
-from aioktask.engine.state.run import Run
-from aioktask.engine.state.settings import remembered
+from aioktask.engine.state.outbox import Source
+from aioktask.engine.state.run import GIL_ADVICE, Run
+from aioktask.engine.state.settings import beginning, learns, remembers
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller
+from aioktask.engine.threads.archive import Reading
 from aioktask.engine.threads.pool import Pool
 from aioktask.job import Job, Report
 
 T = TypeVar("T")
+
+# How long `plan` waits for what is on disk.
+PLAN_SECONDS = 1.0
 
 
 async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
@@ -265,6 +272,9 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
 
     Where an earlier run of the function left what it learned, the numbers are those that this run
     would begin with. Else they are those of padata's rule, which learning changes during the run.
+    Where the function was found to hold the GIL, a note names the ways there are. What is kept on
+    disk is read for this, and waited for, at most a second; but in the thread of a running loop
+    only what was read by now is known.
 
     Args:
         job: The job.
@@ -290,8 +300,33 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
         most = coordinator.max_threads
         caps.append((most, f"the coordinator's max_threads={most}"))
     made = make_plan(checked_job(job), caps)
-    lesson = remembered(job, made.threads, group, tunables, pool.state.lessons)
-    return made if lesson is None else with_learned(made, job, *lesson)
+    lesson = _lesson(pool, job, made.threads, group)
+    if lesson is None:
+        return made
+    begins = beginning(job, made.threads, group, tunables, lesson)
+    advice = GIL_ADVICE if begins.holds_gil else ""
+    return with_learned(made, job, begins.chunk, begins.level, advice)
+
+
+def _lesson(pool: Pool, job: Job[Any], threads: int, group: RunGroup) -> Lesson | None:
+    """What is remembered of the job, in this process or on disk.
+
+    A loop's thread does not wait for the disk: it gets what was read by now.
+    """
+    tunables, lessons = pool.adapter.tunables, pool.state.lessons
+    wanted = learns(job, group, tunables)
+    where = wanted != "nothing" and remembers(job, group, tunables)
+    if not where or pacing_of(job, threads, wanted, None) is FIXED:
+        return None
+    key = key_of(job, threads)
+    lesson = lessons.get(key)
+    if lesson is not None or not isinstance(where, str) or lessons.knows(where, key):
+        return lesson
+    reading = Reading(Source(where, key, 0))
+    pool.archive.fetch(reading)
+    if running_loop() is None and not (local.inside or pool.state.closing):
+        reading.parking.wait(PLAN_SECONDS)
+    return reading.found
 
 
 class _Abandoned:

@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from aioktask.engine.learning.scores import Scores
 from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, round_up
@@ -99,6 +100,24 @@ class Curve:
         if self.before <= following.top and self.before != following.best:
             following.before, following.expected = self.before, self.expected
         return following
+
+    def kept(self) -> dict[str, Any]:
+        """What of it is kept on disk."""
+        scores = self.scores
+        return {
+            "best": self.best,
+            "noise": scores.noise,
+            "uneven": self.uneven_share,
+            "scores": [[k, scores.speed(k), scores.count(k)] for k in sorted(scores)],
+        }
+
+    def take_kept(self, kept: Mapping[str, Any]) -> None:
+        """Begin with what `kept` told, which was checked."""
+        self.best = kept["best"]
+        self.scores.noise = kept["noise"]
+        self.uneven_ns = kept["uneven"] * UNEVEN_PRIOR_NS
+        for number, speed, count in kept["scores"]:
+            self.scores.put(number, speed, count)
 
     def size_of(self, number: int) -> int:
         """Units of a chunk of the size of this number."""

@@ -10,7 +10,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from statistics import median
+from typing import Any
 
 MILLISECOND = 1_000_000
 
@@ -112,6 +114,35 @@ class Scaling:
             following._busy_ns, following._system_ns = self._busy_ns, self._system_ns
             following._elapsed_ns = self._elapsed_ns
         return following
+
+    def kept(self) -> dict[str, Any]:
+        """What of it is kept on disk for the function's next process: numbers, in JSON's terms."""
+        return {
+            "level": self._from or self.level,
+            "holds_gil": self.holds_gil,
+            "downwards": self._downwards,
+            "urged": self._urged,
+            "pause": self._pause,
+            "pause_left": max(self._pause_left, 0),
+            "served_ns": self._served_ns,
+            "waited_ns": self._waited_ns,
+            "busy_ns": self._busy_ns,
+            "system_ns": self._system_ns,
+            "elapsed_ns": self._elapsed_ns,
+        }
+
+    @classmethod
+    def of_kept(cls, kept: Mapping[str, Any], most: int) -> Scaling:
+        """The scaling of a run that left this, which was checked: see `learning.kept`."""
+        scaling = cls(most)
+        scaling.level = kept["level"]
+        scaling.holds_gil = kept["holds_gil"]
+        scaling._downwards, scaling._urged = kept["downwards"], kept["urged"]
+        scaling._pause, scaling._pause_left = kept["pause"], kept["pause_left"]
+        scaling._served_ns, scaling._waited_ns = kept["served_ns"], kept["waited_ns"]
+        scaling._busy_ns, scaling._system_ns = kept["busy_ns"], kept["system_ns"]
+        scaling._elapsed_ns = kept["elapsed_ns"]
+        return scaling
 
     def widen(self, most: int) -> None:
         """Take in that there may be `most` threads; a job that had all there were gets them."""

@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from aioktask.engine.learning.curve import FAR_SLOWER, LONGEST_NS, SHORTEST_NS, Curve
 from aioktask.engine.learning.scores import Pace, Scores
@@ -89,6 +90,25 @@ class Sizes:
         curve = following._curve = self._curve.for_next_run(size)
         following._search = self._search.for_next_run(curve, following._paces)
         return following
+
+    def kept(self) -> dict[str, Any]:
+        """What of it is kept on disk for the function's next process: numbers, in JSON's terms.
+
+        Budgets of trials are not: each process has its own.
+        """
+        settled = self._search.settled
+        curve = self._curve
+        return {"size": curve.size, "rate": self.rate, "settled": settled, **curve.kept()}
+
+    @classmethod
+    def of_kept(cls, kept: Mapping[str, Any], grain: int, threads: int) -> Sizes:
+        """The sizes of a run that left this, which was checked: see `learning.kept`."""
+        sizes = cls(kept["size"], grain, threads)
+        sizes.rate = kept["rate"]
+        sizes._curve.take_kept(kept)
+        sizes._search.settled = kept["settled"]
+        sizes._search.probes = 0.0
+        return sizes
 
     def forget_helpers(self) -> None:
         """Forget the helpers' paces at the end of the run: the next one has its own."""

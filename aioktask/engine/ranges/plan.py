@@ -224,7 +224,9 @@ def make_plan(job: Job[Any], caps: Iterable[tuple[int, str]]) -> Plan:
     )
 
 
-def with_learned(made: Plan, job: Job[Any], chunk: int | None, threads: int | None) -> Plan:
+def with_learned(
+    made: Plan, job: Job[Any], chunk: int | None, threads: int | None, advice: str = ""
+) -> Plan:
     """The plan with what earlier runs learned of the job: chunk size, threads; None for nothing."""
     notes = list(made.notes)
     if chunk is not None and job.size:
@@ -234,6 +236,8 @@ def with_learned(made: Plan, job: Job[Any], chunk: int | None, threads: int | No
     if threads is not None and threads < made.threads:
         reason = f"what earlier runs learned: more than {threads} get no more done"
         made = replace(made, threads=threads, limited_by=reason)
+    if advice:
+        notes.append(advice)
     return replace(made, notes=tuple(notes))
 
 

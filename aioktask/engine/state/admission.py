@@ -6,6 +6,11 @@
 # often it is posted; one that was refused, or cancelled before it came, or that cannot be cut, is
 # over at once, and its waiters are woken. A job of one chunk takes the short way (`short`)
 # where that leaves the same state.
+#
+# A run whose function may have left a lesson on disk is taken in as any other, but no chunk of it
+# begins until the file was read, by a thread that turns ask for it (`threads/archive.py`), or for
+# PATIENCE_NS. Such a run is one that has nothing to claim for the moment: it may be cancelled,
+# awaited, reniced and left as all others.
 """The beginning of runs."""
 
 from __future__ import annotations
@@ -13,17 +18,20 @@ from __future__ import annotations
 from time import perf_counter_ns
 
 from aioktask.engine.events import EventKind
-from aioktask.engine.learning.lessons import Lessons, key_of
+from aioktask.engine.learning.lessons import Asked, Key, Lesson, key_of
 from aioktask.engine.learning.pacing import FIXED, pacing_of
 from aioktask.engine.ranges.plan import split
 from aioktask.engine.state.callers import enter_caller
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.outbox import Source
 from aioktask.engine.state.run import ADMITTED, CANCEL, FAILURE, REFUSED, Run, Wait
 from aioktask.engine.state.settings import gives_way, learns, remembers
 from aioktask.engine.state.short import begin_at_once
 from aioktask.engine.state.waiting import begin_leaving, begin_waiting
 from aioktask.engine.state.workers import Caller, Helper, Waiter
-from aioktask.engine.tunables import Tunables
+
+# How long a run waits for what is on disk: some times as long as a slow disk needs.
+PATIENCE_NS = 100_000_000
 
 
 def admit(
@@ -72,7 +80,7 @@ def admit(
         do_not_begin(state, run)
         return
     try:
-        _begin_run(run, state.most_threads(group), state.tunables, state.lessons)
+        _begin_run(state, run)
     except BaseException as error:
         do_not_begin(state, run, error)
         state.out.tell(run)
@@ -120,15 +128,67 @@ def do_not_begin(state: State, run: Run, error: BaseException | None = None) -> 
     run.dropped = ()
 
 
-def _begin_run(run: Run, cap: int, tunables: Tunables, lessons: Lessons) -> None:
-    """Have the run begin under this cap of the process and its coordinator."""
+def _begin_run(state: State, run: Run) -> None:
+    """Have the run begin, under the cap of the process and of its coordinator."""
     job, group = run.job, run.group
-    cut = split(job, cap)
+    tunables, lessons = state.tunables, state.lessons
+    cut = split(job, state.most_threads(group))
     wanted = learns(job, group, tunables)
     key = lesson = None
-    if wanted != "nothing" and remembers(job, group, tunables):
+    where = wanted != "nothing" and remembers(job, group, tunables)
+    if where:
         key = key_of(job, cut.threads)
         lesson = lessons.get(key)
     pacing = pacing_of(job, cut.threads, wanted, lesson)
-    run.begin(cut, pacing, None if pacing is FIXED else key, lessons)
+    if pacing is FIXED:
+        key = None
+    directory = awaits = ""
+    if key is not None and isinstance(where, str):
+        directory = where
+        if lesson is None:
+            asked = lessons.ask(directory, key)
+            if asked is not Asked.ANSWERED:
+                awaits = wanted
+            if asked is Asked.NOW:
+                state.out.readings.append(Source(directory, key, run.number))
+    run.begin(cut, pacing, key, lessons, directory=directory, awaits=awaits)
     run.entry.gives_way = gives_way(run.nice, group, tunables)
+
+
+def lesson_read(state: State, run: None, directory: str, key: Key, lesson: Lesson | None) -> None:
+    """A command: have runs begin that wait for what this directory has of their function."""
+    state.lessons.answered(directory, key, lesson)
+    for each in list(state.runs):
+        if each.awaits and each.directory == directory and each.key == key:
+            _begin_to_work(state, each)
+
+
+def wait_no_longer(state: State, run: None) -> None:
+    """A command: have runs begin that waited long enough for what is on disk.
+
+    Whatever keeps the answer, a file system that hangs or an exception on its way, no job waits for
+    it longer than this.
+    """
+    if not state.lessons.being_asked:
+        return
+    now = perf_counter_ns()
+    for each in list(state.runs):
+        if each.awaits and now - each.submitted_at > PATIENCE_NS:
+            assert each.key is not None
+            state.lessons.answered(each.directory, each.key, None)  # the next ones do not wait
+            _begin_to_work(state, each)
+
+
+def _begin_to_work(state: State, run: Run) -> None:
+    """Have chunks of a run begin, with what is known by now of its function."""
+    assert run.key is not None
+    lesson = state.lessons.get(run.key)
+    pacing = None
+    if lesson is not None:
+        pacing = pacing_of(run.job, run.threads_planned, run.awaits, lesson)
+    run.lesson_came(pacing)
+    state.follow_limit(run)
+    state.update(run)
+    state.signals.change()
+    state.summon(perf_counter_ns())
+    state.out.tell(run)

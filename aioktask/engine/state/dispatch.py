@@ -38,7 +38,7 @@ from aioktask.engine.state.lending import (
     urgency_offered,
 )
 from aioktask.engine.state.nodes import migrates, place
-from aioktask.engine.state.outbox import Outbox
+from aioktask.engine.state.outbox import Outbox, Source
 from aioktask.engine.state.run import SETTLED, Run
 from aioktask.engine.state.stint import Signals, Stint
 from aioktask.engine.state.waiting import end_wait, let_leave
@@ -137,6 +137,8 @@ class State:
                 return
             if run.phase is SETTLED and not run.cancelled:
                 return
+            if run.awaits and not (run.stopping or run.cancel_asked) and run.sweep.claims.left:
+                return
             run.advance()
             if run.over:
                 self.end(run)
@@ -163,6 +165,9 @@ class State:
         run.dropped = ()
         if run.key is not None and run.lesson is not None and not run.stopping:
             self.lessons.put(run.key, run.lesson)
+            if run.directory:
+                source = Source(run.directory, run.key, run.number)
+                out.lessons.append((source, self.lessons.get(run.key)))
         if run.undo_failed and group is not self.root:
             group.undo_failed[run.number] = run
         out.tell(run)

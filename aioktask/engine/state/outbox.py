@@ -7,13 +7,28 @@ from __future__ import annotations
 
 from collections import deque
 from contextvars import Context
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from aioktask.engine import events
+from aioktask.engine.learning.lessons import Key, Lesson
 from aioktask.engine.state.workers import Helper, Parking, Waiter
 
 if TYPE_CHECKING:
     from aioktask.engine.state.run import Run
+
+
+class Source(NamedTuple):
+    """Where on disk a lesson is kept, and what for.
+
+    Attributes:
+        directory: Its path, or `DISK`.
+        key: The key of the lesson.
+        run: The number of a run of the function, for events.
+    """
+
+    directory: str
+    key: Key
+    run: int
 
 
 class Outbox:
@@ -27,10 +42,23 @@ class Outbox:
         undos: Runs whose coroutine undo should begin.
         parkings: Those of threads that have work now.
         starts: Helpers that should be started.
+        readings: What should be read from disk for runs that wait for it.
+        lessons: What was learned, to be kept on disk.
         dropped: What may be finalized now.
     """
 
-    __slots__ = ("dropped", "events", "notes", "parkings", "renices", "starts", "undos", "waiters")
+    __slots__ = (
+        "dropped",
+        "events",
+        "lessons",
+        "notes",
+        "parkings",
+        "readings",
+        "renices",
+        "starts",
+        "undos",
+        "waiters",
+    )
 
     def __init__(self) -> None:
         self.renices: list[Helper] = []
@@ -40,6 +68,8 @@ class Outbox:
         self.undos: list[Run] = []
         self.parkings: list[Parking] = []
         self.starts: list[Helper] = []
+        self.readings: list[Source] = []
+        self.lessons: list[tuple[Source, Lesson | None]] = []
         self.dropped: list[object] = []
 
     def __bool__(self) -> bool:
@@ -52,6 +82,8 @@ class Outbox:
             or self.notes
             or self.renices
             or self.undos
+            or self.readings
+            or self.lessons
         )
 
     def tell(self, run: Run) -> None:

@@ -48,8 +48,9 @@ LOOK_NS = 5_000_000
 
 GIL_ADVICE = (
     "more threads get no more done, since they wait for each other: the function holds the GIL (or "
-    "one lock of its own). Let it call what releases the GIL on larger blocks (NumPy, a compiled "
-    "nogil function), or run it in processes"
+    "one lock of its own). Ways there are: let it call what releases the GIL on larger blocks "
+    "(NumPy, or a function compiled by numba with nogil=True); run it on a free-threaded build of "
+    "Python; run it in processes (concurrent.futures.ProcessPoolExecutor)"
 )
 
 
@@ -143,6 +144,8 @@ class Run:
     key: Key | None = None  # under which what it learns is remembered, if it is
     lesson: Lesson | None = None  # what is remembered: the next run should begin with it
     lessons: Lessons | None = None  # where that is kept, and what was told of functions
+    directory = ""  # where on disk it is kept too, if it is
+    awaits = ""  # what it will learn, once what is on disk was read; empty where it need not wait
     threads_planned = 0
     # What was done.
     done_units = chunks_done = peak_threads = 0
@@ -290,19 +293,49 @@ class Run:
 
     # What a turn adds.
 
-    def begin(self, cut: Split, pacing: Pacing, key: Key | None, lessons: Lessons) -> None:
-        """In a turn: have the run begin, with its range cut like this."""
+    def begin(
+        self,
+        cut: Split,
+        pacing: Pacing,
+        key: Key | None,
+        lessons: Lessons,
+        *,
+        directory: str = "",
+        awaits: str = "",
+    ) -> None:
+        """In a turn: have the run begin, with its range cut like this.
+
+        Args:
+            cut: How.
+            pacing: How threads take the range, by what is known in this process.
+            key: Under which what it learns is remembered, if it is.
+            lessons: Where.
+            directory: Where on disk that is kept too; empty for nowhere.
+            awaits: What it learns, where no chunk begins before `lesson_came`; else empty.
+        """
         job = self.job
         self.key, self.lessons = key, lessons
+        self.directory, self.awaits = directory, awaits
         self.sweep = work_sweep(job, self.fn, cut, pacing)
         self.threads_planned = cut.threads
         self.entry = Entry(self, self.group, self.nice, self.thread_limit)
         self.begun = True
+        if not awaits:
+            self._tell_submitted()
+
+    def lesson_came(self, pacing: Pacing | None) -> None:
+        """In a turn: have chunks begin, by this pacing if what is on disk gave one."""
+        self.awaits = ""
+        if pacing is not None:
+            self.sweep.pacing = pacing
+        self._tell_submitted()
+
+    def _tell_submitted(self) -> None:
         if self.heard:
             self.tell(
                 EventKind.SUBMITTED,
-                size=job.size,
-                chunk=pacing.chunk_of(cut.chunk),
+                size=self.size,
+                chunk=self.sweep.pacing.chunk_of(self.sweep.claims.chunk),
                 threads=self.threads_planned,
             )
 
@@ -389,7 +422,7 @@ class Run:
         if not self.sweep.claims.left or self.never_starts:
             return False
         if self.phase is WORK:
-            return not self.stopping
+            return not self.stopping and not self.awaits
         return self.phase is UNDO and not self.async_undo
 
     def unwanted(self) -> bool:
@@ -655,6 +688,9 @@ class Run:
         )
 
     def _finish(self) -> None:
+        if self.awaits:
+            self.awaits = ""
+            self._tell_submitted()
         self.failure = record.failure(self)
         self.verdict = self.error
         if self.error is not None:

@@ -7,9 +7,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
-from aioktask.engine.learning.lessons import Lessons, key_of
+from aioktask.engine.learning.lessons import Lesson
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.tunables import Tunables
 from aioktask.job import Job
@@ -37,26 +37,42 @@ def learns(job: Job[Any], group: RunGroup, tunables: Tunables) -> str:
     return str(group.tunables.get("learn", tunables.learn))
 
 
-def remembers(job: Job[Any], group: RunGroup, tunables: Tunables) -> bool:
-    """Whether the job begins with what earlier runs learned, and leaves what it learns."""
+def remembers(job: Job[Any], group: RunGroup, tunables: Tunables) -> bool | str:
+    """Whether the job begins with what earlier runs learned, and leaves what it learns.
+
+    Returns:
+        Whether it does so within the process; or where on disk too: a directory, or `DISK`.
+    """
     if job.remember is not None:
         return job.remember
-    return bool(group.tunables.get("remember", tunables.remember))
+    said: bool | str = group.tunables.get("remember", tunables.remember)
+    return said
 
 
-def remembered(
-    job: Job[Any], threads: int, group: RunGroup, tunables: Tunables, lessons: Lessons
-) -> tuple[int | None, int | None] | None:
-    """The chunk size and the number of threads that a run would begin with, where it is known."""
+class Beginning(NamedTuple):
+    """What a run would begin with.
+
+    Attributes:
+        chunk: Units of a chunk; None where that is not known.
+        level: How many threads help; None where that is not known.
+        holds_gil: Whether more are no help because the function holds the GIL.
+    """
+
+    chunk: int | None
+    level: int | None
+    holds_gil: bool
+
+
+def beginning(
+    job: Job[Any], threads: int, group: RunGroup, tunables: Tunables, lesson: Lesson
+) -> Beginning:
+    """What a run of the job would begin with after this lesson."""
     wanted = learns(job, group, tunables)
-    if wanted == "nothing" or not remembers(job, group, tunables):
-        return None
-    lesson = lessons.get(key_of(job, threads))
-    if lesson is None:
-        return None
     chunk = level = None
+    holds_gil = False
     if lesson.sizes is not None and wanted != "threads" and job.reduce is None:
         chunk = lesson.sizes.for_next_run(job.size).chunk
     if lesson.scaling is not None and wanted != "chunk":
-        level = lesson.scaling.for_next_run(threads).level
-    return chunk, level
+        scaling = lesson.scaling.for_next_run(threads)
+        level, holds_gil = scaling.level, scaling.holds_gil
+    return Beginning(chunk, level, holds_gil)

@@ -53,6 +53,7 @@ from aioktask.engine.state.run import REFUSED, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
 from aioktask.engine.threads.adapt import Adapter, find_cap
+from aioktask.engine.threads.archive import Archive, Reading
 from aioktask.engine.threads.helper import (
     _OWN_FILES,
     HelperThread,
@@ -106,6 +107,7 @@ class Pool:
         self.keeper = Keeper(self)
         self.dead = False
         self.adapter = Adapter(self, topology, tunables)
+        self.archive = Archive(self)
         self._may_skip_wake = gil_is_on()
         self.news: deque[tuple[Context, events.Event]] = deque()  # to be told, in this order
         self._pending: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # see `post_once`
@@ -393,7 +395,7 @@ class Pool:
         while out.notes:
             _attach(*out.notes.pop())
         if self.news:
-            self._tell()
+            self.tell()
         if out.renices:
             renices, out.renices = out.renices, []
             self.adapter.set_nices(renices)
@@ -403,6 +405,12 @@ class Pool:
         while out.starts:
             self._have_started(out.starts[-1])
             out.starts.pop()
+        while out.readings:
+            self.archive.fetch(Reading(out.readings[-1]))
+            out.readings.pop()
+        while out.lessons:
+            self.archive.keep(*out.lessons[-1])
+            out.lessons.pop()
         # In this order: a leaver asks whether the waiters before it were told.
         while out.waiters:
             self.wake_waiter(out.waiters[0])
@@ -430,7 +438,7 @@ class Pool:
                 waiter.wake()
                 woken.append(waiter)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         """Tell the events that there are, in the order of the turns, by one thread at a time."""
         news, telling = self.news, self._telling
         inside, local.inside = local.inside, True  # a listener may hold what others want meanwhile
@@ -644,11 +652,14 @@ class Pool:
         if self.state.busy or self.state.out:
             self.adapter.look_around()
             self.inbox.append((recovery.find_unattended, None))
+            if self.archive.in_use:
+                self.inbox.append((admission.wait_no_longer, None))
             self.turn()
             self._look_at_members()
+            self.archive.look(quiet=not self.state.runs)
             return True
         self.adapter.rest()
-        return bool(self.inbox or self._woken)
+        return bool(self.inbox or self._woken or self.archive.look(quiet=True))
 
     def _look_at_members(self) -> None:
         """Wake members of the lane that have waited for a while, and for as long as they may."""
@@ -676,7 +687,10 @@ class Pool:
         self.keeper.stop(EXIT_THREADS_SECONDS)
         self._end_helpers()
         self.turn()
-        self.adapter.close()
+        try:
+            self.archive.close(EXIT_THREADS_SECONDS)
+        finally:
+            self.adapter.close()
         if struck is not None:
             raise struck
 
