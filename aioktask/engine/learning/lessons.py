@@ -170,11 +170,6 @@ class Lessons:
         self._asked[directory, key] = False
         self._forget_questions()
 
-    @property
-    def being_asked(self) -> bool:
-        """Whether an answer is on its way."""
-        return any(self._asked.values())
-
     def _forget_questions(self) -> None:
         if len(self._asked) > MOST_LESSONS:
             self._asked.popitem(last=False)

@@ -169,8 +169,6 @@ def wait_no_longer(state: State, run: None) -> None:
     Whatever keeps the answer, a file system that hangs or an exception on its way, no job waits for
     it longer than this.
     """
-    if not state.lessons.being_asked:
-        return
     now = perf_counter_ns()
     for each in list(state.runs):
         if each.awaits and now - each.submitted_at > PATIENCE_NS:

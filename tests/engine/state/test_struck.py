@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from aioktask import Job
+from aioktask.engine.learning.lessons import key_of
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.scheduling import queue
@@ -47,6 +48,8 @@ TOPOLOGY = read_topology()
 
 CAP = 8
 
+NOWHERE = "/nowhere"
+
 
 class World:
     """A pool without threads, in the middle of everything."""
@@ -58,6 +61,8 @@ class World:
         self.started: list[Helper] = []
         patch.setattr(pool, "wake", lambda: None)
         patch.setattr(pool, "_have_started", self.started.append)
+        patch.setattr(pool.archive, "fetch", lambda reading: None)
+        patch.setattr(pool.archive, "keep", lambda source, lesson: None)
         patch.setattr(pool.adapter, "_set_nice", lambda helper: True)
         patch.setattr(pool.adapter, "bind", lambda helper: None)
         self.woken: list[Waiter] = []
@@ -283,6 +288,35 @@ def admit_called(world: World) -> None:
     world.apply(admission.admit, world.run("new"), caller, caller, False, True)
 
 
+def admit_unread(world: World) -> Run:
+    """One whose function may have left a lesson on disk, so that it waits for that."""
+    job = Job(
+        *(lambda start, stop: None, 40), max_threads=1, name="new", learn="both", remember=NOWHERE
+    )
+    run = Run(job, world.state.root, nice=0, context=sys.modules["contextvars"].copy_context())
+    world.runs.append(run)
+    world.apply(admission.admit, run, world._waiter(0), None, False, False)
+    assert run.over or run.awaits
+    return run
+
+
+def lesson_read(world: World) -> None:
+    run = admit_unread(world)
+    world.apply(admission.lesson_read, None, NOWHERE, key_of(run.job, 1), None)
+
+
+def wait_no_longer(world: World) -> None:
+    run = admit_unread(world)
+    run.submitted_at = 0
+    world.apply(admission.wait_no_longer, None)
+
+
+def cancel_unread(world: World) -> None:
+    run = admit_unread(world)
+    run.cancel()
+    world.apply(ending.cancel, run)
+
+
 def cancel(world: World) -> None:
     assert world.cancelled.cancel()
     world.apply(ending.cancel, world.cancelled)
@@ -386,6 +420,9 @@ DEEDS: dict[str, Deed] = {
     "admit awaited": admit_awaited,
     "admit called": admit_called,
     "cancel": cancel,
+    "lesson read": lesson_read,
+    "wait no longer": wait_no_longer,
+    "cancel unread": cancel_unread,
     "cancel what is served": cancel_what_is_served,
     "add waiter": lambda world: world.wait(world.awaited, -7) and None,
     "remove waiter": remove_waiter,
@@ -420,6 +457,9 @@ def check(world: World) -> None:
     recovery.rebuild(state)
     assert world.counts() == before, "nothing is counted that does not stand with runs and stints"
     world.apply(recovery.find_unattended, None)  # as the keeper does every 0.1 s
+    for run in world.runs:  # and this, some looks later
+        run.submitted_at = 0
+    world.apply(admission.wait_no_longer, None)
     world.finish()
     assert not state.runs
     assert not state.serving
