@@ -193,7 +193,8 @@ def _advice(curve: Curve) -> str:
     if curve.warm.holds_gil:
         return (
             "The function holds the GIL: more threads do not help it, and the engine uses one. "
-            "Call something that releases it (NumPy, zlib, hashlib, ctypes, numba with nogil)."
+            "Call something that releases it (NumPy, zlib, hashlib, ctypes, numba with nogil), run "
+            "it on a free-threaded build of Python, or in processes."
         )
     if ratio(curve.final[PLAIN], curve.final[BEST]).high < 1:
         return (

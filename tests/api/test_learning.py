@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 
 from aioktask import Coordinator, Job, Learned, plan, run_multithreaded_sync
+from aioktask.engine.api.process import current_pool
+from aioktask.engine.learning.lessons import Lesson, key_of
+from aioktask.engine.learning.scaling import Scaling
+from aioktask.engine.state.run import GIL_ADVICE
 
 
 def nothing(start: int, stop: int) -> None:
@@ -73,6 +77,9 @@ def test_a_job_goes_before_its_coordinator_and_that_before_the_process() -> None
         ({"learn": "everything"}, ValueError, "learn must be one of 'both', .* got 'everything'"),
         ({"learn": True}, TypeError, "learn must be one of"),
         ({"remember": 1}, TypeError, "remember must be True, False, .* got 1"),
+        ({"remember": "a/path"}, ValueError, "remember must be .* absolute path .* got 'a/path'"),
+        ({"remember": b"/a"}, TypeError, "remember must be .* absolute path .* got b'/a'"),
+        ({"remember": "/a\0b"}, ValueError, "remember must be .* absolute path"),
     ],
 )
 def test_nonsense_is_refused(how: dict[str, Any], error: type[Exception], match: str) -> None:
@@ -96,6 +103,21 @@ def test_a_plan_shows_where_the_next_run_begins() -> None:
     assert shown.chunk == found.chunk
     assert any("learned by earlier runs" in note for note in shown.notes)
     assert not any("learned" in note for note in plan(job("planned", learn="nothing")).notes)
+
+
+def test_a_plan_names_the_ways_there_are_where_a_function_holds_the_gil() -> None:
+    asked = Job(nothing, 100_000, name="holds the GIL", max_threads=2, learn="threads")
+    threads = plan(asked).threads
+    scaling = Scaling(threads)
+    scaling.level, scaling.holds_gil = 1, True
+    lessons = current_pool().state.lessons
+    lessons.put(key_of(asked, threads), Lesson(None, scaling, 1.0))
+    shown = plan(asked)
+    assert shown.threads == 1
+    [advice] = shown.notes
+    for way in ("free-threaded", "numba with nogil=True", "processes", "NumPy"):
+        assert way in advice
+        assert way in GIL_ADVICE
 
 
 def test_chunks_end_on_multiples_of_the_grain_and_cover_the_range_once() -> None:

@@ -37,6 +37,9 @@ def test_every_default_is_a_value_that_may_be_set() -> None:
             {"AIOKTASK_LEARN": " nothing ", "AIOKTASK_REMEMBER": "0"},
             {"learn": "nothing", "remember": False},
         ),
+        ({"AIOKTASK_REMEMBER": "1"}, {"remember": True}),
+        ({"AIOKTASK_REMEMBER": " disk\n"}, {"remember": "disk"}),
+        ({"AIOKTASK_REMEMBER": "/a/directory"}, {"remember": "/a/directory"}),
         ({"AIOKTASK_MAX_THREADS": " 3\n"}, {"max_threads": 3}),
         ({"AIOKTASK_MAX_THREADS_PER_NODE": "2"}, {"max_threads_per_node": 2}),
         ({"AIOKTASK_NICE": "-5", "AIOKTASK_GIVE_WAY": "0"}, {"nice": -5, "give_way": False}),
@@ -85,6 +88,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("share", "x" * 65, "xxx"),
     ("learn", "everything", "everything"),
     ("remember", "maybe", "maybe"),
+    ("remember", "a/directory", "a/directory"),
+    ("remember", "2", "2"),
 ]
 
 
