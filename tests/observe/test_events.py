@@ -29,8 +29,10 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
+from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import Run
+from aioktask.observe.events import level_of
 
 Told = MutableMapping[str, Any]
 
@@ -75,6 +77,17 @@ class ToHeard(logging.Handler):
         assert f"job={fields['job']!r}" in record.getMessage()
         with contextlib.suppress(structlog.DropEvent):
             self.heard.collect(None, record.levelname.lower(), told)
+
+
+@pytest.mark.parametrize("kind", [EventKind.NOT_REMEMBERED, EventKind.NOT_KEPT])
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [(PermissionError(1, "no"), logging.WARNING), (ValueError("damaged"), logging.INFO)],
+)
+def test_of_lessons_on_disk_what_the_system_refused_is_a_warning(
+    kind: EventKind, error: Exception, level: int
+) -> None:
+    assert level_of(Event(kind, "numbers", 0, {"error": error}, awaited=False)) == level
 
 
 @pytest.fixture(params=["structlog", "logging"])

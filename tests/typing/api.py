@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import assert_type
 
 import numpy as np
@@ -60,6 +61,8 @@ def jobs_without_reduce() -> None:
     assert_type(Job(returns_something, 10), Job[None])
     assert_type(Job(lambda start, stop: start, 10), Job[None])
     assert_type(Job(work, 10, undo=work), Job[None])
+    assert_type(Job(work, 10, remember="disk"), Job[None])
+    assert_type(Job(work, 10, remember=Path("/a/directory")), Job[None])
     assert_type(Job(work, 10, undo=undo_later), Job[None])
     assert_type(Job(work, 10, parts=[Part(0, 5, 0), Part(5, 10)]), Job[None])
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import sys
 
 from aioktask.engine.machine.denials import note_denial
 
-__all__ = ["describe_machine"]
+__all__ = ["cpu_named_in", "describe_machine"]
 
 _CPUS = "/proc/cpuinfo"
 # Enough for the first CPU; to tell of all takes the kernel long on a large machine.
@@ -47,6 +46,13 @@ def _cpu() -> str:
             os.close(descriptor)
     except OSError as error:
         note_denial(f"read {_CPUS}", error.errno)
-    found = dict(re.findall(r"^([^\t\n:]+?)\s*:[ \t]*(.*)$", text, re.MULTILINE)[::-1])
-    told = [found[name].strip() for name in _FIELDS if found.get(name, "").strip()]
-    return " ".join([*told, os.uname().machine if hasattr(os, "uname") else sys.platform])
+    return " ".join([*cpu_named_in(text), os.uname().machine if hasattr(os, "uname") else ""])
+
+
+def cpu_named_in(text: str) -> list[str]:
+    """What the kernel's text about CPUs calls the first of them; nothing where it names none."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    return [found[name] for name in _FIELDS if found.get(name)]

@@ -114,7 +114,7 @@ class Archive:
         question = source.directory, source.key
         if question in self._unwritten or len(self._unwritten) < MOST_LESSONS:
             self._unwritten[question] = source, lesson
-        if not self._running:
+        if not (self._running or self._pool.state.ended):
             self._have_started()
 
     def _have_started(self) -> None:
