@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask.engine.machine.identity import cpu_named_in, describe_machine
+
+if TYPE_CHECKING:
+    import pytest
 
 X86 = """processor\t: 0
 vendor_id\t: AuthenticAMD
