@@ -227,6 +227,15 @@ def test_each_way_to_ask_for_it_does(place: Path, program: str) -> None:
     assert second.began == first.chunk
 
 
+def test_what_was_learned_before_it_was_asked_for_is_kept_too(place: Path) -> None:
+    program = f"""
+        run_multithreaded_sync(the_job())
+        run_multithreaded_sync(the_job(remember="{place}"))
+    """
+    output_of(program, remember="1")
+    assert script(RUN, remember=str(place)).remembered
+
+
 # What is there and is not used.
 
 CHANGED = """

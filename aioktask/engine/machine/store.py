@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -159,7 +158,7 @@ def write(directory: int, name: str, data: bytes) -> None:
     Raises:
         OSError: It cannot be written; what there was is still there.
     """
-    temporary = f"{_TEMPORARY}{os.getpid()}-{secrets.token_hex(8)}"
+    temporary = f"{_TEMPORARY}{os.getpid()}-{os.urandom(8).hex()}"
     try:
         descriptor = os.open(temporary, _WRITE, 0o600, dir_fd=directory)
         try:

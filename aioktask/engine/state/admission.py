@@ -145,12 +145,11 @@ def _begin_run(state: State, run: Run) -> None:
     directory = awaits = ""
     if key is not None and isinstance(where, str):
         directory = where
-        if lesson is None:
-            asked = lessons.ask(directory, key)
-            if asked is not Asked.ANSWERED:
-                awaits = wanted
-            if asked is Asked.NOW:
-                state.out.readings.append(Source(directory, key, run.number))
+        asked = lessons.ask(directory, key)
+        if asked is Asked.NOW:  # also where it is known, so that the archive is there to keep it
+            state.out.readings.append(Source(directory, key, run.number))
+        if lesson is None and asked is not Asked.ANSWERED:
+            awaits = wanted
     run.begin(cut, pacing, key, lessons, directory=directory, awaits=awaits)
     run.entry.gives_way = gives_way(run.nice, group, tunables)
 

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
 
 # How many files a directory may have: those written longest ago go first.
 MOST_FILES = 1024
+# It is tidied when it is first written to, and after so many files.
+MOST_UNTIDY = 256
 
 # Writing is spread: so long passes from one time to the next. Where it is never quiet, twice that.
 WRITE_SECONDS = 10.0
@@ -88,7 +90,7 @@ class Archive:
         # that turned out to be wrong, whose file goes.
         self._unwritten: dict[tuple[str, Key], tuple[Source, Lesson | None]] = {}
         self._ended = Parking()
-        self._tidied: set[str] = set()  # the thread's own, as is the next
+        self._untidy: dict[str, int] = {}  # the thread's own, as is the next
         self._told: set[tuple[object, ...]] = set()
         self.in_use = False
         self._running = False
@@ -106,22 +108,17 @@ class Archive:
         self.in_use = True
         if self._running:
             self._parking.unpark()
-        else:
-            self._have_started()
+            return
+        try:
+            self._pool.keeper.soon(self._start)
+        except RuntimeError:
+            self._without_thread()
 
     def keep(self, source: Source, lesson: Lesson | None) -> None:
         """Have this lesson written some time, or its file removed where there is none any more."""
         question = source.directory, source.key
         if question in self._unwritten or len(self._unwritten) < MOST_LESSONS:
             self._unwritten[question] = source, lesson
-        if not (self._running or self._pool.state.ended):
-            self._have_started()
-
-    def _have_started(self) -> None:
-        try:
-            self._pool.keeper.soon(self._start)
-        except RuntimeError:
-            self._without_thread()
 
     # On the keeper.
 
@@ -254,9 +251,11 @@ class Archive:
                         store.write(directory, file_name(subject), data)
                 except (OSError, ValueError) as error:
                     self._tell(EventKind.NOT_KEPT, source, error)
-            if path not in self._tidied:
-                self._tidied.add(path)
+            untidy = self._untidy.get(path, MOST_UNTIDY) + len(lessons)
+            if untidy >= MOST_UNTIDY:
                 store.tidy(directory, is_file_name, MOST_FILES, MOST_SECONDS)
+                untidy = 0
+            self._untidy[path] = untidy
 
     def _tell(self, kind: EventKind, source: Source, error: BaseException) -> None:
         """Have it told that a file or directory is not used, and why, once for each cause."""

@@ -159,8 +159,9 @@ def test_what_this_process_learned_goes_before_the_disk() -> None:
     state = a_state(1)
     helper = idle_helper(state)
     state.lessons.put(KEY, a_lesson(1 << 8))
-    admit(state, a_run(the_job()))
-    assert readings_of(state) == []
+    run = admit(state, a_run(the_job()))
+    # It is asked for all the same: the archive is to be there at exit.
+    assert readings_of(state) == [(SOMEWHERE, KEY, run.number)]
     assert stint_of(helper).chunk == 1 << 8
     state.lessons.answered(SOMEWHERE, KEY, a_lesson())
     assert state.lessons.get(KEY).sizes.chunk == 1 << 8  # type: ignore[union-attr]
