@@ -231,7 +231,7 @@ def encode(subject: Subject, lesson: Lesson, when: float) -> bytes:
         "sizes": None if lesson.sizes is None else lesson.sizes.kept(),
         "scaling": None if lesson.scaling is None else lesson.scaling.kept(),
     }
-    data = json.dumps(told, allow_nan=True).encode() + b"\n"
+    data = json.dumps(told).encode() + b"\n"
     decode(data, subject, when)  # what would be refused is better not written
     return data
 
@@ -248,13 +248,13 @@ def decode(data: bytes, subject: Subject, now: float) -> Lesson:
         UnfitError: It is damaged, too old, of another version, or about something else.
     """
     told = _parsed(data)
-    found = _entry(told)
-    if found.subject != subject:
+    found, when = _about(told)
+    if found != subject:
         differing = [
             name for name, value in asdict(subject).items() if told["subject"][name] != value
         ]
         raise UnfitError(f"it is about something else: {', '.join(differing)} differ")
-    if now - found.when > MOST_SECONDS:
+    if now - when > MOST_SECONDS:
         raise UnfitError("it is more than half a year old")
     return _lesson(told, subject)
 
@@ -266,11 +266,11 @@ def entry_of(data: bytes) -> Entry:
         UnfitError: It is damaged, or of another version.
     """
     told = _parsed(data)
-    found = _entry(told)
-    lesson = _lesson(told, found.subject)
+    subject, when = _about(told)
+    lesson = _lesson(told, subject)
     chunk = None if lesson.sizes is None else lesson.sizes.chunk
     level = None if lesson.scaling is None else lesson.scaling.level
-    return Entry(found.subject, found.when, chunk, level)
+    return Entry(subject, when, chunk, level)
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
@@ -294,7 +294,8 @@ def _refuse_constant(text: str) -> NoReturn:
     raise ValueError(f"{text} is no number")
 
 
-def _entry(told: dict[str, Any]) -> Entry:
+def _about(told: dict[str, Any]) -> tuple[Subject, float]:
+    """What the lesson is about, and when it was written."""
     subject = _fields("subject", told["subject"], set(Subject.__dataclass_fields__))
     for name in ("function", "code", "job", "machine"):
         if type(subject[name]) is not str or len(subject[name]) > MOST_NAME:
@@ -304,8 +305,7 @@ def _entry(told: dict[str, Any]) -> Entry:
         *(("bits", MOST_BITS), ("threads", 1 << 20)),
     ):
         _integer(name, subject[name], 1, most)
-    when = _number("when", told["when"], (0, 1e12))
-    return Entry(Subject(**subject), when, None, None)
+    return Subject(**subject), _number("when", told["when"], (0, 1e12))
 
 
 def _lesson(told: dict[str, Any], subject: Subject) -> Lesson:
