@@ -45,6 +45,8 @@ def test_any_text_is_taken(text: str) -> None:
 
 
 def test_cpus_and_the_build_of_python_make_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "_is_gil_enabled", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "abiflags", "")
     here = describe_machine(2)
     assert here == describe_machine(2)
     told = {here, describe_machine(3)}
