@@ -13,17 +13,18 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TextIO
 
 from aioktask import Job, plan
-from aioktask.bench import BENCHMARKS, PICTURES
+from aioktask.bench import BENCHMARKS
 from aioktask.bench import run as run_benchmark
+from aioktask.bench.promises import Result
 from aioktask.engine.api.process import current_pool
-from aioktask.figures.drawing import draw
+from aioktask.figures.panel import Picture
 from aioktask.tune.curve import measure
-from aioktask.tune.curve_report import curve_data, curve_svg, curve_text
+from aioktask.tune.curve_report import curve_data, curve_picture, curve_text
 from aioktask.tune.learned import clear, directory_of, learned, learned_data, learned_text
 from aioktask.tune.machine import info, info_text, machine_text, packages_text
 from aioktask.tune.plan_report import plan_data, plan_text
@@ -83,22 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     elif asked.command == "plan":
         print(json.dumps(plan_data(made), indent=2) if asked.json else plan_text(made))
     elif asked.command == "demo":
-        from aioktask.demo import demo
-
-        demo(quick=asked.quick)
+        _demo(parser, asked)
     elif asked.command == "learned":
         _learned(parser, asked)
     elif asked.command == "tune":
         _tune(parser, asked)
     else:
-        _bench(
-            parser,
-            asked.benchmark,
-            asked.json,
-            asked.svg,
-            quick=asked.quick,
-            segments=asked.segments,
-        )
+        _bench(parser, asked)
     return 0
 
 
@@ -120,6 +112,7 @@ def _parser() -> _Parser:
     command.add_argument("--json", action="store_true", help="as JSON")
     command = commands.add_parser("demo", help="what the library is for, in under a minute")
     command.add_argument("--quick", action="store_true", help="in some seconds, on little data")
+    _add_files(command)
     _add_learned(commands.add_parser("learned", help="what is kept on disk of earlier runs"))
     text = "how fast a function of yours is over chunk sizes and threads"
     _add_tune(commands.add_parser("tune", help=text, description=TUNE))
@@ -130,9 +123,7 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("benchmark", choices=list(BENCHMARKS), help="what to measure")
-    command.add_argument("--json", metavar="FILE", help="write the figures there too, - for stdout")
-    text = f"write a picture there too, where there is one: of {' and '.join(PICTURES)}"
-    command.add_argument("--svg", type=Path, metavar="FILE", help=text)
+    _add_files(command)
     command.add_argument("--quick", action="store_true", help="in some seconds, figures of no use")
     text = "of overhead: only where the time of a short job goes, on both threads"
     command.add_argument("--segments", action="store_true", help=text)
@@ -146,6 +137,12 @@ def _add_learned(command: argparse.ArgumentParser) -> None:
     text = "look here; by default where AIOKTASK_REMEMBER says, else the user's caches are"
     command.add_argument("--directory", type=os.path.abspath, metavar="DIR", help=text)
     command.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_files(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", metavar="FILE", help="write the figures there too, - for stdout")
+    text = "draw them there too; a second picture has a name that goes on after this one"
+    command.add_argument("--svg", type=Path, metavar="FILE", help=text)
 
 
 def _add_tune(command: argparse.ArgumentParser) -> None:
@@ -223,63 +220,103 @@ def _tune(parser: _Parser, asked: argparse.Namespace) -> None:
     else:
         print(f"{machine_text(facts)}\n{packages_text(facts)}\n\n{curve_text(curve)}")
     if asked.svg is not None:
-        _write_picture(parser, asked.svg, curve_svg(curve, machine_text(facts)), aside=asked.json)
+        drawn = curve_picture(curve, machine_text(facts))
+        _write_picture(parser, asked.svg, drawn, aside=asked.json)
 
 
-def _check_picture(parser: _Parser, picture: Path | None) -> None:
-    if picture is not None and not picture.parent.is_dir():
-        parser.error(f"--svg: there is no directory {str(picture.parent)!r}")
-
-
-def _write_picture(parser: _Parser, picture: Path, drawn: str, *, aside: bool) -> None:
-    """Write it, and say so: `aside` where the figures have stdout for themselves."""
+def _check_picture(parser: _Parser, file: Path | None) -> None:
+    """Before any work: whether there is a place for a picture, and what draws it."""
+    if file is None:
+        return
+    if not file.parent.is_dir():
+        parser.error(f"--svg: there is no directory {str(file.parent)!r}")
     try:
-        picture.write_text(drawn)
+        import aioktask.figures.chart  # noqa: F401
+    except ImportError as error:
+        parser.error(
+            f"--svg needs matplotlib, which is not there ({error}): pip install 'aioktask[plot]'"
+        )
+
+
+def _write_picture(parser: _Parser, file: Path, picture: Picture, *, aside: bool) -> None:
+    """Draw it there, and say so: `aside` where the figures have stdout for themselves."""
+    from aioktask.figures.chart import draw
+
+    try:
+        file.write_text(draw(picture), encoding="utf-8")
     except OSError as error:
         parser.error(f"--svg: {error}")
-    print(f"\nthe picture: {picture}", file=sys.stderr if aside else sys.stdout)
+    print(f"\nthe picture: {file}", file=sys.stderr if aside else sys.stdout)
 
 
 def _say(line: str) -> None:
     print(f"... {line}", file=sys.stderr, flush=True)
 
 
-def _bench(
-    parser: _Parser,
-    name: str,
-    target: str | None,
-    picture: Path | None,
-    *,
-    quick: bool,
-    segments: bool,
-) -> None:
-    if segments and name != "overhead":
-        parser.error("--segments: only overhead has them")
-    if picture is not None and name not in PICTURES:
-        parser.error(f"--svg: only {' and '.join(PICTURES)} can be drawn")
-    _check_picture(parser, picture)
-    if target not in (None, "-") and not Path(target).parent.is_dir():
-        parser.error(f"--json: there is no directory {str(Path(target).parent)!r}")
+def _demo(parser: _Parser, asked: argparse.Namespace) -> None:
+    _check_files(parser, asked)
+    from aioktask.demo import demo
+
+    out = _aside(asked)
     began = time.perf_counter()
-    options = {"segments": True} if segments else {}
-    result = run_benchmark(name, quick=quick, progress=_say, **options)
+    result = demo(quick=asked.quick, say=lambda text: print(text, file=out, flush=True))
+    command = f"python -m aioktask demo{' --quick' if asked.quick else ''}"
+    _write_files(parser, asked, result, _about(command, began, info()))
+
+
+def _bench(parser: _Parser, asked: argparse.Namespace) -> None:
+    name = asked.benchmark
+    if asked.segments and name != "overhead":
+        parser.error("--segments: only overhead has them")
+    if asked.segments and asked.svg is not None:
+        parser.error("--svg: --segments are told in tables only")
+    _check_files(parser, asked)
+    began = time.perf_counter()
+    options = {"segments": True} if asked.segments else {}
+    result = run_benchmark(name, quick=asked.quick, progress=_say, **options)
+    flags = f"{' --segments' if asked.segments else ''}{' --quick' if asked.quick else ''}"
     facts = info()
-    flags = f"{' --segments' if segments else ''}{' --quick' if quick else ''}"
-    command = f"python -m aioktask bench {name}{flags}"
-    seconds = time.perf_counter() - began
-    about = f"{command}\n{machine_text(facts)}\n{packages_text(facts)}"
-    text = f"{about}\nmeasured in {seconds:.0f} s\n\n{result.text()}"
-    print(text, file=sys.stderr if target == "-" else sys.stdout)
-    if target is not None:
-        data = {"command": command, "seconds": round(seconds, 1), "machine": facts}
-        figures = json.dumps({**data, **result.data()}, indent=2)
-        if target == "-":
-            print(figures)
-        else:
-            Path(target).write_text(figures + "\n")
-    if picture is not None:
-        drawn = draw(result.panels, title=PICTURES[name], caption=machine_text(facts))
-        _write_picture(parser, picture, drawn, aside=target == "-")
+    about = _about(f"python -m aioktask bench {name}{flags}", began, facts)
+    head = f"{about['command']}\n{machine_text(facts)}\n{packages_text(facts)}"
+    measured = f"measured in {about['seconds']:.0f} s"
+    print(f"{head}\n{measured}\n\n{result.text()}", file=_aside(asked))
+    _write_files(parser, asked, result, about)
+
+
+def _check_files(parser: _Parser, asked: argparse.Namespace) -> None:
+    _check_picture(parser, asked.svg)
+    if asked.json not in (None, "-") and not Path(asked.json).parent.is_dir():
+        parser.error(f"--json: there is no directory {str(Path(asked.json).parent)!r}")
+
+
+def _aside(asked: argparse.Namespace) -> TextIO:
+    """Where text goes: not where the figures go."""
+    return sys.stderr if asked.json == "-" else sys.stdout
+
+
+def _about(command: str, began: float, facts: Mapping[str, object]) -> dict[str, Any]:
+    """What stands in JSON before what was found."""
+    seconds = round(time.perf_counter() - began, 1)
+    return {"command": command, "seconds": seconds, "machine": facts}
+
+
+def _write_files(
+    parser: _Parser, asked: argparse.Namespace, result: Result, about: Mapping[str, Any]
+) -> None:
+    """The figures as JSON and as pictures, as far as they are asked for."""
+    data = {**about, **result.data()}
+    figures = json.dumps(data, indent=2)
+    if asked.json == "-":
+        print(figures)
+    elif asked.json is not None:
+        Path(asked.json).write_text(figures + "\n")
+    if asked.svg is not None:
+        from aioktask.bench.pictures import pictures
+
+        for name, picture in pictures(data).items():
+            rest = name.removeprefix(result.name)
+            file = asked.svg.with_stem(asked.svg.stem + rest)
+            _write_picture(parser, file, picture, aside=asked.json == "-")
 
 
 if __name__ == "__main__":

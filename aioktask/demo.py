@@ -32,6 +32,8 @@ from aioktask import (
 )
 from aioktask.bench.arrays import EXPRESSION, Floats, expression
 from aioktask.bench.memory import anonymous, fitting, populate_plainly
+from aioktask.bench.pictures import PAUSES
+from aioktask.bench.promises import Result
 from aioktask.figures.measure import turns
 from aioktask.figures.table import Table, number, render, size_text
 from aioktask.tune.machine import info, machine_text
@@ -73,45 +75,43 @@ class Work:
             await run_multithreaded(self.job)
 
 
-def demo(*, quick: bool = False) -> None:
-    """Print the demo.
+def demo(*, quick: bool = False, say: Callable[[str], object] = print) -> Result:
+    """Show the demo, and return what was measured in it.
 
     Args:
         quick: On little data, in some seconds, to see that it works.
+        say: Called with each part of what is shown.
     """
-    print(f"aioktask demo: {max_threads()} helpers on {machine_text(info())}\n", flush=True)
-    asyncio.run(_demo(quick))
+    say(f"aioktask demo: {max_threads()} helpers on {machine_text(info())}\n")
+    return asyncio.run(_demo(quick, say))
 
 
-async def _demo(quick: bool) -> None:
+async def _demo(quick: bool, say: Callable[[str], object]) -> Result:
+    result = Result("demo", quick)
     rows: list[tuple[object, ...]] = []
     alone = await _pause(lambda: asyncio.sleep(0.05 if quick else 0.5))
-    rows += await _rows(_expression(fitting((8 if quick else 256) * MIB)), quick)
+    rows += await _rows(result, _expression(fitting((8 if quick else 256) * MIB)))
     _give_back()
     try:
         with anonymous(fitting((64 if quick else 3072) * MIB), huge=True) as memory_map:
-            rows += await _rows(_populate(memory_map, _worthwhile(memory_map)), quick)
+            rows += await _rows(result, _populate(memory_map, _worthwhile(memory_map)))
     except OSError as error:  # no Linux, one before 5.14, or a sandbox that is stricter
         rows.append((f"populate: cannot be done here: {error}",))
-    print(
-        render(
-            Table(
-                "The same work, three ways",
-                ("", "time, ms", "best", "speed", "worst pause of the event loop, ms"),
-                rows,
-                (
-                    "Medians of some rounds in turns, after one to warm up. The pause is the "
-                    "longest that a 1 ms ticker on the loop was late; with nothing beside it just "
-                    f"now {number(alone * 1e3)} ms. On a virtual machine a run now and then takes "
-                    "several times as long, whoever's turn it is: the host has to find memory.",
-                    "Nothing is tuned: chunk sizes and thread counts are learned while a job runs. "
-                    "The expression comes out in pieces whose temporaries stay in the cache, which "
-                    "is worth more than the second CPU.",
-                ),
-            )
+    ways = Table(
+        "The same work, three ways",
+        ("", "time, ms", "best", "speed", "worst pause of the event loop, ms"),
+        rows,
+        (
+            "Medians of some rounds in turns, after one to warm up. The pause is the "
+            "longest that a 1 ms ticker on the loop was late; with nothing beside it just "
+            f"now {number(alone * 1e3)} ms. On a virtual machine a run now and then takes "
+            "several times as long, whoever's turn it is: the host has to find memory.",
+            "Nothing is tuned: chunk sizes and thread counts are learned while a job runs. "
+            "The expression comes out in pieces whose temporaries stay in the cache, which "
+            "is worth more than the second CPU.",
         ),
-        flush=True,
     )
+    say(render(ways))
     size = fitting((8 if quick else 256) * MIB) // 8
     undone = Table(
         "\nAll is done, or all that was done is undone",
@@ -119,18 +119,20 @@ async def _demo(quick: bool) -> None:
         [await _cancelled(size), await _failed(size)],
         ("What is neither undone nor left was never started, but for a chunk that failed itself.",),
     )
-    print(render(undone), flush=True)
+    say(render(undone))
     if quick:
-        print("\n--quick: too little data for the figures to mean anything.")
+        say("\n--quick: too little data for the figures to mean anything.")
     _give_back()
+    result.tables += [ways, undone]
+    return result
 
 
-async def _rows(work: Work, quick: bool) -> list[tuple[object, ...]]:
+async def _rows(result: Result, work: Work) -> list[tuple[object, ...]]:
     """The table's rows about `work`: each way by turns, and how long the loop stood still."""
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     pauses: dict[str, list[float]] = {way: [] for way in WAYS}
     began = time.perf_counter()
-    for at, order in enumerate(turns(len(WAYS), 2 if quick else 10)):
+    for at, order in enumerate(turns(len(WAYS), 2 if result.quick else 10)):
         spent = time.perf_counter() - began
         if at > 1 and spent + spent / at > SECONDS:
             break
@@ -149,6 +151,8 @@ async def _rows(work: Work, quick: bool) -> list[tuple[object, ...]]:
             if at > 0:
                 times[way].append(seconds)
                 pauses[way].append(pause)
+    result.samples[work.title] = times
+    result.samples[f"{work.title}{PAUSES}"] = pauses
     plain = statistics.median(times[WAYS[0]])
     return [(work.title,), *[_row(way, times[way], pauses[way], plain) for way in WAYS]]
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from aioktask.bench.promises import Result
 
-__all__ = ["BENCHMARKS", "PICTURES", "run"]
+__all__ = ["BENCHMARKS", "run"]
 
 # Name and what it measures, for the command line's help.
 BENCHMARKS = {
@@ -28,11 +28,6 @@ BENCHMARKS = {
 }
 # The module of a benchmark whose name is taken: `tune` is the command for a function of one's own.
 _MODULES = {"tune": "learning"}
-# What is drawn of those of which something is.
-PICTURES = {
-    "tune": "Speed by chunk size and threads, one plain call = 1",
-    "latency": "How late the event loop is beside a job that fills every CPU",
-}
 
 
 def run(

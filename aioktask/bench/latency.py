@@ -34,16 +34,13 @@ from aioktask.bench.ways import (
     Way,
     at_nice,
 )
-from aioktask.figures.drawing import Mark, Panel, Point, Series
 from aioktask.figures.measure import Contender, Interval, alternate, interval
 from aioktask.figures.table import Table
 
-__all__ = ["Window", "lateness", "nice_panels", "rival_of", "run"]
+__all__ = ["Window", "lateness", "rival_of", "run"]
 
 MILLI, MEGA = 1e3, 1e-6
 NICES = (0, 5, 10, 15, 19)
-# The kernel gives a thread so many times less CPU time for each step of nice.
-STEP = 1.25
 # What is promised: milliseconds, and of the rival's worst.
 LATER, LONGER, SHARE = 1.0, 20.0, 1 / 5
 # A peer that does so much of our work in the same time is as fast, as far as one can tell.
@@ -306,44 +303,3 @@ def _tell_nice(result: Result, by_nice: Mapping[bool, Found]) -> None:
         worst = _later(by_nice[True], at_nice(nice).name, "worst")
         text = f"beside neighbours, job at nice {nice}: worst stall, ms longer than without a job"
         result.promises.append(Promise(text, LONGER, False, worst))
-    result.panels += nice_panels(by_nice)
-
-
-def nice_panels(by_nice: Mapping[bool, Found]) -> list[Panel]:
-    """Two panels, without and with neighbours: lateness against the job's nice.
-
-    The axis is that of the kernel's weights, on which steps of nice are even.
-    """
-    panels = []
-    for neighbours, found in by_nice.items():
-        series = [
-            Series("worst of a window", _points(found, lambda each: each.worst)),
-            Series("p99", _points(found, lambda each: each.p99)),
-        ]
-        series += [
-            Series(f"{name}, no job", _level(found, what))
-            for name, what in (
-                ("worst", lambda each: each.worst),
-                ("p99", lambda each: each.p99),
-            )
-        ]
-        title = "beside a CPU-bound process for each CPU" if neighbours else "alone on the machine"
-        marks = [Mark(STEP**nice, f"nice {nice}") for nice in NICES]
-        x_label = "the kernel's weight of nice 0, over that of the job's nice"
-        panels.append(Panel(title, x_label, series, marks, "the loop's lateness, ms"))
-    return panels
-
-
-def _points(found: Found, what: Callable[[Window], float]) -> list[Point]:
-    return [_point(nice, found[at_nice(nice).name], what) for nice in NICES]
-
-
-def _level(found: Found, what: Callable[[Window], float]) -> list[Point]:
-    """Without a job there is no nice: the same at both ends."""
-    return [_point(nice, found[NOTHING.name], what) for nice in (NICES[0], NICES[-1])]
-
-
-def _point(nice: int, windows: Sequence[Window], what: Callable[[Window], float]) -> Point:
-    # An early wake-up, by rounding, is no lateness.
-    late = interval(max(MILLI * what(each), 0.0) for each in windows)
-    return Point(STEP**nice, late.median, late.low, late.high)

@@ -23,15 +23,12 @@ from aioktask.bench.compiled import Compiled
 from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.workloads import SUITE, Workload
 from aioktask.engine.ranges.plan import leaf_size
-from aioktask.figures.drawing import Panel
 from aioktask.figures.measure import Contender, alternate, interval, ratio
 from aioktask.figures.table import Table
-from aioktask.tune.curve_report import sweep_panel
 from aioktask.tune.ladder import (
     Cell,
     beside,
     cell_name,
-    cell_of,
     cells_of,
     ladder,
     thread_counts,
@@ -177,8 +174,6 @@ def _compare(result: Result, bench: Bench, progress: Progress) -> tuple[object, 
             _lateness(result, bench, told)
     progress(f"{name}: " + "; ".join(map(_short, rows)))
     speed = {each: ratio(times[PLAIN], times[each]).median for each in times}
-    if name in PICTURED:
-        result.panels.append(_panel(bench, sweep, times, speed[WARM]))
     of_best = {each: ratio(times[rival.name], times[each]).median for each in (COLD, WARM)}
     return (
         name,
@@ -192,17 +187,6 @@ def _compare(result: Result, bench: Bench, progress: Progress) -> tuple[object, 
         of_best[WARM],
         bench.chose(WARM),
     )
-
-
-def _panel(
-    bench: Bench,
-    sweep: Mapping[str, Sequence[float]],
-    times: Mapping[str, Sequence[float]],
-    speed: float,
-) -> Panel:
-    chose = cell_of(bench.chose(WARM) or "")
-    marks = [] if chose is None else [(chose, f"learned: {cell_name(*chose)}, {speed:.3g}", speed)]
-    return sweep_panel(bench.name, sweep, plain=times[PLAIN], marks=marks)
 
 
 def _row(

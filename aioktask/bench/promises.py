@@ -11,7 +11,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aioktask.figures.drawing import Panel
 from aioktask.figures.measure import Contender, Interval, alternate
 from aioktask.figures.table import Table, render
 
@@ -74,7 +73,6 @@ class Result:
         tables: To be read.
         promises: What was promised about this, and whether it is kept.
         samples: Seconds for one unit, by table and contender: every single value.
-        panels: What can be drawn of it, beside each other.
     """
 
     name: str
@@ -82,7 +80,6 @@ class Result:
     tables: list[Table] = field(default_factory=list)
     promises: list[Promise] = field(default_factory=list)
     samples: dict[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
-    panels: list[Panel] = field(default_factory=list)
 
     def text(self) -> str:
         """For reading."""

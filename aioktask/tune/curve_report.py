@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# What is told of a curve: tables, data for JSON, a panel for the picture.
+# What is told of a curve: tables, data for JSON, a picture to be drawn.
 #
 # Pure. The panel is made from names and samples alone, so that what another benchmark swept can be
 # drawn as well.
@@ -12,13 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from aioktask import Learned
-from aioktask.figures.drawing import Mark, Panel, Point, Series, draw
 from aioktask.figures.measure import Interval, interval, ratio
+from aioktask.figures.panel import Curves, Mark, Picture, Point, Series
 from aioktask.figures.table import Table, number, render
 from aioktask.tune.curve import BEST, COLD, ENOUGH, PLAIN, WARM, Curve
 from aioktask.tune.ladder import Cell, cell_name, cell_of
 
-__all__ = ["curve_data", "curve_svg", "curve_text", "sweep_panel"]
+__all__ = ["curve_data", "curve_picture", "curve_text", "sweep_panel"]
 
 MILLI = 1e3
 # The engine is told to have found the best where the interval reaches this.
@@ -53,8 +53,8 @@ def curve_data(curve: Curve) -> dict[str, object]:
     }
 
 
-def curve_svg(curve: Curve, machine: str) -> str:
-    """The picture: a line for each number of threads, and what the engine chose."""
+def curve_picture(curve: Curve, machine: str) -> Picture:
+    """What `--svg` draws: a line for each number of threads, and what the engine chose."""
     plain, rounds = curve.final[PLAIN], len(curve.sweep[PLAIN])
     warm, cold = (ratio(plain, curve.final[name]).median for name in (WARM, COLD))
     chosen = _chosen(curve.warm)
@@ -63,19 +63,19 @@ def curve_svg(curve: Curve, machine: str) -> str:
         curve.sweep,
         plain=curve.sweep[PLAIN],
         marks=[
-            (
-                chosen,
-                f"the engine chose {_cell(chosen)}: {number(warm)} warm, {number(cold)} cold",
+            Mark(
+                chosen[0],
                 float(warm),
+                f"the engine chose {_cell(chosen)}: {number(warm)} warm, {number(cold)} cold",
             )
         ],
     )
     part = "" if curve.job.size == curve.size else f"the first {curve.job.size:,} of "
     between = "the smallest and the largest" if rounds < ENOUGH else "95% intervals"
-    return draw(
+    return Picture(
+        f"{curve.name}: speed by chunk size and threads",
         [panel],
-        title=f"{curve.name}: speed by chunk size and threads",
-        caption=f"Over {part}{curve.size:,} units. Medians of {rounds} alternating rounds, with "
+        f"Over {part}{curve.size:,} units. Medians of {rounds} alternating rounds, with "
         f"{between}. {machine}",
     )
 
@@ -85,8 +85,8 @@ def sweep_panel(
     sweep: Mapping[str, Sequence[float]],
     *,
     plain: Sequence[float],
-    marks: Sequence[tuple[Cell, str, float | None]] = (),
-) -> Panel:
+    marks: Sequence[Mark] = (),
+) -> Curves:
     """A panel from a sweep's samples.
 
     Args:
@@ -94,7 +94,7 @@ def sweep_panel(
         sweep: Seconds by contender; those named "CHUNK x THREADS" are drawn, others are not.
         plain: Seconds of one plain call: of the same rounds, or of others when there are not as
             many.
-        marks: What to point out: a chunk size and threads, a label, and the speed to ring.
+        marks: What to point out: a chunk size and the speed with it.
     """
     lines: dict[int, list[Point]] = {}
     for name, times in sweep.items():
@@ -103,14 +103,15 @@ def sweep_panel(
             speed = _speed(plain, times)
             point = Point(cell[0], speed.median, speed.low, speed.high)
             lines.setdefault(cell[1], []).append(point)
-    return Panel(
+    return Curves(
         title,
         "chunk, in units",
+        "speed, one plain call = 1",
         [
             Series(_threads(threads), sorted(lines[threads], key=lambda point: point.x))
             for threads in sorted(lines)
         ],
-        [Mark(chunk, label, y) for (chunk, _), label, y in marks],
+        marks,
     )
 
 

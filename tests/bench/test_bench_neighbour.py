@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import threading
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,17 +24,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import aioktask.__main__ as command_line
-from aioktask.bench import BENCHMARKS, PICTURES, latency, neighbour, processes, share, ways, worker
+from aioktask.bench import BENCHMARKS, latency, neighbour, processes, share, ways, worker
 from aioktask.bench import run as run_benchmark
 from aioktask.bench.beside import quantile
-from aioktask.bench.latency import NICES, Window, nice_panels, rival_of
+from aioktask.bench.latency import NICES, Window, rival_of
 from aioktask.bench.neighbour import Times, meeting
+from aioktask.bench.pictures import pictures
 from aioktask.bench.promises import Result
 from aioktask.bench.share import stretch
 from aioktask.bench.sines import Sines
 from aioktask.bench.timeline import Timeline, together
-from aioktask.figures.drawing import Panel, Point, Series, draw
+from aioktask.figures.panel import described
+from aioktask.tune.machine import info
 
 ROOT = Path(__file__).parents[2]
 
@@ -174,44 +174,6 @@ def test_a_stretch_is_the_time_in_which_all_ran(rates: list[int]) -> None:
     nothing = {"times": [0.0, 1.0], "done": [0, 0], "ended": 0, "cpu_time": 1.0, "busy": 1.0}
     idle = stretch([nothing, nothing], 0.0)
     assert (idle.rate, idle.cpu, idle.shares) == (0, 0, [0, 0])
-
-
-def test_the_picture_has_lateness_over_nice_with_and_without_neighbours() -> None:
-    names = [ways.NOTHING.name, *[ways.at_nice(nice).name for nice in NICES]]
-    by_nice = {
-        neighbours: {
-            name: [Window(0.0, -1e-4, at + 1e-3 * worst, 1.0) for worst in (1, 2, 3)]
-            for at, name in enumerate(names)
-        }
-        for neighbours in (False, True)
-    }
-    panels = nice_panels(by_nice)
-    assert len(panels) == 2
-    for panel in panels:
-        worst, p99, without, _ = panel.series
-        assert [point.y for point in worst.points] == pytest.approx(
-            [1000 * at + 2 for at in range(1, 6)]
-        )
-        assert (worst.points[0].low, worst.points[0].high) == pytest.approx((1001, 1003))
-        assert {point.y for point in p99.points} == {0}
-        assert [point.y for point in without.points] == pytest.approx([2, 2])
-        assert [mark.x for mark in panel.marks] == [point.x for point in worst.points]
-    ElementTree.fromstring(draw(panels))
-
-
-@pytest.mark.parametrize("name", list(PICTURES))
-def test_what_has_panels_is_drawn_with_a_title_of_its_own(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    panel = Panel("a panel", "x", [Series("a line", [Point(1, 1, 1, 1)])])
-    monkeypatch.setattr(
-        command_line, "run_benchmark", lambda *_, **__: Result(name, True, panels=[panel])
-    )
-    assert command_line.main(["bench", name, "--quick", "--svg", str(tmp_path / "here.svg")]) == 0
-    picture = ElementTree.fromstring((tmp_path / "here.svg").read_text())
-    title = picture.find("{http://www.w3.org/2000/svg}title")
-    assert title is not None
-    assert title.text == PICTURES[name]
 
 
 # windows
@@ -439,9 +401,10 @@ def test_a_hurried_run_tells_all_there_is_to_tell(hurried: Result) -> None:
     assert sorted(promised) == sorted(PROMISED[hurried.name])
     assert len({promise.text for promise in hurried.promises}) == len(promised)
     assert all(values for times in hurried.samples.values() for values in times.values())
-    assert bool(hurried.panels) == (hurried.name in PICTURES)
-    if hurried.panels:
-        ElementTree.fromstring(draw(hurried.panels, title=PICTURES[hurried.name]))
+    made = pictures({**hurried.data(), "machine": info()})
+    assert next(iter(made)) == hurried.name
+    told = " ".join(described(picture) for picture in made.values())
+    assert ("not kept" in told) <= any(not promise.kept for promise in hurried.promises)
 
 
 def test_a_hurried_run_leaves_no_process(hurried: Result, children_before: frozenset[str]) -> None:

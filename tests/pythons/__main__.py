@@ -29,6 +29,9 @@ ROOT = Path(__file__).parents[2]
 FREE_THREADED = ("3.13t", "3.14t")
 PYTHONS = (*debian.VERSIONS, *FREE_THREADED)
 
+# What does not have to be there: a new interpreter may have no wheel of it yet.
+WISHES = ("uvloop", "matplotlib")
+
 # What is run, by name: a hang is found within --timeout, where every line is traced after minutes.
 FAULTS = ("tests/api/test_faults.py", "--timeout=600")
 CHECKS = {
@@ -56,16 +59,18 @@ def environment(version: str) -> list[str]:
     else:
         python, checkout = debian.environment(version, ROOT).python, "."
     described = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = [each for each in described["dependency-groups"]["tests"] if "uvloop" not in each]
+    every = described["dependency-groups"]["tests"]
+    wanted = [each for each in every if not any(wish in each for wish in WISHES)]
     # Nothing is compiled: pip takes the newest release that has a wheel.
     pip = [*python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     pip.append("--only-binary=:all:")
     run_tool(*pip, *wanted, "--editable", checkout)
     # No more than a wish: what its tests need is skipped where it is not there.
-    try:
-        run_tool(*pip, "uvloop")
-    except Unavailable:
-        say(f"uvloop has no wheel for {version}: its tests are skipped")
+    for wish in WISHES:
+        try:
+            run_tool(*pip, wish)
+        except Unavailable:
+            say(f"{wish} has no wheel for {version}: its tests are skipped")
     return python
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import NoReturn
 from xml.etree import ElementTree
 
 import pytest
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 import aioktask
 from aioktask.__main__ import main, size
+from aioktask.bench.promises import Result
 
 ROOT = Path(aioktask.__file__).parents[1]
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -146,7 +148,9 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         (["bench", "nonsense"], {}, "nonsense"),
         (["bench", "overhead", "--json", "/nowhere/at/all"], {}, "/nowhere/at"),
         (["bench", "tune", "--svg", "/nowhere/at/all"], {}, "/nowhere/at"),
-        (["bench", "overhead", "--svg", "here.svg"], {}, "only tune"),
+        (["demo", "--json", "/nowhere/at/all"], {}, "/nowhere/at"),
+        (["demo", "--svg", "/nowhere/at/all"], {}, "/nowhere/at"),
+        (["bench", "overhead", "--segments", "--svg", "here.svg"], {}, "in tables only"),
         (["bench", "arrays", "--segments"], {}, "only overhead"),
         (["info"], {"AIOKTASK_MAX_THREADS": "many"}, "many"),
     ],
@@ -159,6 +163,28 @@ def test_bad_arguments_are_told_in_one_line(
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 1
     assert said in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["tune json:dumps 5", "bench latency", "demo"])
+def test_without_matplotlib_it_is_said_what_to_install_before_any_work(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def works(*_: object, **__: object) -> NoReturn:
+        raise AssertionError("it began to work")
+
+    monkeypatch.delitem(sys.modules, "aioktask.figures.chart", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("aioktask.__main__.measure", "aioktask.__main__.run_benchmark"):
+        monkeypatch.setattr(name, works)
+    monkeypatch.setattr("aioktask.demo.demo", works)
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(" "), "--svg", "here.svg"])
+    assert ended.value.code == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    [line] = told.err.splitlines()
+    assert "--svg needs matplotlib" in line
+    assert line.endswith("pip install 'aioktask[plot]'")
 
 
 # tune
@@ -298,6 +324,7 @@ def test_tune_measures_a_function_or_a_job(
 
 
 def test_tune_shows_a_table_and_draws_a_picture(there: Path) -> None:
+    pytest.importorskip("matplotlib")
     options = ["--seconds", "1", "--rounds", "1", "--svg", "curve.svg"]
     ended = subprocess.run(
         [sys.executable, "-m", "aioktask", "tune", "users_work:work", "20000", *options],
@@ -318,6 +345,7 @@ def test_tune_shows_a_table_and_draws_a_picture(there: Path) -> None:
 def test_tune_shows_its_figures_even_if_the_picture_cannot_be_written(
     there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("matplotlib")
     with pytest.raises(SystemExit) as ended:
         main(["tune", "users_work:job", "--seconds", "1", "--rounds", "1", "--svg", str(there)])
     told = capsys.readouterr()
@@ -358,7 +386,46 @@ def test_demo_says_what_a_kernel_cannot_do(
     assert "JobCancelled" in shown
 
 
+def test_demo_writes_its_figures_and_a_picture_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    files = [tmp_path / "demo.json", tmp_path / "demo.svg"]
+    assert main(["demo", "--quick", "--json", str(files[0]), "--svg", str(files[1])]) == 0
+    assert f"the picture: {files[1]}" in capsys.readouterr().out
+    told = json.loads(files[0].read_text())
+    assert told["command"] == "python -m aioktask demo --quick"
+    ways = {"in the coroutine", "asyncio.to_thread", "run_multithreaded"}
+    for times in told["samples"].values():
+        assert times.keys() == ways
+        assert all(seconds > 0 for values in times.values() for seconds in values)
+    written = {each.text for each in ElementTree.parse(files[1]).iter() if each.text}
+    assert ways <= written
+    assert "The same work, three ways" in written
+
+
 # bench
+
+
+def test_bench_draws_every_picture_that_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    told = json.loads((ROOT / "docs" / "benchmarks" / "latency.json").read_text())
+
+    class Found(Result):
+        def data(self) -> dict[str, object]:
+            return {
+                key: told[key] for key in ("benchmark", "quick", "tables", "promises", "samples")
+            }
+
+    monkeypatch.setattr("aioktask.__main__.run_benchmark", lambda *_, **__: Found("latency", False))
+    assert main(["bench", "latency", "--svg", str(tmp_path / "here.svg")]) == 0
+    out = capsys.readouterr().out
+    for name in ("here.svg", "here-nice.svg"):
+        assert f"the picture: {tmp_path / name}" in out
+        ElementTree.parse(tmp_path / name)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 @pytest.mark.parametrize("name", ["overhead", "arrays", "memory"])

@@ -25,10 +25,10 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
-from aioktask.figures.drawing import Point
+from aioktask.figures.panel import Mark, Point, described
 from aioktask.job import Bound, job_that_makes
 from aioktask.tune.curve import BEST, COLD, PLAIN, WARM, Curve, measure
-from aioktask.tune.curve_report import curve_data, curve_svg, curve_text, sweep_panel
+from aioktask.tune.curve_report import curve_data, curve_picture, curve_text, sweep_panel
 from aioktask.tune.ladder import beside, cells_of, ladder, scheme, thread_counts
 from aioktask.tune.target import TargetError, copy_of
 
@@ -381,16 +381,16 @@ def test_the_data_hold_every_sample_and_can_be_json(found: Curve) -> None:
 
 
 def test_the_picture_shows_what_the_engine_chose(found: Curve) -> None:
-    drawn = curve_svg(found, "a machine")
-    assert f"the engine chose {found.warm.chunk:,} x {found.warm.threads}: " in drawn
-    assert "work:fn: speed by chunk size and threads" in drawn
-    assert "Over 262,144 units." in drawn
-    assert "a machine" in drawn
+    picture = curve_picture(found, "a machine")
+    assert f"the engine chose {found.warm.chunk:,} x {found.warm.threads}: " in described(picture)
+    assert picture.title == "work:fn: speed by chunk size and threads"
+    assert picture.caption.startswith("Over 262,144 units.")
+    assert picture.caption.endswith("a machine")
 
 
 def test_a_panel_is_made_of_the_samples_of_any_sweep() -> None:
     sweep = {"64 x 2": [1.0, 2.0, 4.0], "16 x 2": [2.0, 4.0, 8.0], "16 x 1": [4.0, 8.0, 16.0]}
-    marks = [((64, 2), "here", 3.0)]
+    marks = [Mark(64, 3.0, "here")]
     panel = sweep_panel("t", sweep | {"plain": [1.0] * 3}, plain=[4.0, 8.0, 16.0], marks=marks)
     assert [each.name for each in panel.series] == ["1 thread", "2 threads"]
     # What disturbed a round disturbed both sides of it: the ratio is the same in all of them.
@@ -398,7 +398,7 @@ def test_a_panel_is_made_of_the_samples_of_any_sweep() -> None:
         [Point(16, 1.0, 1.0, 1.0)],
         [Point(16, 2.0, 2.0, 2.0), Point(64, 4.0, 4.0, 4.0)],
     ]
-    assert [(mark.x, mark.label, mark.y) for mark in panel.marks] == [(64, "here", 3.0)]
+    assert panel.marks == marks
 
 
 def test_a_panel_can_rest_on_plain_calls_of_other_rounds() -> None:
