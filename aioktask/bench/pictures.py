@@ -64,7 +64,7 @@ def _overhead(told: Told) -> Made:
     dots: list[Panel] = []
     if short:
         axis = "asyncio.to_thread = 1; to the left is better"
-        dots.append(Dots("", axis, short, promise="promised at most"))
+        dots.append(Dots("", axis, short, promise=_limits("promised at most", short)))
     title = "One short job awaited, against asyncio.to_thread"
     return {"overhead": (title, dots), "overhead-chunk": _empty_chunk(told)}
 
@@ -83,7 +83,8 @@ def _empty_chunk(told: Told) -> tuple[str, list[Panel]]:
     if not rows:
         return title, []
     axis = "microseconds a chunk; to the left is better"
-    return title, [Dots("", axis, rows, promise="promised at most, with 2 helpers")]
+    limit = _limits("promised at most, with 2 helpers", rows)
+    return title, [Dots("", axis, rows, promise=limit)]
 
 
 # what is learned
@@ -105,7 +106,8 @@ def _tune(told: Told) -> Made:
         rows.append(Row(name, readings, said))
     axis = "speed, the best of the sweep = 1; to the right is better"
     series = ("later runs", "a first run")
-    dots: list[Panel] = [Dots("", axis, rows, series, "promised at least, of later runs")]
+    promised = _limits("promised at least, of later runs", rows)
+    dots: list[Panel] = [Dots("", axis, rows, series, promised)]
     return {
         "tune": ("What is learned, against the best of a sweep", dots if rows else []),
         "tune-curves": ("Speed over the chunk size", _sweeps(told)),
@@ -235,7 +237,7 @@ def _neighbour(told: Told) -> Made:
                 "What the neighbours notice",
                 "time of their work, alone = 1; to the left is better",
                 times,
-                promise="promised at most, at nice 19",
+                promise=_limits("promised at most, at nice 19", times),
             ),
             Dots(
                 "What the job gets done beside them",
@@ -273,7 +275,7 @@ def _share(told: Told) -> Made:
             label = f"{name.removesuffix(' of them')}, of an even share"
             rows.append(Row(label, [Reading(share, limits)], number(share.median)))
     axis = "work done; 1 is what one process alone does, or an even share"
-    promise = "promised: at least, and of each process at most"
+    promise = _limits("promised: at least, and of each process at most", rows)
     panels: list[Panel] = [Dots("", axis, rows, promise=promise)] if rows else []
     return {"share": (f"{title[0].upper()}{title[1:]}", panels)}
 
@@ -299,7 +301,7 @@ def _arrays(told: Told) -> Made:
     panels: list[Panel] = []
     if rows:
         axis = "speed, plain NumPy = 1; to the right is better"
-        panels.append(Dots("", axis, rows, series, f"promised at least, of {OURS}"))
+        panels.append(Dots("", axis, rows, series, _limits(f"promised at least, of {OURS}", rows)))
     return {"arrays": ("Array work that nobody tuned, against plain NumPy", panels)}
 
 
@@ -320,7 +322,8 @@ def _memory(told: Told) -> Made:
         rows.append(Row(name, readings, " / ".join(said) + broken))
     axis = f"speed of {OURS}, the other = 1; to the right is better"
     series = ("against the best of the C loops", "against the call that one would write")
-    panels: list[Panel] = [Dots("", axis, rows, series, "promised at least")] if rows else []
+    promised = _limits("promised at least", rows)
+    panels: list[Panel] = [Dots("", axis, rows, series, promised)] if rows else []
     return {"memory": ("Memory operations that nobody tuned", panels)}
 
 
@@ -356,6 +359,14 @@ _MADE: Mapping[str, Callable[[Told], Made]] = {
     "share": _share,
     "demo": _demo,
 }
+
+
+def _limits(text: str, rows: Iterable[Row]) -> str:
+    """The text, and the limits that are promised in these rows; nothing where none is."""
+    limits = {limit for row in rows for each in row.readings if each for limit in each.promised}
+    if not limits:
+        return ""
+    return f"{text}: {', '.join(f'{limit:.4g}' for limit in sorted(limits))}"
 
 
 def _milli(seconds: Iterable[float]) -> Interval:

@@ -29,6 +29,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
 
 from aioktask.figures.panel import (
     Bars,
@@ -405,7 +406,7 @@ def _bars(panel: Bars) -> list[_Block]:
         _labels(sheet, top, bands)
 
     most = max(map(len, heads))
-    return [_Block(LINE * most, head), _Block(height, draw), _space(TICKS)]
+    return [_Block(LINE * most, head), _space(4), _Block(height, draw), _space(TICKS)]
 
 
 def _column(axes: Axes, read: Sequence[tuple[_Band, Reading]], width: float) -> None:
@@ -448,7 +449,8 @@ def _curves(panel: Curves) -> list[_Block]:
         axes.set_yticks(heights, [plain(each) for each in heights])
         axes.grid(axis="y", color=GRID, linewidth=1)
         for at, series in enumerate(panel.series):
-            _curve(axes, series, at)
+            # A little beside each other, or the intervals would hide one another.
+            _curve(axes, series, at, shift=3.0 * (at - (len(panel.series) - 1) / 2))
         for mark in panel.marks:
             axes.plot([mark.x], [mark.y], gid="mark", **_ring())
 
@@ -461,15 +463,18 @@ def _curves(panel: Curves) -> list[_Block]:
     return [*legend, _space(6), *plot, _space(TICKS), _text(panel.x_label)]
 
 
-def _curve(axes: Axes, series: Series, at: int) -> None:
+def _curve(axes: Axes, series: Series, at: int, *, shift: float) -> None:
+    """A line through its points, `shift` points to the right."""
+    aside = axes.transData + ScaledTranslation(shift / 72, 0, axes.figure.dpi_scale_trans)
     xs = [point.x for point in series.points]
     for point in series.points:
         if point.low < point.high:
             ends = [point.low, point.high]
-            how = {"color": _colour(at), "linewidth": 1.2, "gid": "whisker"}
+            how = {"color": _colour(at), "linewidth": 1.2, "gid": "whisker", "transform": aside}
             axes.plot([point.x] * 2, ends, marker="_", markersize=5, **how)
     ys = [point.y for point in series.points]
-    axes.plot(xs, ys, gid="curve", **{**_sign(at), "linestyle": "-"}, color=_colour(at))
+    how = {**_sign(at), "linestyle": "-", "color": _colour(at), "transform": aside}
+    axes.plot(xs, ys, gid="curve", **how)
 
 
 def _ring() -> dict[str, Any]:
@@ -556,12 +561,13 @@ def _most(
 ) -> list[float]:
     """The most ticks whose labels do not touch, without those that would reach off the paper."""
     best: list[float] = []
+    beyond = MARGIN - 2  # what draws them makes letters a little wider or narrower
     for ticks in tried:
         spans = [(each, at(each), _width(text(each)) / 2) for each in ticks]
         inside = [
             (each, place, half)
             for each, place, half in spans
-            if place - half >= -MARGIN and place + half <= length + MARGIN
+            if place - half >= -beyond and place + half <= length + beyond
         ]
         apart = all(
             right - left >= half + other + GAP
