@@ -27,10 +27,11 @@ INSTALLED := $(VENV)/installed
 BENCH := $(VENV)/group-bench
 DOCS := $(VENV)/group-docs
 LINT := $(VENV)/group-lint
+PICTURES := $(VENV)/group-pictures
 TESTS := $(VENV)/group-tests
 
 .DEFAULT_GOAL := test
-.PHONY: help check demo test test-long test-switching sweep sweep-sampled test-pythons guest lint format types layers doctest docs examples bench clean
+.PHONY: help check demo test test-long test-switching sweep sweep-sampled test-pythons guest lint format types layers doctest docs pictures examples bench clean
 
 # Two installs into one environment at a time would break it.
 .NOTPARALLEL:
@@ -100,6 +101,10 @@ doctest: $(TESTS) $(DOCS)  ## the examples in docstrings and in docs/
 docs: $(DOCS)  ## the documentation, into build/docs
 	$(SPHINX) -b html docs build/docs
 	@echo "read build/docs/index.html"
+
+# From docs/benchmarks, where a run's NAME.json and NAME.txt are put. Without new ones nothing changes.
+pictures: $(PICTURES)  ## the documentation's pictures and tables, from its figures
+	$(IN_VENV) docs/make_pictures.py
 
 # With what a user has: the package and its dependencies, and every warning an error.
 examples: $(INSTALLED)  ## every program in examples/

@@ -23,12 +23,15 @@ from aioktask.bench import BENCHMARKS, beside, learning
 from aioktask.bench.arrays import expression
 from aioktask.bench.beside import Waits, lateness, quantile, short_jobs
 from aioktask.bench.compiled import compiled
+from aioktask.bench.pictures import pictures
 from aioktask.bench.promises import Promise, Result
 from aioktask.bench.workloads import SUITE, Workload
 from aioktask.engine.ranges.plan import leaf_size
 from aioktask.figures.measure import Contender
+from aioktask.figures.panel import Curves, Dots
 from aioktask.memory import residency
 from aioktask.tune.ladder import cell_of
+from aioktask.tune.machine import info
 
 SMALL = 0.002
 
@@ -342,6 +345,13 @@ def test_a_hurried_run_has_a_line_a_workload_and_every_sample() -> None:
         assert [row[-1] for row in table.rows][2] == best
         assert cell_of(str(line[-1])) is not None
         assert name in result.text()
+    made = pictures({**result.data(), "machine": info()})
+    [dots], [curves] = (made[each].panels for each in ("tune", "tune-curves"))
+    assert isinstance(dots, Dots)
+    assert [row.label for row in dots.rows] == names
+    assert isinstance(curves, Curves)
+    drawn = {point.x for series in curves.series for point in series.points}
+    assert drawn == {cell[0] for cell in map(cell_of, result.samples["fill, sweep"]) if cell}
 
 
 def test_a_workload_that_is_not_in_the_suite_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 
 import aioktask
 from aioktask.__main__ import main, size
+from aioktask.bench.pictures import pictures
 from aioktask.bench.promises import Result
 
 ROOT = Path(aioktask.__file__).parents[1]
@@ -229,6 +231,13 @@ number = 3
 """
 
 
+@pytest.fixture(scope="module")
+def drawing() -> None:
+    """What draws is imported, before a test has modules of its own; else the test is skipped."""
+    pytest.importorskip("matplotlib")
+    importlib.import_module("aioktask.figures.chart")
+
+
 @pytest.fixture
 def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current directory, with a user's modules in it."""
@@ -323,8 +332,7 @@ def test_tune_measures_a_function_or_a_job(
     assert told["machine"]["packages"]["numpy"]
 
 
-def test_tune_shows_a_table_and_draws_a_picture(there: Path) -> None:
-    pytest.importorskip("matplotlib")
+def test_tune_shows_a_table_and_draws_a_picture(drawing: None, there: Path) -> None:
     options = ["--seconds", "1", "--rounds", "1", "--svg", "curve.svg"]
     ended = subprocess.run(
         [sys.executable, "-m", "aioktask", "tune", "users_work:work", "20000", *options],
@@ -343,9 +351,8 @@ def test_tune_shows_a_table_and_draws_a_picture(there: Path) -> None:
 
 
 def test_tune_shows_its_figures_even_if_the_picture_cannot_be_written(
-    there: Path, capsys: pytest.CaptureFixture[str]
+    drawing: None, there: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib")
     with pytest.raises(SystemExit) as ended:
         main(["tune", "users_work:job", "--seconds", "1", "--rounds", "1", "--svg", str(there)])
     told = capsys.readouterr()
@@ -387,9 +394,8 @@ def test_demo_says_what_a_kernel_cannot_do(
 
 
 def test_demo_writes_its_figures_and_a_picture_of_them(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drawing: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("matplotlib")
     files = [tmp_path / "demo.json", tmp_path / "demo.svg"]
     assert main(["demo", "--quick", "--json", str(files[0]), "--svg", str(files[1])]) == 0
     assert f"the picture: {files[1]}" in capsys.readouterr().out
@@ -408,9 +414,11 @@ def test_demo_writes_its_figures_and_a_picture_of_them(
 
 
 def test_bench_draws_every_picture_that_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    drawing: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pytest.importorskip("matplotlib")
     told = json.loads((ROOT / "docs" / "benchmarks" / "latency.json").read_text())
 
     class Found(Result):
@@ -445,6 +453,7 @@ def test_bench_writes_its_figures_as_json(name: str) -> None:
         assert promise["low"] <= promise["median"] <= promise["high"]
         assert isinstance(promise["kept"], bool)
     assert told["tables"][0]["title"] in ended.stderr  # the tables are shown all the same
+    assert next(iter(pictures(told))) == name
 
 
 def test_bench_shows_where_the_time_of_a_short_job_goes() -> None:
