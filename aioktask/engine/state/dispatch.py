@@ -343,13 +343,17 @@ class State:
                 self.out.parkings.append(idle.parking)
 
     def several_chunks_wait(self) -> bool:
-        """Whether some thread holds chunks that it has not begun, of a run that may have more."""
-        return any(
-            stint.stretch_stop - stint.chunk_start > stint.chunk
-            and stint.run.entry.threads < stint.run.entry.limit
-            for stint in list(self.serving)
-            if not stint.run.over
-        )
+        """Whether some thread holds chunks that it has not begun, of a run that may have more.
+
+        May be called on any thread, without the lock.
+        """
+        for stint in list(self.serving):
+            run = stint.run  # once: that of a run that ends meanwhile is one without an entry then
+            if run.over or run.entry.threads >= run.entry.limit:
+                continue
+            if stint.stretch_stop - stint.chunk_start > stint.chunk:
+                return True
+        return False
 
     def _assign(self, helper: Helper, run: Run, now: int) -> bool:
         """Have the helper serve the run; False if the run was cancelled at this very moment."""

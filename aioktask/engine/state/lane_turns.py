@@ -82,8 +82,11 @@ def settle_lane(state: State, inbox: deque[tuple[Any, ...]]) -> None:
             state.out.parkings.append(helper.parking)  # it waits as a member, and is none now
         lane.former.pop()
     waiting = lane.waiting
-    while waiting and not opened:
-        run = waiting.pop()
+    while not opened:
+        try:
+            run = waiting.pop()
+        except IndexError:  # also where a helper has just taken out the last one, which it claimed
+            return
         try:
             inbox.appendleft((admit, run, run.lane_waiter, None, False, False))
         except BaseException:

@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 from aioktask import Job
 from aioktask.engine.learning import pacing
 from aioktask.engine.learning.sizing import Sizes
-from aioktask.engine.state import admission
+from aioktask.engine.state import admission, dispatch
 from aioktask.engine.state.callers import enter_caller
 from aioktask.engine.state.dispatch import CROWDED_NS
 from aioktask.engine.state.ending import cancel
 from aioktask.engine.state.waiting import add_waiter
 from aioktask.engine.state.workers import Caller
 from tests.engine.state.turns import a_run, a_state, admit, idle_helper, outbox_of, stint_of
+from tests.support.bytecodes import Scene, play_at_each_bytecode
 
 
 class Heard(Sizes):
@@ -93,6 +94,28 @@ def test_a_calling_thread_that_waits_is_woken_by_work_that_comes_back() -> None:
     assert stint_of(caller).run is run
     assert stint_of(caller) is caller.serving
     assert run.caller is None
+
+
+def test_an_idle_helper_may_look_for_chunks_that_wait_while_a_turn_ends_their_run() -> None:
+    """It looks without the lock."""
+
+    def begin() -> Scene:
+        state = a_state(2)
+        helper = idle_helper(state)
+        run = admit(state, a_run(Job(print, 10, chunk=1, max_threads=2)))
+        stint = stint_of(helper)
+        assert state.walked(stint, 1, 1)  # at once, so that it has several the next time
+
+        def end() -> None:
+            run.cancel()
+            cancel(state, run)
+            state.walked(stint, stint.chunk_start, 0)
+            state.reconsider(stint, 0)
+            assert run.over
+
+        return Scene(state.several_chunks_wait, end)
+
+    play_at_each_bytecode(begin, dispatch)
 
 
 def test_a_later_error_does_not_take_the_place_of_the_first() -> None:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aioktask import Job
-from aioktask.engine.state import ending, one_chunk
+from aioktask.engine.state import ending, lane_turns, one_chunk
 from aioktask.engine.state.admission import admit
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel_group
@@ -29,6 +30,7 @@ from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper, ThreadWaiter
 from tests.engine.state.test_short import _STEPS, World, _nothing, _take
 from tests.engine.state.turns import a_state, idle_helper, outbox_of
+from tests.support.bytecodes import Scene, play_at_each_bytecode
 
 
 def _close(state: State, now: int = 0) -> None:
@@ -173,6 +175,34 @@ def test_jobs_of_a_lane_that_stays_closed_go_first_into_the_inbox_in_their_order
     settle_lane(state, inbox)
     assert [command[1] for command in inbox] == [*runs, None]
     assert not state.lane.waiting
+
+
+def test_a_helper_may_take_out_what_it_claimed_while_a_turn_empties_the_lane() -> None:
+    """Or the turn, which finds nothing where something was, would recover from that."""
+
+    def begin() -> Scene:
+        state, _ = _opened()
+        waiting = state.lane.waiting
+        runs = [
+            Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
+            for _ in range(2)
+        ]
+        waiting += runs
+        _close(state)
+        state.closing = True
+        inbox: deque[tuple[Any, ...]] = deque()
+
+        def take_out() -> None:
+            with contextlib.suppress(ValueError):  # as helpers do
+                waiting.remove(runs[0])
+
+        def check() -> None:
+            assert not waiting
+            assert [command[1] for command in inbox] in (runs, runs[1:])
+
+        return Scene(lambda: settle_lane(state, inbox), take_out, check)
+
+    play_at_each_bytecode(begin, lane_turns)
 
 
 def test_jobs_that_wait_when_the_lane_opens_wake_its_members() -> None:
