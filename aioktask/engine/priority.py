@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from contextlib import ContextDecorator
@@ -81,14 +82,17 @@ class PriorityBlock(ContextDecorator):
             block, token = entry
             try:
                 _blocks.reset(token)  # only to find out whether this context entered it
-            except ValueError:
+            except (RuntimeError, ValueError):  # another one did, whose thread may just leave it
                 continue
-            self._entered.remove(entry)
-            rest = tuple(each for each in here if each is not block)
-            if rest != _blocks.get():  # the blocks did not end in the order in which they began
-                _blocks.set(rest)
+            here = tuple(each for each in here if each is not block)
+            if here != _blocks.get():  # the blocks did not end in the order in which they began
+                _blocks.set(here)
+            try:
+                self._entered.remove(entry)
+            except ValueError:  # a thread has just ended it from elsewhere, in place of another one
+                continue
             return
-        if self._entered:
+        with contextlib.suppress(IndexError):
             self._entered.pop()[0].over = True
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from aioktask.engine import priority as priority_module
 from aioktask.engine.priority import priority, submitted_nice, waiter_nice
+from tests.support.bytecodes import Scene, play_at_each_bytecode
 
 NICE = st.integers(-20, 19)
 
@@ -282,6 +283,45 @@ def test_a_block_may_be_used_again_within_itself_and_by_several_tasks() -> None:
         await asyncio.gather(*(enter(turns) for turns in (3, 1, 2)))
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_threads_that_share_a_block_may_leave_it_at_the_same_time(elsewhere: bool) -> None:
+    """One where it entered it; the other too, or in another context."""
+
+    def begin() -> Scene:
+        block = priority(3)
+        mine, others = copy_context(), copy_context()
+        mine.run(block.__enter__)
+        others.run(block.__enter__)
+
+        def check() -> None:
+            assert mine.run(nice_here) is None
+            assert others.run(nice_here) is None
+            assert not block._entered
+
+        leaves_in = Context() if elsewhere else others
+        return Scene(lambda: mine.run(leave, block), lambda: leaves_in.run(leave, block), check)
+
+    play_at_each_bytecode(begin, priority_module)
+
+
+def test_a_block_that_threads_leave_twice_at_the_same_time_is_left_once() -> None:
+    def begin() -> Scene:
+        block = priority(3)
+        entered = copy_context()
+        entered.run(block.__enter__)
+
+        def leave_elsewhere() -> None:
+            Context().run(leave, block)
+
+        def check() -> None:
+            assert entered.run(nice_here) is None
+            assert not block._entered
+
+        return Scene(leave_elsewhere, leave_elsewhere, check)
+
+    play_at_each_bytecode(begin, priority_module)
 
 
 def test_a_decorated_function_is_in_the_block_at_each_call() -> None:

@@ -28,7 +28,8 @@ class Scene(NamedTuple):
 def play_at_each_bytecode(begin: Callable[[], Scene], *modules: ModuleType) -> None:
     """Play a new scene for each bytecode of these modules that its call comes to.
 
-    What happens meanwhile happens before that bytecode, all of it at once, on the same thread.
+    What happens meanwhile happens before that bytecode, all of it at once, on the same thread; in
+    a last scene it happens afterwards.
     """
     place = 0
     while _play(begin(), place, {module.__file__ for module in modules}):
@@ -63,5 +64,7 @@ def _play(scene: Scene, place: int, files: set[str | None]) -> bool:
         sys.settrace(before)
     if raised:
         raise raised[0]
+    if came < place:
+        scene.meanwhile()
     scene.check()
     return came >= place
