@@ -11,6 +11,12 @@ import pytest
 
 import aioktask
 from aioktask import Coordinator, Job, Part, plan, priority, run_multithreaded_sync
+from aioktask.engine.api import coordinator as coordinator_module
+from aioktask.engine.machine.topology import read_topology
+from aioktask.engine.state.group import RunGroup
+from aioktask.engine.threads.pool import Pool
+from aioktask.engine.tunables import Tunables
+from tests.support.bytecodes import Scene, play_at_each_bytecode
 from tests.support.gates import Gate, turns_pass, units
 
 everywhere = pytest.mark.anyio
@@ -236,6 +242,62 @@ def test_a_limit_of_the_process_moves_running_helpers() -> None:
         gate.open()
     assert handle.result().peak_threads == 3
     assert aioktask.max_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("mine", "others"),
+    [
+        ({"nice": 5}, {"give_way": False, "max_threads": 2}),
+        ({"nice": 5, "max_threads": 3}, {"max_threads": 2}),
+        ({"max_threads": None}, {"max_threads": 2, "nice": None}),
+    ],
+)
+def test_threads_that_configure_at_a_time_do_not_undo_what_the_others_set(
+    mine: dict[str, Any], others: dict[str, Any]
+) -> None:
+    def begin() -> Scene:
+        coordinator = Coordinator(max_threads=4, nice=1)
+
+        def check() -> None:
+            pool, group = coordinator.scope()
+            for name in {*mine, *others}:
+                given = [said[name] for said in (mine, others) if name in said]
+                assert group.tunables.get(name) in given
+            pool.take_turn(None, pool.drain)
+            assert group.cap == coordinator.max_threads
+
+        return Scene(
+            lambda: coordinator.configure(**mine), lambda: coordinator.configure(**others), check
+        )
+
+    play_at_each_bytecode(begin, coordinator_module)
+
+
+def test_threads_of_a_forked_process_use_one_group_of_a_coordinator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def begin() -> Scene:
+        parent, child = (Pool(read_topology(), Tunables()) for _ in range(2))
+        coordinator = Coordinator(max_threads=3)
+        monkeypatch.setattr(coordinator_module, "current_pool", lambda: parent)
+        before = coordinator.scope()
+        parent.dead = True
+        monkeypatch.setattr(coordinator_module, "current_pool", lambda: child)
+        found: list[tuple[Pool, RunGroup]] = []
+
+        def check() -> None:
+            assert found[0] == found[1] == coordinator.scope()
+            assert found[0][0] is child
+            assert found[0][1] is not before[1]
+            assert found[0][1].cap == 3
+
+        return Scene(
+            lambda: found.append(coordinator.scope()),
+            lambda: found.append(coordinator.scope()),
+            check,
+        )
+
+    play_at_each_bytecode(begin, coordinator_module)
 
 
 def test_the_calling_thread_takes_part() -> None:

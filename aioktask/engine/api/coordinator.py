@@ -80,14 +80,15 @@ class Coordinator:
             "remember": remember,
         }
         said = {name: value for name, value in given.items() if value is not None}
+        # By name, its groups' own: changed by `configure`, each value in one step, so that of calls
+        # in several threads, or in a signal handler, none undoes what another one sets.
         self._tunables = checked("Coordinator()", said, scoped=True)
-        self._cap: int | None = self._tunables.pop("max_threads", None)
-        self._pool: Pool | None = None
-        self._group = RunGroup(self._cap, self._tunables)
+        self._groups: dict[Pool, RunGroup] = {}  # by the process's pool
 
     def __repr__(self) -> str:
-        jobs = sum(not run.ended for run in list(self._group.runs))
-        return f"<Coordinator max_threads={self._cap} jobs={jobs}>"
+        runs = [run for group in list(self._groups.values()) for run in list(group.runs)]
+        jobs = sum(not run.ended for run in runs)
+        return f"<Coordinator max_threads={self.max_threads} jobs={jobs}>"
 
     @property
     def max_threads(self) -> int | None:
@@ -95,7 +96,8 @@ class Coordinator:
 
         Helpers above a lower one stop at the next chunk boundary.
         """
-        return self._cap
+        threads: int | None = self._tunables.get("max_threads")
+        return threads
 
     @max_threads.setter
     def max_threads(self, threads: SupportsIndex | None) -> None:
@@ -116,18 +118,13 @@ class Coordinator:
         found = checked("Coordinator", said, scoped=True)
         for name in values.keys() - {each.name for each in TUNABLES.values() if each.scoped}:
             checked("Coordinator", {name: None}, scoped=True)  # raises: there is none
-        tunables = dict(self._tunables)
         for name in values:
-            if name == "max_threads":
-                self._cap = found.get(name)
-            elif name in found:
-                tunables[name] = found[name]
+            if name in found:
+                self._tunables[name] = found[name]
             else:
-                tunables.pop(name, None)
-        self._tunables = tunables
+                self._tunables.pop(name, None)
         pool, group = self.scope()
-        group.tunables = tunables
-        pool.adapter.set_group(group, self._cap)
+        pool.adapter.set_group(group)
 
     def submit(self, job: Job[T]) -> Handle[T]:
         """Run a job, whether or not anyone waits for it.
@@ -216,11 +213,14 @@ class Coordinator:
     def scope(self) -> tuple[Pool, RunGroup]:
         """The pool of this process and this coordinator's group in it: a new one after a fork."""
         pool = current_pool()
-        if self._pool is not pool:
-            if self._pool is not None:
-                self._group = RunGroup(self._cap, self._tunables)
-            self._pool = pool
-        return pool, self._group
+        group = self._groups.get(pool)
+        if group is None:
+            for other in list(self._groups):
+                if other.dead:  # of the parent of this forked process
+                    self._groups.pop(other, None)
+            # In one step: several threads may come here at a time.
+            group = self._groups.setdefault(pool, RunGroup(self.max_threads, self._tunables))
+        return pool, group
 
 
 def _leave_in_thread(

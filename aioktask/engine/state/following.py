@@ -66,7 +66,7 @@ def set_run_limit(state: State, run: Run) -> None:
 
 def set_group(state: State, run: None, group: RunGroup) -> None:
     """Have a coordinator's runs follow other tunables, which its group has published."""
-    state.scheduler.set_group_cap(group, group.wanted_cap)
+    state.scheduler.set_group_cap(group, group.tunables.get("max_threads"))
     _reconsider_runs(state, group.runs)
 
 

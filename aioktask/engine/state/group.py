@@ -28,17 +28,16 @@ class RunGroup(Group):
         undo_failed: Runs whose undo failed, by number, until an owner, a waiter or a leaver has
             been told, on any thread.
         leavers: The waiters for the end of all its runs.
-        wanted_cap: The cap as it was asked for last; `cap` follows in a turn.
-        tunables: What it sets that is otherwise the process's, by name; its cap apart.
+        tunables: What it sets that is otherwise the process's, by name. Any thread may change it,
+            then posts; of `max_threads` the group's `cap` follows in a turn.
     """
 
-    __slots__ = ("closed", "leavers", "runs", "shut", "tunables", "undo_failed", "wanted_cap")
+    __slots__ = ("closed", "leavers", "runs", "shut", "tunables", "undo_failed")
 
     def __init__(self, cap: int | None = None, tunables: Mapping[str, Any] = NO_TUNABLES) -> None:
         super().__init__(cap)
         self.tunables = tunables
         self.runs: dict[Run, None] = {}
-        self.wanted_cap = cap
         self.closed = self.shut = False
         self.undo_failed: dict[int, Run] = {}
         self.leavers: list[Leaver] = []

@@ -70,9 +70,8 @@ class Adapter:
         self.tunables = tunables
         self._pool.post_once((following.configure,), following.configure, None, self)
 
-    def set_group(self, group: RunGroup, cap: int | None) -> None:
+    def set_group(self, group: RunGroup) -> None:
         """Have a coordinator's jobs follow other tunables, which its group has already."""
-        group.wanted_cap = cap
         self._pool.post_once((following.set_group, group), following.set_group, None, group)
 
     def refresh(self) -> None:

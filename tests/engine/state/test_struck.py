@@ -400,7 +400,8 @@ def cap(world: World) -> None:
 
 
 def group_cap(world: World) -> None:
-    world.pool.adapter.set_group(world.group, 1)
+    world.group.tunables = {"max_threads": 1}
+    world.pool.adapter.set_group(world.group)
     world.turn()
 
 
