@@ -102,7 +102,8 @@ class CoroutineUndo:
         self._undo = run.job.undo
         self._working = threading.Lock()
         self._began = self._spawned = False
-        self._in_hand = False  # whether the first of the pieces may be undone in part
+        # What is begun. While it is the first of the pieces it may be undone in part.
+        self._in_hand: range | None = None
         self._looks = 0
         self._probes = 0  # how often the loop called back since the task should have begun
         self._over: dict[str, str] = {}  # who ended it: this task, or who took its place
@@ -146,9 +147,11 @@ class CoroutineUndo:
         return not self._over
 
     def _has_died(self) -> bool:
+        # Asked in this order: a task that begins meanwhile is not taken for one that has ended.
+        should_work = self._began or self._probes >= PROBES
         if self._working.locked():
             return False
-        if self._began or self._probes >= PROBES:
+        if should_work:
             return True
         if self._spawned and not self.tasks:  # it was cancelled before it began, or is trio's
             self._loop.post(self._probe, None)
@@ -188,19 +191,18 @@ class CoroutineUndo:
         while pieces and not self._over:
             try:
                 piece = pieces[0]
-                self._in_hand = True
+                self._in_hand = piece
+                if self._over:  # who takes over says so first, and then looks what is in hand
+                    return
                 await self._undo_piece(piece)
                 pieces.popleft()
-                self._in_hand = False
             except GeneratorExit:
                 raise
             except BaseException as error:
                 if piece is None or self._over or not pieces or pieces[0] is not piece:
-                    self._in_hand = False  # the error is not this piece's: the loop tells of it
-                    raise
+                    raise  # the error is not this piece's: the loop tells of it
                 errors.append((piece, error))
                 pieces.popleft()
-                self._in_hand = False
 
     async def _undo_piece(self, piece: range) -> None:
         undo = self._undo
@@ -222,8 +224,8 @@ class CoroutineUndo:
         """On the keeper: what was in hand counts as not undone; a fresh loop does the rest."""
         if self._over or self._over.setdefault("by", SUCCESSOR) is not SUCCESSOR:
             return
-        pieces, errors = deque(self._pieces), tuple(self._errors)
-        if self._in_hand and pieces:
+        pieces, errors = self._pieces.copy(), tuple(self._errors)
+        if pieces and pieces[0] is self._in_hand:
             if not errors or errors[-1][0] is not pieces[0]:
                 error = RuntimeError("the event loop was closed while the undo ran on it")
                 errors = (*errors, (pieces[0], error))
