@@ -93,18 +93,20 @@ class Adapter:
     def look_around(self) -> None:
         """Sample the machine, and post what follows from what changed."""
         self._rests = False
-        pool = self._pool
-        state = pool.state
-        helpers = list(state.helpers)
-        wish = pool.take_turn(None, self._wish)
-        asked = {each.native: each.in_background for each in helpers}
-        for each in helpers:
-            each.in_background = serves_background(each)
+        wish, asked = self._pool.take_turn(None, self._look_at_state)
         share = None if self.tunables.share == NO_SHARE else self.tunables.share
         if self.topology is not self._followed:  # a `refresh`, which may have read it long ago
             self._followed = self.topology
             self.monitor.doubt()
         self._follow(self.monitor.sample(wish, share, asked))
+
+    def _look_at_state(self) -> tuple[int, dict[int, bool]]:
+        """In a turn: the wish, and of each helper whether it served the background meanwhile."""
+        wish, helpers = self._wish(), self._pool.state.helpers
+        served = {each.native: each.in_background for each in helpers}
+        for each in helpers:
+            each.in_background = serves_background(each)
+        return wish, served
 
     def _wish(self) -> int:
         """How many threads would serve jobs if no other process wanted any."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from aioktask import Job
+from aioktask.engine.machine.monitor import Observation
 from aioktask.engine.machine.quota import Quota
 from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.priority import thread_nice
@@ -21,7 +23,9 @@ from aioktask.engine.threads import adapt
 from aioktask.engine.threads import pool as pool_module
 from aioktask.engine.threads.helper import HelperThread
 from aioktask.engine.threads.pool import Pool
-from aioktask.engine.tunables import Tunables
+from aioktask.engine.tunables import NO_SHARE, Tunables
+from tests.engine.state.turns import admit, idle_helper, stint_of
+from tests.support.bytecodes import Scene, play_at_each_bytecode
 
 
 def test_a_turn_applies_what_was_there_when_it_began() -> None:
@@ -88,6 +92,48 @@ def test_a_machine_that_was_read_long_ago_does_not_stay(monkeypatch: pytest.Monk
     assert pool.adapter.topology == old
     pool.adapter.look_around()
     assert pool.adapter.topology == now
+
+
+def test_a_helper_that_serves_the_background_while_the_keeper_looks_is_asked_then_or_the_next_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it used of the CPUs would count as others' else."""
+
+    def begin() -> Scene:
+        pool = Pool(read_topology(), Tunables(max_threads=1, share=NO_SHARE))
+        state, adapter = pool.state, pool.adapter
+        monkeypatch.setattr(pool, "wake", lambda: None)
+        helper = idle_helper(state)
+        asked: list[bool] = []
+
+        def sample(wish: int, share: str | None, helpers: Mapping[int, bool]) -> Observation:
+            asked.append(helpers[helper.native])
+            return Observation(None, state.base_nice, state.may_lower, None, None)
+
+        monkeypatch.setattr(adapter.monitor, "sample", sample)
+
+        def serve() -> None:
+            if not pool.lock.acquire(blocking=False):
+                return  # no other thread takes a turn here
+            job = Job(lambda start, stop: None, 1, chunk=1, nice=5)
+            run = admit(state, Run(job, state.root, nice=5, context=copy_context()))
+            stint = stint_of(helper)
+            assert helper.in_background
+            state.walked(stint, stint.stretch_stop, 1)
+            state.reconsider(stint, 1)
+            assert run.over
+            pool.lock.release()
+            served.append(None)
+
+        served: list[None] = []
+
+        def check() -> None:
+            adapter.look_around()
+            assert any(asked) == bool(served)
+
+        return Scene(adapter.look_around, serve, check)
+
+    play_at_each_bytecode(begin, adapt)
 
 
 def test_waiting_for_the_lock_makes_stretches_no_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
