@@ -47,8 +47,9 @@ class Event(NamedTuple):
 
 Listener = Callable[[Event], None]
 
-_listeners: tuple[Listener, ...] = ()
-_wishes: tuple[Callable[[], bool], ...] = ()
+# Only ever appended to, in one step: modules are imported, and register, in any threads.
+_listeners: list[Listener] = []
+_wishes: list[Callable[[], bool]] = []
 
 
 def listen(listener: Listener, wants_routine: Callable[[], bool]) -> None:
@@ -57,9 +58,8 @@ def listen(listener: Listener, wants_routine: Callable[[], bool]) -> None:
     What went wrong is always told; that a job was submitted, started or finished only if
     `wants_routine()` says so when the job is submitted.
     """
-    global _listeners, _wishes
-    _listeners = (*_listeners, listener)
-    _wishes = (*_wishes, wants_routine)
+    _listeners.append(listener)
+    _wishes.append(wants_routine)
 
 
 def routine_is_heard() -> bool:

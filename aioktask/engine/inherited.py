@@ -3,7 +3,7 @@
 #
 # Helpers run in a copy of the submitting thread's context. Some libraries keep in the thread what
 # they should keep in the context; a module that knows of one registers here how a helper takes that
-# over. Mostly there is none, and a job pays for a look at an empty tuple only.
+# over. Mostly there is none, and a job pays for a look at an empty list only.
 """State of the submitting thread that helpers inherit."""
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ __all__ = ["Inherited", "captured", "entered", "inherit"]
 # Makes a context manager in which a thread has what was captured on another one.
 Inherited = Callable[[], AbstractContextManager[object]]
 
-_captures: tuple[Callable[[], Inherited | None], ...] = ()
+# Only ever appended to, in one step: modules are imported, and register, in any threads.
+_captures: list[Callable[[], Inherited | None]] = []
 
 
 def inherit(capture: Callable[[], Inherited | None]) -> None:
@@ -24,8 +25,7 @@ def inherit(capture: Callable[[], Inherited | None]) -> None:
 
     `capture` is quick, and returns None where the thread has nothing that helpers do not have.
     """
-    global _captures
-    _captures = (*_captures, capture)
+    _captures.append(capture)
 
 
 def captured() -> tuple[Inherited, ...]:

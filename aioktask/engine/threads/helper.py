@@ -126,7 +126,9 @@ class HelperThread:
         helper, pool = self._helper, self._pool
         while (stint := self._begin()) is not None:
             self._be_named(stint.run.name)
-            if pool.inbox:  # posted while this helper held the lock, so perhaps to it
+            if helper.relays:  # it was given the work as it woke for another reason
+                pool.turn_of(helper)
+            elif pool.inbox:  # posted while this helper held the lock, so perhaps to it
                 pool.wake()
             stint.context.run(self._serve_with_state, stint)
             del stint

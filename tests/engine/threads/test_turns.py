@@ -474,3 +474,32 @@ def test_a_helper_whose_time_passes_at_any_moment_leaves_no_command_behind(gil: 
             break
         line += 1
     assert line > 5
+
+
+@pytest.mark.parametrize("gil", [True, False])
+def test_helpers_that_were_in_the_lane_wake_others_before_they_work(gil: bool) -> None:
+    """Or the others would come when a chunk ends, which may last."""
+    with staged(cap=6, gil=gil) as stage:
+        opened(stage, 6)
+        inside: list[int] = []
+
+        def meet(start: int) -> None:
+            inside.append(start)
+            stage.wait_until(lambda: len(inside) >= 6)
+
+        short = [Play(stage, 1, before=meet) for _ in range(6)]
+        for each in short:
+            stage.spawn(each.own, "owner")
+        stage.run_on()
+        assert inside == [0] * 6
+        assert len(stage.pool.state.lane.members) == 6
+        inside.clear()
+        long = Play(stage, 6, before=meet)
+        stage.spawn(long.own, "owner")
+        stage.run_on()
+        met = len(inside)
+        inside += [-1] * (6 - met)  # so that the play ends
+        stage.run_on()
+        for each in (*short, long):
+            assert_ended(each)
+        assert met == 6
