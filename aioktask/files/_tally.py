@@ -20,30 +20,34 @@ class Tally:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._counts = (0, 0, 0)
+        # A finalizer that runs a job with the same tally may interrupt who holds the lock: between
+        # the lines of `add`, and not within one.
+        self._lock = threading.RLock()
+        self._files = self._directories = self._nbytes = 0
 
     def __repr__(self) -> str:
-        files, directories, nbytes = self._counts
+        with self._lock:
+            files, directories, nbytes = self._files, self._directories, self._nbytes
         return f"Tally(files={files}, directories={directories}, nbytes={nbytes})"
 
     @property
     def files(self) -> int:
         """Files that were removed, symlinks and devices too; files that were evicted whole."""
-        return self._counts[0]
+        return self._files
 
     @property
     def directories(self) -> int:
         """Directories that were removed."""
-        return self._counts[1]
+        return self._directories
 
     @property
     def nbytes(self) -> int:
         """Bytes that were evicted; nothing is known of the size of removed files."""
-        return self._counts[2]
+        return self._nbytes
 
     def add(self, files: int = 0, directories: int = 0, nbytes: int = 0) -> None:
         """Count something."""
         with self._lock:
-            before = self._counts
-            self._counts = (before[0] + files, before[1] + directories, before[2] + nbytes)
+            self._files += files
+            self._directories += directories
+            self._nbytes += nbytes

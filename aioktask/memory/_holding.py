@@ -51,7 +51,8 @@ class Holding(abc.ABC):
 
     def __init__(self, coordinator: Coordinator | None) -> None:
         self._coordinator = optional("coordinator", coordinator, Coordinator)
-        self._lock = threading.Lock()  # guards _state
+        # Guards _state. A finalizer that closes it may interrupt who holds the lock.
+        self._lock = threading.RLock()
         self._state = "new"
 
     @abc.abstractmethod

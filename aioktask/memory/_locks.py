@@ -32,7 +32,9 @@ class Locks:
 
     def __init__(self) -> None:
         # Held to change _pages, and to unlock what they say meanwhile; to read them it need not be.
-        self._lock = threading.Lock()
+        # In any line under it a finalizer may let go of another pin, on the same thread: then they
+        # are others in the end, and what followed from the old ones is found out anew.
+        self._lock = threading.RLock()
         self._pages = PinnedPages()
 
     def __repr__(self) -> str:
@@ -53,17 +55,22 @@ class Locks:
             OSError: They may not be locked, or are not mapped.
         """
         with self._lock:
-            # Not before: an owner that lets go changes which pages are of one mapping.
-            mappings = mappings_between(start, stop)
-            if sum(each.stop - each.start for each in mappings) != stop - start:
-                what = f"{start:#x} to {stop:#x} is not mapped throughout"
-                raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: {what}")
-            free = self._pages.free(start, stop)
-            unlocked = [each for pages in free for each in _unlocked(pages, mappings)]
-            if refusal := memlock.allowance().refusal(sum(map(len, unlocked))):
-                raise refusal
-            self._pages = self._pages.held_by(owner, start, stop, unlocked)
-        return mappings
+            while True:
+                before = self._pages
+                # Not before: an owner that lets go changes which pages are of one mapping.
+                mappings = mappings_between(start, stop)
+                if sum(each.stop - each.start for each in mappings) != stop - start:
+                    what = f"{start:#x} to {stop:#x} is not mapped throughout"
+                    raise OSError(errno.ENOMEM, f"{os.strerror(errno.ENOMEM)}: {what}")
+                free = before.free(start, stop)
+                unlocked = [each for pages in free for each in _unlocked(pages, mappings)]
+                if refusal := memlock.allowance().refusal(sum(map(len, unlocked))):
+                    raise refusal
+                held = before.held_by(owner, start, stop, unlocked)
+                # In a line without a call, which nothing interrupts.
+                self._pages = held if self._pages is before else self._pages
+                if self._pages is held:
+                    return mappings
 
     def lock(self, start: int, stop: int) -> None:
         """Lock what is held between two addresses and was not locked before, on fault.
@@ -94,10 +101,15 @@ class Locks:
             OSError: As munlock(2); it holds them still.
         """
         with self._lock:
-            pages, unlock = self._pages.without(owner, start, stop)
-            for each in unlock:
-                uninterrupted(libc.munlock, each.start, len(each))
-            self._pages = pages
+            while True:
+                before = self._pages
+                left, unlock = before.without(owner, start, stop)
+                for each in unlock:
+                    uninterrupted(libc.munlock, each.start, len(each))
+                self._pages = left if self._pages is before else self._pages  # as in `hold`
+                if self._pages is left:
+                    return
+                self.lock(start, stop)  # what is held and was unlocked here
 
 
 _locks = Locks()

@@ -2,11 +2,14 @@
 # Which section of a range is next, and which are done.
 #
 # Pure: whoever uses it holds a lock. The range costs two bytes a section, and a request, however
-# long, one entry while it is asked for: nothing grows with what was asked for before.
+# long, one entry while it is asked for: nothing grows with what was asked for before. A finalizer
+# may ask for sections, and take them, in any line of the thread that holds the lock: none is taken
+# twice, though one may go later than it should.
 """The sections of an `OnDemand`."""
 
 from __future__ import annotations
 
+import contextlib
 from bisect import insort
 from itertools import count
 
@@ -101,21 +104,25 @@ class Sections:
 
     def take(self) -> int | None:
         """Take the section that is next, if any waits."""
-        while self._requests:
-            index = self.take_of(self._requests[0])
+        while requests := self._requests[:1]:
+            index = self.take_of(requests[0])
             if index is not None:
                 return index
-            del self._requests[0]
-        self._cursor = self._waiting.find(1, self._cursor)
-        if self._cursor < 0:
-            self._cursor = self.count
-            return None
-        return self._taken(self._cursor)
+            with contextlib.suppress(ValueError):
+                self._requests.remove(requests[0])
+        while (cursor := self._waiting.find(1, self._cursor)) >= 0:
+            self._cursor = cursor
+            if self._takes(cursor):
+                return cursor
+        self._cursor = self.count
+        return None
 
     def take_of(self, request: Request) -> int | None:
         """Take the first section of this request that waits, if any and it is not withdrawn."""
-        index = self._first_of(request)
-        return None if index is None else self._taken(index)
+        while (index := self._first_of(request)) is not None:
+            if self._takes(index):
+                return index
+        return None
 
     def _first_of(self, request: Request) -> int | None:
         if request.withdrawn:
@@ -123,6 +130,8 @@ class Sections:
         index = self._waiting.find(1, request.sections.start, request.sections.stop)
         return None if index < 0 else index
 
-    def _taken(self, index: int) -> int:
-        self._waiting[index] = 0
-        return index
+    def _takes(self, index: int) -> bool:
+        """Take a section, unless it was taken since it was found."""
+        # In a line without a call, which nothing interrupts.
+        waits, self._waiting[index] = self._waiting[index], 0
+        return bool(waits)

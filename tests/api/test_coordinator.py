@@ -16,8 +16,8 @@ from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import Tunables
-from tests.support.bytecodes import Scene, play_at_each_bytecode
 from tests.support.gates import Gate, turns_pass, units
+from tests.support.meanwhile import Scene, play_at_each_bytecode
 
 everywhere = pytest.mark.anyio
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from aioktask.engine import priority as priority_module
 from aioktask.engine.priority import priority, submitted_nice, waiter_nice
-from tests.support.bytecodes import Scene, play_at_each_bytecode
+from tests.support.meanwhile import Scene, play_at_each_bytecode
 
 NICE = st.integers(-20, 19)
 

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import run_multithreaded, run_multithreaded_sync
-from aioktask.files import Evicted, Tally, _evict, evict
+from aioktask.files import Evicted, Tally, _evict, _tally, evict
 from aioktask.memory._kernel import libc
+from tests.support.meanwhile import Scene, play_at_each_line
 from tests.support.open_files import open_files
 from tests.support.pieces import run_in_pieces
 
@@ -150,6 +151,19 @@ def test_any_call_may_fail_and_the_tally_tells_what_is_done(disk: Path, call: st
         assert info.value.filename == str(paths[at])
         assert tally.nbytes == sum(SIZES[:at])
         assert descriptors() == before
+
+
+def test_a_finalizer_may_count_in_any_line_of_who_counts() -> None:
+    def begin() -> Scene:
+        tally = Tally()
+
+        def check() -> None:
+            assert (tally.files, tally.directories, tally.nbytes) == (3, 5, 7)
+            assert repr(tally) == "Tally(files=3, directories=5, nbytes=7)"
+
+        return Scene(lambda: tally.add(1, 2, 3), lambda: tally.add(2, 3, 4), check)
+
+    play_at_each_line(begin, _tally)
 
 
 @pytest.mark.parametrize("as_given", [str, os.fsencode, Path])

@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 
 from aioktask import Coordinator, Job, UndoFailed, run_multithreaded_sync
 from aioktask.memory import _locks, _pin, _populate
+from aioktask.memory._buffer import Buffer
 from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.faulting import fault_in
 from aioktask.memory._kernel.libc import PAGE, Advice
@@ -43,6 +44,7 @@ from tests.memory.lock_state import (
 )
 from tests.memory.sweep import cancelled_at, fails, shim
 from tests.support.gates import Gate
+from tests.support.meanwhile import Scene, play_at_each_line
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mlock2(2) of Linux")
 
@@ -331,6 +333,44 @@ def test_one_that_is_dropped_keeps_its_memory_locked() -> None:
     (stretch,) = pinned_pages().stretches
     (owner,) = stretch.owners
     _locks.of_this_process().let_go(owner, start, start + 4 * PAGE)
+
+
+@pytest.mark.parametrize("call", ["hold", "let go"])
+@pytest.mark.parametrize("meanwhile", ["hold", "let go"])
+def test_a_finalizer_may_pin_and_let_go_in_any_line_of_a_pin(call: str, meanwhile: str) -> None:
+    """On the thread that is at it, which cannot wait for itself."""
+
+    def begin() -> Scene:
+        memory, locks = private(4), _locks.of_this_process()
+        first = address_of(memory)
+        mine, others = Buffer(memory, "pin"), Buffer(memory, "pin")
+        wanted = {mine: (first, first + 3 * PAGE), others: (first + PAGE, first + 4 * PAGE)}
+
+        def hold(owner: Buffer) -> None:
+            locks.hold(owner, *wanted[owner])
+            locks.lock(*wanted[owner])
+
+        def let_go(owner: Buffer) -> None:
+            locks.let_go(owner, *wanted[owner])
+
+        takes = {"hold": hold, "let go": let_go}
+        for owner, what in ((mine, call), (others, meanwhile)):
+            if what == "let go":
+                hold(owner)
+
+        def check() -> None:
+            held = [owner for owner, what in ((mine, call), (others, meanwhile)) if what == "hold"]
+            pages = {0: {0, 1, 2}, 1: {1, 2, 3}}
+            locked = [pages[(mine, others).index(owner)] for owner in held]
+            assert locked_pages(memory) == set().union(*locked)
+            for owner in held:
+                let_go(owner)
+            assert not locked_pages(memory)
+            assert pinned_pages() == PinnedPages()
+
+        return Scene(lambda: takes[call](mine), lambda: takes[meanwhile](others), check)
+
+    play_at_each_line(begin, _locks)
 
 
 # what it refuses
@@ -737,12 +777,12 @@ def test_one_that_lets_go_while_another_looks_takes_nothing_with_it(
     # One mapping with the other's pages, and none any more without them.
     libc.mlock2(start + 4 * PAGE, 4 * PAGE, on_fault=True)
     locks = _locks.of_this_process()
-    (owner,) = pinned_pages().stretches[0].owners
+    owners = list(pinned_pages().stretches[0].owners)
 
     def look(first: int, last: int) -> list[Mapping]:
         found = mappings_between(first, last)
-        if not locks._lock.locked():
-            locks.let_go(owner, first, last)
+        while owners:
+            locks.let_go(owners.pop(), first, last)
         return found
 
     monkeypatch.setattr(_locks, "mappings_between", look)

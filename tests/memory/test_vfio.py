@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from aioktask import Job, plan
 from aioktask.memory._kernel.libc import PAGE
 from aioktask.memory._kernel.memlock import Allowance
-from aioktask.memory.vfio import Container, _container
+from aioktask.memory.vfio import Container, _container, _space
 from aioktask.memory.vfio._backend import check_limit
 from aioktask.memory.vfio._devices import (
     device_or_group,
@@ -30,6 +30,7 @@ from aioktask.memory.vfio._devices import (
 )
 from aioktask.memory.vfio._information import ALL_ADDRESSES, Information, read_information
 from aioktask.memory.vfio._space import Taken, check_place, number_of_pieces, piece_size
+from tests.support.meanwhile import Scene, play_at_each_line
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="VFIO of Linux")
 
@@ -138,6 +139,30 @@ def test_what_is_taken_does_not_overlap(steps: list[tuple[int, int, bool]]) -> N
         elif model:
             taken.remove(model.pop(first % len(model)))
         assert taken._ranges == sorted(model, key=lambda each: each.start)
+
+
+@pytest.mark.parametrize("call", ["add", "remove"])
+@pytest.mark.parametrize("meanwhile", ["add", "remove"])
+def test_a_finalizer_may_take_iovas_and_let_go_of_them_in_any_line(
+    call: str, meanwhile: str
+) -> None:
+    mine, others = range(8, 12), range(4, 8)
+
+    def begin() -> Scene:
+        taken = Taken()
+        for each, what in ((mine, call), (others, meanwhile), (range(0, 4), "remove")):
+            if what == "remove":
+                assert taken.add(each) is None
+
+        def check() -> None:
+            left = [each for each, what in ((others, meanwhile), (mine, call)) if what == "add"]
+            assert taken._ranges == [range(0, 4), *left]
+
+        return Scene(
+            lambda: getattr(taken, call)(mine), lambda: getattr(taken, meanwhile)(others), check
+        )
+
+    play_at_each_line(begin, _space)
 
 
 def test_ranges_longer_than_an_index_are_taken() -> None:

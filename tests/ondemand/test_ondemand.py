@@ -39,9 +39,10 @@ from aioktask import (
 from aioktask.engine import events
 from aioktask.engine.events import EventKind
 from aioktask.engine.state.current import enclosing_run, local
-from aioktask.ondemand import _work
+from aioktask.ondemand import _sections, _work
 from aioktask.ondemand._sections import Request, Sections
 from tests.support.gates import PATIENCE, eventually, turns_pass, units
+from tests.support.meanwhile import Scene, play_at_each_line
 
 
 class Doors:
@@ -162,6 +163,34 @@ def test_done_is_told_of_exactly_the_units_asked_for() -> None:
 
 
 # the whole
+
+
+@pytest.mark.parametrize("asked", [None, range(2, 4)])
+@pytest.mark.parametrize("others", [None, range(2, 4)])
+def test_a_finalizer_may_ask_and_take_in_any_line_of_who_takes(
+    asked: range | None, others: range | None
+) -> None:
+    """And no section is taken twice."""
+
+    def begin() -> Scene:
+        sections = Sections(0, 6, 1)
+        taken: list[int | None] = []
+
+        def take(wanted: range | None) -> None:
+            if wanted is not None:
+                request = Request(wanted, 0)
+                sections.ask(request)
+                taken.append(sections.take_of(request))
+            taken.append(sections.take())
+
+        def check() -> None:
+            while (index := sections.take()) is not None:
+                taken.append(index)
+            assert sorted(each for each in taken if each is not None) == list(range(6))
+
+        return Scene(lambda: take(asked), lambda: take(others), check)
+
+    play_at_each_line(begin, _sections)
 
 
 @pytest.mark.anyio

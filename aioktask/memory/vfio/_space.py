@@ -82,28 +82,41 @@ def number_of_pieces(address: int, nbytes: int, piece: int) -> int:
 
 
 class Taken:
-    """Ranges of iovas that do not overlap."""
+    """Ranges of iovas that do not overlap.
+
+    For one thread at a time; a finalizer may change them between any two lines of that thread.
+    """
 
     def __init__(self) -> None:
-        self._ranges: list[range] = []  # ascending
+        self._ranges: list[range] = []  # ascending; replaced and never changed
 
     def __repr__(self) -> str:
         return f"<Taken: {', '.join(map(_text, self._ranges))}>"
 
     def add(self, wanted: range) -> range | None:
         """Take a range; the one that it overlaps, if there is one, and then it is not taken."""
-        at = bisect.bisect_left(self._ranges, wanted.start, key=lambda each: each.start)
-        for other in self._ranges[max(0, at - 1) : at + 1]:
-            if wanted.start < other.stop and other.start < wanted.stop:
-                return other
-        self._ranges.insert(at, wanted)
-        return None
+        while True:
+            before = self._ranges
+            at = bisect.bisect_left(before, wanted.start, key=lambda each: each.start)
+            for other in before[max(0, at - 1) : at + 1]:
+                if wanted.start < other.stop and other.start < wanted.stop:
+                    return other
+            ranges = [*before[:at], wanted, *before[at:]]
+            # In a line without a call, which nothing interrupts.
+            self._ranges = ranges if self._ranges is before else self._ranges
+            if wanted in self._ranges:
+                return None
 
     def remove(self, taken: range) -> None:
         """Let go of a range that was added."""
-        at = bisect.bisect_left(self._ranges, taken.start, key=lambda each: each.start)
-        assert self._ranges[at] == taken
-        del self._ranges[at]
+        while True:
+            before = self._ranges
+            at = bisect.bisect_left(before, taken.start, key=lambda each: each.start)
+            assert before[at] == taken
+            ranges = [*before[:at], *before[at + 1 :]]
+            self._ranges = ranges if self._ranges is before else self._ranges  # as in `add`
+            if taken not in self._ranges:
+                return
 
 
 def _text(iovas: range) -> str:

@@ -23,7 +23,7 @@ from aioktask.engine.state.run import Run
 from aioktask.engine.threads.keeper import Keeper
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import Tunables
-from tests.support.bytecodes import Scene, play_at_each_bytecode
+from tests.support.meanwhile import Scene, play_at_each_bytecode
 
 
 class Struck(Exception):  # noqa: N818 - it says what it is

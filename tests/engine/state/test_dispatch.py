@@ -19,7 +19,7 @@ from aioktask.engine.state.ending import cancel
 from aioktask.engine.state.waiting import add_waiter
 from aioktask.engine.state.workers import Caller
 from tests.engine.state.turns import a_run, a_state, admit, idle_helper, outbox_of, stint_of
-from tests.support.bytecodes import Scene, play_at_each_bytecode
+from tests.support.meanwhile import Scene, play_at_each_bytecode
 
 
 class Heard(Sizes):

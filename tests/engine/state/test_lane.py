@@ -30,7 +30,7 @@ from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper, ThreadWaiter
 from tests.engine.state.test_short import _STEPS, World, _nothing, _take
 from tests.engine.state.turns import a_state, idle_helper, outbox_of
-from tests.support.bytecodes import Scene, play_at_each_bytecode
+from tests.support.meanwhile import Scene, play_at_each_bytecode
 
 
 def _close(state: State, now: int = 0) -> None:

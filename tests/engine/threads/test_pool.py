@@ -25,7 +25,7 @@ from aioktask.engine.threads.helper import HelperThread
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import NO_SHARE, Tunables
 from tests.engine.state.turns import admit, idle_helper, stint_of
-from tests.support.bytecodes import Scene, play_at_each_bytecode
+from tests.support.meanwhile import Scene, play_at_each_bytecode
 
 
 def test_a_turn_applies_what_was_there_when_it_began() -> None:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-# What another thread does between two bytecodes of a call: on a free-threaded build it may come
-# between any two, with the GIL only between some.
-"""Plays of a call that another one comes into, at each of its bytecodes."""
+# What comes into the middle of a call. What another thread does may come between any two of its
+# bytecodes, without the GIL. What a signal handler or a finalizer does, on the same thread, comes
+# between lines: within one, where it calls something.
+"""Plays of a call that another one comes into, at each of its bytecodes or lines."""
 
 from __future__ import annotations
 
@@ -31,14 +32,23 @@ def play_at_each_bytecode(begin: Callable[[], Scene], *modules: ModuleType) -> N
     What happens meanwhile happens before that bytecode, all of it at once, on the same thread; in
     a last scene it happens afterwards.
     """
+    _play_at_each("opcode", begin, modules)
+
+
+def play_at_each_line(begin: Callable[[], Scene], *modules: ModuleType) -> None:
+    """`play_at_each_bytecode`, but between lines."""
+    _play_at_each("line", begin, modules)
+
+
+def _play_at_each(where: str, begin: Callable[[], Scene], modules: tuple[ModuleType, ...]) -> None:
     place = 0
-    while _play(begin(), place, {module.__file__ for module in modules}):
+    while _play(begin(), where, place, {module.__file__ for module in modules}):
         place += 1
     assert place, "the call does not come to these modules"
 
 
-def _play(scene: Scene, place: int, files: set[str | None]) -> bool:
-    """Play a scene; whether the call came to that bytecode, counted from 0."""
+def _play(scene: Scene, where: str, place: int, files: set[str | None]) -> bool:
+    """Play a scene; whether the call came to that place, counted from 0."""
     came = -1
     raised: list[BaseException] = []
 
@@ -46,8 +56,8 @@ def _play(scene: Scene, place: int, files: set[str | None]) -> bool:
         nonlocal came
         if frame.f_code.co_filename not in files:
             return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
+        frame.f_trace_opcodes = where == "opcode"
+        if event == where:
             came += 1
             if came == place:
                 try:
