@@ -19,7 +19,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection
+from contextvars import Context
 from enum import Enum
+from typing import Any
 
 from aioktask.engine.machine.denials import note_denial
 from aioktask.engine.machine.kernel_files import read_bytes
@@ -59,6 +61,11 @@ _ON_LINUX = sys.platform.startswith("linux")
 BEGIN_SECONDS = 5.0
 
 
+def _empty_context() -> dict[str, Any]:
+    """What `threading.Thread` is told for an empty context, which is all there is before 3.14."""
+    return {"context": Context()} if sys.version_info >= (3, 14) else {}
+
+
 class _Unawaited(threading.Event):
     """An event that `threading.Thread.start` does not wait for."""
 
@@ -72,10 +79,13 @@ class EngineThread(threading.Thread):
     `threading.Thread.start` waits, without a limit, for an event that the new thread sets in Python
     code. For want of memory that event may never be set, and where a signal handler raises in this
     wait, the caller would not know of a thread that runs.
+
+    It begins in an empty context. Since Python 3.14 a free-threaded build gives a thread a copy of
+    its starter's otherwise, and the engine's threads would keep that program's values for ever.
     """
 
     def __init__(self, target: Callable[[], None], name: str) -> None:
-        super().__init__(target=target, name=name, daemon=True)
+        super().__init__(target=target, name=name, daemon=True, **_empty_context())
         # CPython's own name for it, in 3.11 to 3.15 at least. Without it `start` waits as ever.
         self._unawaited = _Unawaited() if hasattr(self, "_started") else None
         if self._unawaited is not None:

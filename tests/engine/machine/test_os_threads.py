@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from errno import EACCES, EINVAL, ENOSYS, EPERM, ESRCH
 
 import pytest
@@ -48,6 +49,15 @@ def raising(error: BaseException, asked: list[object] | None = None) -> Callable
 
 
 # Starting
+
+
+def test_a_thread_keeps_nothing_of_its_starter_s_context() -> None:
+    """Free-threaded Python has a thread begin with a copy of it since 3.14."""
+    variable: ContextVar[str] = ContextVar("variable", default="of nobody")
+    seen: list[str] = []
+    variable.set("the starter's")
+    start_thread(lambda: seen.append(variable.get()), "a name").join()
+    assert seen == ["of nobody"]
 
 
 def test_a_thread_is_started_under_its_name_and_joined() -> None:
