@@ -153,8 +153,15 @@ class Archive:
 
     def _without_thread(self) -> None:
         """Answer that nothing is there, since the system has no thread to look."""
-        while self._wanted:
-            self._answer(self._wanted.popleft())
+        while (reading := self._next()) is not None:
+            self._answer(reading)
+
+    def _next(self) -> Reading | None:
+        """Take what is to be answered next, if anything: several threads may do so at a time."""
+        try:
+            return self._wanted.popleft()
+        except IndexError:
+            return None
 
     # At exit.
 
@@ -174,8 +181,8 @@ class Archive:
             # Without the thread nothing would ever be read again, so nothing but this ends it.
             try:
                 local.inside = True
-                while self._wanted and not self._stops:
-                    self._read(self._wanted.popleft())
+                while not self._stops and (reading := self._next()) is not None:
+                    self._read(reading)
                 stops = self._stops
                 if self._writes or stops:
                     self._writes = False

@@ -17,10 +17,12 @@ from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.outbox import Source
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper, ThreadWaiter
-from aioktask.engine.threads import adapt
+from aioktask.engine.threads import adapt, archive
 from aioktask.engine.threads import pool as pool_module
+from aioktask.engine.threads.archive import Reading
 from aioktask.engine.threads.helper import HelperThread
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import NO_SHARE, Tunables
@@ -134,6 +136,26 @@ def test_a_helper_that_serves_the_background_while_the_keeper_looks_is_asked_the
         return Scene(adapter.look_around, serve, check)
 
     play_at_each_bytecode(begin, adapt)
+
+
+def test_threads_that_have_no_archive_answer_each_question_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the system has no thread for it, whoever asks answers, several at a time."""
+
+    def begin() -> Scene:
+        pool = Pool(read_topology(), Tunables())
+        monkeypatch.setattr(pool, "wake", lambda: None)
+        readings = [Reading(Source("/nowhere", (number,), 0)) for number in range(2)]
+        pool.archive._wanted += readings
+
+        def check() -> None:
+            assert sorted(command[3] for command in pool.inbox) == [(0,), (1,)]
+            assert all(each.parking.wait(0) for each in readings)
+
+        return Scene(pool.archive._without_thread, pool.archive._without_thread, check)
+
+    play_at_each_bytecode(begin, archive)
 
 
 def test_waiting_for_the_lock_makes_stretches_no_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
