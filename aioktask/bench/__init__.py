@@ -20,7 +20,7 @@ __all__ = ["BENCHMARKS", "run"]
 BENCHMARKS = {
     "overhead": "what an empty chunk and a short awaited job cost, and the memory a job adds",
     "arrays": "array work against plain NumPy and what one would do by hand",
-    "memory": "memory operations, untuned, against the best of C loops and one plain call",
+    "memory": "memory operations, untuned, against the best of C loops, threads and one plain call",
     "tune": "chunk sizes and threads as they are learned, against the best of a sweep over both",
     "latency": "how late the loop is beside a job, against peers, neighbours and nice",
     "neighbour": "how slow other processes are beside a job, and the job beside them",

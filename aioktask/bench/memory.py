@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# Memory operations, with nothing tuned, against the best of C loops and against one plain call.
+# Memory operations, with nothing tuned, against what a user would write (one plain call, or one in
+# each of a pool's threads over an even share) and against the best of C loops.
 #
 # The best C loop is chosen by a sweep over thread counts and chunk sizes, and compared on fresh
 # rounds in which it, the library and the plain calls take turns on the same memory. On a virtual
@@ -14,6 +15,7 @@ import functools
 import shutil
 import statistics
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from aioktask import max_threads
@@ -34,7 +36,7 @@ from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.figures.measure import Contender, alternate, ratio
 from aioktask.figures.table import Table, size_text
 
-__all__ = ["address_of", "anonymous", "fitting", "populate_plainly", "run", "sweep"]
+__all__ = ["address_of", "anonymous", "fitting", "populate_plainly", "run", "slices", "sweep"]
 
 OURS = "aioktask"
 SWEEP_ROUNDS = 3
@@ -80,7 +82,9 @@ def _compare(
     ours = Contender(OURS, _awaited(subject.ours, runner), before=subject.before)
     plain = [Contender(name, call, before=subject.before) for name, call in subject.plain.items()]
     best = None if isinstance(loop, str) else _best(subject, loop, quick=result.quick)
-    times = alternate([ours, *([] if best is None else [best]), *plain], rounds)
+    with ThreadPoolExecutor(max_threads()) as pool:
+        shared = slices(subject, pool, max_threads())
+        times = alternate([ours, *([] if best is None else [best]), shared, *plain], rounds)
 
     def row(name: str) -> tuple[object, ...]:
         speed = subject.nbytes / statistics.median(times[name]) / GIB
@@ -92,12 +96,27 @@ def _compare(
     else:
         share = ratio(times[best.name], times[OURS])
         result.promises.append(Promise(f"{operation.name}: of the best C loop", 0.95, True, share))
-    for each in plain:
+    for each, limit in [(shared, 0.95), *((each, 1.0) for each in plain)]:
         share = ratio(times[each.name], times[OURS])
-        result.promises.append(Promise(f"{operation.name}: of {each.name}", 1.0, True, share))
+        result.promises.append(Promise(f"{operation.name}: of {each.name}", limit, True, share))
     title = f"{operation.name}, {size_text(subject.nbytes)}, {max_threads()} threads"
     result.tables.append(Table(title, HEADERS[:3], [each[:3] for each in rows]))
     result.samples[operation.name] = times
+
+
+def slices(subject: Subject, pool: ThreadPoolExecutor, threads: int) -> Contender:
+    """What a user would write: so many threads of a pool, each with one call over an even share.
+
+    Shares are whole huge pages, so that no two threads meet in one.
+    """
+    share = -(-subject.nbytes // (threads * STEP)) * STEP
+    offsets = range(0, subject.nbytes, share)
+    lengths = [min(share, subject.nbytes - offset) for offset in offsets]
+
+    def call() -> None:
+        list(pool.map(subject.part, offsets, lengths))
+
+    return Contender(f"ThreadPoolExecutor, {threads} slices", call, before=subject.before)
 
 
 def _best(subject: Subject, loop: cloops.CLoop, *, quick: bool) -> Contender:

@@ -58,6 +58,7 @@ class Subject:
         nbytes: How much.
         ours: The library's way, as a coroutine function.
         plain: Single calls over all of it, by name, as a user would write them.
+        part: One such call from an offset on, over so many bytes.
         loops: The C loops that do the same.
         address: For the C loops.
         source: For the C loop that copies.
@@ -69,6 +70,7 @@ class Subject:
     nbytes: int
     ours: Callable[[], object]
     plain: Mapping[str, Call]
+    part: Callable[[int, int], object]
     loops: Sequence[Loop] = ()
     address: int = 0
     source: int = 0
@@ -199,6 +201,11 @@ def _dropped(found: mmap.mmap) -> Call:
     return lambda: found.madvise(mmap.MADV_DONTNEED)
 
 
+def _advised(found: mmap.mmap, advice: Advice) -> Callable[[int, int], object]:
+    address = address_of(found)
+    return lambda offset, length: libc.madvise(address + offset, length, advice)
+
+
 @contextmanager
 def _populate(nbytes: int, kind: str) -> Iterator[Subject]:
     with _memory(nbytes, kind) as found:
@@ -206,6 +213,7 @@ def _populate(nbytes: int, kind: str) -> Iterator[Subject]:
             nbytes,
             _runs(memory.populate(found)),
             {"mmap.madvise(MADV_POPULATE_WRITE)": lambda: found.madvise(23)},
+            _advised(found, Advice.MADV_POPULATE_WRITE),
             [Loop.POPULATE],
             address_of(found),
             least=_least(kind),
@@ -216,23 +224,32 @@ def _populate(nbytes: int, kind: str) -> Iterator[Subject]:
 @contextmanager
 def _clear(nbytes: int) -> Iterator[Subject]:
     with _memory(nbytes, "any") as found:
-        plain: dict[str, Call] = {
-            "ndarray.fill(0)": lambda: np.frombuffer(found, np.uint8).fill(0),
-            "one memset": lambda: libc.zero(address_of(found), nbytes),
-        }
-        yield Subject(nbytes, _runs(memory.clear(found)), plain, [Loop.CLEAR], address_of(found))
+        address = address_of(found)
+        yield Subject(
+            nbytes,
+            _runs(memory.clear(found)),
+            {
+                "ndarray.fill(0)": lambda: np.frombuffer(found, np.uint8).fill(0),
+                "one memset": lambda: libc.zero(address, nbytes),
+            },
+            lambda offset, length: libc.zero(address + offset, length),
+            [Loop.CLEAR],
+            address,
+        )
 
 
 @contextmanager
 def _copy(nbytes: int) -> Iterator[Subject]:
     with _memory(nbytes, "any") as to, _memory(nbytes, "any") as origin:
+        address, source = address_of(to), address_of(origin)
         yield Subject(
             nbytes,
             _runs(memory.copy(to, origin)),
             {"np.copyto": lambda: np.copyto(np.frombuffer(to), np.frombuffer(origin))},
+            lambda offset, length: libc.move(address + offset, source + offset, length),
             [Loop.COPY],
-            address_of(to),
-            address_of(origin),
+            address,
+            source,
         )
 
 
@@ -243,6 +260,7 @@ def _release(nbytes: int, kind: str) -> Iterator[Subject]:
             nbytes,
             _runs(memory.release(found)),
             {"mmap.madvise(MADV_DONTNEED)": _dropped(found)},
+            _advised(found, Advice.MADV_DONTNEED),
             [Loop.RELEASE],
             address_of(found),
             least=_least(kind),
@@ -257,6 +275,7 @@ def _fill(nbytes: int) -> Iterator[Subject]:
             nbytes,
             lambda: run_multithreaded(memory.fallocate(file, nbytes)),
             {"os.posix_fallocate": lambda: os.posix_fallocate(file.fileno(), 0, nbytes)},
+            lambda offset, length: os.posix_fallocate(file.fileno(), offset, length),
             [Loop.FILL, Loop.ALLOCATE],
             file=file.fileno(),
             least=HUGE_PAGE,
@@ -284,6 +303,7 @@ def _pin(nbytes: int, kind: str) -> Iterator[Subject]:
                 nbytes,
                 ours,
                 {"one mlock": lambda: libc.mlock2(address, nbytes, on_fault=False)},
+                lambda offset, length: libc.mlock2(address + offset, length, on_fault=False),
                 [Loop.PIN, Loop.LOCK],
                 address,
                 least=_least(kind),

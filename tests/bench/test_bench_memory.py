@@ -10,6 +10,7 @@ import errno
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from tests.memory.hugepages import grow_pool
 
 MIB = 1 << 20
 HUGE = 2 * MIB
+
+
+def no_part(_offset: int, _length: int) -> None: ...
 
 
 # which C loops are tried
@@ -68,14 +72,43 @@ def test_the_best_is_the_fastest_of_all_loops(monkeypatch: pytest.MonkeyPatch) -
     seen: list[str] = []
     monkeypatch.setattr(bench, "alternate", times)
     monkeypatch.setattr(bench, "max_threads", lambda: 2)
-    subject = Subject(
-        64 * MIB, lambda: None, {}, [cloops.Loop.PIN, cloops.Loop.LOCK], 4096, 8192, 7, least=HUGE
-    )
+    loops = [cloops.Loop.PIN, cloops.Loop.LOCK]
+    subject = Subject(64 * MIB, lambda: None, {}, no_part, loops, 4096, 8192, 7, least=HUGE)
     best = bench._best(subject, lambda *arguments: called.append(arguments), quick=False)
     assert best.name == fastest
     assert len(seen) == 2 * len(sweep(64 * MIB, 2, HUGE))
     best.run()
     assert called == [(cloops.Loop.LOCK, 4096, 64 * MIB, 4 * MIB, 2, 8192, 7)]
+
+
+# what a user would write
+
+
+@given(st.integers(1, 1 << 40), st.integers(1, 200))
+def test_the_slices_are_even_and_whole_huge_pages_and_all_there_is(
+    nbytes: int, threads: int
+) -> None:
+    called: list[tuple[int, int]] = []
+    subject = Subject(nbytes, lambda: None, {}, lambda *part: called.append(part))
+    with ThreadPoolExecutor(1) as pool:
+        bench.slices(subject, pool, threads).run()
+    assert 1 <= len(called) <= threads
+    assert [offset for offset, _ in called] == [0, *itertools.accumulate(n for _, n in called)][:-1]
+    assert sum(length for _, length in called) == nbytes
+    *whole, last = [length for _, length in called]
+    assert all(length % HUGE == 0 for length in whole)
+    assert len(set(whole)) <= 1
+    assert last <= max(whole, default=last)
+    assert 0 < last < nbytes / threads + HUGE
+
+
+def test_a_slice_that_fails_fails_the_call() -> None:
+    def refused(_offset: int, _length: int) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    subject = Subject(8 * MIB, lambda: None, {}, refused)
+    with ThreadPoolExecutor(2) as pool, pytest.raises(OSError, match="no memory"):
+        bench.slices(subject, pool, 2).run()
 
 
 # the memory that the table says
@@ -111,6 +144,10 @@ def ways(subject: Subject, runner: asyncio.Runner) -> Iterator[tuple[str, Callab
     """Everybody who takes part; of the C loops one chunk size each."""
     yield bench.OURS, bench._awaited(subject.ours, runner)
     yield from subject.plain.items()
+    with ThreadPoolExecutor(2) as pool:
+        shared = bench.slices(subject, pool, 2)
+        yield shared.name, shared.run
+        del shared
     try:
         loop = cloops.compile_loop()
     except cloops.NoCompiler:
