@@ -113,7 +113,7 @@ class Job(Generic[T]):
         start: The first unit. Jobs over memory use the address.
         align: Chunks end on absolute multiples of this, the last one apart.
         min_chunk: The smallest number of units that are worth a call, at least 1. Chunks at the
-            edges of the range or of a part may be smaller.
+            edges of the range or of a part, and what is left last, may be smaller.
         chunk: Fixes the chunk size, a multiple of `align` and at least `min_chunk`. Without it the
             size is learned while the job runs, and no chunk is made to last longer than about 10 ms
             where `min_chunk` and `align` allow that.

@@ -87,8 +87,13 @@ def simulate(
     scaling: Scaling | None = None,
     learn_threads: bool = False,
     alone: bool = True,
+    begin: int = 0,
+    cut: int | None = None,
 ) -> Outcome:
-    """Run a job: with a fixed `chunk` on so many `threads`, or learning."""
+    """Run a job: with a fixed `chunk` on so many `threads`, or learning.
+
+    Its range begins at `begin`; the pieces that end it are multiples of `cut`, or of the grain.
+    """
     noise = random.Random(seed)
     most = threads or machine.threads
     out = Outcome()
@@ -137,7 +142,9 @@ def simulate(
                 for a, b, began, ends in flight.values()
             )
             sharers = max(active, level)
-            piece, count, number = out.sizes.pick(paces[thread], size - position, sharers, ahead)
+            piece, count, number = out.sizes.pick(
+                paces[thread], size - position, sharers, ahead, cut
+            )
         else:
             assert chunk is not None
             lasts = chunk * machine.cost(chunk, position, most, thread, now) + CALL_NS
@@ -145,7 +152,7 @@ def simulate(
             piece, number = chunk, 0
             count = max(1, min(int(STRETCH_NS / lasts), MOST_CHUNKS, fair))
         free = number < 0 or (out.sizes is not None and number > out.sizes.best)
-        end = position - position % (grain if free else piece) + piece
+        end = position - (begin + position) % ((cut or grain) if free else piece) + piece
         stop = min(end + piece * (count - 1), size)
         sharing = min(level, most) if machine.holds_gil else 1
         points = 16 if piece > 40_000 else min(8, count)

@@ -21,7 +21,7 @@ from aioktask.engine.learning.scaling import Scaling
 from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.learning.stretch import chunks_at_once
 from aioktask.engine.ranges.claims import Claims, fair_count
-from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, undo_grain
+from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, piece_grain, undo_grain
 from aioktask.job import Job, Learned, Speed
 
 __all__ = [
@@ -105,7 +105,7 @@ class Pacing(ABC):
         """Units of a chunk now: `given`, unless the size is learned."""
 
     def grain_of(self, given: int) -> int:
-        """Units that all stretches are multiples of: `given`, unless the size is learned."""
+        """Units that all stretches end on multiples of: `given`, unless the size is learned."""
         return given
 
     def be_alone(self, alone: bool) -> None:  # noqa: B027 - sizes that are given follow nothing
@@ -208,11 +208,12 @@ class FixedStepper(Stepper):
 class LearnedPacing(Pacing):
     """Chunks of the size that is found to be best."""
 
-    __slots__ = ("_scaled_at", "_steppers", "sizes")
+    __slots__ = ("_cut", "_scaled_at", "_steppers", "sizes")
 
-    def __init__(self, sizes: Sizes, scaling: Scaling | None) -> None:
+    def __init__(self, sizes: Sizes, scaling: Scaling | None, cut: int | None = None) -> None:
         super().__init__(scaling)
         self.sizes = sizes
+        self._cut = cut or sizes.grain  # the pieces that end the range are multiples of it
         self._scaled_at = sizes.best  # the size when the number of threads was last found
         self._steppers: list[LearnedStepper] = []
 
@@ -225,7 +226,7 @@ class LearnedPacing(Pacing):
         return self.sizes.chunk
 
     def grain_of(self, given: int) -> int:
-        return self.sizes.grain
+        return self._cut
 
     def be_alone(self, alone: bool) -> None:
         self.sizes.be_alone(alone)
@@ -305,7 +306,7 @@ class LearnedStepper(Stepper):
         sizes, left = pacing.sizes, claims.left
         sharers = max(threads, pacing.threads_of(most))
         ahead = pacing.ahead(left, sharers, now)
-        self.chunk, count, number = sizes.pick(self._pace, left, sharers, ahead)
+        self.chunk, count, number = sizes.pick(self._pace, left, sharers, ahead, claims.chunk)
         # A larger size is tried at its full length, wherever the last stretch ended.
         piece = number < 0 or number > sizes.best
         taken = claims.take(self.chunk, count, piece=piece, node=node)
@@ -345,5 +346,7 @@ def pacing_of(job: Job[Any], threads: int, wanted: str, lesson: Lesson | None) -
     if wanted == "threads" or job.reduce is not None:  # the leaves of a reduce are given
         return FIXED if scaling is None else FixedPacing(scaling)
     if lesson is None or lesson.sizes is None:
-        return LearnedPacing(Sizes(job.size, undo_grain(job), threads), scaling)
-    return LearnedPacing(lesson.sizes.for_next_run(job.size), scaling)
+        sizes = Sizes(job.size, undo_grain(job), threads)
+    else:
+        sizes = lesson.sizes.for_next_run(job.size)
+    return LearnedPacing(sizes, scaling, piece_grain(job))

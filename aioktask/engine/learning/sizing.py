@@ -161,7 +161,9 @@ class Sizes:
 
     # What a helper does next.
 
-    def pick(self, pace: Pace, left: int, sharers: int, ahead: int) -> tuple[int, int, int]:
+    def pick(
+        self, pace: Pace, left: int, sharers: int, ahead: int, cut: int | None = None
+    ) -> tuple[int, int, int]:
         """Size and number of the chunks of a helper's next stretch, and what size that measures.
 
         Args:
@@ -169,20 +171,23 @@ class Sizes:
             left: Units that nobody has claimed, at least 1.
             sharers: Helpers that work on the range, this one included.
             ahead: Units that the others have claimed and not done.
+            cut: What the pieces that end the range are multiples of, and the grain is; None for the
+                grain.
 
         Returns:
-            Units of a chunk, a multiple of the grain; how many; the number of the size, or -1 when
-            the stretch is not to be measured.
+            Units of a chunk, at least the grain: one of the sizes, or a multiple of `cut`; how
+            many; the number of the size, or -1 when the stretch is not to be measured.
         """
         curve, search = self._curve, self._search
+        room = left, sharers, ahead, cut or self.grain
         search.ended(pace)
         rate = pace.rate or self.rate
         if not rate:
-            return self._fitted(curve.best, 1, left, sharers, ahead)
+            return self._fitted(curve.best, 1, *room)
         if not curve.alone and curve.too_long(rate):
             shorter = curve.longest(rate)
             if curve.scores.speed(shorter) > NO_SHORTER:
-                return self._fitted(shorter, 1, left, sharers, ahead)
+                return self._fitted(shorter, 1, *room)
         number, length = curve.best, float(SETTLED_STRETCH_NS if search.settled else STRETCH_NS)
         if pace.trial >= 0:
             number, length, pace.trial = pace.trial, search.probe_ns(left, rate), -1
@@ -194,7 +199,7 @@ class Sizes:
             if trial is not None:
                 number, length = trial, probe
         count = int(length / curve.lasts(number, rate))
-        return self._fitted(number, min(max(count, 1), MOST_CHUNKS), left, sharers, ahead)
+        return self._fitted(number, min(max(count, 1), MOST_CHUNKS), *room)
 
     def measured(self, pace: Pace, number: int, units: int, wall_ns: int) -> None:
         """Learn from a stretch of chunks of the size of this number, which is over."""
@@ -311,25 +316,28 @@ class Sizes:
     # How a stretch fits into what is left.
 
     def _fitted(
-        self, number: int, count: int, left: int, sharers: int, ahead: int
+        self, number: int, count: int, left: int, sharers: int, ahead: int, cut: int
     ) -> tuple[int, int, int]:
         """Fit a stretch into a fair part of what is left; where one chunk is more, take a piece.
 
-        A piece is half of the helper's share, or all of it where smaller chunks are slow.
+        A piece is half of the helper's share, or all of it where smaller chunks are slow. It is all
+        of it too where the half, or what a whole chunk would leave, is less than the grain.
         """
-        chunk = self.size_of(number)
+        chunk, grain = self.size_of(number), self.grain
         share = (left + ahead) // sharers
         fair = fair_count(count, chunk, share)
         if fair:
             return chunk, fair, number
+        if chunk < share < chunk + grain:
+            return round_up(share, cut), 1, -1
         scores = self._curve.scores
         least = self._least()
-        halves = number - 1 in scores and (
-            scores.speed(number - 1) >= GOOD_ENOUGH * scores.speed(number)
+        halves = share >= 2 * grain and (
+            number - 1 in scores and scores.speed(number - 1) >= GOOD_ENOUGH * scores.speed(number)
         )
-        piece = round_up(max(share // 2 if halves else share, least, 1), self.grain)
+        piece = round_up(max(share // 2 if halves else share, least, 1), cut)
         if left - piece < least // 2:
-            piece = round_up(left, self.grain)
+            piece = max(piece, round_up(left, cut))
         if piece >= chunk:
             return chunk, 1, number
         return piece, 1, -1

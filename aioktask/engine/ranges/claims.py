@@ -35,7 +35,7 @@ class Claims:
 
     Attributes:
         chunk: Stretches end on absolute multiples of this, or at the end of a range. Where chunks
-            of several sizes are taken, the grain of which all are multiples.
+            of several sizes are taken, the grain of which they and all pieces are multiples.
         free: The free ranges as ``(start, stop)``; the next claim takes from the last one.
         left: Units in them.
     """

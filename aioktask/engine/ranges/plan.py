@@ -24,6 +24,9 @@ CHUNKS_PER_THREAD = 4
 # balance.
 MOST_LEAVES = 4096
 
+# Pieces that end a range are multiples of the grain, or of its half, and so on down to this part.
+PIECES_OF_GRAIN = 64
+
 # A chunk of more than this share of the job is worth a word in `plan()`.
 LONG_CHUNK_SHARE = 1 / 4
 
@@ -86,6 +89,25 @@ def worthwhile_threads(job: Job[Any]) -> int:
 def undo_grain(job: Job[Any]) -> int:
     """The grain of the undo: cuts are at its multiples, so no unit of work is undone in halves."""
     return job.chunk or round_up(job.min_chunk, job.align)
+
+
+def piece_grain(job: Job[Any]) -> int:
+    """The grain of the pieces that end the range, where the chunk size is learned.
+
+    They are no smaller than `min_chunk`, but for what is left at the end. Where chunks are large,
+    threads that are to end together need pieces of any size from there on: so the grain is a small
+    part of it. Where there is an undo, that may cut at no boundary but its own.
+
+    >>> piece_grain(Job(print, 10**9, min_chunk=1 << 14)), piece_grain(Job(print, 9, min_chunk=5))
+    (256, 5)
+    """
+    grain = undo_grain(job)
+    if job.undo is not None or job.chunk is not None:
+        return grain
+    parts = 1
+    while parts < PIECES_OF_GRAIN and grain % (2 * parts * job.align) == 0:
+        parts *= 2
+    return grain // parts
 
 
 def chunk_size(size: int, threads: int, *, min_chunk: int, align: int) -> int:

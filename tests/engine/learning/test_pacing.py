@@ -50,19 +50,27 @@ def walk_all(stepper: Stepper, claims: Claims, stretch: range, ns: int, *, threa
     threads=st.integers(1, 5),
     size=st.integers(1, 3000),
     grain=st.integers(1, 9),
+    cuts=st.integers(1, 8),
     learns=st.sampled_from(["nothing", "chunk", "threads", "both"]),
     seed=st.integers(0, 2**32),
 )
 def test_every_unit_is_taken_once_and_no_thread_takes_more_than_its_share(
-    threads: int, size: int, grain: int, learns: str, seed: int
+    threads: int, size: int, grain: int, cuts: int, learns: str, seed: int
 ) -> None:
-    """Several threads that walk, and give back what they do not."""
+    """Several threads that walk, and give back what they do not.
+
+    Where the size is learned, the pieces that end the range are multiples of `grain`, which sizes
+    are `cuts` times, and their powers of two.
+    """
     rng = random.Random(seed)
     scaling = Scaling(threads) if learns in ("threads", "both") else None
     fixed = learns in ("nothing", "threads")
     pacing: Pacing = (
-        FixedPacing(scaling) if fixed else LearnedPacing(Sizes(size, grain, threads), scaling)
+        FixedPacing(scaling)
+        if fixed
+        else LearnedPacing(Sizes(size, grain * cuts, threads), scaling, grain)
     )
+    assert pacing.grain_of(grain) == grain
     claims = Claims([range(size)], grain)
     steppers = [pacing.stepper(1) for _ in range(threads)]
     held: dict[int, tuple[range, int]] = {}
@@ -269,10 +277,12 @@ class Picked(Sizes):
     """Sizes that choose what a test says, and keep what they were asked."""
 
     picked: tuple[int, int, int]
-    asked: tuple[int, int, int]
+    asked: tuple[int, int, int, int | None]
 
-    def pick(self, pace: Pace, left: int, sharers: int, ahead: int) -> tuple[int, int, int]:
-        self.asked = left, sharers, ahead
+    def pick(
+        self, pace: Pace, left: int, sharers: int, ahead: int, cut: int | None = None
+    ) -> tuple[int, int, int]:
+        self.asked = left, sharers, ahead, cut
         return self.picked
 
     def measured(self, pace: Pace, number: int, units: int, wall_ns: int) -> None: ...
@@ -305,7 +315,7 @@ def test_threads_that_are_to_come_share_the_range_too() -> None:
     for level, threads, most, sharers in ((8, 1, 8, 8), (8, 1, 4, 4), (2, 1, 8, 2), (2, 5, 8, 5)):
         scaling.level = level
         stepper.next(Claims([range(10**6)], 1), None, threads, most, 0)
-        assert sizes.asked == (10**6, sharers, 0)
+        assert sizes.asked == (10**6, sharers, 0, 1)
 
 
 def test_only_stretches_of_the_size_in_use_tell_of_the_number_of_threads() -> None:

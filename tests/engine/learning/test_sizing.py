@@ -25,10 +25,11 @@ FLAT = {0: 10.0, 1: 10.0}
 
 
 @given(data=st.data())
-def test_a_stretch_is_whole_grains_and_a_size_in_units_whatever_was_measured(
+def test_a_stretch_is_of_a_size_or_a_piece_no_smaller_than_the_grain_whatever_was_measured(
     data: st.DataObject,
 ) -> None:
-    grain = data.draw(st.integers(1, 5000), "grain")
+    cut = data.draw(st.integers(1, 5000), "cut")
+    grain = cut * data.draw(st.integers(1, 70), "cuts")
     size = data.draw(st.integers(4 * grain + 1, 10**10), "size")
     threads = data.draw(st.integers(1, 64), "threads")
     sizes = Sizes(size, grain, threads)
@@ -37,11 +38,11 @@ def test_a_stretch_is_whole_grains_and_a_size_in_units_whatever_was_measured(
     for _ in range(60):
         pace = paces[data.draw(st.integers(0, threads - 1))]
         ahead = data.draw(st.integers(0, size))
-        chunk, count, number = sizes.pick(pace, left, threads, ahead)
+        chunk, count, number = sizes.pick(pace, left, threads, ahead, cut)
         assert chunk >= grain
-        assert chunk % grain == 0
+        assert chunk % cut == 0
         assert 1 <= count <= MOST_CHUNKS
-        assert number == -1 or chunk == sizes.size_of(number)
+        assert (number == -1 and count == 1) or chunk == sizes.size_of(number)
         units = min(chunk * count, left)
         wall = data.draw(st.integers(0, 10**7) | st.integers(0, 10**10))
         sizes.measured(pace, number, units, wall)
@@ -132,6 +133,29 @@ def runs_of(machine: Machine, size: int, *, grain: int = 1, seeds: int = 5) -> t
             lesson = out.sizes
             (first if run == 0 else later if run == 3 else []).append(out.ns)
     return statistics.median(first), statistics.median(later)
+
+
+@given(
+    threads=st.integers(1, 6),
+    units=st.integers(4 << 20, 60 << 20),
+    begin=st.integers(0, 8 << 20),
+    cuts=st.sampled_from([8, 64]),
+    seed=st.integers(0, 1000),
+)
+def test_helpers_end_together_where_no_chunk_may_be_small(
+    threads: int, units: int, begin: int, cuts: int, seed: int
+) -> None:
+    """Pieces that are cut finely end a range within 0.6 of the smallest chunk, wherever it begins;
+    whole chunks, on multiples of themselves, leave some helpers without work for as much as one.
+    """
+    grain, cost = 1 << 20, 2.5
+    machine = Machine(lambda *_: cost, threads=threads, noise=0.0, spikes=0.0)
+    lesson: Sizes | None = None
+    for _ in range(3):
+        cut = grain // cuts
+        out = simulate(machine, units, grain=grain, seed=seed, sizes=lesson, begin=begin, cut=cut)
+        lesson = out.sizes
+        assert out.ns <= (units / threads + 0.6 * grain) * cost
 
 
 def test_two_opposite_functions_get_opposite_sizes() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from aioktask.engine.ranges.plan import (
     CHUNKS_PER_THREAD,
     MOST_LEAVES,
+    PIECES_OF_GRAIN,
     chunk_size,
     count_chunks,
     cut,
@@ -24,6 +25,7 @@ from aioktask.engine.ranges.plan import (
     make_plan,
     most_threads,
     node_of,
+    piece_grain,
     round_up,
     spans,
     split,
@@ -85,6 +87,27 @@ def assert_tiles(ranges: list[range], start: int, stop: int) -> None:
 
 
 # Cutting.
+
+
+@given(
+    align=st.integers(1, 40),
+    min_chunk=st.integers(1, 100) | st.integers(1, 5000),
+    chunks=st.none() | st.integers(1, 20),
+)
+def test_pieces_are_cut_finer_than_the_smallest_chunk_where_there_is_no_undo(
+    align: int, min_chunk: int, chunks: int | None
+) -> None:
+    chunk = None if chunks is None else chunks * round_up(min_chunk, align)
+    job = make(align=align, min_chunk=min_chunk, chunk=chunk)
+    undone = make(align=align, min_chunk=min_chunk, chunk=chunk, undo=work)
+    grain, pieces = undo_grain(job), piece_grain(job)
+    assert piece_grain(undone) == undo_grain(undone) == grain
+    assert grain % pieces == 0
+    assert pieces % align == 0
+    if chunk is not None:
+        assert pieces == grain
+    else:  # the grain is halved as long as that leaves it aligned, and not too small
+        assert PIECES_OF_GRAIN * pieces == grain or pieces // align % 2 == 1
 
 
 @given(number=st.integers(-(10**6), 10**6), multiple=st.integers(1, 10**4))
