@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 import operator
 from typing import Any
 
@@ -120,12 +121,15 @@ def test_a_plan_names_the_ways_there_are_where_a_function_holds_the_gil() -> Non
         assert way in GIL_ADVICE
 
 
-def test_chunks_end_on_multiples_of_the_grain_and_cover_the_range_once() -> None:
+@pytest.mark.parametrize(("undo", "cut"), [(lambda start, stop: None, 24), (None, 6)])
+def test_chunks_end_on_multiples_of_what_may_be_cut_and_cover_the_range_once(
+    undo: Callable[[int, int], object] | None, cut: int
+) -> None:
     seen: list[tuple[int, int]] = []
-    asked = Job(lambda a, b: seen.append((a, b)), 50_000, start=7, align=6, min_chunk=20)
+    asked = Job(lambda a, b: seen.append((a, b)), 50_000, start=7, align=6, min_chunk=20, undo=undo)
     run_multithreaded_sync(asked)
     seen.sort()
     assert seen[0][0] == 7
     assert seen[-1][1] == 50_007
     assert all(a[1] == b[0] for a, b in itertools.pairwise(seen))
-    assert all(stop % 24 == 0 for _, stop in seen[:-1])
+    assert all(stop % cut == 0 for _, stop in seen[:-1])
