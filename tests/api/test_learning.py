@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
