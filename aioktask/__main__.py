@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
 from aioktask import Job, plan
-from aioktask.bench import BENCHMARKS
+from aioktask.bench import BENCHMARKS, UnknownOperation
 from aioktask.bench import run as run_benchmark
 from aioktask.bench.promises import Result
 from aioktask.engine.api.process import current_pool
@@ -127,6 +128,8 @@ def _parser() -> _Parser:
     command.add_argument("--quick", action="store_true", help="in some seconds, figures of no use")
     text = "of overhead: only where the time of a short job goes, on both threads"
     command.add_argument("--segments", action="store_true", help=text)
+    text = "of memory: only the operations with this in their names"
+    command.add_argument("--only", metavar="WORDS", help=text)
     return parser
 
 
@@ -268,13 +271,22 @@ def _bench(parser: _Parser, asked: argparse.Namespace) -> None:
     name = asked.benchmark
     if asked.segments and name != "overhead":
         parser.error("--segments: only overhead has them")
+    if asked.only is not None and name != "memory":
+        parser.error("--only: only memory has operations to choose from")
     if asked.segments and asked.svg is not None:
         parser.error("--svg: --segments are told in tables only")
     _check_files(parser, asked)
     began = time.perf_counter()
-    options = {"segments": True} if asked.segments else {}
-    result = run_benchmark(name, quick=asked.quick, progress=_say, **options)
+    options: dict[str, object] = {"segments": True} if asked.segments else {}
+    if asked.only is not None:
+        options["only"] = asked.only
+    try:
+        result = run_benchmark(name, quick=asked.quick, progress=_say, **options)
+    except UnknownOperation as error:
+        parser.error(f"--only: {error}")
     flags = f"{' --segments' if asked.segments else ''}{' --quick' if asked.quick else ''}"
+    if asked.only is not None:
+        flags += f" --only {shlex.quote(asked.only)}"
     facts = info()
     about = _about(f"python -m aioktask bench {name}{flags}", began, facts)
     head = f"{about['command']}\n{machine_text(facts)}\n{packages_text(facts)}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 if TYPE_CHECKING:
     from aioktask.bench.promises import Result
 
-__all__ = ["BENCHMARKS", "run"]
+__all__ = ["BENCHMARKS", "UnknownOperation", "run"]
 
 # Name and what it measures, for the command line's help.
 BENCHMARKS = {
@@ -30,12 +30,16 @@ BENCHMARKS = {
 _MODULES = {"tune": "learning"}
 
 
+class UnknownOperation(ValueError):  # noqa: N818 - said to a user, who names another
+    """A benchmark has no operation of that name; the message tells those that it has."""
+
+
 def run(
     name: str,
     *,
     quick: bool = False,
     progress: Callable[[str], object] = print,
-    **options: bool,
+    **options: object,
 ) -> Result:
     """Run one of `BENCHMARKS`.
 
@@ -44,6 +48,9 @@ def run(
         quick: Some seconds only, to see that it works; the figures are no use.
         progress: Called with a line about what is measured now.
         options: What this one takes beside.
+
+    Raises:
+        UnknownOperation: `only` is in the name of none.
     """
     module = importlib.import_module(f"aioktask.bench.{_MODULES.get(name, name)}")
     return cast("Result", module.run(quick, progress, **options))

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from aioktask import max_threads
-from aioktask.bench import cloops
+from aioktask.bench import UnknownOperation, cloops
 from aioktask.bench.operations import (
     GIB,
     Operation,
@@ -30,6 +30,7 @@ from aioktask.bench.operations import (
     fitting,
     operations,
     populate_plainly,
+    tree_kinds,
     trees,
 )
 from aioktask.bench.promises import PAIRS, Promise, Result
@@ -45,15 +46,30 @@ STEP = 2 << 20  # even shares are whole huge pages
 HEADERS = ("", "GiB/s", "speed of aioktask, this = 1", "")
 
 
-def run(quick: bool, progress: Callable[[str], object]) -> Result:
-    """Each operation as a table of its own, and the promises."""
+def run(quick: bool, progress: Callable[[str], object], only: str = "") -> Result:
+    """Each operation as a table of its own, and the promises.
+
+    Args:
+        quick: As `bench.run` takes it.
+        progress: As `bench.run` takes it.
+        only: Operations without this in their names are left out.
+
+    Raises:
+        UnknownOperation: All are.
+    """
+    wanted = [each for each in operations(quick) if only in each.name]
+    names = [each.name for each in tree_kinds(quick) if only in each.name]
+    if not wanted and not names:
+        every = [each.name for each in operations(quick)]
+        every += [each.name for each in tree_kinds(quick)]
+        raise UnknownOperation(f"{only!r} is in none of these names: {'; '.join(every)}")
     result = Result("memory", quick)
     try:
         loop: cloops.CLoop | str = cloops.compile_loop()
     except cloops.NoCompiler as reason:
         loop = str(reason)
     rounds = 2 if quick else 2 * PAIRS + 1
-    for operation in operations(quick):
+    for operation in wanted:
         progress(operation.name)
         try:
             with operation.subject() as subject, asyncio.Runner() as runner:
@@ -63,8 +79,9 @@ def run(quick: bool, progress: Callable[[str], object]) -> Result:
             row = (f"cannot be done here: {error}", None)
             result.tables.append(Table(operation.name, ("", ""), [row]))
     rounds = 2 if quick else PAIRS
-    progress("trees of files")
-    with trees(quick, 2 * (rounds + 1)) as found, asyncio.Runner() as runner:
+    if names:
+        progress("trees of files")
+    with trees(quick, 2 * (rounds + 1), only) as found, asyncio.Runner() as runner:
         for tree in found:
             progress(tree.name)
             _remove(result, tree, runner, rounds)

@@ -18,7 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,7 @@ __all__ = [
     "fitting",
     "operations",
     "populate_plainly",
+    "tree_kinds",
     "trees",
 ]
 
@@ -141,7 +142,8 @@ def fitting(nbytes: int) -> int:
 
 def operations(quick: bool) -> list[Operation]:
     """All that touch memory."""
-    large, small = (fitting(128 << 20 if quick else gib * GIB) for gib in (2, 1))
+    # What is quick is done to more: in less than 10 ms a job's own cost would count.
+    largest, large, small = (fitting(128 << 20 if quick else gib * GIB) for gib in (8, 2, 1))
 
     def of(
         name: str, make: Callable[..., AbstractContextManager[Subject]], *arguments: object
@@ -155,7 +157,7 @@ def operations(quick: bool) -> list[Operation]:
         of("clear", _clear, large),
         of("copy", _copy, small),
         of("release, 4 KiB pages", _release, small, "small"),
-        of("release, transparent huge pages", _release, large, "huge"),
+        of("release, transparent huge pages", _release, largest, "huge"),
         of("fill a file on hugetlbfs", _fill, large),
         of("pin, 4 KiB pages", _pin, small, "small"),
         of("pin, transparent huge pages", _pin, small, "huge"),
@@ -365,22 +367,35 @@ class Tree:
         return run_multithreaded(files.remove_tree(self.path))
 
 
+def tree_kinds(quick: bool) -> list[Tree]:
+    """The trees that are removed, in memory and on a disk; none of them is made."""
+    most = 400 if quick else 4000
+    return [
+        Tree(
+            f"remove {most // each} directories of {each} files in {place}",
+            Path(place),
+            most // each,
+            each,
+        )
+        for place in ("/dev/shm", tempfile.gettempdir())
+        if os.access(place, os.W_OK)
+        for each in (100, 5)
+    ]
+
+
 @contextmanager
-def trees(quick: bool, runs: int) -> Iterator[list[Tree]]:
-    """Trees in memory and on a disk, enough for so many runs of each, gone at the end.
+def trees(quick: bool, runs: int, only: str = "") -> Iterator[list[Tree]]:
+    """Trees with this in their names, enough for so many runs of each, gone at the end.
 
     All are made before the first is removed: ext4 without a journal passes over each file that was
     removed in the last minute whenever it makes one, and takes a minute for some thousand.
     """
-    most = 400 if quick else 4000
     with ExitStack() as stack:
         found = []
-        for place in ("/dev/shm", tempfile.gettempdir()):
-            if os.access(place, os.W_OK):
-                parent = stack.enter_context(tempfile.TemporaryDirectory(dir=place))
-                for each in (100, 5):
-                    name = f"remove {most // each} directories of {each} files in {place}"
-                    tree = Tree(name, Path(parent), most // each, each)
-                    tree.make_stock(runs)
-                    found.append(tree)
+        for kind in tree_kinds(quick):
+            if only in kind.name:
+                parent = stack.enter_context(tempfile.TemporaryDirectory(dir=kind.parent))
+                tree = replace(kind, parent=Path(parent), stock=[])
+                tree.make_stock(runs)
+                found.append(tree)
         yield found

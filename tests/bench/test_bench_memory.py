@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import run_multithreaded_sync
-from aioktask.bench import cloops, operations
+from aioktask.bench import UnknownOperation, cloops, operations
 from aioktask.bench import memory as bench
 from aioktask.bench.memory import sweep
 from aioktask.bench.operations import Operation, Subject, Tree, fitting, reserved, trees
@@ -285,7 +285,7 @@ def test_what_cannot_be_done_here_says_why(monkeypatch: pytest.MonkeyPatch) -> N
         yield
 
     @contextmanager
-    def none(quick: bool, runs: int) -> Iterator[list[Tree]]:
+    def none(quick: bool, runs: int, only: str) -> Iterator[list[Tree]]:
         yield []
 
     monkeypatch.setattr(bench, "operations", lambda quick: [Operation("fill", refused)])
@@ -296,6 +296,17 @@ def test_what_cannot_be_done_here_says_why(monkeypatch: pytest.MonkeyPatch) -> N
     assert "may not" in str(row[0])
     assert "nr_hugepages" in str(row[0])
     assert not result.promises
+
+
+@pytest.mark.parametrize("name", ["clear", operations.tree_kinds(quick=True)[-1].name])
+def test_only_what_is_asked_for_is_measured(name: str) -> None:
+    found = bench.run(quick=True, progress=lambda name: None, only=name)
+    assert [table.title.split(", ")[0] for table in found.tables] == [name]
+
+
+def test_an_operation_that_there_is_not_is_told_with_those_that_there_are() -> None:
+    with pytest.raises(UnknownOperation, match="'nonsense' is in none of these names: populate, 4"):
+        bench.run(quick=True, progress=lambda name: None, only="nonsense")
 
 
 @given(st.integers(0, 1 << 42), st.integers(1, 1 << 40))

@@ -154,6 +154,8 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         (["demo", "--svg", "/nowhere/at/all"], {}, "/nowhere/at"),
         (["bench", "overhead", "--segments", "--svg", "here.svg"], {}, "in tables only"),
         (["bench", "arrays", "--segments"], {}, "only overhead"),
+        (["bench", "arrays", "--only", "fill"], {}, "only memory"),
+        (["bench", "memory", "--only", "nonsense"], {}, "in none of these names"),
         (["info"], {"AIOKTASK_MAX_THREADS": "many"}, "many"),
     ],
 )
