@@ -25,6 +25,7 @@ from aioktask.bench import UnknownOperation, cloops, operations
 from aioktask.bench import memory as bench
 from aioktask.bench.memory import sweep
 from aioktask.bench.operations import Operation, Subject, Tree, fitting, reserved, trees
+from aioktask.bench.promises import Result
 from aioktask.figures.measure import Contender
 from aioktask.memory import residency
 from aioktask.memory._kernel import libc
@@ -32,6 +33,7 @@ from tests.memory.hugepages import grow_pool
 
 MIB = 1 << 20
 HUGE = 2 * MIB
+EVERYTHING = operations.operations(quick=True)
 
 
 def no_part(_offset: int, _length: int) -> None: ...
@@ -111,9 +113,25 @@ def test_a_slice_that_fails_fails_the_call() -> None:
         bench.slices(subject, pool, 2).run()
 
 
-# the memory that the table says
+@pytest.mark.parametrize(("seconds", "limits"), [(0.0099, []), (0.0101, [0.95, 1.0])])
+def test_nothing_is_promised_of_what_one_call_does_in_less_than_10_ms(
+    seconds: float, limits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def times(contenders: Sequence[Contender], rounds: int) -> Mapping[str, Sequence[float]]:
+        return {each.name: (seconds,) * rounds for each in contenders}
 
-EVERYTHING = operations.operations(quick=True)
+    monkeypatch.setattr(bench, "alternate", times)
+    subject = Subject(8 * MIB, lambda: None, {"one call": lambda: None}, no_part)
+    result = Result("memory", quick=False)
+    operation = EVERYTHING[0]
+    with asyncio.Runner() as runner:
+        bench._compare(result, operation, subject, "no compiler", runner, 3)
+    assert [each.limit for each in result.promises] == limits
+    [table] = result.tables
+    assert bool(table.notes) is not bool(limits)
+
+
+# the memory that the table says
 
 
 @contextmanager
