@@ -361,7 +361,7 @@ def _dot(axes: Axes, reading: Reading, at: int, y: float, least: float) -> None:
     value = reading.value
     if value.low < value.high:
         ends = [max(value.low, least), max(value.high, least)]
-        cap = {"marker": "|", "markersize": 7, "markeredgewidth": 1.6}
+        cap: dict[str, Any] = {"marker": "|", "markersize": 7, "markeredgewidth": 1.6}
         axes.plot(ends, [y, y], color=_colour(at), linewidth=1.6, gid="whisker", **cap)
     for limit in reading.promised:
         reach = [y - STEP / 2, y + STEP / 2]
@@ -418,10 +418,10 @@ def _column(axes: Axes, read: Sequence[tuple[_Band, Reading]], width: float) -> 
     _x_ticks(axes, even_ticks(most, width - room), plain)
     for band, reading in read:
         value, y = reading.value, band.first
-        how = {"color": COLOURS[0]} if band.row.ours else {"color": GREY}
-        axes.barh([y], [value.median], height=12, gid="bar", **how)
+        color = COLOURS[0] if band.row.ours else GREY
+        axes.barh([y], [value.median], height=12, gid="bar", color=color)
         if value.low < value.high:
-            cap = {"marker": "|", "markersize": 7, "markeredgewidth": 1.4}
+            cap: dict[str, Any] = {"marker": "|", "markersize": 7, "markeredgewidth": 1.4}
             axes.plot([value.low, value.high], [y, y], color=INK, linewidth=1.4, **cap)
         beyond = max(value.high, value.median) + end / width * GAP / 2
         axes.text(beyond, y, number(value.median), va="center_baseline")
@@ -470,11 +470,12 @@ def _curve(axes: Axes, series: Series, at: int, *, shift: float) -> None:
     for point in series.points:
         if point.low < point.high:
             ends = [point.low, point.high]
-            how = {"color": _colour(at), "linewidth": 1.2, "gid": "whisker", "transform": aside}
-            axes.plot([point.x] * 2, ends, marker="_", markersize=5, **how)
+            whisker: dict[str, Any] = {"color": _colour(at), "linewidth": 1.2, "gid": "whisker"}
+            whisker.update(transform=aside, marker="_", markersize=5)
+            axes.plot([point.x] * 2, ends, **whisker)
     ys = [point.y for point in series.points]
-    how = {**_sign(at), "linestyle": "-", "color": _colour(at), "transform": aside}
-    axes.plot(xs, ys, gid="curve", **how)
+    curve = {**_sign(at), "linestyle": "-", "color": _colour(at), "transform": aside}
+    axes.plot(xs, ys, gid="curve", **curve)
 
 
 def _ring() -> dict[str, Any]:
