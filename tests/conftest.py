@@ -11,22 +11,19 @@ import gc
 import importlib.util
 import os
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
 import pytest
 
-# The tests' dependency group brings uvloop, but not to Windows, and there are no wheels of it for
-# free-threaded Python 3.13.
+from tests.support import record
+
 LOOPS: dict[str, Any] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
-    "asyncio+uvloop": pytest.param(
-        ("asyncio", {"use_uvloop": True}),
-        marks=pytest.mark.skipif(
-            importlib.util.find_spec("uvloop") is None, reason="uvloop is not installed"
-        ),
-    ),
+    "asyncio+uvloop": ("asyncio", {"use_uvloop": True}),
     "trio": ("trio", {}),
 }
 
@@ -48,6 +45,19 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
+# The tests' dependency group brings uvloop, but not to Windows, and there are no wheels of it for
+# free-threaded Python 3.13.
+HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what a parameter says is about uvloop, where there is none."""
+    if not HAS_UVLOOP and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+        for asked in item.callspec.params.values():
+            if isinstance(asked, str | tuple) and asked in ("uvloop", LOOPS["asyncio+uvloop"]):
+                pytest.skip("uvloop is not installed")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _collections_look_at_the_module_alone() -> Iterator[None]:
     """Many tests call for the collector, which would look at all that pytest holds each time."""
@@ -57,7 +67,15 @@ def _collections_look_at_the_module_alone() -> Iterator[None]:
     gc.unfreeze()
 
 
-def pytest_configure() -> None:
+# Where this session is written down, and since when it runs.
+RECORDED = pytest.StashKey[tuple[Path, str, float]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Taken out of the environment, since tests start sessions of their own.
+    if file := os.environ.pop(record.FILE, None):
+        check = os.environ.pop(record.CHECK, "tests")
+        config.stash[RECORDED] = Path(file).absolute(), check, time.monotonic()
     # Tests count threads: what other processes do must not change how many there are.
     os.environ.setdefault("AIOKTASK_SHARE", "off")
     os.environ.setdefault("AIOKTASK_GIVE_WAY", "0")
@@ -71,3 +89,13 @@ def pytest_report_header() -> str:
     gil = "on" if getattr(sys, "_is_gil_enabled", lambda: True)() else "off"
     interval = sys.getswitchinterval()
     return f"aioktask: profile {profile}, thread switch interval {interval:g} s, GIL {gil}"
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    if RECORDED in config.stash:
+        file, check, began = config.stash[RECORDED]
+        ended = record.counted((name, len(of)) for name, of in terminalreporter.stats.items())
+        seconds = time.monotonic() - began
+        record.append(file, record.Entry(check, seconds, record.this_python(), ended))

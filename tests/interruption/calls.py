@@ -24,7 +24,6 @@ import anyio._backends._asyncio  # which would be imported by the first job in e
 import anyio._backends._trio
 import anyio.lowlevel
 import trio
-import uvloop
 
 import aioktask
 from aioktask import (
@@ -40,6 +39,13 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
+
+try:
+    import uvloop
+except ImportError:  # there are no wheels of it for free-threaded Python 3.13
+    HAS_UVLOOP = False
+else:
+    HAS_UVLOOP = True
 
 UNITS = 6
 
@@ -434,7 +440,7 @@ def on_bare_loop(body: AsyncBody, world: World) -> None:
 LOOPS: dict[str, Callable[[AsyncBody, World], None]] = {
     "asyncio": on_asyncio,
     "bare": on_bare_loop,
-    "uvloop": on_uvloop,
+    **({"uvloop": on_uvloop} if HAS_UVLOOP else {}),
     "trio": on_trio,
 }
 

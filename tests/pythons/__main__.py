@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import subprocess
 import sys
 import time
 import tomllib
 from pathlib import Path
 
+from tests.guest.bed import required
 from tests.pythons import debian
-from tests.pythons.builds import Unavailable, cache_directory, interpreter, run_tool
+from tests.pythons.builds import Unavailable, interpreter, run_tool
+from tests.support.record import CHECK, FILE, Entry, append, read, table
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,13 +34,38 @@ PYTHONS = (*debian.VERSIONS, *FREE_THREADED)
 WISHES = ("uvloop", "matplotlib")
 
 # What is run, by name: a hang is found within --timeout, where every line is traced after minutes.
-FAULTS = ("tests/api/test_faults.py", "--timeout=600")
 CHECKS = {
     "everyday": ("--timeout=900",),
-    "fault harness": FAULTS,
     "sweep": ("-m", "sweep", "tests/interruption", "--timeout=900"),
 }
-SHORT = {"fault harness": FAULTS, "engine": ("tests/engine", "--timeout=900")}
+# What an interpreter decides: how threads, finalizers and signals come in between, the calls of the
+# library from them, what can be pickled, what a fork's child and the exit find, ctypes.
+SHORT = {
+    "threads": (
+        "tests/engine/threads",
+        "tests/engine/state",
+        "tests/engine/loops",
+        "tests/engine/machine/test_os_threads.py",
+        "tests/engine/test_priority.py",
+        "--timeout=300",
+    ),
+    "api": ("tests/api", "--timeout=300"),
+    "process": (
+        *(
+            f"tests/process/test_{name}.py"
+            for name in ("children", "exit", "fork", "signals", "threads")
+        ),
+        "tests/interruption/test_cases.py",
+        "--timeout=300",
+    ),
+    "memory": (
+        "tests/memory/test_clear_populate.py",
+        "tests/memory/test_copy_release.py",
+        "tests/memory/test_holding.py",
+        "tests/arrays",
+        "--timeout=300",
+    ),
+}
 
 
 def say(text: str) -> None:
@@ -53,8 +79,9 @@ def environment(version: str) -> list[str]:
         Unavailable: It cannot be had here.
     """
     if version in FREE_THREADED:
-        folder = cache_directory() / f"{version}-environment"
-        run_tool(str(interpreter(version)), "-m", "venv", "--upgrade-deps", str(folder))
+        built = interpreter(version)
+        folder = built.parents[1].with_name(f"{built.parents[1].name}-environment")
+        run_tool(str(built), "-m", "venv", "--upgrade-deps", str(folder))
         python, checkout = [str(folder / "bin" / "python")], str(ROOT)
     else:
         python, checkout = debian.environment(version, ROOT).python, "."
@@ -74,36 +101,40 @@ def environment(version: str) -> list[str]:
     return python
 
 
-def run(version: str, checks: dict[str, tuple[str, ...]]) -> list[tuple[str, str, str]]:
-    """Run these checks on one interpreter: what is told of each, and how it ended."""
+def run(version: str, checks: dict[str, tuple[str, ...]], told: Path) -> bool:
+    """Run these checks on one interpreter, each of which writes down what it came to.
+
+    Args:
+        told: A file in the checkout, which the interpreters see under the same relative path.
+
+    Returns:
+        Whether all is as it should be: all passed, or the interpreter cannot be had here, and need
+        not be.
+    """
     try:
         python = environment(version)
     except Unavailable as error:
-        say(f"{version} is skipped: {error}")
-        return [(version, "all", f"skipped: {error}")]
+        say(f"{version} is {'MISSING' if required() else 'skipped'}: {error}")
+        append(told, Entry("all", 0, version, {}, f"not to be had here: {error}"))
+        return not required()
     free = {"PYTHON_GIL": "0"} if version in FREE_THREADED else {}
-    rows = []
+    well = True
     for name, arguments in checks.items():
         if version in FREE_THREADED and name == "sweep":  # of those with the GIL
             continue
         say(f"{version}, {name}: pytest {' '.join(arguments)}")
         begun = time.monotonic()
-        child = subprocess.Popen(
+        before = len(read(told))
+        status = subprocess.call(
             [*python, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", *arguments],
             cwd=ROOT,
-            env={**os.environ, **free},
-            stdout=subprocess.PIPE,
-            text=True,
+            env={**os.environ, **free, FILE: str(told.relative_to(ROOT)), CHECK: name},
         )
-        last = ""
-        assert child.stdout is not None
-        for line in child.stdout:
-            print(line, end="", flush=True)
-            last = line.strip() or last
-        how = "passed" if child.wait() == 0 else "FAILED"
-        counts = re.sub(r" in [0-9.]+s.*$", "", last.strip("= "))
-        rows.append((version, name, f"{how} in {time.monotonic() - begun:.0f} s: {counts}"))
-    return rows
+        if len(read(told)) == before:
+            seconds = time.monotonic() - begun
+            append(told, Entry(name, seconds, version, {}, f"died with exit code {status}"))
+        well = well and status == 0
+    return well
 
 
 def main() -> int:
@@ -114,11 +145,18 @@ def main() -> int:
     wanted = asked.python or PYTHONS
     if unknown := set(wanted) - set(PYTHONS):
         parser.error(f"there is no {', '.join(sorted(unknown))}, only {', '.join(PYTHONS)}")
-    rows = [row for version in wanted for row in run(version, SHORT if asked.short else CHECKS)]
-    print(flush=True)
-    for version, name, how in rows:
-        print(f"{version:6} {name:15} {how}")
-    return int(any(how.startswith("FAILED") for _, _, how in rows))
+    told = ROOT / "build" / f"pythons-{os.getpid()}.jsonl"
+    checks = SHORT if asked.short else CHECKS
+    try:
+        well = [run(version, checks, told) for version in wanted]
+        entries = read(told)
+    finally:
+        told.unlink(missing_ok=True)
+    print(f"\n{table(entries)}", flush=True)
+    if file := os.environ.get(FILE):  # of .ci/run, which tells of it at its end
+        for each in entries:
+            append(Path(file), each)
+    return int(not all(well))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -25,9 +26,12 @@ _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 # Where a source is looked for, the newest first: a mirror may list what it does not have (yet).
 _SUITES = ("sid", "forky", "trixie")
 
-# Without what takes the compiler longest, and what only CPython's own tests need.
-_CONFIGURE = ("--disable-gil", "--disable-test-modules", "--quiet")
-_FLAGS = "OPT=-DNDEBUG -O1 -g0"
+# With CPython's own tests, some of which are run on this library.
+_CONFIGURE = ("--disable-gil", "--quiet")
+_FLAGS = "OPT=-DNDEBUG -O2 -g0"
+# Modules are compiled when they are first imported, instead of all of them, thrice, with tests: the
+# step that would do that prints its help. pip comes with virtual environments.
+_INSTALL = ("COMPILEALL_OPTS=--help", "ENSUREPIP=no")
 
 # Seconds, for a build on two CPUs that others use as well.
 _PATIENCE = 3600
@@ -49,12 +53,14 @@ def interpreter(version: str) -> Path:
         Unavailable: It is not there and cannot be built here; the message says why.
     """
     cache = cache_directory()
+    named = hashlib.sha256(" ".join((*_CONFIGURE, _FLAGS, *_INSTALL)).encode()).hexdigest()[:12]
     with locked(cache):
-        prefix = made_once(cache / version, lambda target: _build(version, cache, target))
+        prefix = cache / f"{version}-{named}"
+        made_once(prefix, lambda target: _build(version, prefix, target))
     return prefix / "bin" / f"python{version}"
 
 
-def _build(version: str, cache: Path, target: Path) -> None:
+def _build(version: str, prefix: Path, target: Path) -> None:
     if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
         raise Unavailable(f"needs Debian's packages and a compiler: no {', '.join(missing)} here")
     # In the folder of unfinished things that the cache clears.
@@ -63,10 +69,9 @@ def _build(version: str, cache: Path, target: Path) -> None:
     tree = work / "tree"
     tree.mkdir()
     run_tool("tar", "--extract", "--strip-components=1", "--file", str(archive), cwd=tree)
-    prefix = cache / version
     run_tool("./configure", f"--prefix={prefix}", *_CONFIGURE, cwd=tree)
     run_tool("make", f"-j{os.cpu_count() or 1}", _FLAGS, cwd=tree)
-    run_tool("make", _FLAGS, f"DESTDIR={work / 'installed'}", "install", cwd=tree)
+    run_tool("make", _FLAGS, f"DESTDIR={work / 'installed'}", *_INSTALL, "install", cwd=tree)
     (work / "installed" / prefix.relative_to("/")).rename(target)
 
 

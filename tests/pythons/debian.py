@@ -23,9 +23,11 @@ __all__ = ["VERSIONS", "Environment", "environment"]
 
 VERSIONS = ("3.13", "3.14", "3.15")
 SUITE = "forky"
+# The test suites are CPython's own, some of which are run on this library.
 PACKAGES = (
     "ca-certificates",
     *(f"python{version}{part}" for version in VERSIONS for part in ("", "-venv")),
+    *(f"libpython{version}-testsuite" for version in VERSIONS),
 )
 
 # What is copied from this machine, so that pip finds there what it finds here.
