@@ -76,10 +76,12 @@ def environment(version: str, checkout: Path) -> Environment:
         raise Unavailable("only root may start programs in another root folder")
     if missing := [tool for tool in ("unshare", "chroot", "wget") if shutil.which(tool) is None]:
         raise Unavailable(f"needs {', '.join(missing)}")
-    cache = cache_directory()
+    cache = (
+        cache_directory() / "debian"
+    )  # of its own, so that a build meanwhile does not hold it up
     named = hashlib.sha256(" ".join((SUITE, *PACKAGES)).encode()).hexdigest()[:12]
     with locked(cache):
-        root = made_once(cache / f"debian-{named}", _bootstrap)
+        root = made_once(cache / f"{SUITE}-{named}", _bootstrap)
         _copy_into(root, _COPIED)
         return Environment(root, version, checkout)
 
