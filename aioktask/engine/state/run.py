@@ -717,12 +717,18 @@ class Run:
 
         In a turn what goes is kept in `dropped` until the lock is free, since it may be the last
         reference, and finalizers may be user code.
+
+        What the engine made is emptied too: without the GIL it goes when the thread that made it
+        next runs, which may be a helper that is parked for long.
         """
+        sweep = self.sweep
         self.dropped = (
             self.dropped,
             self.fn,
             self.bound,
-            self.sweep,
+            sweep,
+            sweep.fn,
+            sweep.tree,
             self.stints,
             self.loop,
             self.parent,
@@ -735,7 +741,8 @@ class Run:
             stint.run = OVER
         self.stints = {}
         self.sweep = NOTHING
-        self.fn = NOTHING.fn
+        self.fn = sweep.fn = NOTHING.fn
+        sweep.tree = None
         self.bound = _UNBOUND
         self.loop = self.parent = self.parent_stint = self.caller = None
         if self.reduces:
