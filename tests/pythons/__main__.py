@@ -33,6 +33,8 @@ PYTHONS = (*debian.VERSIONS, *FREE_THREADED)
 # What does not have to be there: a new interpreter may have no wheel of it yet.
 WISHES = ("uvloop", "matplotlib")
 
+PYTEST = ("-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", "--durations=15")
+
 # What is run, by name: a hang is found within --timeout, where every line is traced after minutes.
 CHECKS = {
     "everyday": ("--timeout=900",),
@@ -56,6 +58,7 @@ SHORT = {
             for name in ("children", "exit", "fork", "signals", "threads")
         ),
         "tests/interruption/test_cases.py",
+        "tests/interruption/test_merged_finalizers.py",
         "--timeout=300",
     ),
     "memory": (
@@ -126,7 +129,7 @@ def run(version: str, checks: dict[str, tuple[str, ...]], told: Path) -> bool:
         begun = time.monotonic()
         before = len(read(told))
         status = subprocess.call(
-            [*python, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", *arguments],
+            [*python, *PYTEST, *arguments],
             cwd=ROOT,
             env={**os.environ, **free, FILE: str(told.relative_to(ROOT)), CHECK: name},
         )
