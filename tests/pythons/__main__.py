@@ -41,10 +41,12 @@ CHECKS = {
     "sweep": ("-m", "sweep", "tests/interruption", "--timeout=900"),
 }
 # What an interpreter decides: how threads, finalizers and signals come in between, the calls of the
-# library from them, what can be pickled, what a fork's child and the exit find, ctypes.
+# library from them, what can be pickled, what a fork's child and the exit find, ctypes. Without
+# `test_turns`, which decides itself which thread goes on, and takes longest.
 SHORT = {
     "threads": (
-        "tests/engine/threads",
+        "tests/engine/threads/test_keeper.py",
+        "tests/engine/threads/test_pool.py",
         "tests/engine/state",
         "tests/engine/loops",
         "tests/engine/machine/test_os_threads.py",
