@@ -75,6 +75,11 @@ def test_a_finalizer_that_the_collector_runs_cancels_a_job() -> None:
     program = """
         import gc
         finalized = 0
+        enough, second, lists = 3000, 1000, 20
+        if not getattr(sys, "_is_gil_enabled", lambda: True)():
+            # There the collector comes after 512 objects of a thread, if the second threshold is 0,
+            # and stops all threads, which takes some milliseconds.
+            enough, second, lists = 100, 0, 600
         stop = threading.Event()
 
         class Resource:
@@ -90,10 +95,10 @@ def test_a_finalizer_that_the_collector_runs_cancels_a_job() -> None:
         with Coordinator() as coordinator:
             handle = coordinator.submit(Job(lambda a, b: stop.wait(), 100, chunk=1, max_threads=1))
             Resource()
-            while finalized < 3000:
-                gc.set_threshold(random.randrange(1, 30), 1000, 1000)
+            while finalized < enough:
+                gc.set_threshold(random.randrange(1, 30), second, 1000)
                 run_multithreaded_sync(
-                    Job(lambda a, b: [[] for _ in range(20)], 30, chunk=1, undo=empty)
+                    Job(lambda a, b: [[] for _ in range(lists)], 30, chunk=1, undo=empty)
                 )
             stop.set()
         gc.set_threshold(0)
