@@ -18,9 +18,9 @@
 #   puts the command into the inbox, then looks for an idle helper. So one of them sees the other.
 # - A command is taken out before it is applied. One that fails ends the run that it is about, and
 #   the turn goes on (`recovery.recover`).
-# - When the lock is free, what the turn has to say is sent: the engine runs no user code while it is
-#   taken, and lets go of a user's object afterwards. Finalizers that the interpreter runs meanwhile,
-#   of garbage and, without the GIL, of what this thread made and another one let go of, post.
+# - When the lock is free, what the turn has to say is sent: the engine runs no user code while it
+#   is taken, and lets go of a user's object afterwards. The interpreter may run finalizers even so,
+#   of garbage and, without the GIL, of what this thread made and another one let go of: they post.
 #
 # Relies on the steps of `deque`, of `dict.setdefault` and of raw locks being atomic, with and
 # without the GIL, and never on the GIL itself.
