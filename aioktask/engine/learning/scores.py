@@ -35,6 +35,8 @@ CONFIDENCE = 1.0
 CONFIDENCE_IN_ONE = 3.0
 FIRST_NOISE = 0.05
 MOST_NOISE = 0.5
+# Beyond a size that is slower by this factor, a larger one is not tried.
+SLOWER = 0.8
 # A size that is slower than the one next to it by this factor, by one or two samples, was unlucky.
 HOLE = 0.7
 
@@ -228,6 +230,15 @@ class Scores:
         beside = (number - 1, number + 1)
         known = [self.speed(each) for each in beside if each in self._found or each == best]
         return bool(known) and score.speed < HOLE * max(known)
+
+    def beyond_slower(self, number: int, best: int) -> bool:
+        """Whether a size between this one and the size in use is known to be slower.
+
+        Curves that fell once seldom rise again beyond, and large chunks are dear to try.
+        """
+        low, high = sorted((number, best))
+        between = [each for k, each in self._found.items() if low < k < high]
+        return any(each.count > 1 and each.speed < SLOWER for each in between)
 
     def move(self, number: int, factor: float) -> None:
         """Take in that another size is in use, `factor` times as fast as the one before."""

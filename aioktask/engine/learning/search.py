@@ -39,9 +39,9 @@ LISTEN_LOSS = 0.1  # of any that is listened to: what the change leaves behind i
 MOST_LOSS = 5.0
 # What was not spent goes to the next run of the function, up to this.
 MOST_CREDIT_NS = 50 * MILLISECOND
-# The part of the time left that one trial may take: of a much larger size; of any other; and, for
+# The part of the time left that one trial may take: of a size that is due; of any other; and, for
 # all helpers together, of the largest size in a function's first run and in later ones.
-LEAP_SHARE = 1 / 8
+RARE_SHARE = 1 / 8
 TRIAL_SHARE = 1 / 32
 FIRST_FAR_SHARE = 1 / 16
 FAR_SHARE = 0.3
@@ -57,7 +57,6 @@ class Search:
 
     Attributes:
         settled: Whether the search has ended, and sizes are only listened to.
-        leapt: Whether a much larger size was tried, or need not be.
         credit_ns: How much more trials may cost, by the work done so far.
         probes: Units that trials of unknown sizes may still take.
         listened: How many trials there were since the search had ended.
@@ -74,7 +73,6 @@ class Search:
         "_seen",
         "_together",
         "credit_ns",
-        "leapt",
         "listened",
         "probes",
         "remembered",
@@ -85,7 +83,6 @@ class Search:
         self._curve = curve
         self._paces = paces  # of all helpers
         self.settled = False
-        self.leapt = False
         self.remembered = False
         self.credit_ns = self._listen_ns = 0.0
         self.probes = PROBES_SHARE * curve.size
@@ -99,7 +96,7 @@ class Search:
     def for_next_run(self, curve: Curve, paces: list[Pace]) -> Search:
         """What the next run of the function begins with, on its own curve and helpers."""
         following = Search(curve, paces)
-        following.remembered = following.leapt = True
+        following.remembered = True
         following.settled = self.settled
         following.credit_ns = min(max(self.credit_ns, -MOST_CREDIT_NS), MOST_CREDIT_NS)
         following.probes += min(self.probes, self._curve.size)
@@ -200,7 +197,6 @@ class Search:
         if lasts > left_ns / 2:
             return False
         left_ns += curve.worked_ns
-        leap = not known and not self.leapt and number == curve.longest(rate)
         far = number == curve.far(rate)
         if far and lasts > LONGEST_NS:
             promising = curve.scores.speed(number) > MUCH_BETTER
@@ -208,25 +204,17 @@ class Search:
             if lasts * len(self._paces) > left_ns * share:
                 return False
         elif lasts > left_ns * TRIAL_SHARE:
-            rare = leap or number == curve.before or self._rising(number)
-            if not rare or lasts > left_ns * LEAP_SHARE:
+            rare = number in (curve.before, curve.best + 1)
+            if not rare or lasts > left_ns * RARE_SHARE:
                 return False
         if not known and lasts <= probe and lasts * rate > self.probes:
             return False
-        if leap:
-            self.leapt = True
-            return True
         if known:
             least = LISTEN_LOSS if self.settled else LEAST_LOSS
             loss = max(1 - curve.scores.speed(number), least)
         else:
             loss = FAR_LOSS if far else UNKNOWN_LOSS
         return lasts * loss * (1 if lasts < LONG_TRIAL_NS else len(self._paces)) <= budget
-
-    def _rising(self, number: int) -> bool:
-        """Whether the size is next above the one in use, which is the largest that was tried."""
-        best = self._curve.best
-        return number == best + 1 and best >= max(self._curve.scores, default=best)
 
     def _wanted(self, rate: float, probe: float) -> Iterator[int]:
         """The sizes that ought to be tried, the most urgent first."""
@@ -236,12 +224,11 @@ class Search:
         longest = curve.longest(rate)
         if curve.too_long(rate) and not scores.sure(longest):
             yield longest
-        unknown = [k for k in curve.possible(rate) if k not in scores and k != best]
+        possible = [k for k in curve.possible(rate) if k not in scores and k != best]
         # Steps of four first: they show the shape of the curve at half the price.
-        quick = [k for k in unknown if curve.size_of(k) <= rate * probe]
+        quick = [k for k in possible if curve.size_of(k) <= rate * probe]
+        unknown = [k for k in possible if k in quick or not scores.beyond_slower(k, best)]
         yield from sorted(quick, key=lambda k: ((k - best) % 2, abs(k - best)))
-        if not self.leapt and longest in unknown:
-            yield longest
         promising = max([1.0, *map(scores.least, scores)])
         near = [
             k
@@ -255,7 +242,8 @@ class Search:
             if k in unknown:
                 yield k
         far = curve.far(rate)
-        if far not in (best, *unknown) and curve.alone and not curve.uneven:
+        hopeful = far not in (best, *unknown) and not scores.beyond_slower(far, best)
+        if hopeful and curve.alone and not curve.uneven:
             count = scores.count(far)
             if not count or (count < FAR_SAMPLES and scores.speed(far) > 1):
                 yield far

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from aioktask.engine.learning.climb import Climb
 from aioktask.engine.learning.curve import FAR_SLOWER, LONGEST_NS, SHORTEST_NS, Curve
 from aioktask.engine.learning.scores import Pace, Scores
 from aioktask.engine.learning.search import LONG_TRIAL_NS, Search
 from aioktask.engine.learning.stretch import MOST_CHUNKS
 from aioktask.engine.ranges.claims import fair_count
-from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, round_up
+from aioktask.engine.ranges.plan import round_up
 
 __all__ = ["Sizes"]
 
@@ -31,10 +32,6 @@ SETTLED_STRETCH_NS = 5 * MILLISECOND
 # it costs.
 FIRST_SHARE = 4096
 FIRST_SHARE_EACH = 256
-
-# A job that takes each helper less than this begins with chunks nearly as large as padata's: there
-# is no time to find out, and nothing is like the user's one call over everything as much as these.
-SHORT_JOB_NS = 50 * MILLISECOND
 
 # A size that is surely so much faster takes the place of the one in use. At first it is believed to
 # be at most MOST_GAIN times as fast, so that the others are not thought worse than they are.
@@ -65,6 +62,7 @@ class Sizes:
     """
 
     __slots__ = (
+        "_climb",
         "_curve",
         "_paces",
         "_search",
@@ -76,6 +74,7 @@ class Sizes:
         self._paces: list[Pace] = []
         curve = self._curve = Curve(size, grain, threads)
         curve.best = curve.at_most(size // max(FIRST_SHARE, FIRST_SHARE_EACH * threads))
+        self._climb = Climb(curve)
         self._search = Search(curve, self._paces)
         self.rate = 0.0
         self.paused = False
@@ -88,6 +87,7 @@ class Sizes:
         following = Sizes(size, self.grain, self._curve.threads)
         following.rate = self.rate
         curve = following._curve = self._curve.for_next_run(size)
+        following._climb = self._climb.for_next_run(curve)
         following._search = self._search.for_next_run(curve, following._paces)
         return following
 
@@ -188,12 +188,14 @@ class Sizes:
             shorter = curve.longest(rate)
             if curve.scores.speed(shorter) > NO_SHORTER:
                 return self._fitted(shorter, 1, *room)
+        if not self._climb.over:
+            self._step_up(pace, left // sharers, rate, search.probe_ns(left, rate))
         number, length = curve.best, float(SETTLED_STRETCH_NS if search.settled else STRETCH_NS)
         if pace.trial >= 0:
             number, length, pace.trial = pace.trial, search.probe_ns(left, rate), -1
         elif not pace.known:
             length = min(length, search.probe_ns(left, rate))
-        elif not pace.tried and not self.paused:
+        elif self._climb.over and not pace.tried and not self.paused:
             probe = search.probe_ns(left, rate)
             trial = search.next(pace, left, rate, probe)
             if trial is not None:
@@ -226,16 +228,16 @@ class Sizes:
                 self._choose()
 
     def _measured_best(self, pace: Pace, units: int, wall_ns: int) -> None:
-        curve, search = self._curve, self._search
-        known = pace.known
+        curve = self._curve
+        known, expected = pace.known, pace.rate
         factor = pace.add(units, wall_ns)
         if known:
             curve.scores.heard(factor)
             if factor < FAR_SLOWER:
                 curve.uneven_ns += wall_ns
         self.rate = pace.rate
-        if not curve.scores and not search.leapt:
-            self._begin_large(pace)
+        if not self._climb.over:
+            self._judge_step(pace, units / (max(wall_ns, 1) * expected) if expected else 1.0)
         self._keep_long(pace)
 
     def disturbed(self) -> None:
@@ -295,13 +297,25 @@ class Sizes:
                 curve.scores.scale(factor, but=curve.before)
             curve.before = -1
 
-    def _begin_large(self, pace: Pace) -> None:
-        """In a short job, go on with the largest chunks."""
-        curve = self._curve
-        self._search.leapt = (curve.size - self.chunk) / pace.rate < SHORT_JOB_NS * curve.threads
-        if self._search.leapt:
-            most = min(curve.longest_ns * pace.rate, curve.even // CHUNKS_PER_THREAD)
-            self._use(curve.at_most(most), 1.0, verify=False)
+    def _step_up(self, pace: Pace, share: float, rate: float, probe: float) -> None:
+        """Make the next step of the climb, if it is this helper's turn to."""
+        step = self._climb.next(pace, share, rate, probe)
+        if step:
+            self._use(self._curve.best + step, 1.0, verify=False)
+
+    def _judge_step(self, pace: Pace, gain: float) -> None:
+        """Keep the last step of the climb, or take it back, if the helper can judge of it."""
+        climb, scores = self._climb, self._curve.scores
+        if not climb.measured(pace, gain):
+            return
+        higher = self.best
+        lower = higher - climb.step
+        scores.scale(1 / gain)  # it was taken to be as fast as the one before
+        if climb.over:
+            self._use(lower, 1 / gain, verify=False)
+            scores.add(higher, gain)
+        else:
+            scores.add(lower, 1 / gain)
 
     def _keep_long(self, pace: Pace) -> None:
         """Make the size in use a larger one if its chunks last much shorter than chunks should."""
