@@ -26,9 +26,6 @@ LONGER = 1.5
 
 KEPT_SAMPLES = 11
 SURE_SAMPLES = 3
-# A score above this needs more samples.
-TOO_GOOD = 1.5
-SURE_SAMPLES_TOO_GOOD = 5
 # A score may be off by this many times the noise of one sample, divided by the root of their
 # number; a single sample, which may be an outlier, by more.
 CONFIDENCE = 1.0
@@ -200,10 +197,7 @@ class Scores:
 
     def sure(self, number: int) -> bool:
         """Whether enough is known of a size to use it, or not to."""
-        score = self._found.get(number)
-        if score is None:
-            return False
-        return score.count >= (SURE_SAMPLES if score.speed < TOO_GOOD else SURE_SAMPLES_TOO_GOOD)
+        return self.count(number) >= SURE_SAMPLES
 
     def _doubt(self, score: Score) -> float:
         factor = CONFIDENCE if score.count > 1 else CONFIDENCE_IN_ONE

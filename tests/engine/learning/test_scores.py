@@ -60,18 +60,6 @@ def test_doubt_shrinks_with_samples_and_grows_with_noise() -> None:
     assert doubt(3, 0.2) > doubt(3, 0.1)
 
 
-def test_what_sounds_too_good_needs_more_samples() -> None:
-    scores = Scores()
-    for _ in range(SURE_SAMPLES):
-        scores.add(1, 1.1)
-        scores.add(2, 4.0)
-    assert scores.sure(1)
-    assert not scores.sure(2)
-    scores.add(2, 4.0)
-    scores.add(2, 4.0)
-    assert scores.sure(2)
-
-
 def test_a_hole_in_the_curve_is_bad_luck_until_it_is_sure() -> None:
     scores = Scores()
     scores.put(4, 0.9, 5)
