@@ -225,10 +225,9 @@ class Search:
         if curve.too_long(rate) and not scores.sure(longest):
             yield longest
         possible = [k for k in curve.possible(rate) if k not in scores and k != best]
-        # Steps of four first: they show the shape of the curve at half the price.
         quick = [k for k in possible if curve.size_of(k) <= rate * probe]
         unknown = [k for k in possible if k in quick or not scores.beyond_slower(k, best)]
-        yield from sorted(quick, key=lambda k: ((k - best) % 2, abs(k - best)))
+        yield from sorted(quick, key=lambda k: abs(k - best))
         promising = max([1.0, *map(scores.least, scores)])
         near = [
             k
@@ -247,7 +246,6 @@ class Search:
             count = scores.count(far)
             if not count or (count < FAR_SAMPLES and scores.speed(far) > 1):
                 yield far
-        # The slower of two steps of four may hide something between them, or beyond.
         slow = [k for k in unknown if k not in quick and abs(k - best) > 1]
         yield from sorted(slow, key=lambda k: abs(k - best))
 
