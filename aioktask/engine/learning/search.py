@@ -33,7 +33,6 @@ MOST_SEEN = 2
 SEARCH_SHARE = 0.05
 LISTEN_SHARE = 0.005
 UNKNOWN_LOSS = 0.5  # of a size that was never tried
-FAR_LOSS = 0.25  # of one that is nearly the user's own call over everything
 LEAST_LOSS = 0.02  # of any, or searching would have no end
 LISTEN_LOSS = 0.1  # of any that is listened to: what the change leaves behind in the caches
 MOST_LOSS = 5.0
@@ -194,8 +193,6 @@ class Search:
             return False
         known = number in curve.scores
         lasts = max(probe, curve.lasts(number, rate))
-        if lasts > left_ns / 2:
-            return False
         left_ns += curve.worked_ns
         far = number == curve.far(rate)
         if far and lasts > LONGEST_NS:
@@ -213,7 +210,7 @@ class Search:
             least = LISTEN_LOSS if self.settled else LEAST_LOSS
             loss = max(1 - curve.scores.speed(number), least)
         else:
-            loss = FAR_LOSS if far else UNKNOWN_LOSS
+            loss = UNKNOWN_LOSS
         return lasts * loss * (1 if lasts < LONG_TRIAL_NS else len(self._paces)) <= budget
 
     def _wanted(self, rate: float, probe: float) -> Iterator[int]:
