@@ -218,9 +218,6 @@ class Search:
         curve, scores, best = self._curve, self._curve.scores, self._curve.best
         if curve.before >= 0:
             yield curve.before
-        longest = curve.longest(rate)
-        if curve.too_long(rate) and not scores.sure(longest):
-            yield longest
         possible = [k for k in curve.possible(rate) if k not in scores and k != best]
         quick = [k for k in possible if curve.size_of(k) <= rate * probe]
         unknown = [k for k in possible if k in quick or not scores.beyond_slower(k, best)]
