@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aioktask.engine.learning.climb import Climb
-from aioktask.engine.learning.curve import FAR_SLOWER, LONGEST_NS, SHORTEST_NS, Curve
+from aioktask.engine.learning.curve import FAR_SLOWER, LONGEST_NS, Curve
 from aioktask.engine.learning.scores import Pace, Scores
 from aioktask.engine.learning.search import LONG_TRIAL_NS, Search
 from aioktask.engine.learning.stretch import MOST_CHUNKS
@@ -33,10 +33,8 @@ SETTLED_STRETCH_NS = 5 * MILLISECOND
 FIRST_SHARE = 4096
 FIRST_SHARE_EACH = 256
 
-# A size that is surely so much faster takes the place of the one in use. At first it is believed to
-# be at most MOST_GAIN times as fast, so that the others are not thought worse than they are.
+# A size that is surely so much faster takes the place of the one in use.
 BETTER = 1.02
-MOST_GAIN = 2.0
 # A size whose chunks last too long is left for a smaller one above this relative speed; beside
 # another job for one above NO_SHORTER, below which chunks would hardly be shorter.
 MUCH_SLOWER = 0.83
@@ -238,7 +236,6 @@ class Sizes:
         self.rate = pace.rate
         if not self._climb.over:
             self._judge_step(pace, units / (max(wall_ns, 1) * expected) if expected else 1.0)
-        self._keep_long(pace)
 
     def disturbed(self) -> None:
         """Forget stretches after the number of helpers changed, and so what each gets done."""
@@ -262,7 +259,7 @@ class Sizes:
         rival = max(may_be, key=scores.least, default=best)
         if rival != best and scores.least(rival) > BETTER:
             # The best of several scores is so partly by luck: so only its least speed counts.
-            self._use(rival, min(scores.least(rival), MOST_GAIN))
+            self._use(rival, scores.least(rival))
         elif curve.too_long(self.rate) and scores.sure(shorter := curve.longest(self.rate)):
             # But not where the call itself costs so much that smaller chunks are no shorter.
             if scores.speed(shorter) > MUCH_SLOWER:
@@ -316,16 +313,6 @@ class Sizes:
             scores.add(higher, gain)
         else:
             scores.add(lower, 1 / gain)
-
-    def _keep_long(self, pace: Pace) -> None:
-        """Make the size in use a larger one if its chunks last much shorter than chunks should."""
-        curve = self._curve
-        if pace.known and self.chunk < SHORTEST_NS / 2 * pace.rate:
-            number = curve.best
-            while number < curve.top and curve.size_of(number) < SHORTEST_NS * pace.rate:
-                number += 1
-            if number != curve.best:
-                self._use(number, 1.0, verify=False)
 
     # How a stretch fits into what is left.
 
