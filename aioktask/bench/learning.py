@@ -43,8 +43,8 @@ NUMEXPR, PRANGE, KERNEL = "numexpr", "numba, prange", "aioktask, numba's loop wi
 RUNS_BEFORE = 8
 SWEEP_ROUNDS = 3
 COARSE = 4
-# A first run of at least so many seconds has had time to learn.
-LONG = 0.5
+# What a first run is promised, of the best, by the seconds of plain: it has the time to learn.
+FIRST_RUNS = ((0.5, 0.90), (0.1, 0.75))
 # Seconds of plain from which on something is promised: below, starting threads would count.
 LONG_ENOUGH = 0.010
 # Beside these a short job waits for its turn; beside the last for the GIL, so nothing is promised.
@@ -210,7 +210,7 @@ def _summary(rows: Sequence[tuple[object, ...]]) -> Table:
         (
             "Speeds, plain = 1; then what is learned against the best. Rule: padata's, four chunks "
             "a thread. Best: of a sweep over chunk sizes, in units, and numbers of threads.",
-            "First: nothing is remembered. Later: after "
+            "First: nothing is remembered, as in a fresh process. Later: after "
             f"{RUNS_BEFORE} runs, with what the last of them chose.",
         ),
     )
@@ -222,11 +222,14 @@ def _promises(name: str, times: Mapping[str, Sequence[float]], best: str) -> Ite
     def of(rival: str, ours: str, limit: float, text: str) -> Promise:
         return Promise(f"{name}: {text}", limit, True, ratio(times[rival], times[ours]))
 
-    if statistics.median(times[PLAIN]) < LONG_ENOUGH:
+    plain = statistics.median(times[PLAIN])
+    if plain < LONG_ENOUGH:
         return
     yield of(best, WARM, 0.95, "later runs, of the best of the sweep")
-    if statistics.median(times[COLD]) >= LONG:
-        yield of(best, COLD, 0.90, "a first run, of the best of the sweep")
+    for long, limit in FIRST_RUNS:
+        if plain >= long:
+            yield of(best, COLD, limit, "a first run, of the best of the sweep")
+            break
     yield of(PLAIN, WARM, 0.97, "later runs, of plain")
     yield of(PLAIN, COLD, 0.97, "a first run, of plain")
     if PRANGE in times and KERNEL in times:

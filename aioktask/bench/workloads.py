@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -246,6 +247,83 @@ def _slower(count: int) -> NDArray[np.int64]:
     return np.where(np.arange(count) < count // 2, 1, 4)
 
 
+@contextmanager
+def _normalise(scale: float) -> Iterator[Workload]:
+    rows = np.random.default_rng(1).integers(0, 256, (_units(scale, 6000), 4096), np.uint8)
+    out = np.ones(rows.shape, np.float32)
+
+    def work(start: int, stop: int) -> None:
+        part = rows[start:stop].astype(np.float32)
+        part -= part.mean(axis=1, keepdims=True)
+        out[start:stop] = part / part.std(axis=1, keepdims=True)
+
+    yield Workload(work, len(rows), output=out)
+
+
+@contextmanager
+def _transform(scale: float) -> Iterator[Workload]:
+    rows = np.random.default_rng(1).random((_units(scale, 3 << 14), ROW))
+    out = np.ones((len(rows), ROW // 2 + 1), np.complex128)
+
+    def work(start: int, stop: int) -> None:
+        out[start:stop] = np.fft.rfft(rows[start:stop], axis=1)
+
+    yield Workload(work, len(rows), output=out)
+
+
+@contextmanager
+def _deflate(scale: float) -> Iterator[Workload]:
+    # Of fewer and fewer different bytes, so that some blocks take longer than others.
+    kinds = np.random.default_rng(1).integers(2, 256, (_units(scale, 3 << 8), 1))
+    blocks = np.random.default_rng(2).integers(0, kinds, (len(kinds), HASHED), np.uint8)
+    sizes = np.zeros(len(blocks), np.int64)
+
+    def work(start: int, stop: int) -> None:
+        for at in range(start, stop):
+            sizes[at] = len(zlib.compress(blocks[at], 1))
+
+    yield Workload(work, len(blocks), output=sizes)
+
+
+@contextmanager
+def _gather(scale: float) -> Iterator[Workload]:
+    index = np.random.default_rng(1).integers(0, 1 << 24, _units(scale, 1 << 25))
+    table = np.linspace(0.0, 1.0, 1 << 24)
+    out = np.ones(len(index))
+
+    def work(start: int, stop: int) -> None:
+        np.take(table, index[start:stop], out=out[start:stop], mode="clip")
+
+    yield Workload(work, len(index), output=out)
+
+
+@contextmanager
+def _nearest(scale: float) -> Iterator[Workload]:
+    points = np.random.default_rng(1).random((_units(scale, 3 << 16), 8), np.float32)
+    centres = np.random.default_rng(2).random((64, 8), np.float32)
+    nearest = np.zeros(len(points), np.float32)
+
+    def work(start: int, stop: int) -> None:
+        apart = points[start:stop, None] - centres
+        apart *= apart
+        nearest[start:stop] = apart.sum(axis=2).min(axis=1)
+
+    yield Workload(work, len(points), output=nearest)
+
+
+@contextmanager
+def _solve(scale: float) -> Iterator[Workload]:
+    matrices = np.random.default_rng(1).random((_units(scale, 3 << 18), 8, 8))
+    right = np.random.default_rng(2).random((len(matrices), 8, 1))
+    out = np.ones_like(right)
+
+    def work(start: int, stop: int) -> None:
+        out[start:stop] = np.linalg.solve(matrices[start:stop], right[start:stop])
+
+    with one_blas_thread() as note:
+        yield Workload(work, len(matrices), output=out, note=note)
+
+
 # Name, and how to make it at a scale of 1 or less.
 SUITE: dict[str, Make] = {
     "expression": _expression,
@@ -262,4 +340,10 @@ SUITE: dict[str, Make] = {
     "pure Python, holds the GIL": _python,
     "uneven cost": _repeated(_heavy_tailed, 3 << 13),
     "four times slower half-way": _repeated(_slower, 1 << 15),
+    "rows normalised": _normalise,
+    "Fourier transform of rows": _transform,
+    "deflate of blocks": _deflate,
+    "gather by index": _gather,
+    "nearest of 64 centres": _nearest,
+    "small systems solved": _solve,
 }
