@@ -33,19 +33,13 @@ class Climb:
 
     __slots__ = ("_curve", "_gain", "_leader", "_ready", "over", "step")
 
-    def __init__(self, curve: Curve) -> None:
+    def __init__(self, curve: Curve, *, over: bool = False) -> None:
         self._curve = curve
         self._leader: Pace | None = None  # the helper that decides on the next step
         self._ready = False  # whether it has measured the size in use
         self._gain = CALL_COSTS  # how much faster it became by the last step
-        self.over = False
+        self.over = over
         self.step = 0
-
-    def for_next_run(self, curve: Curve) -> Climb:
-        """What the next run of the function begins with, on its own curve."""
-        following = Climb(curve)
-        following.over = self.over
-        return following
 
     def measured(self, pace: Pace, gain: float) -> bool:
         """Take in a stretch of the size in use; whether it told what the last step brought.

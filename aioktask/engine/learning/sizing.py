@@ -85,7 +85,7 @@ class Sizes:
         following = Sizes(size, self.grain, self._curve.threads)
         following.rate = self.rate
         curve = following._curve = self._curve.for_next_run(size)
-        following._climb = self._climb.for_next_run(curve)
+        following._climb = Climb(curve, over=self._climb.over or self.settled)
         following._search = self._search.for_next_run(curve, following._paces)
         return following
 
