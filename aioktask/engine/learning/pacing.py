@@ -208,13 +208,12 @@ class FixedStepper(Stepper):
 class LearnedPacing(Pacing):
     """Chunks of the size that is found to be best."""
 
-    __slots__ = ("_cut", "_scaled_at", "_steppers", "sizes")
+    __slots__ = ("_cut", "_steppers", "sizes")
 
     def __init__(self, sizes: Sizes, scaling: Scaling | None, cut: int | None = None) -> None:
         super().__init__(scaling)
         self.sizes = sizes
         self._cut = cut or sizes.grain  # the pieces that end the range are multiples of it
-        self._scaled_at = sizes.best  # the size when the number of threads was last found
         self._steppers: list[LearnedStepper] = []
 
     def stepper(self, factor: int) -> Stepper:
@@ -275,10 +274,6 @@ class LearnedPacing(Pacing):
             sizes.forget()
         if moved:
             sizes.disturbed()
-            self._scaled_at = sizes.best
-        elif abs(sizes.best - self._scaled_at) > 1:
-            scaling.another_size()
-            self._scaled_at = sizes.best
         return found
 
 

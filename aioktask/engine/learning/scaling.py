@@ -176,12 +176,6 @@ class Scaling:
         """Whether fewer threads must be tried before all else, since they wait for each other."""
         return not self._urged and self.level > 1 and self.waiting
 
-    def another_size(self) -> None:
-        """Take in that chunks have a very different size now: more threads may help again."""
-        if self._from is None and self.level < self.most:
-            self._downwards = False
-            self._pause_left = 1
-
     def served(
         self, threads: int, wall_ns: int, waited_ns: int, cpu_ns: int, system_ns: int
     ) -> None:

@@ -153,20 +153,6 @@ def test_threads_that_wait_in_the_kernel_do_not_hold_the_gil() -> None:
     assert not scaling.holds_gil
 
 
-def test_after_chunks_became_much_larger_more_threads_are_looked_at_soon() -> None:
-    scaling = Scaling(2)
-    windows(scaling, 1000.0)
-    windows(scaling, 1000.0, 3)
-    windows(scaling, 1000.0)
-    assert scaling.level == 1
-    scaling.another_size()
-    windows(scaling, 1000.0)
-    assert scaling.level == 2
-    windows(scaling, 2000.0, 2)
-    windows(scaling, 2000.0)
-    assert scaling.level == 2
-
-
 @given(most=st.integers(1, 64), more=st.integers(1, 256))
 def test_more_threads_are_used_when_there_may_be_more(most: int, more: int) -> None:
     scaling = Scaling(most)
