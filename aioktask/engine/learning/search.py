@@ -38,9 +38,8 @@ LISTEN_LOSS = 0.1  # of any that is listened to: what the change leaves behind i
 MOST_LOSS = 5.0
 # What was not spent goes to the next run of the function, up to this.
 MOST_CREDIT_NS = 50 * MILLISECOND
-# The part of the time left that one trial may take: of a size that is due; of any other; and, for
-# all helpers together, of the largest size in a function's first run and in later ones.
-RARE_SHARE = 1 / 8
+# The part of the time left that one trial may take; and, for all helpers together, one of the
+# largest size in a function's first run and in later ones.
 TRIAL_SHARE = 1 / 32
 FIRST_FAR_SHARE = 1 / 16
 FAR_SHARE = 0.3
@@ -201,9 +200,7 @@ class Search:
             if lasts * len(self._paces) > left_ns * share:
                 return False
         elif lasts > left_ns * TRIAL_SHARE:
-            rare = number in (curve.before, curve.best + 1)
-            if not rare or lasts > left_ns * RARE_SHARE:
-                return False
+            return False
         if not known and lasts <= probe and lasts * rate > self.probes:
             return False
         if known:
