@@ -32,8 +32,6 @@ CONFIDENCE = 1.0
 CONFIDENCE_IN_ONE = 3.0
 FIRST_NOISE = 0.05
 MOST_NOISE = 0.5
-# Beyond a size that is slower by this factor, a larger one is not tried.
-SLOWER = 0.8
 # A size that is slower than the one next to it by this factor, by one or two samples, was unlucky.
 HOLE = 0.7
 
@@ -225,14 +223,14 @@ class Scores:
         known = [self.speed(each) for each in beside if each in self._found or each == best]
         return bool(known) and score.speed < HOLE * max(known)
 
-    def beyond_slower(self, number: int, best: int) -> bool:
-        """Whether a size between this one and the size in use is known to be slower.
+    def likely(self, number: int, best: int) -> float:
+        """The speed of a size, or else of the nearest one between it and the size in use.
 
-        Curves that fell once seldom rise again beyond, and large chunks are dear to try.
+        Curves that fell once seldom rise again beyond.
         """
         low, high = sorted((number, best))
-        between = [each for k, each in self._found.items() if low < k < high]
-        return any(each.count > 1 and each.speed < SLOWER for each in between)
+        near = [k for k in self._found if low <= k <= high]
+        return self._found[min(near, key=lambda k: abs(k - number))].speed if near else 1.0
 
     def move(self, number: int, factor: float) -> None:
         """Take in that another size is in use, `factor` times as fast as the one before."""

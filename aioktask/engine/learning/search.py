@@ -44,6 +44,9 @@ TRIAL_SHARE = 1 / 32
 FIRST_FAR_SHARE = 1 / 16
 FAR_SHARE = 0.3
 FAR_SAMPLES = 6
+# Beyond a size that is slower by this factor unknown ones are tried by what was saved up only, and
+# not by what the rest of the run may cost; the largest is not.
+SLOWER = 0.8
 # Where no trial is worth it, the search looks again after this part of the work, within limits.
 LOOK_SHARE = 1 / 20
 LEAST_LOOK_NS = 5 * MILLISECOND
@@ -191,7 +194,10 @@ class Search:
         if number in self._pending or number == curve.best:
             return False
         known = number in curve.scores
-        lasts = max(probe, curve.lasts(number, rate))
+        speed = curve.scores.likely(number, curve.best)
+        lasts = max(probe, curve.size_of(number) / (rate * speed))
+        if not known and speed < SLOWER:
+            budget = self.credit_ns
         left_ns += curve.worked_ns
         far = number == curve.far(rate)
         if far and lasts > LONGEST_NS:
@@ -203,11 +209,8 @@ class Search:
             return False
         if not known and lasts <= probe and lasts * rate > self.probes:
             return False
-        if known:
-            least = LISTEN_LOSS if self.settled else LEAST_LOSS
-            loss = max(1 - curve.scores.speed(number), least)
-        else:
-            loss = UNKNOWN_LOSS
+        least = LISTEN_LOSS if self.settled else LEAST_LOSS
+        loss = max(1 - speed, least if known else UNKNOWN_LOSS)
         return lasts * loss * (1 if lasts < LONG_TRIAL_NS else len(self._paces)) <= budget
 
     def _wanted(self, rate: float, probe: float) -> Iterator[int]:
@@ -215,9 +218,8 @@ class Search:
         curve, scores, best = self._curve, self._curve.scores, self._curve.best
         if curve.before >= 0:
             yield curve.before
-        possible = [k for k in curve.possible(rate) if k not in scores and k != best]
-        quick = [k for k in possible if curve.size_of(k) <= rate * probe]
-        unknown = [k for k in possible if k in quick or not scores.beyond_slower(k, best)]
+        unknown = [k for k in curve.possible(rate) if k not in scores and k != best]
+        quick = [k for k in unknown if curve.size_of(k) <= rate * probe]
         yield from sorted(quick, key=lambda k: abs(k - best))
         promising = max([1.0, *map(scores.least, scores)])
         near = [
@@ -232,7 +234,7 @@ class Search:
             if k in unknown:
                 yield k
         far = curve.far(rate)
-        hopeful = far not in (best, *unknown) and not scores.beyond_slower(far, best)
+        hopeful = far not in (best, *unknown) and scores.likely(far, best) >= SLOWER
         if hopeful and curve.alone and not curve.uneven:
             count = scores.count(far)
             if not count or (count < FAR_SAMPLES and scores.speed(far) > 1):
