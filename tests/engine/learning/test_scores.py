@@ -71,6 +71,19 @@ def test_a_hole_in_the_curve_is_bad_luck_until_it_is_sure() -> None:
     assert not scores.unlucky(5, best=6)
 
 
+@given(st.dictionaries(st.integers(0, 30), speeds), st.integers(0, 30), st.integers(0, 30))
+def test_an_unknown_size_is_expected_to_be_as_fast_as_the_nearest_on_the_way_to_it(
+    found: dict[int, float], number: int, best: int
+) -> None:
+    found.pop(best, None)
+    scores = Scores()
+    for k, speed in found.items():
+        scores.put(k, speed, 1)
+    way = range(number, best, 1 if number < best else -1)
+    nearest = next((found[k] for k in way if k in found), 1.0)
+    assert scores.likely(number, best) == nearest
+
+
 def test_noise_follows_how_much_stretches_differ() -> None:
     steady, shaky = Scores(), Scores()
     for turn in range(50):

@@ -221,6 +221,23 @@ def test_a_size_that_was_remembered_and_is_wrong_is_left_in_the_next_runs() -> N
     assert 13 <= sizes.best <= 16
 
 
+def test_larger_chunks_are_found_behind_slower_ones() -> None:
+    """A product of one row goes another way than one of two: the best are a hundred rows and more.
+
+    Here the run was led astray, and uses chunks of one row.
+    """
+    rows = {0: 0.8e6, 1: 2.5e6, 2: 1.25e6, 3: 0.62e6, 5: 0.19e6, 7: 0.07e6, 10: 0.04e6}
+    machine = Machine(by_size(rows))
+    lesson: Sizes | None = settled(
+        1 << 14, best=0, rate=1 / 0.8e6, noise=0.05, speeds={1: 0.32, 2: 0.64}
+    )
+    for seed in range(3):
+        sizes = simulate(machine, 1 << 14, seed=seed, sizes=lesson).sizes
+        assert sizes is not None
+        lesson = sizes
+    assert sizes.chunk >= 64
+
+
 def test_a_short_job_learns_over_its_runs() -> None:
     machine = Machine(by_size(EXPRESSION), spikes=0.0)
     best = best_fixed(machine, 1 << 21, least=1 << 10)
