@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, SupportsIndex, TypeVar
 
 from aioktask.engine.api.handle import Handle
-from aioktask.engine.api.process import current_pool
+from aioktask.engine.api.scope import Scope
 from aioktask.engine.api.submission import needed_loop, new_run, park_until
 from aioktask.engine.loops.loop import Loop, refuse_running_loop, running_loop
 from aioktask.engine.loops.waiting import wait_until, wait_until_shielded
@@ -30,7 +30,7 @@ T = TypeVar("T")
 _NO_LOAN = 19
 
 
-class Coordinator:
+class Coordinator(Scope):
     """A scope that owns jobs: none outlives it.
 
     Use it with ``async with`` (a server's lifespan) or, in a thread without a loop, with plain
@@ -80,10 +80,7 @@ class Coordinator:
             "remember": remember,
         }
         said = {name: value for name, value in given.items() if value is not None}
-        # By name, its groups' own: changed by `configure`, each value in one step, so that of calls
-        # in several threads, or in a signal handler, none undoes what another one sets.
-        self._tunables = checked("Coordinator()", said, scoped=True)
-        self._groups: dict[Pool, RunGroup] = {}  # by the process's pool
+        super().__init__(checked("Coordinator()", said, scoped=True))
 
     def __repr__(self) -> str:
         runs = [run for group in list(self._groups.values()) for run in list(group.runs)]
@@ -96,8 +93,7 @@ class Coordinator:
 
         Helpers above a lower one stop at the next chunk boundary.
         """
-        threads: int | None = self._tunables.get("max_threads")
-        return threads
+        return self._cap
 
     @max_threads.setter
     def max_threads(self, threads: SupportsIndex | None) -> None:
@@ -209,18 +205,6 @@ class Coordinator:
         except BaseException as error:  # KeyboardInterrupt: a second one gives up
             _leave_in_thread(pool, group, error, cancels=True)
             raise
-
-    def scope(self) -> tuple[Pool, RunGroup]:
-        """The pool of this process and this coordinator's group in it: a new one after a fork."""
-        pool = current_pool()
-        group = self._groups.get(pool)
-        if group is None:
-            for other in list(self._groups):
-                if other.dead:  # of the parent of this forked process
-                    self._groups.pop(other, None)
-            # In one step: several threads may come here at a time.
-            group = self._groups.setdefault(pool, RunGroup(self.max_threads, self._tunables))
-        return pool, group
 
 
 def _leave_in_thread(

@@ -10,12 +10,11 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from aioktask.checks import optional
-from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.interrupts import Interrupts
 from aioktask.engine.api.process import current_pool
+from aioktask.engine.api.scope import group_in
 from aioktask.engine.api.submission import (
     checked_job,
     is_main_thread,
@@ -32,7 +31,6 @@ from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import Plan, make_plan, with_learned
 from aioktask.engine.state import waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
-from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.outbox import Source
 from aioktask.engine.state.run import GIL_ADVICE, Run
 from aioktask.engine.state.settings import beginning, learns, remembers
@@ -41,6 +39,9 @@ from aioktask.engine.state.workers import Caller
 from aioktask.engine.threads.archive import Reading
 from aioktask.engine.threads.pool import Pool
 from aioktask.job import Job, Report
+
+if TYPE_CHECKING:
+    from aioktask.engine.api.coordinator import Coordinator
 
 T = TypeVar("T")
 
@@ -90,7 +91,7 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     if loop.may_be_cancelled:
         await loop.checkpoint_if_cancelled()
     outer = enclosing_stint()
-    group = _group(pool, coordinator, outer)
+    group = group_in(pool, coordinator, outer)
     run = new_run(pool, group, job, loop, parent=outer, owned=True)
     nested = outer is not None and outer.run.group is group
     waiter = loop.waiter(
@@ -206,7 +207,7 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
     refuse_running_loop("run_multithreaded_sync()", "await run_multithreaded(job) instead")
     refuse_waiting("run_multithreaded_sync()")
     stint = local.stint
-    group = _group(pool, coordinator, stint)
+    group = group_in(pool, coordinator, stint)
     run = new_run(pool, group, job, None, parent=stint, owned=True)
     caller = Caller(nice_of_waiter(stint, run), stint, main=is_main_thread())
     nested = stint is not None and stint.run.group is group
@@ -288,7 +289,7 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
     4
     """
     pool = current_pool()
-    group = _group(pool, coordinator, None)
+    group = group_in(pool, coordinator, None)
     adapter = pool.adapter
     adapter.refresh()
     cap, share, tunables = adapter.cap, adapter.share, adapter.tunables
@@ -340,11 +341,3 @@ class _Abandoned:
 
     def __call__(self) -> None:
         self._pool.cancel(self._run)
-
-
-def _group(pool: Pool, coordinator: Coordinator | None, outer: Stint | None) -> RunGroup:
-    if coordinator is not None:
-        given = optional("coordinator", coordinator, Coordinator)
-        assert given is not None
-        return given.scope()[1]
-    return pool.state.root if outer is None else outer.run.group
