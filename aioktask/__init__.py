@@ -29,6 +29,7 @@ __all__ = [
     "memory",
     "plan",
     "priority",
+    "run",
     "run_multithreaded",
     "run_multithreaded_sync",
     "set_max_threads",
@@ -62,6 +63,7 @@ _NAMES = {
     "memory": "aioktask.memory",
     "plan": "aioktask.engine.api.run_job",
     "priority": "aioktask.engine.priority",
+    "run": "aioktask.engine.api.run_job",
     "run_multithreaded": "aioktask.engine.api.run_job",
     "run_multithreaded_sync": "aioktask.engine.api.run_job",
     "set_max_threads": "aioktask.engine.api.process",
@@ -73,7 +75,7 @@ if TYPE_CHECKING:
     from aioktask.engine.api.coordinator import Coordinator
     from aioktask.engine.api.handle import Handle
     from aioktask.engine.api.process import configure, max_threads, set_max_threads, tunables
-    from aioktask.engine.api.run_job import plan, run_multithreaded, run_multithreaded_sync
+    from aioktask.engine.api.run_job import plan, run, run_multithreaded, run_multithreaded_sync
     from aioktask.engine.priority import priority
     from aioktask.engine.ranges.plan import Plan
     from aioktask.engine.state.current import current_chunk

@@ -9,7 +9,7 @@ import inspect
 import operator
 import os
 from collections.abc import Iterable
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import SupportsIndex, TypeVar, cast
 
 T = TypeVar("T")
@@ -126,6 +126,12 @@ _NOT_ORDINARY = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_G
 
 def _is_plain(function: object) -> bool:
     """Whether it is certainly an ordinary function: what most are, told quickly."""
+    while type(function) is functools.partial:
+        function = function.func
+    if type(function) is MethodType:
+        function = function.__func__
+    if type(function) is BuiltinFunctionType:
+        return True
     return (
         type(function) is FunctionType
         and not function.__code__.co_flags & _NOT_ORDINARY
@@ -170,6 +176,8 @@ def is_async(function: object) -> bool:
 
 
 def name_of(function: object) -> str:
+    if type(function) is FunctionType:
+        return function.__qualname__
     target = _targets(function)[0]
     return str(getattr(target, "__qualname__", type(target).__name__))
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from types import EllipsisType, GetSetDescriptorType
 from typing import (
     Any,
+    ClassVar,
     Generic,
     Literal,
     NoReturn,
@@ -173,6 +174,8 @@ class Job(Generic[T]):
     remember: bool | str | None
     name: str
     _bind: Callable[[], Bound[T]] | None = field(repr=False)
+    # Whether it is one call of a function that knows nothing of ranges: see `engine/api/call.py`.
+    single_call: ClassVar[bool] = False
 
     @overload
     def __init__(

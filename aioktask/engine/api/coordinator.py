@@ -6,10 +6,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, SupportsIndex, TypeVar
+from typing import Any, SupportsIndex, TypeVar, TypeVarTuple, Unpack
 
 from aioktask.engine.api.handle import Handle
+from aioktask.engine.api.run_job import run
 from aioktask.engine.api.scope import Scope
 from aioktask.engine.api.submission import needed_loop, new_run, park_until
 from aioktask.engine.loops.loop import Loop, refuse_running_loop, running_loop
@@ -25,6 +27,7 @@ from aioktask.errors import UndoFailed
 from aioktask.job import Job, Learn, Remember
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # The nice at which a leaver waits: the least urgent one, so that it lends jobs nothing.
 _NO_LOAN = 19
@@ -140,6 +143,19 @@ class Coordinator(Scope):
             pool.cancel(run)
             raise
         return Handle(pool, run, job)
+
+    async def run(
+        self,
+        fn: Callable[[Unpack[Ts]], T],
+        *args: *Ts,
+        nice: SupportsIndex | None = None,
+        name: str | None = None,
+    ) -> T:
+        """Call a function on a helper thread, and wait for what it returns: see `aioktask.run`.
+
+        **Cancellation.** As `aioktask.run`.
+        """
+        return await run(fn, *args, nice=nice, name=name, coordinator=self)
 
     async def shutdown(self, *, cancel: bool = False) -> None:
         """Take no more jobs, and wait for those there are; with `cancel`, cancel them first.

@@ -9,9 +9,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, TypeVarTuple, Unpack
 
+from aioktask.engine.api.call import Call, checked_call, job_of_call
 from aioktask.engine.api.interrupts import Interrupts
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.api.scope import group_in
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from aioktask.engine.api.coordinator import Coordinator
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 # How long `plan` waits for what is on disk.
 PLAN_SECONDS = 1.0
@@ -109,6 +112,63 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     finally:
         run.failure = None  # no call, in which a handler might raise
         del run, waiter  # which the exception's traceback leads to
+
+
+async def run(
+    fn: Callable[[Unpack[Ts]], T],
+    *args: *Ts,
+    nice: SupportsIndex | None = None,
+    name: str | None = None,
+    coordinator: Coordinator | None = None,
+) -> T:
+    """Call a function on a helper thread, and wait for what it returns.
+
+    The call is a job of one chunk: it has a share by its nice, keeps to the limits of the process
+    and of the coordinator, lends and borrows priority, and finds the caller's context variables.
+    Inside it `current_chunk().check_cancelled()` tells whether it is wanted still. A call that
+    blocks without using a CPU (a file, DNS, a lock) takes no thread from others: after some
+    hundredths of a second the process has one thread more for it, within `max_blocked` of
+    `configure`. A coordinator's own cap holds all the same.
+
+    Args:
+        fn: An ordinary function. Keyword arguments are for this call: use `functools.partial`.
+        args: What it is called with.
+        nice: -20 (most urgent) to 19, as of a job; None for 0, or what the coordinator, the process
+            or a `priority` block says.
+        name: For events, errors and thread names; by default the function's.
+        coordinator: As in `run_multithreaded`.
+
+    Returns:
+        What `fn` returned, whatever that is.
+
+    Raises:
+        BaseException: What `fn` raised, as it is, without a note, since its traceback tells all;
+            but a `StopIteration`, a `GeneratorExit` or a loop's cancellation, which would be
+            misread here, is the cause of a `RuntimeError`. `failure` tells the job.
+        JobCancelled: The coordinator ended the call.
+        TypeError, ValueError: An argument is not what it may be, `fn` an async or a generator
+            function for one.
+        RuntimeError: No event loop runs here, or the coordinator takes no more jobs.
+
+    **Cancellation.** This is always a checkpoint. Cancelled before the function is called, it never
+    is. Cancelled while the function runs, this waits until that returns or raises, drops the
+    result, and then the cancellation goes on.
+
+    **Interruption.** As `run_multithreaded`.
+
+    >>> import asyncio
+    >>> asyncio.run(run(pow, 7, 2))
+    49
+    """
+    of_nice, of_name = checked_call(fn, nice, name)
+    call = Call(fn, args)
+    job = job_of_call(call, of_nice, of_name)
+    del fn, args  # which an exception's traceback would lead to
+    try:
+        await run_multithreaded(job, coordinator=coordinator)
+        return call.value
+    finally:
+        del call, job
 
 
 async def _run_owned(

@@ -547,7 +547,8 @@ class Run:
             return
         self.error = record.raisable(error)
         self.error_chunk = chunk
-        self.note = self.error, f"raised {where} of the job {self.name!r}"
+        if not self.job.single_call:  # where the traceback says all that there is to say
+            self.note = self.error, f"raised {where} of the job {self.name!r}"
 
     def stop_by_cancel(self) -> None:
         """Have a cancel take effect, if it came in time."""
