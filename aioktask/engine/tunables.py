@@ -69,6 +69,10 @@ def _threads(name: str, value: object) -> object:
     return None if value is None else integer(name, value, least=1)
 
 
+def _count(name: str, value: object) -> object:
+    return integer(name, value, least=0)
+
+
 def _nice(name: str, value: object) -> object:
     return None if value is None else nice_value(name, value)
 
@@ -98,6 +102,14 @@ TUNABLES = {
             "node has CPUs that the process may use.",
             _threads,
             _integer,
+        ),
+        Tunable(
+            "max_blocked",
+            "The most calls (`run`, executors) that block without using a CPU, for each of which "
+            "the process may have one helper more than `max_threads`; 0 for none.",
+            _count,
+            _integer,
+            scoped=False,
         ),
         Tunable(
             "nice",
@@ -143,6 +155,7 @@ class Tunables:
 
     max_threads: int | None = None
     max_threads_per_node: int | None = None
+    max_blocked: int = 32
     nice: int | None = None
     give_way: bool = True
     share: str = "default"

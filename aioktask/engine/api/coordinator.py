@@ -10,6 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, SupportsIndex, TypeVar, TypeVarTuple, Unpack
 
+from aioktask.engine.api.executor import HelperThreadPoolExecutor
 from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.run_job import run
 from aioktask.engine.api.scope import Scope
@@ -156,6 +157,23 @@ class Coordinator(Scope):
         **Cancellation.** As `aioktask.run`.
         """
         return await run(fn, *args, nice=nice, name=name, coordinator=self)
+
+    def executor(self, nice: SupportsIndex = 0) -> HelperThreadPoolExecutor:
+        """An executor of `concurrent.futures` whose calls are jobs of this coordinator.
+
+        There may be any number of them. Shutting one down leaves the coordinator as it is.
+
+        Args:
+            nice: Of its calls.
+
+        Raises:
+            TypeError, ValueError: `nice` is no integer, or not from -20 to 19.
+
+        >>> with Coordinator() as coordinator, coordinator.executor() as executor:
+        ...     list(executor.map(abs, [-1, 2]))
+        [1, 2]
+        """
+        return HelperThreadPoolExecutor(self, nice)
 
     async def shutdown(self, *, cancel: bool = False) -> None:
         """Take no more jobs, and wait for those there are; with `cancel`, cancel them first.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from aioktask.engine.machine.kernel_files import read_bytes
 
-__all__ = ["CpuLoad", "idle_ns", "pressure_us", "thread_times_ns"]
+__all__ = ["CpuLoad", "idle_ns", "pressure_us", "thread_runs", "thread_times_ns"]
 
 _ROOT = Path("/")
 # One unit of /proc/stat, USER_HZ.
@@ -66,11 +66,21 @@ def thread_times_ns(threads: Iterable[int], root: Path = _ROOT) -> dict[int, tup
 
     Threads that have ended, and those whose times cannot be read, are left out.
     """
-    times = {}
+    return {
+        thread: (ran, waited) for thread, (ran, waited, _) in thread_runs(threads, root).items()
+    }
+
+
+def thread_runs(threads: Iterable[int], root: Path = _ROOT) -> dict[int, tuple[int, int, int]]:
+    """How long each thread of this process ran, waited for a CPU, and how often it was run.
+
+    Threads that have ended, and those whose times cannot be read, are left out.
+    """
+    runs = {}
     for thread in threads:
         words = read_bytes(
             root / f"proc/self/task/{thread}/schedstat", "/proc/self/task/TID/schedstat"
-        ).split()
-        if len(words) >= 2 and words[0].isdigit() and words[1].isdigit():
-            times[thread] = int(words[0]), int(words[1])
-    return times
+        ).split()[:3]
+        if len(words) == 3 and all(word.isdigit() for word in words):
+            runs[thread] = int(words[0]), int(words[1]), int(words[2])
+    return runs

@@ -222,6 +222,8 @@ class Scheduler:
         cap: The most threads in this process; may change at any time.
         running: Threads that serve some job now. Calling threads are never refused, so it can be
             above the cap.
+        blocked: How many of them make room for one more each, since their calls block without
+            using a CPU. Set by the caller, who bounds it.
         background_cap: The most of them for jobs that give way to other processes.
         background: How many serve such jobs.
     """
@@ -229,6 +231,7 @@ class Scheduler:
     def __init__(self, cap: int) -> None:
         self.cap = cap
         self.running = 0
+        self.blocked = 0
         self.background_cap = cap
         self.background = 0
         self._queues = Queues()  # of jobs without a coordinator's cap, and of delegates
@@ -333,7 +336,7 @@ class Scheduler:
         return self._choose(self.cap)
 
     def _choose(self, cap: int) -> Entry | None:
-        if self.running < cap:
+        if self.running - self.blocked < cap:
             foreground, background = self._queues.foreground, self._queues.background
             admitted = background and self.background < self.background_cap
             if admitted and (not foreground or background[0] < foreground[0]):
@@ -348,9 +351,14 @@ class Scheduler:
         queues = self._queues
         return bool(queues.foreground or queues.background or self._owed)
 
+    @property
+    def room(self) -> int:
+        """How many threads more the process's cap leaves."""
+        return max(self.cap + self.blocked - self.running, 0)
+
     def has_room(self, group: Group) -> bool:
         """Whether a helper may serve a job of the group at once: no other one waits for helpers."""
-        if self.anybody_waits or self.running >= self.cap:
+        if self.anybody_waits or not self.room:
             return False
         return group.cap is None or group.threads < group.cap
 
@@ -363,8 +371,9 @@ class Scheduler:
         return self._wanted(most, self.cap)
 
     def wish(self, cap: int) -> int:
-        """How many threads would serve jobs now if the process's cap were this one."""
-        return self.running + self._wanted(max(cap - self.running, 0), cap)
+        """How many threads would use CPUs now if the process's cap were this one."""
+        using = self.running - self.blocked
+        return using + self._wanted(max(cap - using, 0), cap)
 
     def _wanted(self, most: int, cap: int) -> int:
         taken: list[tuple[Entry, Seat]] = []
@@ -438,9 +447,9 @@ class Scheduler:
     def rebuild(self, entries: Iterable[Entry], serving: Iterable[tuple[Entry, Seat]]) -> None:
         """Make every count and queue anew, after an exception struck in the middle of a call.
 
-        The caps, the runtimes and what an entry says of itself (`ready`, `undoing`, `nice`,
-        `limit`, `owed`, `loan`, `gives_way`) are trusted; what an interrupted call was to change in
-        these must be set again afterwards.
+        The caps, `blocked`, the runtimes and what an entry says of itself (`ready`, `undoing`,
+        `nice`, `limit`, `owed`, `loan`, `gives_way`) are trusted; what an interrupted call was to
+        change in these must be set again afterwards.
 
         Args:
             entries: All those of jobs that are not over, or were not when the call began.

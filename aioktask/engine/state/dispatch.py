@@ -64,6 +64,7 @@ class State:
         cap: What the machine and the user give the process, before shares with other processes.
         tunables: The process's.
         turner: The helper that takes this turn, which is the first to get work if it is idle.
+        blocking: Calls that are served and block without using a CPU: see `blocking`.
         starting: Helpers that are being started.
         closing: Whether the interpreter exits.
         ended: Whether the engine has ended at exit: nothing is taken in any more.
@@ -85,6 +86,7 @@ class State:
         self.serving: dict[Stint, None] = {}
         self.waits: Waits[Run] = Waits()
         self.waiting: dict[Stint, int] = {}  # chunks that wait for runs: for how many
+        self.blocking: dict[Stint, None] = {}
         self.loans = Loans(self.scheduler)
         self.background = BackgroundShare()
         self.scheduler.background_cap = self.background.threads
@@ -342,6 +344,10 @@ class State:
             if idle is not self.turner:
                 self.out.parkings.append(idle.parking)
 
+    def count_blocked(self) -> None:
+        """Have the scheduler know how many calls block."""
+        self.scheduler.blocked = min(len(self.blocking), self.tunables.max_blocked)
+
     def several_chunks_wait(self) -> bool:
         """Whether some thread holds chunks that it has not begun, of a run that may have more.
 
@@ -400,6 +406,9 @@ class State:
             began: Whether it took up the stretch that it had.
         """
         del self.serving[stint]
+        if stint in self.blocking:
+            del self.blocking[stint]
+            self.count_blocked()
         run = stint.run
         self.scheduler.leave(run.entry, now - stint.entered_at, stint.seat)
         if stint.seat.account is LENT:

@@ -50,7 +50,8 @@ class Lane:
             waits for a job that has settled in the lane.
         open: Whether jobs may be appended; changed by turns, and False during each.
         nice: That of the jobs, not above 0.
-        cap: The process's; jobs of a coordinator whose cap is lower do not pass.
+        cap: The process's, with what blocked calls make room for; jobs of a coordinator whose cap
+            is lower do not pass.
         full: Whether no further helper could serve its jobs.
         waiting: Jobs that no member has claimed, and some that were claimed a moment ago.
         parked: Members that are waiting for one, or are about to.

@@ -18,7 +18,9 @@ from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.one_chunk import end_struck
 from aioktask.engine.state.run import ADMITTED, Run
 from aioktask.engine.state.short import adopt
-from aioktask.engine.state.workers import Helper
+from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.waiting import add_waiter
+from aioktask.engine.state.workers import Helper, Waiter
 
 
 def close_lane(state: State, now: int) -> None:
@@ -104,7 +106,7 @@ def _open_lane(state: State) -> bool:
         or state.several_chunks_wait()
     ):
         return False
-    room = max(scheduler.cap - scheduler.running, 0)
+    room = scheduler.room
     nice = thread_nice(lane.nice, state.base_nice, gil=state.gil)
     fitting = [
         each
@@ -126,7 +128,7 @@ def _open_lane(state: State) -> bool:
         if helper is not state.turner:
             state.out.parkings.append(helper.parking)
     lane.parked.extend(fitting[waiting:])
-    lane.cap = scheduler.cap
+    lane.cap = scheduler.cap + scheduler.blocked
     lane.full = full
     lane.open = True
     return True
@@ -141,6 +143,18 @@ def admit_waiting(state: State) -> None:
         except IndexError:  # helpers were quicker
             return
         _admit_from_lane(state, run)
+
+
+def wait_for_call(
+    state: State, run: Run, waiter: Waiter, stint: Stint | None, detects: bool
+) -> None:
+    """A command: as `waiting.add_waiter`, for a run that may be in the lane.
+
+    Where a helper ends it there at this moment, nothing is counted: the waiter is woken otherwise.
+    """
+    if run.lane_waiter is not None and not (run.begun or run.over):
+        _admit_from_lane(state, run)
+    add_waiter(state, run, waiter, stint, detects)
 
 
 def _admit_from_lane(state: State, run: Run) -> None:

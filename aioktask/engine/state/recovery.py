@@ -84,6 +84,8 @@ def rebuild(state: State) -> None:
         elif helper.called:  # and perhaps not woken yet
             state.out.parkings.append(helper.parking)
     state.out.starts = [helper for helper in state.starting if not helper.asked_for]
+    state.blocking = {stint: None for stint in state.blocking if stint in state.serving}
+    state.count_blocked()
     entries = [run.entry for run in state.runs]
     waiting = [
         (wait, run)

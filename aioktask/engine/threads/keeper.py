@@ -32,6 +32,9 @@ from aioktask.engine.state.workers import Parking
 # How often the keeper looks around while there is anything to look after.
 WATCH_SECONDS = 0.1
 
+# How often it comes by while calls are found to block (`call_watch`).
+CLOSE_SECONDS = 0.01
+
 # At most so many threads are on their way to be the keeper. Code of the program that runs in each
 # of them (a profiling function) may want the keeper too, and so would start more and more of them.
 MOST_COMING = 8
@@ -45,6 +48,9 @@ class Kept(Protocol):
 
     def look_around(self) -> bool:
         """Follow what changed around the process; False when there is nothing to look after."""
+
+    def look_at_calls(self) -> bool:
+        """Find calls that block; whether to do so again soon."""
 
 
 class Keeper:
@@ -137,8 +143,10 @@ class Keeper:
                         self._watched = [each for each in self._watched if _look(each)]
                         busy = kept.look_around() or bool(self._watched)
                         next_look = now + WATCH_SECONDS
+                    soon = kept.look_at_calls()
                     kept = None
-                    if self._parking.wait(WATCH_SECONDS if busy else -1):
+                    pause = CLOSE_SECONDS if soon else WATCH_SECONDS if busy else -1
+                    if self._parking.wait(pause):
                         busy = True
                 except BaseException:
                     _show()

@@ -55,6 +55,7 @@ from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
 from aioktask.engine.threads.adapt import Adapter, find_cap
 from aioktask.engine.threads.archive import Archive, Reading
+from aioktask.engine.threads.call_watch import CallWatch
 from aioktask.engine.threads.helper import (
     _OWN_FILES,
     HelperThread,
@@ -109,6 +110,7 @@ class Pool:
         self.dead = False
         self.adapter = Adapter(self, topology, tunables)
         self.archive = Archive(self)
+        self._calls = CallWatch(self)  # the keeper's own
         self._may_skip_wake = gil_is_on()
         self.news: deque[tuple[Context, events.Event]] = deque()  # to be told, in this order
         self._pending: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # see `post_once`
@@ -661,6 +663,10 @@ class Pool:
             return True
         self.adapter.rest()
         return bool(self.inbox or self._woken or self.archive.look(quiet=True))
+
+    def look_at_calls(self) -> bool:
+        """On the keeper: find calls that block; whether to do so again soon."""
+        return not self.dead and self._calls.look()
 
     def _look_at_members(self) -> None:
         """Wake members of the lane that have waited for a while, and for as long as they may."""
