@@ -155,12 +155,11 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
             try:
                 while futures:
                     left = None if until is None else until - time.monotonic()
-                    value = _result(futures[0], left)
+                    value = [_result(futures[0], left)]
                     futures.popleft()
                     for each in itertools.islice(arguments, 1):
                         futures.append(self.submit(fn, *each))
-                    yield value
-                    del value
+                    yield value.pop()  # the consumer's alone from here on
             finally:
                 while futures:
                     futures.popleft().cancel()

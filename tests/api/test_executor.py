@@ -1,0 +1,470 @@
+# SPDX-License-Identifier: MIT
+# The executor of a coordinator: what its docstring promises beside what the standard library's own
+# tests ask for, and random programs against a model.
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import aioktask
+from aioktask import (
+    Coordinator,
+    DeadlockError,
+    Job,
+    JobCancelled,
+    current_chunk,
+    run_multithreaded,
+    run_multithreaded_sync,
+)
+from aioktask.engine.api.process import current_pool
+from tests.support.gates import PATIENCE, Gate
+
+HELPERS = 2
+
+
+@pytest.fixture(autouse=True)
+def _two_helpers() -> Any:
+    aioktask.set_max_threads(HELPERS)
+    yield
+    aioktask.set_max_threads(None)
+
+
+@pytest.fixture
+def coordinator() -> Iterator[Coordinator]:
+    with Coordinator() as entered:
+        yield entered
+
+
+@pytest.fixture
+def busy(coordinator: Coordinator) -> Iterator[Gate]:
+    """No helper is free until the gate is opened."""
+    gate = Gate()
+    handle = coordinator.submit(Job(gate.chunk, HELPERS, chunk=1))
+    gate.wait_entered(HELPERS)
+    yield gate
+    gate.open()
+    handle.result()
+
+
+def test_it_is_a_thread_pool_executor_by_class_and_by_name(coordinator: Coordinator) -> None:
+    executor = coordinator.executor()
+    assert isinstance(executor, ThreadPoolExecutor)
+    assert "ThreadPoolExecutor" in str(type(executor))
+    assert executor._max_workers == HELPERS
+    coordinator.max_threads = 1
+    assert executor._max_workers == 1
+    assert not executor._threads
+
+
+@pytest.mark.parametrize("nice", [20, "1", 1.5])
+def test_a_wrong_nice_is_refused(coordinator: Coordinator, nice: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="nice must be"):
+        coordinator.executor(nice)
+
+
+def test_a_call_finds_the_context_of_the_code_that_submits(coordinator: Coordinator) -> None:
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable")
+    variable.set(3)
+    assert coordinator.executor().submit(variable.get).result(PATIENCE) == 3
+
+
+def test_its_calls_have_its_nice(coordinator: Coordinator) -> None:
+    def nice() -> int:
+        pool = current_pool()
+        pool.take_turn(None, lambda: None)  # closes the lane, so that the call is an ordinary run
+        return next(run.nice for run in list(pool.state.runs))
+
+    assert coordinator.executor(nice=4).submit(nice).result(PATIENCE) == 4
+
+
+def test_what_a_call_raises_is_its_futures_as_it_is(coordinator: Coordinator) -> None:
+    error = KeyError("here")
+
+    def fail() -> None:
+        raise error
+
+    future = coordinator.executor().submit(fail)
+    assert future.exception(PATIENCE) is error
+    assert not hasattr(error, "__notes__")
+    with pytest.raises(KeyError, match="here"):
+        future.result()
+
+
+def test_a_done_callback_may_wait_for_another_call(coordinator: Coordinator) -> None:
+    executor = coordinator.executor()
+    found: list[object] = []
+
+    def callback(future: Future[int]) -> None:
+        found.append(executor.submit(pow, future.result(), 2).result(PATIENCE))
+
+    gate = Gate()
+    future = executor.submit(lambda: gate.chunk(0, 1) or 3)
+    future.add_done_callback(callback)
+    gate.open()
+    future.result(PATIENCE)
+    executor.shutdown()  # waits for callbacks
+    assert found == [9]
+
+
+# Cancelling.
+
+
+def test_a_queued_call_is_cancelled_and_who_waits_is_told(
+    coordinator: Coordinator, busy: Gate
+) -> None:
+    future = coordinator.executor().submit(pytest.fail, "it was called")
+    told: list[Future[Any]] = []
+    future.add_done_callback(told.append)
+    waiting = threading.Thread(target=lambda: told.extend(concurrent.futures.wait([future]).done))
+    waiting.start()
+    assert future.cancel()
+    assert future.cancel()
+    waiting.join(PATIENCE)
+    assert told == [future, future]
+    assert list(concurrent.futures.as_completed([future])) == [future]
+    with pytest.raises(CancelledError):
+        future.result()
+
+
+def test_a_call_that_runs_is_not_cancelled(coordinator: Coordinator) -> None:
+    gate = Gate()
+    future = coordinator.executor().submit(gate.chunk, 0, 1)
+    gate.wait_entered()
+    assert future.running()
+    assert not future.cancel()
+    gate.open()
+    assert future.result(PATIENCE) is None
+    assert not future.cancel()
+
+
+def test_a_coordinator_that_is_left_by_an_exception_ends_its_calls() -> None:
+    gate = Gate()
+
+    def call() -> None:
+        gate.chunk(0, 1)
+        current_chunk().check_cancelled()
+
+    def leave() -> list[Future[None]]:
+        futures: list[Future[None]] = []
+        try:
+            with Coordinator(1) as coordinator:
+                executor = coordinator.executor()
+                futures += (executor.submit(call) for _ in range(3))
+                gate.wait_entered()
+                futures[2].add_done_callback(lambda _: gate.open())
+                raise ZeroDivisionError
+        except ZeroDivisionError:
+            pass
+        with pytest.raises(RuntimeError, match="takes no more jobs"):
+            executor.submit(call)
+        return futures
+
+    running, *queued = leave()
+    with pytest.raises(JobCancelled):
+        running.result(0)
+    assert all(each.cancelled() for each in queued)
+
+
+# Shutting down.
+
+
+def test_a_shutdown_is_of_this_executor_alone(coordinator: Coordinator) -> None:
+    one, other = coordinator.executor(), coordinator.executor()
+    with one:
+        first = one.submit(int)
+    assert first.done()
+    with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+        one.submit(int)
+    one.shutdown()
+    assert other.submit(int).result(PATIENCE) == 0
+    assert run_multithreaded_sync(Job(print, 0), coordinator=coordinator).chunks == 0
+
+
+def test_shutdown_waits_or_not_and_cancels_or_not(coordinator: Coordinator, busy: Gate) -> None:
+    waited, cancelled = coordinator.executor(), coordinator.executor()
+    kept = waited.submit(int)
+    dropped = [cancelled.submit(pytest.fail, "it was called") for _ in range(3)]
+    waited.shutdown(wait=False)
+    assert not kept.done()
+    cancelled.shutdown(cancel_futures=True)  # waits for nothing that runs
+    assert all(each.cancelled() for each in dropped)
+    busy.open()
+    waited.shutdown()
+    assert kept.result(0) == 0
+
+
+def test_a_shutdown_in_one_of_its_own_calls_is_a_deadlock(coordinator: Coordinator) -> None:
+    executor = coordinator.executor()
+    with pytest.raises(DeadlockError):
+        executor.submit(executor.shutdown).result(PATIENCE)
+
+
+def test_leaving_a_coordinator_waits_for_calls() -> None:
+    with Coordinator() as coordinator:
+        futures = [coordinator.executor().submit(pow, 2, each) for each in range(20)]
+    assert [each.result(0) for each in futures] == [2**each for each in range(20)]
+
+
+# Waiting in chunks.
+
+
+@pytest.mark.parametrize("cap", [1, 2])
+def test_a_chunk_that_waits_for_a_future_needs_no_free_helper(cap: int) -> None:
+    aioktask.set_max_threads(cap)
+    with Coordinator() as coordinator:
+        executor = coordinator.executor()
+
+        def depth(left: int) -> int:
+            return 1 + executor.submit(depth, left - 1).result(PATIENCE) if left else 0
+
+        assert executor.submit(depth, 20).result(PATIENCE) == 20
+        found: list[int] = []
+        job = Job(lambda a, b: found.append(executor.submit(depth, 3).result(PATIENCE)), 4, chunk=1)
+        assert run_multithreaded_sync(job, coordinator=coordinator).chunks == 4
+        assert found == [3] * 4
+
+
+@pytest.mark.parametrize("how", ["wait", "as_completed", "exception", "result with a timeout"])
+def test_each_way_to_wait_for_a_future_is_known(how: str) -> None:
+    aioktask.set_max_threads(1)
+    ways: dict[str, Callable[[Future[int]], object]] = {
+        "wait": lambda future: concurrent.futures.wait([future]),
+        "as_completed": lambda future: list(concurrent.futures.as_completed([future])),
+        "exception": lambda future: future.exception(),
+        "result with a timeout": lambda future: future.result(PATIENCE),
+    }
+    with Coordinator() as coordinator:
+        executor = coordinator.executor()
+
+        # In chunks, of which none is found to block.
+        def chunk(start: int, stop: int) -> None:
+            future = executor.submit(pow, 2, start)
+            ways[how](future)
+            assert future.result(0) == 2**start
+
+        handle = coordinator.submit(Job(chunk, 5, chunk=1))
+        assert handle.result(PATIENCE).chunks == 5
+    scheduler = current_pool().state.scheduler
+    assert current_pool().take_turn(None, lambda: scheduler.running) == 0
+
+
+def test_a_wait_in_a_chunk_that_times_out_is_over(coordinator: Coordinator) -> None:
+    executor, gate = coordinator.executor(), Gate()
+    slow = executor.submit(gate.chunk, 0, 1)
+    gate.wait_entered()
+
+    def impatient() -> None:
+        with pytest.raises(TimeoutError):
+            slow.result(0.001)
+
+    executor.submit(impatient).result(PATIENCE)
+    gate.open()
+    slow.result(PATIENCE)
+    pool = current_pool()
+    assert pool.take_turn(None, lambda: (dict(pool.state.waiting), bool(pool.state.waits))) == (
+        {},
+        False,
+    )
+
+
+def test_waits_in_a_circle_are_refused(coordinator: Coordinator) -> None:
+    executor = coordinator.executor()
+    futures: list[Future[Any]] = []
+    both = threading.Barrier(2)
+
+    def wait_for(index: int) -> None:
+        both.wait(PATIENCE)
+        futures[1 - index].result(PATIENCE)
+
+    begin = threading.Event()
+
+    def first() -> None:
+        begin.wait(PATIENCE)
+        wait_for(0)
+
+    futures += (executor.submit(first), executor.submit(wait_for, 1))
+    begin.set()
+    refused = [each.exception(PATIENCE) for each in futures]
+    assert any(isinstance(each, DeadlockError) for each in refused)
+
+
+# Mapping.
+
+
+@given(st.integers(0, 30), st.none() | st.integers(1, 5), st.integers(0, 31))
+@settings(max_examples=60)
+def test_map_yields_in_order_and_reads_no_more_than_it_may(
+    items: int, buffersize: int | None, consumed: int
+) -> None:
+    read = given_out = 0
+
+    def source() -> Iterator[int]:
+        nonlocal read
+        for each in range(items):
+            read += 1
+            if buffersize is not None:  # and one that is on its way to the consumer
+                assert read - given_out <= buffersize + 1
+            yield each
+
+    with Coordinator() as coordinator, coordinator.executor() as executor:
+        results = executor.map(pow, source(), itertools.repeat(2), buffersize=buffersize)
+        assert read == (items if buffersize is None else min(items, buffersize))
+        seen = []
+        for value in itertools.islice(results, consumed):
+            given_out += 1
+            seen.append(value)
+        assert seen == [each**2 for each in range(items)][:consumed]
+        if buffersize is not None:
+            assert read <= min(items, given_out + buffersize)
+        results.close()  # type: ignore[attr-defined]
+
+
+def test_map_reads_an_endless_source_as_far_as_the_buffer(coordinator: Coordinator) -> None:
+    with coordinator.executor() as executor:
+        results = executor.map(str, itertools.count(), buffersize=3)
+        assert list(itertools.islice(results, 50)) == [str(each) for each in range(50)]
+
+
+@pytest.mark.parametrize(
+    ("buffersize", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError)]
+)
+def test_a_wrong_buffersize_is_refused(
+    coordinator: Coordinator, buffersize: Any, error: type[Exception]
+) -> None:
+    with pytest.raises(error, match="buffersize must be"):
+        coordinator.executor().map(str, pytest.fail, buffersize=buffersize)
+
+
+# As a loop's default executor.
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_a_loop_takes_it_and_its_end_leaves_the_coordinator_open(
+    kind: str, coordinator: Coordinator
+) -> None:
+    factory: Any = asyncio.new_event_loop
+    if kind == "uvloop":
+        factory = pytest.importorskip("uvloop").new_event_loop
+    executor = coordinator.executor()
+
+    async def main() -> list[object]:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(executor)
+        name = await asyncio.to_thread(lambda: threading.current_thread().__class__.__name__)
+        addresses = await loop.getaddrinfo("127.0.0.1", 80)
+        cancelled = loop.run_in_executor(None, pow, 2, 3)
+        return [name, bool(addresses), await cancelled]
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        assert runner.run(main()) == ["EngineThread", True, 8]
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(int)
+    assert coordinator.executor().submit(int).result(PATIENCE) == 0
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    "anyio_backend",
+    [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})],
+    ids=["asyncio", "asyncio+uvloop"],
+)
+@pytest.mark.parametrize("steps", range(6))
+async def test_an_awaited_future_that_is_cancelled_at_any_step_is_never_half_done(
+    steps: int,
+) -> None:
+    began: list[int] = []
+    async with Coordinator() as coordinator:
+        executor = coordinator.executor()
+        future = executor.submit(began.append, 1)
+        task = asyncio.ensure_future(asyncio.wrap_future(future))
+        for _ in range(steps):
+            await anyio.lowlevel.checkpoint()
+        task.cancel()
+        await asyncio.wait([task])
+        await run_multithreaded(Job(lambda a, b: executor.shutdown(), 1, chunk=1))
+    assert future.done()
+    assert len(began) == (not future.cancelled())
+
+
+# Random programs.
+
+SUBMIT = st.tuples(st.just("submit"), st.sampled_from(["value", "error", "nested"]))
+CANCEL = st.tuples(st.just("cancel"), st.integers(0, 100))
+RESULT = st.tuples(st.just("result"), st.integers(0, 100))
+SHUTDOWN = st.tuples(st.just("shutdown"), st.booleans())
+
+
+@given(
+    st.lists(SUBMIT | SUBMIT | CANCEL | RESULT | SHUTDOWN, max_size=25),
+    st.booleans(),
+    st.integers(1, 3),
+)
+@settings(max_examples=120)
+def test_any_program_ends_as_the_model_says(
+    steps: list[tuple[str, Any]], in_turn: bool, cap: int
+) -> None:
+    """Each call is made once, or its future was cancelled; in turn: one after the other."""
+    calls: list[int] = []
+    aioktask.set_max_threads(cap)
+
+    with Coordinator(1 if in_turn else None) as coordinator:
+        executor = coordinator.executor()
+
+        def call(number: int, kind: str) -> int:
+            calls.append(number)
+            if kind == "error":
+                raise LookupError(number)
+            if kind == "nested" and not executor._shutdown:
+                return 1000 + number
+            return number if kind == "value" else 1000 + number
+
+        futures: list[tuple[Future[int], str]] = []
+        cancelled: set[int] = set()
+        shut = False
+        for step, what in steps:
+            if step == "submit" and shut:
+                with pytest.raises(RuntimeError, match="after shutdown"):
+                    executor.submit(call, 0, what)
+            elif step == "submit":
+                futures.append((executor.submit(call, len(futures), what), what))
+            elif step == "cancel" and futures:
+                number = what % len(futures)
+                if futures[number][0].cancel():
+                    cancelled.add(number)
+                else:
+                    assert number not in cancelled
+            elif step == "result" and futures:
+                number = what % len(futures)
+                future, kind = futures[number]
+                if number in cancelled:
+                    assert future.cancelled()
+                elif kind == "error":
+                    assert isinstance(future.exception(PATIENCE), LookupError)
+                else:
+                    assert future.result(PATIENCE) % 1000 == number
+            elif step == "shutdown":
+                shut = True
+                executor.shutdown(cancel_futures=what)
+                assert all(future.done() for future, _ in futures)
+                cancelled |= {
+                    number for number, (future, _) in enumerate(futures) if future.cancelled()
+                }
+    assert all(future.done() for future, _ in futures)
+    assert {n for n, (future, _) in enumerate(futures) if future.cancelled()} == cancelled
+    assert sorted(calls) == sorted(set(range(len(futures))) - cancelled)
+    if in_turn:
+        assert calls == sorted(calls)
+    assert not executor._pending
