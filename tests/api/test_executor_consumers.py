@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MIT
+# Programs that take an executor, each really run on a coordinator's: Dask's threaded scheduler, a
+# Dask worker, joblib with a scikit-learn estimator, Zarr on a loop of the program's own.
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import aioktask
+from aioktask import Coordinator
+from aioktask.engine.machine.os_threads import EngineThread
+
+# What these packages themselves warn of is theirs.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def _two_helpers() -> Any:
+    aioktask.set_max_threads(2)
+    yield
+    aioktask.set_max_threads(None)
+
+
+@pytest.fixture
+def coordinator() -> Iterator[Coordinator]:
+    with Coordinator() as entered:
+        yield entered
+
+
+def on_a_helper(value: int = 0) -> tuple[int, bool]:
+    return value, isinstance(threading.current_thread(), EngineThread)
+
+
+def test_dask_threaded(coordinator: Coordinator) -> None:
+    threaded = pytest.importorskip("dask.threaded")
+    dask = pytest.importorskip("dask")
+    executor = coordinator.executor()
+    graph = {f"x{each}": (on_a_helper, each) for each in range(20)}
+    found = threaded.get(graph, list(graph), pool=executor)
+    assert list(found) == [(each, True) for each in range(20)]
+    with dask.config.set(pool=executor):
+        assert dask.compute(*[dask.delayed(on_a_helper)(each) for each in range(20)]) == tuple(
+            (each, True) for each in range(20)
+        )
+    failing = {"x": (divmod, 1, 0)}
+    with pytest.raises(ZeroDivisionError):
+        threaded.get(failing, "x", pool=executor)
+
+
+def test_a_dask_worker(coordinator: Coordinator) -> None:
+    distributed = pytest.importorskip("distributed")
+    executor = coordinator.executor()
+
+    async def main() -> list[Any]:
+        async with (
+            distributed.Scheduler(port=0, dashboard_address=None, dashboard=False) as scheduler,
+            distributed.Worker(
+                scheduler.address, executor={"default": executor}, nthreads=2, dashboard=False
+            ),
+            distributed.Client(scheduler.address, asynchronous=True) as client,
+        ):
+            futures = client.map(on_a_helper, range(20), pure=False)
+            return list(await client.gather(futures))
+
+    assert asyncio.run(main()) == [(each, True) for each in range(20)]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_joblib(coordinator: Coordinator, given: bool) -> None:
+    joblib = pytest.importorskip("joblib")
+    import aioktask.joblib  # noqa: F401 - it registers the backend
+
+    options = {"coordinator": coordinator} if given else {}
+    with joblib.parallel_backend("aioktask", n_jobs=2, **options):
+        calls = [joblib.delayed(on_a_helper)(each) for each in range(50)]
+        assert joblib.Parallel()(calls) == [(each, True) for each in range(50)]
+        assert joblib.Parallel(require="sharedmem")(calls) == [(each, True) for each in range(50)]
+        assert joblib.Parallel(batch_size=7)(calls) == [(each, True) for each in range(50)]
+        stream = joblib.Parallel(return_as="generator")(calls)
+        assert list(stream) == [(each, True) for each in range(50)]
+        with pytest.raises(ZeroDivisionError):
+            joblib.Parallel()(joblib.delayed(divmod)(1, each - 5) for each in range(50))
+        assert joblib.Parallel()(calls) == [(each, True) for each in range(50)]
+
+        def nested(number: int) -> list[Any]:
+            return list(
+                joblib.Parallel()(joblib.delayed(on_a_helper)(each) for each in (number, 9))
+            )
+
+        assert joblib.Parallel()(joblib.delayed(nested)(each) for each in range(4)) == [
+            [(each, True), (9, True)] for each in range(4)
+        ]
+
+
+def test_joblib_keeps_to_n_jobs() -> None:
+    joblib = pytest.importorskip("joblib")
+    import aioktask.joblib  # noqa: F401
+
+    at_work = most = 0
+    lock = threading.Lock()
+
+    def call() -> None:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        hashlib.sha256(bytes(1 << 20))  # without the GIL, so that others could come meanwhile
+        with lock:
+            at_work -= 1
+
+    with joblib.parallel_backend("aioktask", n_jobs=1):
+        joblib.Parallel()(joblib.delayed(call)() for _ in range(20))
+    assert most == 1
+
+
+def test_a_scikit_learn_estimator(coordinator: Coordinator) -> None:
+    joblib = pytest.importorskip("joblib")
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    import aioktask.joblib  # noqa: F401
+
+    points = np.random.default_rng(1).random((200, 4))
+    labels = points[:, 0] > 0.5
+    make = ensemble.RandomForestClassifier
+    alone = make(20, random_state=1, n_jobs=1).fit(points, labels).predict_proba(points)
+    with joblib.parallel_backend("aioktask", n_jobs=2, coordinator=coordinator):
+        forest = make(20, random_state=1).fit(points, labels)
+        # scikit-learn asks for shared memory here.
+        assert np.array_equal(forest.predict_proba(points), alone)
+
+
+def test_zarr_on_a_loop_of_the_programs_own(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zarr = pytest.importorskip("zarr")
+    asynchronous = pytest.importorskip("zarr.api.asynchronous")
+    executor = coordinator.executor()
+    submitted: list[object] = []
+    submit = executor.submit
+
+    def counted(fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        submitted.append(fn)
+        return submit(fn, *args, **kwargs)
+
+    monkeypatch.setattr(executor, "submit", counted)
+    values = np.arange(10_000).reshape(100, 100)
+
+    async def main() -> Any:
+        asyncio.get_running_loop().set_default_executor(executor)
+        array = await asynchronous.create(
+            store=zarr.storage.MemoryStore(), shape=values.shape, chunks=(10, 10), dtype="i8"
+        )
+        await array.setitem((slice(None), slice(None)), values)
+        return await array.getitem((slice(None), slice(None)))
+
+    assert np.array_equal(asyncio.run(main()), values)
+    assert submitted
