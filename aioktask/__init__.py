@@ -10,6 +10,7 @@ __all__ = [
     "DeadlockError",
     "Failure",
     "Handle",
+    "HelperThreadPoolExecutor",
     "Job",
     "JobCancelled",
     "Learned",
@@ -44,6 +45,7 @@ _NAMES = {
     "DeadlockError": "aioktask.errors",
     "Failure": "aioktask.job",
     "Handle": "aioktask.engine.api.handle",
+    "HelperThreadPoolExecutor": "aioktask.engine.api.executor",
     "Job": "aioktask.job",
     "JobCancelled": "aioktask.errors",
     "Learned": "aioktask.job",
@@ -73,6 +75,7 @@ _NAMES = {
 if TYPE_CHECKING:
     from aioktask import arrays, files, memory
     from aioktask.engine.api.coordinator import Coordinator
+    from aioktask.engine.api.executor import HelperThreadPoolExecutor
     from aioktask.engine.api.handle import Handle
     from aioktask.engine.api.process import configure, max_threads, set_max_threads, tunables
     from aioktask.engine.api.run_job import plan, run, run_multithreaded, run_multithreaded_sync

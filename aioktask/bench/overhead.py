@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.util
 import statistics
 import threading
@@ -56,6 +57,7 @@ def run(quick: bool, progress: Callable[[str], object], *, segments: bool = Fals
         measure_segments(result, _loops(), 200 if quick else 5000, progress)
         return result
     _awaited_job(result, quick, progress)  # first, while there are as many helpers as usual
+    _single_call(result, quick, progress)
     _crowds(result, quick, progress)
     with _threads(max(HELPERS)):
         _empty_chunk(result, quick, progress)
@@ -224,6 +226,78 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
             ("At once: so many are gathered, and what is told is the time of one.",),
         )
     )
+
+
+def _single_call(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
+    """`run` beside `asyncio.to_thread`, of an empty function and of one that lasts 1 ms."""
+    pairs = 3 if quick else PAIRS
+    functions: dict[str, tuple[Callable[[], object], int]] = {
+        "an empty function": (_empty, 20 if quick else 300),
+        "a function of 1 ms": (_of_one_ms(), 5 if quick else 50),
+    }
+
+    async def calls(
+        way: Callable[[Callable[[], object]], Coroutine[None, None, object]],
+        function: Callable[[], object],
+        times: int,
+    ) -> None:
+        for _ in range(times):
+            await way(function)
+
+    rows: list[tuple[object, ...]] = []
+    for loop, factory in _loops().items():
+        if factory is None:
+            rows.append((loop, "not installed", None, None, None, None))
+            continue
+        with asyncio.Runner(loop_factory=factory) as runner:
+            for text, (function, times) in functions.items():
+                progress(f"single calls of {text}: {pairs} rounds on {loop}")
+                contenders = [
+                    Contender(
+                        name,
+                        partial(_run_calls, runner, partial(calls, way, function, times)),
+                        times,
+                    )
+                    for name, way in (("run", aioktask.run), ("to_thread", asyncio.to_thread))
+                ]
+                wall = alternate(contenders, pairs)
+                cpu = alternate(contenders, pairs, clock=thread_time)
+                for what, figures in (("", wall), (", the loop thread's CPU time", cpu)):
+                    share = ratio(figures["run"], figures["to_thread"])
+                    rows.append(
+                        (loop, text + what, *[_micro(each) for each in figures.values()], share)
+                    )
+                    result.samples[f"one call of {text}{what}, on {loop}"] = figures
+                    told = f"run of {text}{what}, of asyncio.to_thread, on {loop}"
+                    result.promises.append(Promise(told, 1.0, False, share))
+    result.tables.append(
+        Table(
+            "One call, awaited",
+            ("", "", "run, us", "to_thread, us", "run / to_thread"),
+            rows,
+            ("One after the other. The function of 1 ms computes without the GIL.",),
+        )
+    )
+
+
+def _run_calls(runner: asyncio.Runner, calls: Callable[[], Coroutine[None, None, None]]) -> None:
+    runner.run(calls())
+
+
+def _empty() -> None:
+    """A function that does nothing."""
+
+
+def _of_one_ms() -> Callable[[], object]:
+    """A function that computes for about a millisecond on this machine, without the GIL."""
+    block = bytes(1 << 20)
+    times = []
+    for _ in range(9):
+        begun = perf_counter()
+        hashlib.sha256(block)
+        times.append(perf_counter() - begun)
+    size = int(len(block) * 1e-3 / statistics.median(times))
+    return partial(hashlib.sha256, bytes(size))
 
 
 def _crowds(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
