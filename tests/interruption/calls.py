@@ -263,6 +263,12 @@ def use_handle(world: World) -> None:
         handle.result()
 
 
+def use_executor(world: World) -> None:
+    with world.coordinator() as coordinator, coordinator.executor() as executor:
+        executor.submit(world.work().fn, 0, UNITS).result()
+        list(executor.map(world.work().fn, [0], [UNITS], buffersize=1))
+
+
 def ondemand_sync(world: World) -> None:
     with OnDemand(world.work().job(undo="none"), section=2, first=1) as table:
         table.ensure_sync(4, 5)
@@ -309,6 +315,12 @@ async def run_short_undo(world: World) -> None:
     """Likewise, with an undo; and the last one fails."""
     for fails_at in (-1, -1, 3):
         await run_multithreaded(world.work(fails_at=fails_at).job(chunk=UNITS))
+
+
+async def run_call(world: World) -> None:
+    """Single calls; the second one passes the lane."""
+    for _ in range(2):
+        await aioktask.run(world.work().fn, 0, UNITS, name="struck")
 
 
 async def run_two(world: World) -> None:
@@ -458,6 +470,7 @@ SYNC: list[Body] = [
     submit_fails,
     submit_and_cancel,
     use_handle,
+    use_executor,
     ondemand_sync,
     process,
 ]
@@ -466,6 +479,7 @@ ASYNC: list[AsyncBody] = [
     run,
     run_short,
     run_short_undo,
+    run_call,
     run_two,
     run_fails,
     run_fails_coroutine,

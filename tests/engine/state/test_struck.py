@@ -19,16 +19,19 @@ import pytest
 
 from aioktask import Job
 from aioktask.engine.learning.lessons import key_of
+from aioktask.engine.api.call import job_of_call
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.scheduling import queue
 from aioktask.engine.state import (
     admission,
+    blocking,
     callers,
     dispatch,
     ending,
     following,
     helpers,
+    lane_turns,
     recovery,
     waiting,
 )
@@ -107,6 +110,7 @@ class World:
         nice: int = 0,
         undo: bool = False,
         group: RunGroup | None = None,
+        call: bool = False,
     ) -> Run:
         reverse = (lambda start, stop: None) if undo else None
         job = Job(
@@ -118,6 +122,8 @@ class World:
             name=name,
             max_threads=1 if name != "called" else 2,
         )
+        if call:
+            job = job_of_call(lambda start, stop: None, nice, name)
         context = sys.modules["contextvars"].copy_context()
         made = Run(job, group or self.state.root, nice=nice, context=context)
         self.runs.append(made)
@@ -203,6 +209,7 @@ class World:
         return {
             "running": scheduler.running,
             "background": scheduler.background,
+            "blocked": scheduler.blocked,
             "groups": [(each.threads, len(each.ready)) for each in (self.group, state.root)],
             "entries": [
                 (run.name, run.entry.threads, run.entry.owed, run.entry.ready, run.entry.loan)
@@ -332,6 +339,36 @@ def remove_waiter(world: World) -> None:
     world.apply(waiting.remove_waiter, world.outer, world.waiting)
 
 
+def find_blocked(world: World, calls: int = 2) -> list[Helper]:
+    """Calls are found to block, more of them than there may be."""
+    world.state.tunables = Tunables(max_threads=CAP, max_blocked=1)
+    runs = [world.submit(f"call {number}", size=1, call=True) for number in range(calls)]
+    while world.started:
+        world.come()
+    served = [each for each in world.helpers if each.stint and each.stint.run in runs]
+    for helper in served:
+        helper.called = False
+    world.submit("waits for a helper")
+    blocked = {(each.native, each.stint.entered_at) for each in served if each.stint}
+    world.apply(blocking.find_blocked, None, blocked)
+    return served
+
+
+def blocked_ends(world: World) -> None:
+    """A call that was found to block returns."""
+    for helper in find_blocked(world):
+        world.come_back(helper)
+
+
+def wait_for_call(world: World) -> None:
+    """A chunk waits for a call that no helper has taken out of the lane."""
+    run = world.run("new", size=1, call=True)
+    run.lane_waiter = world._waiter(0)
+    world.state.lane.waiting.append(run)
+    served = world.serving(world.background)
+    world.apply(lane_turns.wait_for_call, run, world._waiter(0), served.stint, True)
+
+
 def leave(world: World, *, cancels: bool) -> None:
     world.waiters.append(world.leaver.waiter)
     world.apply(ending.leave_group, None, world.group, world.leaver, cancels)
@@ -427,6 +464,9 @@ DEEDS: dict[str, Deed] = {
     "cancel what is served": cancel_what_is_served,
     "add waiter": lambda world: world.wait(world.awaited, -7) and None,
     "remove waiter": remove_waiter,
+    "find blocked": lambda world: find_blocked(world) and None,
+    "blocked ends": blocked_ends,
+    "wait for call": wait_for_call,
     "leave": lambda world: leave(world, cancels=False),
     "leave and cancel": lambda world: leave(world, cancels=True),
     "stay": stay,
@@ -472,6 +512,7 @@ def check(world: World) -> None:
         if run.decided is Decision.SUCCESS:
             assert sorted(world.walked[run]) == list(range(run.size)), f"{run} left something out"
     assert (state.scheduler.running, state.scheduler.background) == (0, 0)
+    assert state.scheduler.blocked == 0
     assert not state.waiting
     assert not state.waits
     assert not state.loans._waiting
