@@ -108,16 +108,16 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
         call.run = run
         call.nice = run.nice
         outer = local.stint
-        # In this order: `shutdown` sets what is asked here, then looks at the calls.
-        self._pending[call] = None
         try:
+            # In this order: `shutdown` sets what is asked here, then looks at the calls.
+            self._pending[call] = None
             if self._shutdown:
                 raise RuntimeError("cannot schedule new futures after shutdown")
             nested = outer is not None and outer.run.group is group
             pool.submit(run, waiter=call, nested=nested)
         except BaseException:  # refused, or struck by a signal handler: nobody gets the future
-            pool.cancel(run)
             call.end()
+            pool.cancel(run)
             raise
         return future
 
