@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import logging
 import random
 import threading
@@ -92,18 +94,79 @@ async def await_handle(trial: Trial, coordinator: Coordinator) -> None:
     handles.clear()
 
 
+class Calls:
+    """Single calls, awaited and given to an executor, some of them cancelled."""
+
+    def __init__(self, rng: random.Random, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        self._plans = [
+            (rng.random() < 0.5, rng.random() < 0.2, rng.choice([None, None, 0, 1, 3]))
+            for _ in range(rng.randint(0, 4))
+        ]
+        self.made: dict[int, list[str]] = {number: [] for number in range(len(self._plans))}
+
+    def _call(self, number: int, fails: bool) -> int:
+        self.made[number].append("began")
+        try:
+            if fails:
+                raise LookupError(number)
+            return number
+        finally:
+            self.made[number].append("ended")
+
+    async def make(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            for number, plan in enumerate(self._plans):
+                tasks.start_soon(self._make_one, number, *plan)
+
+    async def _make_one(
+        self, number: int, submitted: bool, fails: bool, cancel_after: int | None
+    ) -> None:
+        try:
+            if submitted:
+                future = self._coordinator.executor().submit(self._call, number, fails)
+                if cancel_after is not None:
+                    for _ in range(cancel_after):
+                        await anyio.lowlevel.checkpoint()
+                    future.cancel()
+                # Not awaited in a task: that is what `run` is for.
+                done = await aioktask.run(concurrent.futures.wait, [future])
+                assert future in done.done
+                assert future.result() == number
+                return
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._await_one, number, fails)
+                if cancel_after is not None:
+                    for _ in range(cancel_after):
+                        await anyio.lowlevel.checkpoint()
+                    tasks.cancel_scope.cancel()
+        except (LookupError, JobCancelled, concurrent.futures.CancelledError, RuntimeError):
+            pass  # it fails, or the coordinator was cancelled, by a control of some trial
+
+    async def _await_one(self, number: int, fails: bool) -> None:
+        with contextlib.suppress(LookupError, JobCancelled, RuntimeError):
+            assert await self._coordinator.run(self._call, number, fails) == number
+
+    def check(self) -> None:
+        for made in self.made.values():
+            assert made in ([], ["began", "ended"])
+
+
 async def one_schedule(seed: int) -> list[Any]:
     rng = random.Random(seed)
     aioktask.set_max_threads(rng.randint(1, 4))
     trials = [Trial(rng, loop_runs=True) for _ in range(rng.choice([1, 1, 1, 2, 4]))]
     with interrupted(rng, trials, may_raise=False):
         async with Coordinator(rng.choice([None, 1, 2])) as coordinator:
+            calls = Calls(rng, coordinator)
             async with anyio.create_task_group() as tasks:
+                tasks.start_soon(calls.make)
                 for trial in trials:
                     if rng.random() < 0.6:
                         tasks.start_soon(await_job, trial, rng.choice([None, coordinator]))
                     else:
                         tasks.start_soon(await_handle, trial, coordinator)
+    calls.check()
     for trial in trials:
         trial.check()
     return [trial.watch for trial in trials]

@@ -495,6 +495,7 @@ def what_is_left(pool: Pool) -> str | None:
             "runs": state.runs,
             "threads that serve": state.serving,
             "waits": state.waits,
+            "calls that block": [*state.blocking, *[None] * scheduler.blocked],
             "chunks that wait": state.waiting,
             "threads that count": scheduler.running,
             "jobs in queues": [*scheduler._queues.foreground, *scheduler._queues.background],
