@@ -9,6 +9,7 @@ import concurrent.futures
 import contextvars
 import itertools
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
@@ -176,6 +177,29 @@ def test_a_coordinator_that_is_left_by_an_exception_ends_its_calls() -> None:
     with pytest.raises(JobCancelled):
         running.result(0)
     assert all(each.cancelled() for each in queued)
+
+
+def test_nothing_keeps_what_a_call_was_given_or_made(coordinator: Coordinator, busy: Gate) -> None:
+    class Big:
+        pass
+
+    executor = coordinator.executor()
+    big, gone = Big(), threading.Event()
+    weakref.finalize(big, gone.set)
+    cancelled = executor.submit(print, big)
+    del big
+    cancelled.cancel()
+    assert gone.wait(PATIENCE), "a cancelled future keeps its arguments"
+    busy.open()
+    for fails in (False, True):
+        big, gone = Big(), threading.Event()
+        weakref.finalize(big, gone.set)
+        future = executor.submit(lambda given, fails=fails: given.missing if fails else None, big)
+        del big
+        failed = future.exception(PATIENCE)
+        assert (failed is not None) == fails
+        del future, failed
+        assert gone.wait(PATIENCE), "a future that is gone keeps its arguments"
 
 
 # Shutting down.

@@ -199,22 +199,23 @@ def _result(future: Future[T], timeout: float | None) -> T:
         del future  # which an exception's traceback would lead to
 
 
+_Work = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
 class Submitted:
     """A call that was submitted: the chunk function of its run, and the waiter for that.
 
     Attributes:
-        run: Its run.
+        run: Its run; None when that is over.
         future: Of the call; None when the run is over.
         nice: That of the run, so that nothing is lent.
         ended: Whether the run is over, and the future's callbacks have been called.
     """
 
     __slots__ = (
-        "_args",
-        "_fn",
-        "_kwargs",
         "_pending",
         "_watchers",
+        "_work",
         "ended",
         "future",
         "nice",
@@ -235,9 +236,7 @@ class Submitted:
     ) -> None:
         self.pool = pool
         self._pending = pending
-        self._fn = fn
-        self._args = args
-        self._kwargs = kwargs
+        self._work: _Work | None = (fn, args, kwargs)  # until it begins, or is over
         self._watchers: deque[ThreadWaiter] = deque()
         self.run: Run | None = None
         self.nice = 0
@@ -246,11 +245,11 @@ class Submitted:
         self.future: HelperFuture | None = HelperFuture(self)
 
     def __call__(self, start: int, stop: int) -> None:
-        future = self.future
-        if future is None or not future.begins():
+        future, work = self.future, self._work
+        self._work = None
+        if future is None or work is None or not future.begins():
             return
-        fn, args, kwargs = self._fn, self._args, self._kwargs
-        del self._fn, self._args, self._kwargs
+        fn, args, kwargs = work
         try:
             try:
                 value = fn(*args, **kwargs)
@@ -260,7 +259,7 @@ class Submitted:
                 future.set_result(value)
                 del value
         finally:
-            del self, future, fn, args, kwargs  # which the exception's traceback leads to
+            del self, future, work, fn, args, kwargs  # which the exception's traceback leads to
 
     def _told(self, error: BaseException) -> BaseException:
         """The exception, or a `JobCancelled` where it says that the call is not wanted."""
@@ -286,7 +285,7 @@ class Submitted:
     def end(self) -> None:
         """Let go of everything, and wake who waits for that."""
         self._pending.pop(self, None)
-        self.future = None
+        self.future = self.run = self._work = None
         self.ended = True
         while self._watchers:
             try:

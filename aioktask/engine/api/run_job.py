@@ -126,9 +126,9 @@ async def run(
     The call is a job of one chunk: it has a share by its nice, keeps to the limits of the process
     and of the coordinator, lends and borrows priority, and finds the caller's context variables.
     Inside it `current_chunk().check_cancelled()` tells whether it is wanted still. A call that
-    blocks without using a CPU (a file, DNS, a lock) takes no thread from others: after some
-    hundredths of a second the process has one thread more for it, within `max_blocked` of
-    `configure`. A coordinator's own cap holds all the same.
+    blocks without using a CPU (a file, DNS, a lock) keeps no helper from others: where something
+    waits for one, the process may have one more for it, after about a tenth of a second and within
+    `max_blocked` of `configure`. A coordinator's own cap holds all the same.
 
     Args:
         fn: An ordinary function. Keyword arguments are for this call: use `functools.partial`.

@@ -358,7 +358,7 @@ class Scheduler:
 
     def has_room(self, group: Group) -> bool:
         """Whether a helper may serve a job of the group at once: no other one waits for helpers."""
-        if self.anybody_waits or not self.room:
+        if self.anybody_waits or self.running - self.blocked >= self.cap:
             return False
         return group.cap is None or group.threads < group.cap
 
