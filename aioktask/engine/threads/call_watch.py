@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # After a call was found to block while others waited, more of them are expected for so long.
 EXPECTED_NS = 1_000_000_000
 
+# So many quick looks that find none are followed by slow ones: the helpers are busy, not blocked.
+QUICK_LOOKS = 3
+
 
 class CallWatch:
     """What the keeper knows of the threads that are at calls."""
@@ -30,6 +33,7 @@ class CallWatch:
         self._threads: dict[Serving, CallThread] = {}
         self._blocked: set[Serving] = set()  # as it was posted last
         self._soon = False
+        self._quick_looks = QUICK_LOOKS  # that are left
         self._came_at = self._looked_at = 0
         self._found_at = -EXPECTED_NS
 
@@ -51,7 +55,12 @@ class CallWatch:
                 self._found_at = now
         elif not self._blocked:
             self._threads.clear()
-        self._soon = bool(waits and self._threads) or now - self._found_at < EXPECTED_NS
+        expected = now - self._found_at < EXPECTED_NS
+        if expected or not waits:
+            self._quick_looks = QUICK_LOOKS
+        elif self._quick_looks:
+            self._quick_looks -= 1
+        self._soon = expected or bool(waits and self._threads and self._quick_looks)
         return self._soon
 
     def _look_at_threads(self) -> None:
