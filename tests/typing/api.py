@@ -30,6 +30,7 @@ from aioktask import (
     memory,
     plan,
     priority,
+    run,
     run_multithreaded,
     run_multithreaded_sync,
     set_max_threads,
@@ -171,3 +172,14 @@ def ready_jobs() -> None:
     assert roots is numbers
     assert_type(memory.clear(bytearray(10)), Job[None])
     assert_type(memory.populate(bytearray(10)), Job[None])
+
+
+async def single_calls(coordinator: Coordinator) -> None:
+    assert_type(await run(count, 1, 2), int)
+    assert_type(await run(returns_something, 1, 2, nice=3, name="x"), str)
+    assert_type(await run(count, 1, 2, coordinator=coordinator), int)
+    assert_type(await coordinator.run(count, 1, 2), int)
+    await run(count, "1", 2)  # type: ignore[arg-type]
+    executor = coordinator.executor(nice=5)
+    assert_type(executor.submit(count, 1, stop=2).result(), int)
+    assert_type(list(executor.map(returns_something, [1], [2], buffersize=3)), list[str])
