@@ -13,9 +13,16 @@ import pytest
 import aioktask
 from aioktask import Coordinator, Job, configure, run_multithreaded
 from aioktask.engine.api.process import current_pool
+from aioktask.engine.machine.load import thread_runs
 from tests.support.gates import PATIENCE, Gate, eventually
 
-pytestmark = pytest.mark.anyio
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(
+        not thread_runs([threading.get_native_id()]),
+        reason="the kernel does not tell how often a thread is run (/proc/self/task/TID/schedstat)",
+    ),
+]
 
 HELPERS = 2
 
