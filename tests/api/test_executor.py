@@ -502,4 +502,5 @@ def test_any_program_ends_as_the_model_says(
     assert sorted(calls) == sorted(set(range(len(futures))) - cancelled)
     if in_turn:
         assert calls == sorted(calls)
+    executor.shutdown()
     assert not executor._pending
