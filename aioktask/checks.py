@@ -111,7 +111,7 @@ def check_undo(name: str, function: object) -> None:
     """
     if not callable(function):
         raise TypeError(f"{name} must be callable as {name}(start, stop), got {function!r}")
-    if _is_plain(function):
+    if is_plain(function):
         return
     for target in _targets(function):
         if inspect.isgeneratorfunction(target) or inspect.isasyncgenfunction(target):
@@ -124,7 +124,7 @@ def check_undo(name: str, function: object) -> None:
 _NOT_ORDINARY = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
-def _is_plain(function: object) -> bool:
+def is_plain(function: object) -> bool:
     """Whether it is certainly an ordinary function: what most are, told quickly."""
     while type(function) is functools.partial:
         function = function.func
@@ -145,7 +145,7 @@ def check_function(name: str, function: object) -> None:
     Raises:
         TypeError: It is not callable, or its call would only make a coroutine or a generator.
     """
-    if _is_plain(function):
+    if is_plain(function):
         return
     if not callable(function):
         raise TypeError(f"{name} must be callable, got {function!r}")
@@ -169,7 +169,7 @@ def _targets(function: object) -> tuple[object, object]:
 
 
 def is_async(function: object) -> bool:
-    return not _is_plain(function) and any(
+    return not is_plain(function) and any(
         inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
         for target in _targets(function)
     )

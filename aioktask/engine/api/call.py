@@ -9,9 +9,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any, Generic, SupportsIndex, TypeVar, TypeVarTuple
 
-from aioktask.checks import check_function, check_name, name_of, nice_value
+from aioktask.checks import check_function, check_name, is_plain, name_of, nice_value
 from aioktask.engine.ranges.plan import facts_of
 from aioktask.engine.threads.helper import _OWN_FILES
 from aioktask.job import Job
@@ -61,6 +62,8 @@ def checked_call(fn: object, nice: SupportsIndex | None, name: str | None) -> tu
     Raises:
         TypeError, ValueError: One of them is not what it may be: the message names it.
     """
+    if nice is None and name is None and type(fn) is FunctionType and is_plain(fn):  # as most are
+        return 0, fn.__qualname__
     check_function("fn", fn)
     return (
         0 if nice is None else nice_value("nice", nice),

@@ -201,10 +201,6 @@ class Run:
             parent: The stint of the chunk in which, or on behalf of which, this run is awaited.
             owned: Whether one call waits for it and will take the result.
         """
-        # From its 31st attribute on an object has a dictionary, which is made as that is set.
-        # CPython 3.11 crashed there, in a turn, in random schedules with finalizers: so it is made
-        # here, where nobody else knows the run yet.
-        vars(self)
         self.job = job
         self.name = job.name
         self.size = job.size
@@ -240,6 +236,11 @@ class Run:
         self.decisions: dict[str, Any] = {}  # once each, on any thread
         self.heard = events.routine_is_heard()
         self.submitted_at = perf_counter_ns()
+        # From its 31st attribute on an object has a dictionary, which is made as that is set.
+        # CPython 3.11 crashed there, in a turn, in random schedules with finalizers: so it is made
+        # here, where nobody else knows the run yet; and last, since to set an attribute takes four
+        # times as long from then on.
+        vars(self)
 
     def __repr__(self) -> str:
         return f"<Run {self.number} of {self.name!r}: {self.phase.value}>"
