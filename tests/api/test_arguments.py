@@ -18,6 +18,7 @@ from aioktask import (
     files,
     memory,
     plan,
+    run,
     run_multithreaded,
     run_multithreaded_sync,
 )
@@ -35,6 +36,7 @@ def buffer() -> mmap.mmap:
 
 
 TAKES_A_COORDINATOR: dict[str, Callable[[Any], object]] = {
+    "run": lambda it: asyncio.run(run(print, coordinator=it)),
     "run_multithreaded": lambda it: asyncio.run(run_multithreaded(Job(never, 1), coordinator=it)),
     "run_multithreaded_sync": lambda it: run_multithreaded_sync(Job(never, 1), coordinator=it),
     "plan": lambda it: plan(Job(never, 1), coordinator=it),
