@@ -184,7 +184,7 @@ def test_a_coordinator_that_is_left_by_an_exception_ends_its_calls() -> None:
 
 
 def is_gone(gone: threading.Event) -> bool:
-    """Whether it comes. Without the GIL an object may go only where its own thread does something."""
+    """Whether it comes. Without the GIL an object may wait for its own thread to go."""
     deadline = time.monotonic() + PATIENCE
     while not gone.is_set() and time.monotonic() < deadline:
         gc.collect()
