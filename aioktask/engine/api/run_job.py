@@ -33,6 +33,7 @@ from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import Plan, make_plan, with_learned
 from aioktask.engine.state import waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
+from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.outbox import Source
 from aioktask.engine.state.run import GIL_ADVICE, Run
 from aioktask.engine.state.settings import beginning, learns, remembers

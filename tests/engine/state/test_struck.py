@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from aioktask import Job
-from aioktask.engine.learning.lessons import key_of
 from aioktask.engine.api.call import job_of_call
+from aioktask.engine.learning.lessons import key_of
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.scheduling import queue
