@@ -89,7 +89,8 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
     def _max_workers(self) -> int:  # type: ignore[override]
         pool, group = self._coordinator.scope()
         threads = pool.adapter.cap.threads
-        return threads if group.wanted_cap is None else min(threads, group.wanted_cap)
+        most = group.tunables.get("max_threads")
+        return threads if most is None else min(threads, most)
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Have a helper call ``fn(*args, **kwargs)``, whether or not anyone waits.
