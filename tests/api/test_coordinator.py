@@ -12,6 +12,7 @@ import pytest
 import aioktask
 from aioktask import Coordinator, Job, Part, plan, priority, run_multithreaded_sync
 from aioktask.engine.api import coordinator as coordinator_module
+from aioktask.engine.api import scope as scope_module
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.threads.pool import Pool
@@ -279,10 +280,10 @@ def test_threads_of_a_forked_process_use_one_group_of_a_coordinator(
     def begin() -> Scene:
         parent, child = (Pool(read_topology(), Tunables()) for _ in range(2))
         coordinator = Coordinator(max_threads=3)
-        monkeypatch.setattr(coordinator_module, "current_pool", lambda: parent)
+        monkeypatch.setattr(scope_module, "current_pool", lambda: parent)
         before = coordinator.scope()
         parent.dead = True
-        monkeypatch.setattr(coordinator_module, "current_pool", lambda: child)
+        monkeypatch.setattr(scope_module, "current_pool", lambda: child)
         found: list[tuple[Pool, RunGroup]] = []
 
         def check() -> None:
@@ -297,7 +298,7 @@ def test_threads_of_a_forked_process_use_one_group_of_a_coordinator(
             check,
         )
 
-    play_at_each_bytecode(begin, coordinator_module)
+    play_at_each_bytecode(begin, scope_module)
 
 
 def test_the_calling_thread_takes_part() -> None:
