@@ -271,7 +271,7 @@ def test_threads_that_configure_at_a_time_do_not_undo_what_the_others_set(
             lambda: coordinator.configure(**mine), lambda: coordinator.configure(**others), check
         )
 
-    play_at_each_bytecode(begin, coordinator_module)
+    play_at_each_bytecode(begin, coordinator_module, scope_module)
 
 
 def test_threads_of_a_forked_process_use_one_group_of_a_coordinator(
