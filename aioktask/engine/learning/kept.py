@@ -27,7 +27,7 @@ from typing import Any, NoReturn, cast
 from aioktask.engine.learning.curve import Curve
 from aioktask.engine.learning.lessons import TOO_OFTEN, Key, Lesson
 from aioktask.engine.learning.scaling import MOST_PAUSE, Scaling
-from aioktask.engine.learning.scores import KEPT_SAMPLES, MOST_NOISE
+from aioktask.engine.learning.scores import KEPT_SAMPLES, LEAST_SPEED, MOST_NOISE, MOST_SPEED
 from aioktask.engine.learning.sizing import Sizes
 
 __all__ = [
@@ -58,7 +58,7 @@ MOST_SECONDS = 180 * 24 * 3600
 
 # Rates are units a nanosecond, speeds of a size relative to another one.
 _RATES = (1e-12, 1e100)
-_SPEEDS = (1e-6, 1e6)
+_SPEEDS = (LEAST_SPEED, MOST_SPEED)
 _NANOSECONDS = 1e18
 
 _FILE_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}-[0-9a-f]{16}\.json")

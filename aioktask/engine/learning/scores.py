@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from math import exp, log, sqrt
 
-__all__ = ["KEPT_SAMPLES", "SURE_SAMPLES", "Pace", "Scores"]
+__all__ = ["KEPT_SAMPLES", "LEAST_SPEED", "MOST_SPEED", "SURE_SAMPLES", "Pace", "Scores"]
 
 # Stretches of the size in use that a helper remembers.
 KEPT_STRETCHES = 8
@@ -34,6 +34,15 @@ FIRST_NOISE = 0.05
 MOST_NOISE = 0.5
 # A size that is slower than the one next to it by this factor, by one or two samples, was unlucky.
 HOLE = 0.7
+# No size is taken for slower or faster than this against the one in use. Where stretches last by
+# turns very long and very short, the size in use changes often, and each time the speeds of all
+# others are multiplied: without a bound they would leave the range of a float.
+LEAST_SPEED = 1e-6
+MOST_SPEED = 1e6
+
+
+def _bounded(speed: float) -> float:
+    return min(max(speed, LEAST_SPEED), MOST_SPEED)
 
 
 class Pace:
@@ -119,14 +128,14 @@ class Score:
     """The speed of one size relative to the size in use.
 
     Attributes:
-        speed: The median of the last few samples.
+        speed: The median of the last few samples, from `LEAST_SPEED` to `MOST_SPEED`.
         count: How many they are.
     """
 
     __slots__ = ("_samples", "count", "speed")
 
     def __init__(self, samples: Iterable[float]) -> None:
-        self._samples = deque(samples, KEPT_SAMPLES)
+        self._samples = deque(map(_bounded, samples), KEPT_SAMPLES)
         self._count()
 
     def _count(self) -> None:
@@ -137,12 +146,12 @@ class Score:
         self.speed = ordered[middle] if odd else (ordered[middle - 1] + ordered[middle]) / 2
 
     def add(self, sample: float) -> None:
-        self._samples.append(sample)
+        self._samples.append(_bounded(sample))
         self._count()
 
     def scale(self, factor: float) -> None:
-        self._samples = deque((each * factor for each in self._samples), KEPT_SAMPLES)
-        self.speed *= factor
+        self._samples = deque((_bounded(each * factor) for each in self._samples), KEPT_SAMPLES)
+        self._count()
 
 
 class Scores:

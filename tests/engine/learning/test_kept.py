@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import aioktask
@@ -98,6 +98,8 @@ def _rounded(told: dict[str, Any]) -> dict[str, Any]:
     durations=st.lists(st.integers(1_000, 30_000_000), min_size=1, max_size=8),
     waits=st.booleans(),
 )
+@example(size=8192, min_chunk=1, threads=1, durations=[1000, 5_333_334], waits=False)
+@example(size=8192, min_chunk=1, threads=1, durations=[81_148, 6_959_426], waits=False)
 def test_what_was_written_is_read_again_and_the_next_run_begins_with_it(
     size: int, min_chunk: int, threads: int, durations: list[int], waits: bool
 ) -> None:
@@ -190,6 +192,7 @@ def test_what_would_cost_much_to_read_does_no_harm(data: bytes) -> None:
 EXTREME = [
     *(0, 1, -1, 2**31, 2**63, 2**64, 10**300, -(10**300), 0.0, -0.0, 1e-320, 1e308, -1e308, 0.5),
     *(True, False, None, "", "1", [], {}, [[0, 1.0, 1]], [[0, 1e300, 11]], [[1, 1.0, 10**9]]),
+    *(1e-12, 1e12, [[0, 1e-12, 1]], [[0, 1e12, 1], [3, 1e-12, 1]]),
 ]
 
 json_values = st.recursive(

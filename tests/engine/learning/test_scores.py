@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.learning.scores import KEPT_SAMPLES, SURE_SAMPLES, Pace, Scores
+from aioktask.engine.learning.scores import (
+    KEPT_SAMPLES,
+    LEAST_SPEED,
+    MOST_SPEED,
+    SURE_SAMPLES,
+    Pace,
+    Scores,
+)
 
 speeds = st.floats(0.01, 100.0)
 
@@ -48,6 +55,22 @@ def test_another_size_in_use_scales_all_others_and_has_no_score_itself(
     for number in found.keys() - {chosen}:
         assert scores.speed(number) == pytest.approx(found[number] / factor)
         assert scores.count(number) == SURE_SAMPLES
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.floats(1e-9, 1e9)), max_size=10),
+    st.lists(st.tuples(st.integers(0, 3), st.floats(1e-7, 1e7)), max_size=100),
+)
+def test_no_speed_leaves_its_bounds_however_often_the_size_in_use_changes(
+    samples: list[tuple[int, float]], moves: list[tuple[int, float]]
+) -> None:
+    scores = Scores()
+    for number, sample in samples:
+        scores.add(number, sample)
+    for number, factor in moves:
+        scores.move(number, factor)
+        scores.add(3 - number, factor)
+        assert all(LEAST_SPEED <= scores.speed(each) <= MOST_SPEED for each in scores)
 
 
 def test_doubt_shrinks_with_samples_and_grows_with_noise() -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 # Programs that take an executor, each really run on a coordinator's: Dask's threaded scheduler, a
-# Dask worker, joblib with a scikit-learn estimator, Zarr on a loop of the program's own.
+# Dask worker, joblib with a scikit-learn estimator, Zarr on a loop of its own. They change
+# what all of a process has (how exceptions are pickled, threads that stay), so each of these tests
+# runs in a process of its own: test_executor_consumers.py starts it.
 
 from __future__ import annotations
 
