@@ -20,12 +20,15 @@ __all__ = [
     "Progress",
     "Report",
     "Speed",
+    "StreamProgress",
     "UndoFailed",
     "arrays",
     "configure",
     "current_chunk",
     "failure",
     "files",
+    "map_ordered",
+    "map_ordered_sync",
     "max_threads",
     "memory",
     "plan",
@@ -55,12 +58,15 @@ _NAMES = {
     "Progress": "aioktask.job",
     "Report": "aioktask.job",
     "Speed": "aioktask.job",
+    "StreamProgress": "aioktask.job",
     "UndoFailed": "aioktask.errors",
     "arrays": "aioktask.arrays",
     "configure": "aioktask.engine.api.process",
     "current_chunk": "aioktask.engine.state.current",
     "failure": "aioktask.job",
     "files": "aioktask.files",
+    "map_ordered": "aioktask.streams._async",
+    "map_ordered_sync": "aioktask.streams._sync",
     "max_threads": "aioktask.engine.api.process",
     "memory": "aioktask.memory",
     "plan": "aioktask.engine.api.run_job",
@@ -83,8 +89,20 @@ if TYPE_CHECKING:
     from aioktask.engine.ranges.plan import Plan
     from aioktask.engine.state.current import current_chunk
     from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
-    from aioktask.job import Chunk, Failure, Job, Learned, Part, Progress, Report, Speed, failure
+    from aioktask.job import (
+        Chunk,
+        Failure,
+        Job,
+        Learned,
+        Part,
+        Progress,
+        Report,
+        Speed,
+        StreamProgress,
+        failure,
+    )
     from aioktask.ondemand import OnDemand
+    from aioktask.streams import map_ordered, map_ordered_sync
 else:
 
     def __getattr__(name):

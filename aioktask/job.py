@@ -50,6 +50,7 @@ __all__ = [
     "Remember",
     "Report",
     "Speed",
+    "StreamProgress",
     "failure",
 ]
 
@@ -394,6 +395,25 @@ class Progress:
     size: int
     threads: int
     chunks: int
+    elapsed: float
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class StreamProgress:
+    """Where a stream stands at one moment.
+
+    Attributes:
+        done: Items that `fn` is done with, whether or not the consumer has them.
+        size: Items in all; None until the source has come to its end.
+        threads: Threads that work on the stream now.
+        elapsed: Seconds since the first item was begun; 0 before.
+        rate: Items a second since then; 0 before anything is done.
+    """
+
+    done: int
+    size: int | None
+    threads: int
     elapsed: float
     rate: float
 

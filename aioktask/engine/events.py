@@ -16,6 +16,7 @@ class EventKind(Enum):
     STARTED = "job_started"
     LEARNED = "job_learned"
     HOLDS_GIL = "job_holds_gil"
+    STALLED = "stream_stalled"
     BOUND_TO_ONE_CPU = "process_bound_to_one_cpu"
     FINISHED = "job_finished"
     FAILED = "job_failed"

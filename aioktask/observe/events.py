@@ -17,7 +17,7 @@ from aioktask.engine.events import Event, EventKind
 _logger = logging.getLogger("aioktask")
 
 _ROUTINE = (EventKind.SUBMITTED, EventKind.STARTED, EventKind.LEARNED)
-_ADVICE = (EventKind.HOLDS_GIL, EventKind.BOUND_TO_ONE_CPU)
+_ADVICE = (EventKind.HOLDS_GIL, EventKind.STALLED, EventKind.BOUND_TO_ONE_CPU)
 # What the system refused is worth a warning; a file that is damaged, or a function that was changed
 # since, is not.
 _LESSONS = (EventKind.NOT_REMEMBERED, EventKind.NOT_KEPT)

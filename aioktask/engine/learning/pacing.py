@@ -2,11 +2,13 @@
 # Which stretch of a run's range a thread takes next, and how many threads the run gains from.
 #
 # Pure: the free part of the range and the number of its threads in, a stretch out; then, in again,
-# the finished stretch. There are two forms. `FixedPacing` takes chunks of one size, which is given
-# (as `chunk`, or as the leaves of a reduce): the quicker they are, the more at once. In
-# `LearnedPacing` the size is learned too. Either may learn the number of threads. Guarantees that a
-# stretch is a fair part of what is left (`fair_count`) or a single chunk. Relies on each stretch
-# being finished, or given back with nothing done, before its thread takes another one.
+# the finished stretch. There are three forms. `FixedPacing` takes chunks of one size, which is
+# given (as `chunk`, or as the leaves of a reduce): the quicker they are, the more at once. In
+# `LearnedPacing` the size is learned too. Either guarantees that a stretch is a fair part of what
+# is left (`fair_count`) or a single chunk. `GrowingPacing` takes single units of a range that
+# grows: what is left says nothing of what is to come, so a stretch is as long as is worth a claim,
+# or all there is. Each may learn the number of threads. Relies on each stretch being finished, or
+# given back with nothing done, before its thread takes another one.
 """The pace at which threads take a range."""
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any, Protocol
 from aioktask.engine.learning.lessons import Lesson
 from aioktask.engine.learning.scaling import Scaling
 from aioktask.engine.learning.sizing import Sizes
-from aioktask.engine.learning.stretch import chunks_at_once
+from aioktask.engine.learning.stretch import MOST_CHUNKS, TARGET_NS, chunks_at_once
 from aioktask.engine.ranges.claims import Claims, fair_count
 from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, piece_grain, undo_grain
 from aioktask.job import Job, Learned, Speed
@@ -27,6 +29,7 @@ from aioktask.job import Job, Learned, Speed
 __all__ = [
     "FIXED",
     "FixedPacing",
+    "GrowingPacing",
     "LearnedPacing",
     "Pacing",
     "Stepper",
@@ -321,6 +324,86 @@ class LearnedStepper(Stepper):
             return False
         pacing.sizes.measured(self._pace, number, units, walk_ns)
         return pacing.scale(threads, number, units, now - self._claimed_at, left)
+
+
+class GrowingPacing(Pacing):
+    """Single units of a range that grows, as many at once as they are quick.
+
+    Attributes:
+        at_once: How many units a thread took last, or would have taken: who adds units need not
+            have them taken up before there are so many.
+        unit_ns: What a unit costs, in ns, the last ones counting most; 0 until it is known.
+    """
+
+    __slots__ = ("_longest_ns", "at_once", "unit_ns")
+
+    def __init__(self, longest_ns: int | None) -> None:
+        """
+        Args:
+            longest_ns: How long a stretch may last, by what is known: 0 for single units only, None
+                for what is best.
+        """
+        super().__init__(None)
+        self._longest_ns = TARGET_NS if longest_ns is None else min(longest_ns, TARGET_NS)
+        self.at_once = 1
+        self.unit_ns = 0.0
+
+    def learn_threads(self, most: int) -> None:
+        """Find out from now on how many of so many threads the run gains from."""
+        self.scaling = Scaling(most)
+
+    def stepper(self, factor: int) -> Stepper:
+        return GrowingStepper(self)
+
+    def chunk_of(self, given: int) -> int:
+        return 1
+
+    def count_after(self, units: int, walk_ns: int) -> int:
+        """How many units a thread takes next when so many took it so long."""
+        longest = self._longest_ns
+        if walk_ns * 2 <= longest:
+            return min(units * 2, MOST_CHUNKS)
+        return max(min(units * longest // max(walk_ns, 1), MOST_CHUNKS), 1)
+
+
+# How much of what is known of a unit's cost a further stretch replaces.
+LATEST_SHARE = 1 / 8
+
+
+class GrowingStepper(Stepper):
+    """One thread's way through a range that grows."""
+
+    __slots__ = ("_claimed_at", "_count", "_threads", "chunk", "pacing")
+
+    def __init__(self, pacing: GrowingPacing) -> None:
+        self.chunk = 1
+        self.pacing: GrowingPacing = pacing
+        self._count = pacing.at_once
+        self._threads = self._claimed_at = 0
+
+    def next(
+        self, claims: Claims, node: int | None, threads: int, most: int, now: int
+    ) -> tuple[int, int, int]:
+        self._threads, self._claimed_at = threads, now
+        return claims.take(1, self._count, node=node)
+
+    def finished(
+        self, chunks: int, units: int, left: int, threads: int, walk_ns: int, now: int
+    ) -> bool:
+        if not chunks:
+            return False
+        pacing = self.pacing
+        self._count = pacing.at_once = pacing.count_after(units, walk_ns)
+        each_ns = walk_ns / units
+        known = pacing.unit_ns or each_ns
+        pacing.unit_ns = known + (each_ns - known) * LATEST_SHARE
+        scaling = pacing.scaling
+        if scaling is None or threads != self._threads:
+            return False
+        held = scaling.holds_gil
+        # More is to come, so what a trial of fewer threads costs is little.
+        scaling.measured(threads, units, now - self._claimed_at, sys.maxsize)
+        return scaling.holds_gil and not held
 
 
 def pacing_of(job: Job[Any], threads: int, wanted: str, lesson: Lesson | None) -> Pacing:

@@ -38,9 +38,12 @@ class Claims:
             of several sizes are taken, the grain of which they and all pieces are multiples.
         free: The free ranges as ``(start, stop)``; the next claim takes from the last one.
         left: Units in them.
+        open: Whether units may be added: then it is not the end that nothing is free.
     """
 
     __slots__ = ("_edges", "chunk", "free", "left")
+
+    open: bool = False
 
     def __init__(self, ranges: Iterable[range], chunk: int) -> None:
         self.chunk = chunk
@@ -156,3 +159,43 @@ class PartedClaims(Claims):
         for each in self._parts.values():
             each.clear()
         self._count()
+
+
+class GrowingClaims(Claims):
+    """The free part of a range whose end moves up while it is worked on, from 0 on.
+
+    Each unit is a chunk. What came back is taken before what was added last.
+
+    Attributes:
+        stop: The end of the range now.
+    """
+
+    __slots__ = ("open", "stop")
+
+    open: bool
+    stop: int
+
+    def __init__(self) -> None:
+        super().__init__((), 1)
+        self.open = True
+        self.stop = 0
+
+    def grow(self, stop: int) -> None:
+        """Have the range end at `stop` from now on; nothing is done where it does already."""
+        before = self.stop
+        if stop <= before:
+            return
+        if self.free and self.free[0][1] == before:
+            self.free[0] = (self.free[0][0], stop)
+        else:
+            self.free.insert(0, (before, stop))
+        self.left += stop - before
+        self.stop = stop
+
+    def close(self) -> None:
+        """Have nothing be added any more."""
+        self.open = False
+
+    def clear(self) -> None:
+        super().clear()
+        self.open = False

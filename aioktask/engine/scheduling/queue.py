@@ -264,6 +264,15 @@ class Scheduler:
         entry.group.ready[entry] = None
         self._place(entry)
 
+    def set_ready_again(self, entry: Entry) -> None:
+        """Take in that an entry that had nothing to claim has something now.
+
+        What it did not use meanwhile is not made good.
+        """
+        if not entry.ready:
+            entry.runtime = max(entry.runtime, self._floor)
+            self.set_ready(entry)
+
     def set_idle(self, entry: Entry) -> None:
         """Take in that the entry has nothing to claim at present."""
         if not entry.ready:

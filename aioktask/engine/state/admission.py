@@ -20,7 +20,7 @@ from time import perf_counter_ns
 from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Asked, Key, Lesson, key_of
 from aioktask.engine.learning.pacing import FIXED, pacing_of
-from aioktask.engine.ranges.plan import split
+from aioktask.engine.ranges.plan import Split, split
 from aioktask.engine.state.callers import enter_caller
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.outbox import Source
@@ -88,6 +88,8 @@ def admit(
     if state.runs:
         state.expect_others(run.submitted_at)
     state.runs[run] = None
+    if run.growth is not None:
+        state.growing[run] = None
     group.runs[run] = None
     state.scheduler.add(run.entry)
     run.caller = caller  # which will serve it, whether or not helpers can
@@ -131,9 +133,16 @@ def do_not_begin(state: State, run: Run, error: BaseException | None = None) -> 
 def _begin_run(state: State, run: Run) -> None:
     """Have the run begin, under the cap of the process and of its coordinator."""
     job, group = run.job, run.group
-    tunables, lessons = state.tunables, state.lessons
-    cut = split(job, state.most_threads(group))
+    tunables, lessons, cap = state.tunables, state.lessons, state.most_threads(group)
     wanted = learns(job, group, tunables)
+    if run.growth is not None:
+        threads = min(run.limit, cap)
+        if wanted in ("both", "threads") and run.growth.pacing.scaling is None:
+            run.growth.pacing.learn_threads(threads)
+        run.begin(Split(threads, 1, ()), run.growth.pacing, None, lessons)
+        run.entry.gives_way = gives_way(run.nice, group, tunables)
+        return
+    cut = split(job, cap)
     key = lesson = None
     where = wanted != "nothing" and remembers(job, group, tunables)
     if where:

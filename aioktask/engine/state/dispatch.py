@@ -53,8 +53,19 @@ SUMMON_AHEAD = 2
 CONTENDED = 1 / 3
 CONTENDED_NS = 1_000_000
 
+# A stretch of a growing range that has lasted so long, some times as long as is aimed at, is held
+# up by one of its units.
+LASTING_NS = 400_000
+
 # Where a job was seen beside another, the next one is expected within this time.
 CROWDED_NS = 1_000_000_000
+
+
+def _lasts(stint: Stint, now: int) -> bool:
+    """Whether the stint holds units that it has not begun, and has been at others for long."""
+    if not stint.live or stint.stretch_stop - stint.chunk_start < 2:
+        return False
+    return now - max(stint.claimed_at, stint.walked_at) > LASTING_NS
 
 
 class State:
@@ -83,6 +94,8 @@ class State:
         self.out = Outbox()
         self.root = RunGroup()  # of jobs without a coordinator
         self.runs: dict[Run, None] = {}
+        self.growing: dict[Run, None] = {}  # those of them whose range grows
+        self.interrupted_at = 0  # when such a run last had walks end, to get a helper
         self.serving: dict[Stint, None] = {}
         self.waits: Waits[Run] = Waits()
         self.waiting: dict[Stint, int] = {}  # chunks that wait for runs: for how many
@@ -135,7 +148,9 @@ class State:
         """Bring a run to its next phase, if it may go on, and queue it as its phase demands."""
         while not run.claimable:
             self.scheduler.set_idle(run.entry)
-            if run.entry.threads or run.async_undo or run.over:
+            if run.entry.threads or run.async_undo or run.over or run.awaits_more:
+                if run.growth is not None and run.stopping and not run.over:
+                    self._stop_callers(run)
                 return
             if run.phase is SETTLED and not run.cancelled:
                 return
@@ -158,6 +173,14 @@ class State:
                 return
         self.scheduler.set_ready(run.entry, undoing=run.undoing)
         ask_caller(self, run)
+
+    def _stop_callers(self, run: Run) -> None:
+        """Have calling threads serve a growing run no more, those apart that are at an item now."""
+        self.out.waiters += run.waiters  # who is at one should end when that is done
+        for stint in list(self.serving):
+            at_item = stint.chunk_start < stint.stretch_stop
+            if stint.run is run and isinstance(stint.thread, Caller) and not at_item:
+                self.leave(stint, stint.entered_at, began=False)
 
     def end(self, run: Run) -> None:
         """Take out a run that is over, and have its waiters woken."""
@@ -182,6 +205,8 @@ class State:
         run.left_by = {}
         # Not before: after an exception until here the run is still found, and ended anew.
         self.runs.pop(run, None)
+        if run.growth is not None:
+            self.growing.pop(run, None)
         lend(self, self.loans.forget(run.entry))
         self.forget(run)
 
@@ -214,10 +239,25 @@ class State:
             return False
         if stint.node is not None and not stint.off_node and migrates(stint):
             return False
-        if not run.sweep.claims.left:
+        if not run.sweep.claims.left and not self.free_held(run, now):
             self.scheduler.set_idle(run.entry)
             return False
         return self._claim(stint, now)
+
+    def free_held(self, run: Run, now: int) -> bool:
+        """Free what threads hold of a growing range and do not come to; whether anything is free.
+
+        A stretch of it was to be short. Where it is not, one of its units lasts, and those behind
+        would wait for it.
+        """
+        if run.growth is None:
+            return False
+        held = [stint for stint in list(run.stints.values()) if _lasts(stint, now)]
+        if held:
+            self.signals.change()  # before it is looked at where the walks stand
+            for stint in held:
+                run.take_back(stint)
+        return run.claimable
 
     def _must_pause(self, stint: Stint, now: int) -> bool:
         """Pay for the CPU time of a background stretch; whether a pause follows.

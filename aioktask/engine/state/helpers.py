@@ -39,6 +39,8 @@ def helper_goes(state: State, helper: Helper) -> bool:
     helper.idle = False
     state.idle.remove(helper)
     del state.helpers[helper]
+    for run in state.growing:
+        run.forget_thread(helper)
     return True
 
 

@@ -93,6 +93,7 @@ def rebuild(state: State) -> None:
         for wait in (*run.waiters.values(), *run.left_by.values())
         if wait.stint is not None and wait.run is not None and wait.run.begun and not wait.run.over
     ]
+    state.growing = {run: None for run in state.runs if run.growth is not None}
     state.waits, state.waiting = Waits(), {}
     for run in state.runs:
         run.entry.owed = 0

@@ -37,6 +37,7 @@ from aioktask.engine.scheduling.queue import Entry
 from aioktask.engine.state import record
 from aioktask.engine.state.current import enclosing
 from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.stint import Stint, check_done
 from aioktask.engine.state.sweep import NOTHING, Sweep, undo_sweep, work_sweep
 from aioktask.engine.state.workers import Caller, Helper, Waiter
@@ -139,6 +140,7 @@ class Run:
     lane_waiter: Waiter | None = None  # who waits for it while it is in the lane
     caller: Caller | None = None  # a calling thread that would take more chunks
     initial: object | EllipsisType = ...
+    growth: Growth | None = None  # of a run whose range grows while it is worked on
     entry: Entry
     sweep: Sweep = NOTHING
     key: Key | None = None  # under which what it learns is remembered, if it is
@@ -176,6 +178,7 @@ class Run:
     told = False  # whether a waiter was given the verdict or the report
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
+    gone: tuple[int, int] = 0, 0  # the same of threads that are gone, together
     failure: Failure | None = None
     bound: Bound[Any]
     _plain_value: type | None = None  # of what `reduce` returned last
@@ -317,7 +320,11 @@ class Run:
         job = self.job
         self.key, self.lessons = key, lessons
         self.directory, self.awaits = directory, awaits
-        self.sweep = work_sweep(job, self.fn, cut, pacing)
+        growth = self.growth
+        if growth is None:
+            self.sweep = work_sweep(job, self.fn, cut, pacing)
+        else:
+            self.sweep = Sweep(self.fn, growth.claims, pacing)
         self.threads_planned = cut.threads
         self.entry = Entry(self, self.group, self.nice, self.thread_limit)
         self.begun = True
@@ -335,7 +342,7 @@ class Run:
         if self.heard:
             self.tell(
                 EventKind.SUBMITTED,
-                size=self.size,
+                size=self.size if self.growth is None else None,
                 chunk=self.sweep.pacing.chunk_of(self.sweep.claims.chunk),
                 threads=self.threads_planned,
             )
@@ -425,6 +432,11 @@ class Run:
         if self.phase is WORK:
             return not self.stopping and not self.awaits
         return self.phase is UNDO and not self.async_undo
+
+    @property
+    def awaits_more(self) -> bool:
+        """Whether units may be added, so that it is not over when all there are have been done."""
+        return self.sweep.claims.open and self.phase is WORK and not self.stopping
 
     def unwanted(self) -> bool:
         """Whether this run, or one of those whose chunks it was submitted for, wants to end."""
@@ -523,6 +535,8 @@ class Run:
 
     def _close_stretch(self, stint: Stint, done: int, free: int, now: int) -> None:
         """End the stint's stretch, which is done up to `done`, and free again from `free` on."""
+        if done > stint.stretch_stop:  # what it had not begun was taken back: see `take_back`
+            done = free = stint.stretch_stop
         if self.sweep.learn(stint, done, self.entry.threads, now):
             self._tell_of_gil()
         self.version += 1
@@ -532,6 +546,27 @@ class Run:
             self.last_chunk = now
         self.sweep.give_back(stint, free)
         self.version += 1
+
+    def take_back(self, stint: Stint) -> None:
+        """Have the units be free again that the stint holds, and has not begun, of a growing range.
+
+        The walks were told to end at the next chunk before. A thread that was just past its look at
+        that begins one unit more, which another one gets too. That does no harm: a unit is leave to
+        take the item that is next, and one that finds none does nothing.
+        """
+        free = max(stint.chunk_start + 1, stint.stretch_start)
+        if stint.live and free < stint.stretch_stop:
+            self.version += 1
+            self.sweep.claims.give_back(free, stint.stretch_stop)
+            stint.stretch_stop = free
+            self.version += 1
+
+    def forget_thread(self, thread: object) -> None:
+        """Drop the stint of a thread that is gone: many may come and go in the time of this run."""
+        stint = self.stints.pop(thread, None)
+        if stint is not None:
+            busy, cpu = self.gone
+            self.gone = busy + stint.busy, cpu + stint.cpu
 
     def _tell_of_gil(self) -> None:
         if self.lessons is None or self.lessons.tell_once(self.job):
@@ -626,7 +661,7 @@ class Run:
         return isinstance(self.verdict, UndoFailed)
 
     def _stop(self) -> None:
-        if not self.never_starts:  # else nothing was done
+        if not self.never_starts and self.growth is None:  # else nothing is known to be done
             found = outcome(
                 range(self.job.start, self.job.stop), self.sweep.claims.free, self.failed
             )
@@ -655,6 +690,8 @@ class Run:
         elif self.sweep.tree is not None:
             self.value = self.sweep.tree.value() if self.job.size else self.initial
         self.used = tuple([(stint.busy, stint.cpu) for stint in self.stints.values()])
+        if self.gone[0]:
+            self.used += (self.gone,)
         self.report = record.report(self)
         if self.key is not None:
             elapsed = self.last_chunk - self.first_claim

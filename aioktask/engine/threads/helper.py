@@ -27,7 +27,7 @@ from aioktask.engine.machine.os_threads import (
     start_thread,
     thread_nice_now,
 )
-from aioktask.engine.state import admission, ending, helpers, one_chunk
+from aioktask.engine.state import admission, ending, growing, helpers, one_chunk
 from aioktask.engine.state.current import local
 from aioktask.engine.state.helpers import helper_came, helper_goes
 from aioktask.engine.state.lane_turns import adopt_late
@@ -418,6 +418,8 @@ class HelperThread:
             pool.signals.change()
         finally:
             pool.lock.release()
+        if self._state.growing:  # where one unit lasts, nothing comes back by itself
+            pool.inbox.append((growing.share_out, None))
         if pool.inbox:
             pool.turn()
 

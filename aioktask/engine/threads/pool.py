@@ -44,7 +44,7 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
-from aioktask.engine.state import admission, callers, ending, helpers, recovery
+from aioktask.engine.state import admission, callers, ending, growing, helpers, recovery
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
@@ -497,6 +497,21 @@ class Pool:
             raise RuntimeError("the coordinator was left or shut down: it takes no more jobs")
         self.wake()
 
+    def grow(self, run: Run) -> None:
+        """Have turns follow the run's `Growth`, which has moved up or was closed.
+
+        Where no helper could come, none is woken: whoever serves the run finds the command when it
+        comes back.
+        """
+        command = (growing.follow, run)
+        if self._pending.setdefault(command, command) is command:
+            self.inbox.append((Pool._apply_pending, None, self, command))
+        state = self.state
+        served = run.begun and run.entry.threads > 0
+        all_work = state.scheduler.running >= state.scheduler.cap
+        if not (served and all_work) or state.idle or state.lane.parked:
+            self.wake()
+
     def cancel(self, run: Run) -> bool:
         """End a run; whether that came in time, also when it was cancelled before."""
         if not run.cancel():
@@ -657,6 +672,8 @@ class Pool:
             self.inbox.append((recovery.find_unattended, None))
             if self.archive.in_use:
                 self.inbox.append((admission.wait_no_longer, None))
+            if self.state.growing:
+                self.inbox.append((growing.share_out, None))
             self.turn()
             self._look_at_members()
             self.archive.look(quiet=not self.state.runs)

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MIT
+# A run that is fed: its range grows while it is worked on, and one scope owns it.
+#
+# For the modules that stand on the engine. The scope adds units, waits for what it likes, and ends
+# the run as it is left: by `close` where all was added, else by `cancel`; then it waits for the
+# end. Nothing is undone, so who leaves need not ask how the run ended.
+"""Runs that are fed while they run."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from typing import SupportsIndex
+
+from aioktask.engine.api.coordinator import Coordinator
+from aioktask.engine.api.handle import Handle
+from aioktask.engine.api.process import current_pool
+from aioktask.engine.api.scope import group_in
+from aioktask.engine.api.submission import new_run, park_until
+from aioktask.engine.loops.loop import AsyncWaiter, Loop
+from aioktask.engine.loops.waiting import wait_until_shielded
+from aioktask.engine.state import growing, waiting
+from aioktask.engine.state.current import enclosing_stint, local
+from aioktask.engine.state.growth import Growth
+from aioktask.engine.state.workers import Caller, ThreadWaiter, Waiter
+from aioktask.errors import JobCancelled
+from aioktask.job import Job, StreamProgress
+
+__all__ = ["Feed", "StreamHandle"]
+
+
+class Feed:
+    """A run over units that are added while it runs, each leave to do what is next.
+
+    Args:
+        fn: Called as a job's function, for one unit at a time: it does what is next, if anything.
+        pending: What is next, each with its number: looked at, never changed.
+        name: Of the run.
+        nice: Of the run; None for what the coordinator or the process says, else 0.
+        longest_ns: How long a unit may wait for others that go to a helper with it, in ns: 0 for
+            not at all, None for what is best.
+        coordinator: The one whose cap applies.
+
+    Attributes:
+        growth: What is known of the range's end.
+    """
+
+    __slots__ = ("_job", "_outer", "_pool", "_run", "growth")
+
+    def __init__(
+        self,
+        fn: Callable[[int, int], object],
+        pending: Sequence[tuple[int, object]],
+        *,
+        name: str,
+        nice: int | None,
+        longest_ns: int | None,
+        coordinator: Coordinator | None,
+    ) -> None:
+        self._pool = pool = current_pool()
+        self._outer = outer = enclosing_stint()
+        group = group_in(pool, coordinator, outer)
+        self._job: Job[None] = Job(fn, 0, name=name, nice=nice or 0)
+        self._run = run = new_run(pool, group, self._job, None, parent=outer, owned=False)
+        self.growth = run.growth = Growth(pending, longest_ns)
+        run.limit = sys.maxsize
+        if nice is not None:
+            run.nice = nice
+
+    def submit(self, waiter: Waiter, *, detects: bool) -> None:
+        """Have a turn take the run in. `waiter` is woken when it stops and when it is over.
+
+        Raises:
+            RuntimeError: The coordinator, or the process, takes no more jobs.
+        """
+        run, outer = self._run, self._outer
+        nested = outer is not None and outer.run.group is run.group
+        try:
+            self._pool.submit(run, waiter=waiter, nested=nested, detects=detects)
+        except BaseException:
+            self._pool.cancel(run)
+            raise
+
+    def handle(self, count: Callable[[], tuple[int, int | None]]) -> StreamHandle:
+        """The run's handle; `count()` tells how many units are done, and how many there will be."""
+        return StreamHandle(Handle(self._pool, self._run, self._job), count)
+
+    # Adding units.
+
+    def grow(self, stop: int) -> None:
+        """Have the range end at `stop`, which is not below the end before."""
+        self.growth.stop = stop
+        self._pool.grow(self._run)
+
+    def close(self) -> None:
+        """Add nothing any more: the run is over when all that was added is done."""
+        self.growth.closed = True
+        self._pool.grow(self._run)
+
+    def cancel(self) -> None:
+        """Begin no further unit; those that run may find out by `check_cancelled`."""
+        self._pool.cancel(self._run)
+
+    def wake(self, waiter: Waiter) -> None:
+        """Wake a waiter, and see to it that it hears."""
+        self._pool.wake_waiter(waiter)
+
+    # How it ends.
+
+    @property
+    def over(self) -> bool:
+        """Whether no unit runs, and none will."""
+        return self._run.ended or self._run.refused
+
+    @property
+    def stopping(self) -> bool:
+        """Whether no further unit begins, although the run was not closed."""
+        run = self._run
+        if run.cancel_asked or run.stopping or self._pool.dead:
+            return True
+        return run.over and not self.growth.closed
+
+    def reason(self) -> BaseException:
+        """Why it stops: what struck the engine, or a new `JobCancelled`."""
+        run = self._run
+        if self._pool.dead:
+            return RuntimeError(
+                f"the stream {run.name!r} belongs to the parent of this forked process"
+            )
+        return run.error or JobCancelled(f"the stream {run.name!r} was cancelled")
+
+    async def until_over(self, loop: Loop, waiter: AsyncWaiter) -> asyncio.CancelledError | None:
+        """Wait until it is over, across any number of cancels; returns asyncio's first one."""
+        if self.over:
+            return None
+        self._pool.post(waiting.add_waiter, self._run, waiter, None, False)
+        return await wait_until_shielded(loop, waiter, lambda: self.over)
+
+    def until_over_in_thread(self) -> None:
+        """Wait in this thread until it is over."""
+        if self.over:
+            return
+        waiter = ThreadWaiter(self._run.nice)
+        self._pool.post(waiting.add_waiter, self._run, waiter, None, False)
+        park_until(self._pool, waiter, lambda: self.over, None)
+
+    # A thread that takes part.
+
+    def enter_thread(self, caller: Caller) -> None:
+        """Have the calling thread serve the run, by `do_in_thread`."""
+        caller.quits = True  # it takes no stretches from turns
+        caller.present.acquire()
+        self._pool.post(growing.caller_comes, self._run, caller)
+        self.turn(caller)
+
+    def leave_thread(self, caller: Caller) -> None:
+        """Have the calling thread serve the run no more."""
+        self._pool.post(growing.caller_goes, self._run, caller)
+        if caller.present.locked():
+            caller.present.release()
+        self.turn(caller)
+
+    def do_in_thread(self, caller: Caller, action: Callable[[], None]) -> None:
+        """Do a unit's work on the calling thread, as a chunk of the run."""
+        stint = caller.serving
+        if stint is None:  # in the turn that would have it serve, memory was short
+            stint = self._run.stint_of(caller)
+        outer = stint.outer = local.stint
+        inside = local.inside
+        try:
+            stint.first_chunk_stop = stint.stretch_stop = 1
+            local.stint = stint
+            local.inside = False
+            stint.context.run(action)
+        finally:
+            local.stint = outer
+            local.inside = inside
+            stint.first_chunk_stop = stint.stretch_stop = 0
+            stint.outer = None
+
+    def turn(self, caller: Caller) -> None:
+        """Apply what was posted, where this thread may do so."""
+        if not caller.main:
+            self._pool.turn_on_caller()
+
+    def park(self, caller: Caller) -> None:
+        """Wait until the caller is woken."""
+        self._pool.wait_parked(caller, -1)
+
+
+class StreamHandle:
+    """A stream's handle, by which a program asks about it and changes it while it is open.
+
+    Every method returns at once, wherever it is called: on any thread, in a signal handler, a
+    finalizer or a listener of events too. To wait for a stream is to leave its scope.
+
+    Raises:
+        RuntimeError: From every method, where the stream belongs to the parent of this forked
+            process.
+    """
+
+    __slots__ = ("_count", "_handle")
+
+    def __init__(self, handle: Handle[None], count: Callable[[], tuple[int, int | None]]) -> None:
+        self._handle = handle
+        self._count = count
+
+    def __repr__(self) -> str:
+        return repr(self._handle)
+
+    @property
+    def nice(self) -> int:
+        """The stream's nice, as it was asked for last."""
+        return self._handle.nice
+
+    @property
+    def max_threads(self) -> int:
+        """The most helpers for this stream. May be set while it runs."""
+        return self._handle.max_threads
+
+    @max_threads.setter
+    def max_threads(self, threads: SupportsIndex) -> None:
+        self._handle.max_threads = threads
+
+    def renice(self, nice: SupportsIndex) -> None:
+        """Change the stream's nice, and so its share among jobs, as `Handle.renice` does.
+
+        Raises:
+            TypeError, ValueError: `nice` is no integer, or not from -20 to 19.
+        """
+        self._handle.renice(nice)
+
+    def cancel(self) -> bool:
+        """End the stream without waiting: no item is begun, and its consumer gets `JobCancelled`.
+
+        Items that run finish; `current_chunk().check_cancelled()` tells them.
+
+        Returns:
+            Whether it came in time: False when the stream was over before.
+        """
+        return self._handle.cancel()
+
+    def done(self) -> bool:
+        """Whether the stream is over: no item runs, and none will be begun."""
+        return self._handle.done()
+
+    def progress(self) -> StreamProgress:
+        """Where the stream stands."""
+        found = self._handle.progress()
+        done, size = self._count()
+        rate = done / found.elapsed if found.elapsed > 0 else 0.0
+        return StreamProgress(done, size, found.threads, found.elapsed, rate)

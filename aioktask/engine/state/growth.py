@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+# A run whose range grows while it is worked on: what is known of its end, and of who waits for it.
+#
+# A unit of such a run is leave to take one item of a stream, whichever is next: so a unit that a
+# thread holds, and has not begun, keeps no particular item from others. Whoever adds items
+# publishes the new end here, on its own thread, then posts `growing.follow`; turns follow. It adds
+# an item before it publishes the unit for it, so there is always a unit for each item.
+"""The growing end of a run's range."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aioktask.engine.learning.pacing import GrowingPacing
+from aioktask.engine.ranges.claims import GrowingClaims
+
+
+class Growth:
+    """How far the range of a run has grown.
+
+    Turns change `claims`, `pacing` and `told`; whoever adds items sets all else.
+
+    Attributes:
+        stop: The end of the range, which only moves up.
+        closed: Whether nothing will be added any more.
+        pending: The items that no thread has begun, each with its number, the next one first.
+        head: The number of the item that the stream's consumer waits for, -1 while it waits for
+            none that was added.
+        waits_since: When it began to wait, in ns.
+        told: The number of the last item that was told to hold the stream up.
+    """
+
+    __slots__ = ("claims", "closed", "head", "pacing", "pending", "stop", "told", "waits_since")
+
+    def __init__(self, pending: Sequence[tuple[int, object]], longest_ns: int | None) -> None:
+        self.claims = GrowingClaims()
+        self.pacing = GrowingPacing(longest_ns)
+        self.pending = pending
+        self.stop = 0
+        self.closed = False
+        self.head = self.told = -1
+        self.waits_since = 0
+
+    def head_lasts(self, now: int) -> int:
+        """How long the consumer has waited for an item that a thread is at, in ns; else 0."""
+        head, since = self.head, self.waits_since
+        if head < 0:
+            return 0
+        try:
+            if self.pending[0][0] <= head:
+                return 0
+        except IndexError:  # all have begun
+            pass
+        return now - since

@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: MIT
+# Streams on an event loop.
+#
+# `async for` closes nothing when it is left early, so a stream is an async context manager. An
+# ordinary iterator is read in the call that asks for a value. An async one is read in a task of its
+# own, so that a value can be given while the source is waited for; that task also closes it, since
+# an async generator's scopes belong to the task that entered them.
+"""`map_ordered`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+)
+from functools import partial
+from time import perf_counter_ns
+from types import TracebackType
+from typing import Any, Generic, Literal, SupportsIndex, TypeVar, cast, overload
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+
+from aioktask.engine.api.coordinator import Coordinator
+from aioktask.engine.api.feed import StreamHandle
+from aioktask.engine.api.submission import needed_loop
+from aioktask.engine.loops.loop import AsyncWaiter, Loop
+from aioktask.engine.priority import MOST_NICE
+from aioktask.streams._consumer import WINDOW, Consumer, Errors, Options
+from aioktask.streams._exchange import NOTHING
+
+__all__ = ["Stream", "map_ordered"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# A consumer that finds each value there lets the loop go on so often.
+MOST_NS_A_TURN = 1_000_000
+
+
+@overload
+def map_ordered(
+    fn: Callable[[T], R],
+    items: Iterable[T] | AsyncIterable[T],
+    *,
+    window: SupportsIndex = ...,
+    ordered: bool = ...,
+    errors: Literal["raise"] = ...,
+    max_delay: float | None = ...,
+    nice: SupportsIndex | None = ...,
+    name: str | None = ...,
+    coordinator: Coordinator | None = ...,
+) -> Stream[R]: ...
+
+
+@overload
+def map_ordered(
+    fn: Callable[[T], R],
+    items: Iterable[T] | AsyncIterable[T],
+    *,
+    window: SupportsIndex = ...,
+    ordered: bool = ...,
+    errors: Literal["yield"],
+    max_delay: float | None = ...,
+    nice: SupportsIndex | None = ...,
+    name: str | None = ...,
+    coordinator: Coordinator | None = ...,
+) -> Stream[R | Exception]: ...
+
+
+def map_ordered(
+    fn: Callable[[T], R],
+    items: Iterable[T] | AsyncIterable[T],
+    *,
+    window: SupportsIndex = WINDOW,
+    ordered: bool = True,
+    errors: Errors = "raise",
+    max_delay: float | None = None,
+    nice: SupportsIndex | None = None,
+    name: str | None = None,
+    coordinator: Coordinator | None = None,
+) -> Stream[Any]:
+    """Call a function for items as they come, on helpers, and give its values in their order.
+
+    Use it as ``async with map_ordered(fn, items) as results`` and iterate over `results`. It runs
+    on asyncio, uvloop and trio, and shares helpers with jobs and other streams by nice.
+
+    Args:
+        fn: An ordinary function of one item, called once for each, on helper threads.
+        items: An iterable, an async iterable, or an anyio receive stream. An ordinary iterator is
+            read on the loop's thread, while a value is asked for: one that blocks stops the loop,
+            which is the caller's choice. An async one is read in a task of its own.
+        window: The most items that are taken from the source and not yet given to the consumer. The
+            source is not read while there are so many.
+        ordered: Whether values come in the order of the items; else as they are done.
+        errors: "raise": what `fn` raises arrives in its item's place, and ends the stream; no item
+            after it is begun. "yield": an `Exception` that it raises is a value, and the stream
+            goes on; what is no `Exception` ends it all the same.
+        max_delay: The longest, in seconds, that an item may wait for others that go to a helper
+            with it: 0 for each by itself. How many go at once is learned from what they cost, and
+            they cost less than 0.1 ms together; by default that alone decides.
+        nice: The stream's share among jobs, -20 to 19. By default that of the `priority` block, the
+            coordinator's or the process's, else 0.
+        name: For errors, events and thread names; by default the function's name.
+        coordinator: The one whose cap applies and that may end the stream. By default that of the
+            chunk on behalf of which this is called, else none.
+
+    Returns:
+        The stream, an async context manager and, once entered, an async iterator.
+
+    Raises:
+        TypeError, ValueError: An argument is not what it may be: the message names it.
+
+    **Errors.** What the source raises arrives after the values before it. Where the stream's handle
+    or its coordinator ends the stream, the consumer gets `JobCancelled`.
+
+    **Cancellation.** Entering, leaving, and each wait for a value are checkpoints; so is about one
+    call in a millisecond of those that find their value there. Cancelled while it waits for a value
+    no value is lost: the next call gets it. Leaving the scope, early, by an exception or a
+    cancellation, begins no further item, waits for those that run, whom
+    ``current_chunk().check_cancelled()`` tells, and closes the source (``aclose`` or ``close``).
+
+    >>> import asyncio
+    >>> async def main():
+    ...     async with map_ordered(abs, range(-3, 3)) as results:
+    ...         return [value async for value in results]
+    >>> asyncio.run(main())
+    [3, 2, 1, 0, 1, 2]
+    """
+    options: Options[Any, Any] = Options(
+        fn,
+        window=window,
+        ordered=ordered,
+        errors=errors,
+        max_delay=max_delay,
+        nice=nice,
+        name=name,
+        coordinator=coordinator,
+    )
+    if not isinstance(items, (AsyncIterable, Iterable)):
+        raise TypeError(f"items must be an iterable or an async iterable, got {items!r}")
+    return Stream(options, items)
+
+
+class Stream(Generic[R]):
+    """An open stream of values: what ``async with map_ordered(...)`` gives."""
+
+    __slots__ = (
+        "_asked",
+        "_consumer",
+        "_items",
+        "_iterator",
+        "_loop",
+        "_options",
+        "_reader",
+        "_turn_ends",
+        "_waiter",
+    )
+
+    def __init__(
+        self, options: Options[Any, Any], items: Iterable[Any] | AsyncIterable[Any]
+    ) -> None:
+        self._options = options
+        self._items: Iterable[Any] | AsyncIterable[Any] | None = items
+        self._iterator: Iterator[Any] | None = None  # of an ordinary source
+        self._reader: _Reader | None = None  # of an async one
+        self._consumer: Consumer[Any, Any] | None = None
+        self._loop: Loop
+        self._waiter: AsyncWaiter
+        self._asked = False  # whether a task is asking for a value
+        self._turn_ends = 0
+
+    def __repr__(self) -> str:
+        consumer = self._consumer
+        if consumer is None:
+            return f"<Stream {self._options.name!r}: not entered>"
+        state = "over" if consumer.over else "open"
+        return f"<Stream {self._options.name!r}: {state}, {consumer.given} given>"
+
+    @property
+    def handle(self) -> StreamHandle:
+        """Renices and cancels the stream, and tells its progress.
+
+        Raises:
+            RuntimeError: The stream was not entered yet.
+        """
+        return self._entered().handle
+
+    def _entered(self) -> Consumer[Any, Any]:
+        if self._consumer is None:
+            raise RuntimeError("this stream was not entered: use `async with map_ordered(...)`")
+        return self._consumer
+
+    async def __aenter__(self) -> Stream[R]:
+        items = self._items
+        if items is None:
+            raise RuntimeError("this stream was entered already: make a new one for each use")
+        loop = self._loop = needed_loop("map_ordered()")
+        await loop.checkpoint_if_cancelled()
+        self._items = None
+        consumer: Consumer[Any, Any] = Consumer(self._options)
+        # It lends nothing: the stream's own nice counts, which may change.
+        waiter = self._waiter = loop.waiter(MOST_NICE)
+        try:
+            consumer.feed.submit(waiter, detects=False)
+            self._consumer = consumer
+            if isinstance(items, AsyncIterable):
+                self._reader = _Reader(consumer, waiter, items.__aiter__())
+                await self._reader.begin()
+            else:
+                self._iterator = iter(items)
+        except BaseException:
+            consumer.stop()
+            raise
+        return self
+
+    def __aiter__(self) -> Stream[R]:
+        return self
+
+    async def __anext__(self) -> R:
+        consumer = self._entered()
+        if consumer.over:
+            raise StopAsyncIteration
+        if self._asked:
+            raise RuntimeError("this stream is asked for a value by another task already")
+        if self._iterator is not None:
+            consumer.fill(self._iterator)
+        if perf_counter_ns() >= self._turn_ends and consumer.exchange.has(consumer.given):
+            await self._let_loop_go_on(consumer)
+        outcome = consumer.exchange.take(consumer.given)
+        if outcome is NOTHING:
+            outcome = await self._wait(consumer)
+            if outcome is NOTHING:
+                consumer.no_value()
+                raise StopAsyncIteration
+        value = consumer.value(outcome)
+        if self._reader is not None:
+            self._reader.value_given()
+        return cast("R", value)
+
+    async def _let_loop_go_on(self, consumer: Consumer[Any, Any]) -> None:
+        """Be a checkpoint, although the value is there."""
+        consumer.post()
+        self._asked = True
+        try:
+            await anyio.lowlevel.checkpoint()
+        finally:
+            self._asked = False
+            self._turn_ends = perf_counter_ns() + MOST_NS_A_TURN
+
+    async def _wait(self, consumer: Consumer[Any, Any]) -> Any:
+        """Wait for the outcome that is next; `NOTHING` where none comes any more."""
+        waiter, exchange, number = self._waiter, consumer.exchange, consumer.given
+        self._asked = True
+        try:
+            consumer.wait_begins()
+            while True:
+                waiter.renew()
+                exchange.await_outcome(number, waiter)
+                outcome = exchange.take(number)
+                if outcome is not NOTHING or consumer.exhausted:
+                    return outcome
+                consumer.raise_if_stopped()
+                await waiter.wait()
+        finally:
+            self._asked = False
+            consumer.wait_ends()
+            self._turn_ends = perf_counter_ns() + MOST_NS_A_TURN
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        consumer = self._entered()
+        consumer.stop()
+        if isinstance(error, GeneratorExit):  # the loop is gone, and nobody can wait
+            if self._reader is not None:
+                self._reader.forget()
+            _close(self._iterator)
+            return
+        struck = await self._see_to_its_end(consumer)
+        try:
+            if self._reader is not None:
+                await self._reader.end()
+        finally:
+            _close(self._iterator)
+            self._iterator = None
+        if struck is not None and error is None:  # it came while this waited, and must not be lost
+            try:
+                raise struck
+            finally:
+                del struck
+
+    async def _see_to_its_end(self, consumer: Consumer[Any, Any]) -> BaseException | None:
+        """Wait for the items that run, whatever strikes meanwhile; returns the first that did."""
+        first: BaseException | None = None
+        while not consumer.feed.over:
+            try:
+                cancelled = await consumer.feed.until_over(self._loop, self._waiter)
+                first = first or cancelled
+            except GeneratorExit:
+                raise
+            except BaseException as another:  # a signal handler raised in here
+                first = first or another
+        self._waiter.left = True
+        return first
+
+
+def _close(iterator: Iterator[Any] | None) -> None:
+    """Close an ordinary source, if it can be closed."""
+    close = getattr(iterator, "close", None)
+    if callable(close):
+        close()
+
+
+class _Reader:
+    """Reads an async source, in a task of its own."""
+
+    def __init__(
+        self, consumer: Consumer[Any, Any], waiter: AsyncWaiter, iterator: AsyncIterator[Any]
+    ) -> None:
+        self._consumer = consumer
+        self._waiter = waiter
+        self._iterator = iterator
+        self._tasks: anyio.abc.TaskGroup | None = None
+        self._room: anyio.Event | None = None  # set when the consumer was given a value
+        self._close_error: BaseException | None = None
+
+    async def begin(self) -> None:
+        """Start the task."""
+        tasks = anyio.create_task_group()
+        await tasks.__aenter__()
+        self._tasks = tasks
+        tasks.start_soon(self._read, name=f"source of {self._consumer.options.name}")
+
+    def value_given(self) -> None:
+        """Take in that there is room for one item more."""
+        if self._room is not None:
+            self._room.set()
+            self._room = None
+
+    async def end(self) -> None:
+        """Read no more, and wait until the source is closed.
+
+        Raises:
+            BaseException: What closing the source raised.
+        """
+        tasks, self._tasks = self._tasks, None
+        if tasks is None:
+            return
+        tasks.cancel_scope.cancel()
+        await tasks.__aexit__(None, None, None)
+        error, self._close_error = self._close_error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+
+    def forget(self) -> None:
+        """Read no more, where the loop is gone."""
+        if self._tasks is not None:
+            self._tasks.cancel_scope.cancel()
+
+    async def _read(self) -> None:
+        consumer, error = self._consumer, None
+        try:
+            await self._read_all()
+        except anyio.get_cancelled_exc_class():
+            raise
+        except BaseException as raised:
+            error = raised
+        finally:
+            consumer.end_source(error)
+            del error
+            self._waiter.wake()
+            await self._close()
+
+    async def _read_all(self) -> None:
+        consumer, iterator = self._consumer, self._iterator
+        exchange = consumer.exchange
+        while not exchange.ended:
+            while not consumer.has_room:
+                self._room = room = anyio.Event()
+                await room.wait()
+            try:
+                item = await _Watched(iterator.__anext__(), consumer.post)
+            except StopAsyncIteration:
+                return
+            consumer.take(item)
+            del item  # while this waits nothing here refers to it
+            if consumer.wants_post:
+                consumer.post()
+
+    async def _close(self) -> None:
+        close = getattr(self._iterator, "aclose", None)
+        if not callable(close):
+            return
+        with anyio.CancelScope(shield=True):
+            try:
+                await close()
+            except Exception as error:
+                self._close_error = error
+
+
+class _Watched:
+    """Awaits something, and calls `suspends` before that lets the loop go on for the first time."""
+
+    __slots__ = ("_awaitable", "_suspends")
+
+    def __init__(self, awaitable: Awaitable[Any], suspends: Callable[[], None]) -> None:
+        self._awaitable = awaitable
+        self._suspends = suspends
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        steps: Any = self._awaitable.__await__()
+        step: Callable[[], Any]
+        try:
+            wanted = next(steps)
+        except StopIteration as stop:
+            return stop.value
+        self._suspends()
+        while True:
+            try:
+                sent = yield wanted
+            except GeneratorExit:
+                with contextlib.suppress(AttributeError):
+                    steps.close()
+                raise
+            except BaseException as error:
+                step = partial(steps.throw, error)
+            else:
+                step = steps.__next__ if sent is None else partial(steps.send, sent)
+            try:
+                wanted = step()
+            except StopIteration as stop:
+                return stop.value
+            finally:
+                del step

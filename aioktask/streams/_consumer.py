@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: MIT
+# What a stream's consumer keeps count of: the window, the end of the source, what is to be posted.
+#
+# All of it belongs to the consumer's thread, or its loop. Guarantees that at most `window` items
+# are taken from the source and not given to the consumer, at any moment. An item is given when the
+# call that asks for a value returns it; so room is counted before the source is asked, and one item
+# at a time.
+#
+# Items that were taken need not go to helpers one by one: what is posted is that there are more of
+# them. That is done when there are as many as a helper takes at once by what they cost, before
+# anything waits, and after each item of a source that takes its time.
+"""The consumer's side of a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from time import perf_counter_ns
+from typing import Any, Generic, Literal, SupportsIndex, TypeVar
+
+from aioktask.checks import (
+    check_flag,
+    check_function,
+    check_name,
+    integer,
+    name_of,
+    nice_value,
+    optional,
+)
+from aioktask.engine.api.coordinator import Coordinator
+from aioktask.engine.api.feed import Feed, StreamHandle
+from aioktask.engine.state.workers import Waiter
+from aioktask.streams._exchange import Exchange, Raised
+
+__all__ = ["WINDOW", "Consumer", "Errors", "Options"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Errors = Literal["raise", "yield"]
+
+WINDOW = 64
+
+# A source that took so long for an item may take as long for the next one, and what it gave must
+# not wait for that.
+SLOW_SOURCE_NS = 20_000
+
+# How many items are taken at a time where the value that is wanted is there already: more than one,
+# so that the window fills, and few, so that a slow source does not hold the value up.
+FEW_ITEMS = 2
+
+
+class Options(Generic[T, R]):
+    """The arguments of a stream, checked.
+
+    Raises:
+        TypeError, ValueError: One is not what it may be: the message names it.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[[T], R],
+        *,
+        window: SupportsIndex,
+        ordered: bool,
+        errors: object,
+        max_delay: float | None,
+        nice: SupportsIndex | None,
+        name: str | None,
+        coordinator: Coordinator | None,
+    ) -> None:
+        check_function("fn", fn)
+        self.fn = fn
+        self.window = integer("window", window, least=1)
+        self.ordered = check_flag("ordered", ordered)
+        if errors not in ("raise", "yield"):
+            kind = ValueError if type(errors) is str else TypeError
+            raise kind(f"errors must be 'raise' or 'yield', got {errors!r}")
+        self.yields_errors = errors == "yield"
+        self.longest_ns = None if max_delay is None else _nanoseconds("max_delay", max_delay)
+        self.nice = None if nice is None else nice_value("nice", nice)
+        self.name = name_of(fn) if name is None else check_name(name)
+        self.coordinator = optional("coordinator", coordinator, Coordinator)
+
+
+def _nanoseconds(name: str, value: object) -> int:
+    """`value`, in seconds, in nanoseconds.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative, or no number that a time can have.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
+    return int(value * 1e9)
+
+
+class Consumer(Generic[T, R]):
+    """The counts of one stream, and what both forms of it do alike.
+
+    Attributes:
+        given: How many values the consumer has: the number of the one that is next.
+        taken: How many items were taken from the source.
+        source_ended: Whether no item comes any more.
+        over: Whether no value comes any more.
+    """
+
+    def __init__(self, options: Options[T, R]) -> None:
+        self.options = options
+        self.given = self.taken = 0
+        self.source_ended = self.over = False
+        self._source_error: BaseException | None = None
+        self._posted = 0  # how many items helpers may know of
+        self._most_unposted = max(options.window // 2, 1)
+        self._waits = False  # whether the consumer waits for a value
+        self.exchange: Exchange[T, R] = Exchange(
+            options.fn,
+            ordered=options.ordered,
+            ends_at_error=not options.yields_errors,
+            wake=self._wake,
+        )
+        self.feed = Feed(
+            self.exchange.work,
+            self.exchange.pending,
+            name=options.name,
+            nice=options.nice,
+            longest_ns=options.longest_ns,
+            coordinator=options.coordinator,
+        )
+        self._growth = self.feed.growth
+        self.handle: StreamHandle = self.feed.handle(self._count)
+
+    def _wake(self, waiter: Waiter) -> None:
+        self.feed.wake(waiter)
+
+    def _count(self) -> tuple[int, int | None]:
+        done = self.given + self.exchange.ready
+        return done, self.taken if self.source_ended else None
+
+    # The source.
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one item more may be taken."""
+        return self.taken - self.given < self.options.window
+
+    def take(self, item: T) -> None:
+        """Take in an item that the source gave."""
+        number = self.taken
+        self.taken = number + 1
+        self.exchange.put(number, item)
+        if self._waits and number == self.given:  # the consumer waits for it from now on
+            self._watch_head()
+
+    def fill(self, source: Iterator[T]) -> None:
+        """Take items from an ordinary iterator, while there is room and as long as is reasonable.
+
+        What the iterator raises, if it is an `Exception`, arrives after the values before it.
+        """
+        if self.source_ended:
+            return
+        exchange = self.exchange
+        number, window = self.given, self.options.window
+        fresh = 0
+        before = perf_counter_ns()
+        while self.taken - number < window and not exchange.ended:
+            if fresh >= FEW_ITEMS and exchange.has(number):
+                break
+            try:
+                item = next(source)
+            except StopIteration:
+                self.end_source(None)
+                return
+            except Exception as error:
+                self.end_source(error)
+                return
+            self.take(item)
+            fresh += 1
+            now = perf_counter_ns()
+            if self.wants_post or now - before > SLOW_SOURCE_NS:
+                self.post()
+                now = perf_counter_ns()
+            before = now
+
+    def end_source(self, error: BaseException | None) -> None:
+        """Take in that the source has come to its end, or raised."""
+        if error is not None and error.__traceback__ is not None:
+            error.__traceback__ = error.__traceback__.tb_next  # without the frame here
+        self.source_ended = True
+        self._source_error = error
+        self._posted = self.taken
+        self._growth.stop = self.taken
+        self.feed.close()
+
+    @property
+    def wants_post(self) -> bool:
+        """Whether so many items were taken that helpers should come for them."""
+        unposted = self.taken - self._posted
+        return unposted >= self._growth.pacing.at_once or unposted >= self._most_unposted
+
+    def post(self) -> None:
+        """Have helpers come for what was taken."""
+        if self._posted < self.taken:
+            self._posted = self.taken
+            self.feed.grow(self.taken)
+
+    # Values.
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every item that there will ever be was given."""
+        return self.source_ended and self.given == self.taken
+
+    def wait_begins(self) -> None:
+        """Take in that the consumer waits for a value."""
+        self._waits = True
+        self.post()
+        if self.given < self.taken:
+            self._watch_head()
+
+    def wait_ends(self) -> None:
+        """Take in that the consumer waits no more."""
+        self._waits = False
+        self._growth.head = -1
+        self.exchange.await_nothing()
+
+    def _watch_head(self) -> None:
+        """Have it be told where the item that the consumer waits for holds the stream up."""
+        if self.options.ordered:
+            growth = self._growth
+            growth.waits_since = perf_counter_ns()
+            growth.head = self.given
+
+    def value(self, outcome: Any) -> Any:
+        """What the consumer is given for an outcome.
+
+        Raises:
+            BaseException: What `fn` raised, which ends the stream.
+        """
+        self.given += 1
+        if type(outcome) is not Raised:
+            return outcome
+        error = outcome.error
+        if self.options.yields_errors and isinstance(error, Exception):
+            return error
+        self.over = True
+        with contextlib.suppress(Exception):  # its class refuses
+            BaseException.add_note(
+                error, f"raised for the item {outcome.number} of the stream {self.options.name!r}"
+            )
+        try:
+            raise error
+        finally:
+            del error, outcome, self  # which the exception's traceback leads to
+
+    def no_value(self) -> None:
+        """Take in that there is none any more; the caller then tells the consumer so.
+
+        Raises:
+            BaseException: What the source raised, once.
+        """
+        self.over = True
+        error, self._source_error = self._source_error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, self
+
+    def raise_if_stopped(self) -> None:
+        """Raise why no further value comes, if the stream was cancelled from outside, or broke.
+
+        Raises:
+            JobCancelled: Its handle, its coordinator or the exit of the interpreter ended it.
+            BaseException: What struck the engine.
+        """
+        if self.feed.stopping:
+            self.over = True
+            raise self.feed.reason()
+
+    def stop(self) -> None:
+        """Begin nothing more: the consumer leaves."""
+        self.over = True
+        self.exchange.stop()
+        if not self.exhausted:
+            self.feed.cancel()

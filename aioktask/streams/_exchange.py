@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+# Where a stream's consumer and the threads that work for it meet: items in, outcomes out.
+#
+# The consumer's thread adds items at the end of `pending`; whichever thread has leave to begin one
+# takes the first. So items are begun in their order, and no thread holds one that it is not at.
+# Each outcome is left under its item's number, or in a queue where order is of no matter, and who
+# waits for exactly that is woken once.
+#
+# No lock: each step is one of a `deque` or a `dict`, atomic with and without the GIL. Who waits
+# says so first, and looks for the outcome then; who leaves an outcome does the reverse. So one of
+# the two sees the other. Guarantees that each item is worked on once, or not at all after `stop`.
+"""Items and outcomes of a stream."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from aioktask.engine.state.record import raisable
+from aioktask.engine.state.workers import Waiter
+
+__all__ = ["NOTHING", "Exchange", "Raised"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# The number under which a consumer waits that takes outcomes in any order.
+ANY = -1
+
+
+class _Nothing:
+    """The outcome that is not there yet."""
+
+
+NOTHING = _Nothing()
+
+
+class Raised:
+    """The outcome of an item for which the function raised.
+
+    Attributes:
+        error: What it raised.
+        number: The item's number.
+    """
+
+    __slots__ = ("error", "number")
+
+    def __init__(self, error: BaseException, number: int) -> None:
+        self.error = error
+        self.number = number
+
+
+class Exchange(Generic[T, R]):
+    """What one stream's threads share.
+
+    Args:
+        fn: The user's function.
+        ordered: Whether outcomes are taken in the order of the items.
+        ends_at_error: Whether no item is begun after one for which `fn` raised.
+        wake: Wakes a waiter.
+
+    Attributes:
+        pending: The items that no thread has begun, each with its number.
+        ended: Whether the stream ends by what `fn` raised, or was left.
+    """
+
+    __slots__ = (
+        "_ends_at_error",
+        "_fn",
+        "_ordered",
+        "_outcomes",
+        "_queue",
+        "_waiting",
+        "_wake",
+        "ended",
+        "pending",
+    )
+
+    def __init__(
+        self,
+        fn: Callable[[T], R],
+        *,
+        ordered: bool,
+        ends_at_error: bool,
+        wake: Callable[[Waiter], object],
+    ) -> None:
+        self._fn = fn
+        self._ordered = ordered
+        self._ends_at_error = ends_at_error
+        self._wake = wake
+        self.pending: deque[tuple[int, T]] = deque()
+        self._outcomes: dict[int, Any] = {}  # by number, where order matters
+        self._queue: deque[Any] = deque()  # where it does not
+        self._waiting: dict[int, Waiter] = {}  # by the number of the outcome that is waited for
+        self.ended = False
+
+    # On the threads that work.
+
+    def work(self, start: int, stop: int, here: bool = False) -> None:
+        """Work on the next item, if there is one: what a unit of the run is leave to do.
+
+        Args:
+            start: The number of the unit, which says nothing of the item's.
+            stop: One more.
+            here: Whether this is the consumer's own thread, where signal handlers may raise: what
+                is no `Exception` goes through then, and ends the stream.
+        """
+        try:
+            number, item = self.pending.popleft()
+        except IndexError:
+            return
+        try:
+            outcome: Any = self._fn(item)
+        except BaseException as error:
+            if here and not isinstance(error, Exception):
+                self.stop()
+                raise
+            outcome = self._raised(error, number)
+        del item
+        if self._ordered:
+            self._outcomes[number] = outcome
+        else:
+            self._queue.append(outcome)
+            number = ANY
+        waiter = self._waiting.pop(number, None)
+        if waiter is not None:
+            self._wake(waiter)
+
+    def _raised(self, error: BaseException, number: int) -> Raised:
+        if self._ends_at_error or not isinstance(error, Exception):
+            self.stop()
+        trace = error.__traceback__
+        error = raisable(error)
+        if trace is not None:
+            error.__traceback__ = trace.tb_next  # without the frame here, which has the item
+        return Raised(error, number)
+
+    # On the consumer's.
+
+    def put(self, number: int, item: T) -> None:
+        """Add an item."""
+        self.pending.append((number, item))
+
+    def stop(self) -> None:
+        """Have no further item be begun. Those that no thread has begun are dropped."""
+        self.ended = True
+        self.pending.clear()
+
+    def has(self, number: int) -> bool:
+        """Whether the outcome with this number is there, or any where order is of no matter."""
+        return number in self._outcomes if self._ordered else bool(self._queue)
+
+    def take(self, number: int) -> Any:
+        """Take the outcome out; `NOTHING` where it is not there."""
+        if self._ordered:
+            return self._outcomes.pop(number, NOTHING)
+        try:
+            return self._queue.popleft()
+        except IndexError:
+            return NOTHING
+
+    def await_outcome(self, number: int, waiter: Waiter) -> None:
+        """Have `waiter` be woken when the outcome is there. Who calls this then looks for it."""
+        self._waiting[number if self._ordered else ANY] = waiter
+
+    def await_nothing(self) -> None:
+        """Have nobody be woken."""
+        self._waiting.clear()
+
+    @property
+    def ready(self) -> int:
+        """How many outcomes nobody has taken."""
+        return len(self._outcomes) if self._ordered else len(self._queue)

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: MIT
+# Streams in a thread without a loop, which takes part: while the value that it wants is not there,
+# it works on the items that are next.
+"""`map_ordered_sync`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, Literal, SupportsIndex, TypeVar, cast, overload
+
+from aioktask.engine.api.coordinator import Coordinator
+from aioktask.engine.api.feed import StreamHandle
+from aioktask.engine.api.submission import is_main_thread
+from aioktask.engine.loops.loop import refuse_running_loop
+from aioktask.engine.priority import MOST_NICE
+from aioktask.engine.state.current import local, refuse_waiting
+from aioktask.engine.state.workers import Caller
+from aioktask.streams._consumer import WINDOW, Consumer, Errors, Options
+from aioktask.streams._exchange import NOTHING
+
+__all__ = ["SyncStream", "map_ordered_sync"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@overload
+def map_ordered_sync(
+    fn: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    window: SupportsIndex = ...,
+    ordered: bool = ...,
+    errors: Literal["raise"] = ...,
+    max_delay: float | None = ...,
+    nice: SupportsIndex | None = ...,
+    name: str | None = ...,
+    coordinator: Coordinator | None = ...,
+) -> SyncStream[R]: ...
+
+
+@overload
+def map_ordered_sync(
+    fn: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    window: SupportsIndex = ...,
+    ordered: bool = ...,
+    errors: Literal["yield"],
+    max_delay: float | None = ...,
+    nice: SupportsIndex | None = ...,
+    name: str | None = ...,
+    coordinator: Coordinator | None = ...,
+) -> SyncStream[R | Exception]: ...
+
+
+def map_ordered_sync(
+    fn: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    window: SupportsIndex = WINDOW,
+    ordered: bool = True,
+    errors: Errors = "raise",
+    max_delay: float | None = None,
+    nice: SupportsIndex | None = None,
+    name: str | None = None,
+    coordinator: Coordinator | None = None,
+) -> SyncStream[Any]:
+    """Call a function for items as they come, on helpers and the calling thread: `map_ordered` for
+    scripts and for chunks.
+
+    Use it as ``with map_ordered_sync(fn, items) as results`` and iterate over `results`, in the
+    thread that entered it. Where the next value is not there, that thread works on the items that
+    are next, beyond every cap; so inside a chunk no free helper is needed. An item that it works on
+    when its value is done by another thread is finished first.
+
+    Args:
+        fn, items, window, ordered, errors, max_delay, nice, name, coordinator: As in
+            `map_ordered`, but `items` is an ordinary iterable, read by the calling thread.
+
+    Returns:
+        The stream, a context manager and, once entered, an iterator.
+
+    Raises:
+        TypeError, ValueError: An argument is not what it may be: the message names it.
+        RuntimeError: On entering: this thread runs an event loop, or the coordinator takes no more
+            jobs; or a finalizer or callback enters inside the engine, where nothing may wait.
+
+    **Errors** arrive as in `map_ordered`. What is no `Exception`, and is raised by `fn` on the
+    calling thread or by a signal handler, goes on at once and ends the stream.
+
+    **Leaving** begins no further item, waits for those that run and closes the source. An exception
+    that a signal handler raises meanwhile, such as a Ctrl-C, is raised when they are done; a second
+    one gives up waiting.
+
+    >>> with map_ordered_sync(len, ["a", "bcd", "ef"]) as results:
+    ...     print(list(results))
+    [1, 3, 2]
+    """
+    options: Options[Any, Any] = Options(
+        fn,
+        window=window,
+        ordered=ordered,
+        errors=errors,
+        max_delay=max_delay,
+        nice=nice,
+        name=name,
+        coordinator=coordinator,
+    )
+    if not isinstance(items, Iterable):
+        raise TypeError(f"items must be an iterable, got {items!r}")
+    return SyncStream(options, items)
+
+
+class SyncStream(Generic[R]):
+    """An open stream of values: what ``with map_ordered_sync(...)`` gives."""
+
+    __slots__ = ("_caller", "_consumer", "_items", "_iterator", "_options")
+
+    def __init__(self, options: Options[Any, Any], items: Iterable[Any]) -> None:
+        self._options = options
+        self._items: Iterable[Any] | None = items
+        self._iterator: Iterator[Any]
+        self._consumer: Consumer[Any, Any] | None = None
+        self._caller: Caller
+
+    def __repr__(self) -> str:
+        consumer = self._consumer
+        if consumer is None:
+            return f"<SyncStream {self._options.name!r}: not entered>"
+        state = "over" if consumer.over else "open"
+        return f"<SyncStream {self._options.name!r}: {state}, {consumer.given} given>"
+
+    @property
+    def handle(self) -> StreamHandle:
+        """Renices and cancels the stream, and tells its progress.
+
+        Raises:
+            RuntimeError: The stream was not entered yet.
+        """
+        return self._entered().handle
+
+    def _entered(self) -> Consumer[Any, Any]:
+        if self._consumer is None:
+            raise RuntimeError("this stream was not entered: use `with map_ordered_sync(...)`")
+        return self._consumer
+
+    def __enter__(self) -> SyncStream[R]:
+        items = self._items
+        if items is None:
+            raise RuntimeError("this stream was entered already: make a new one for each use")
+        refuse_running_loop("map_ordered_sync()", "use `async with map_ordered(...)` instead")
+        refuse_waiting("map_ordered_sync()")
+        self._items = None
+        consumer: Consumer[Any, Any] = Consumer(self._options)
+        stint = local.stint
+        caller = self._caller = Caller(MOST_NICE, stint, main=is_main_thread())
+        try:
+            consumer.feed.submit(caller, detects=stint is not None)
+            consumer.feed.enter_thread(caller)
+            self._iterator = iter(items)
+            self._consumer = consumer
+        except BaseException:
+            consumer.stop()
+            consumer.feed.leave_thread(caller)
+            raise
+        return self
+
+    def __iter__(self) -> SyncStream[R]:
+        return self
+
+    def __next__(self) -> R:
+        consumer = self._entered()
+        if consumer.over:
+            raise StopIteration
+        try:
+            consumer.fill(self._iterator)
+            outcome = consumer.exchange.take(consumer.given)
+            if outcome is NOTHING:
+                outcome = self._wait(consumer)
+        except BaseException:
+            consumer.over = True
+            raise
+        if outcome is NOTHING:
+            consumer.no_value()
+            raise StopIteration
+        return cast("R", consumer.value(outcome))
+
+    def _wait(self, consumer: Consumer[Any, Any]) -> Any:
+        """Work until the outcome that is next is there; `NOTHING` where none comes any more."""
+        caller, exchange, feed = self._caller, consumer.exchange, consumer.feed
+        number = consumer.given
+        work = partial(exchange.work, 0, 1, here=True)
+        try:
+            consumer.wait_begins()
+            while True:
+                exchange.await_outcome(number, caller)
+                outcome = exchange.take(number)
+                if outcome is not NOTHING or consumer.exhausted:
+                    return outcome
+                consumer.raise_if_stopped()
+                if caller.refused is not None:
+                    raise caller.refused
+                if exchange.pending:
+                    feed.do_in_thread(caller, work)
+                else:
+                    feed.park(caller)
+        finally:
+            consumer.wait_ends()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        consumer = self._entered()
+        try:
+            consumer.stop()
+            consumer.feed.leave_thread(self._caller)
+            consumer.feed.until_over_in_thread()
+        except BaseException:  # a signal handler raised in here
+            consumer.stop()
+            consumer.feed.leave_thread(self._caller)
+            consumer.feed.until_over_in_thread()
+            raise
+        finally:
+            close = getattr(self._iterator, "close", None)
+            if callable(close):
+                close()
