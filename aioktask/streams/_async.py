@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Awaitable,
@@ -22,7 +23,7 @@ from collections.abc import (
 from functools import partial
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, Generic, Literal, SupportsIndex, TypeVar, cast, overload
+from typing import Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
 import anyio
 import anyio.abc
@@ -34,7 +35,7 @@ from aioktask.engine.api.submission import needed_loop
 from aioktask.engine.loops.loop import AsyncWaiter, Loop
 from aioktask.engine.priority import MOST_NICE
 from aioktask.streams._consumer import WINDOW, Consumer, Errors, Options
-from aioktask.streams._exchange import NOTHING
+from aioktask.streams._exchange import NOTHING, Raised
 
 __all__ = ["Stream", "map_ordered"]
 
@@ -43,6 +44,12 @@ R = TypeVar("R")
 
 # A consumer that finds each value there lets the loop go on so often.
 MOST_NS_A_TURN = 1_000_000
+
+# How many values are given between two looks at the clock, where an async source is read.
+FEW_VALUES = 8
+
+# A consumer that waits for several values at once looks after this time whether the first is there.
+PATIENCE_SECONDS = 0.001
 
 
 @overload
@@ -153,8 +160,8 @@ class Stream(Generic[R]):
     """An open stream of values: what ``async with map_ordered(...)`` gives."""
 
     __slots__ = (
-        "_asked",
         "_consumer",
+        "_generator",
         "_items",
         "_iterator",
         "_loop",
@@ -174,7 +181,7 @@ class Stream(Generic[R]):
         self._consumer: Consumer[Any, Any] | None = None
         self._loop: Loop
         self._waiter: AsyncWaiter
-        self._asked = False  # whether a task is asking for a value
+        self._generator: AsyncGenerator[R, None] | None = None
         self._turn_ends = 0
 
     def __repr__(self) -> str:
@@ -221,56 +228,78 @@ class Stream(Generic[R]):
             raise
         return self
 
-    def __aiter__(self) -> Stream[R]:
-        return self
+    def __aiter__(self) -> AsyncIterator[R]:
+        return self._values()
 
-    async def __anext__(self) -> R:
-        consumer = self._entered()
-        if consumer.over:
-            raise StopAsyncIteration
-        if self._asked:
-            raise RuntimeError("this stream is asked for a value by another task already")
-        if self._iterator is not None:
-            consumer.fill(self._iterator)
-        if perf_counter_ns() >= self._turn_ends and consumer.exchange.has(consumer.given):
-            await self._let_loop_go_on(consumer)
-        outcome = consumer.exchange.take(consumer.given)
-        if outcome is NOTHING:
-            outcome = await self._wait(consumer)
+    def __anext__(self) -> Awaitable[R]:
+        return self._values().__anext__()
+
+    def _values(self) -> AsyncGenerator[R, None]:
+        """The generator of the values; another one goes on where an exception has ended the last.
+
+        A generator is what `async for` gets a value from in the least time.
+        """
+        values = self._generator
+        if values is None or getattr(values, "ag_frame", None) is None:
+            values = self._generator = self._generate(self._entered())
+        return values
+
+    async def _generate(self, consumer: Consumer[Any, Any]) -> AsyncGenerator[R, None]:
+        source, reader, take = self._iterator, self._reader, consumer.exchange.take
+        until_look = 0  # how many values to give before the source and the loop have their turn
+        while not consumer.over:
+            if until_look <= 0:
+                until_look = FEW_VALUES if source is None else consumer.fill(source)
+                if perf_counter_ns() >= self._turn_ends and consumer.exchange.has(consumer.given):
+                    await self._let_loop_go_on(consumer)
+            until_look -= 1
+            number = consumer.given
+            outcome = take(number)
             if outcome is NOTHING:
-                consumer.no_value()
-                raise StopAsyncIteration
-        value = consumer.value(outcome)
-        if self._reader is not None:
-            self._reader.value_given()
-        return cast("R", value)
+                if source is not None:  # up to the whole window, now that there is time
+                    until_look = consumer.fill(source)
+                outcome = await self._wait(consumer)
+                if outcome is NOTHING:
+                    consumer.no_value()
+                    return
+            if type(outcome) is Raised:
+                outcome = consumer.raised(outcome)
+            consumer.given = number + 1
+            if reader is not None:
+                reader.value_given()
+            yield outcome
+            del outcome
 
     async def _let_loop_go_on(self, consumer: Consumer[Any, Any]) -> None:
         """Be a checkpoint, although the value is there."""
         consumer.post()
-        self._asked = True
-        try:
-            await anyio.lowlevel.checkpoint()
-        finally:
-            self._asked = False
-            self._turn_ends = perf_counter_ns() + MOST_NS_A_TURN
+        await anyio.lowlevel.checkpoint()
+        self._turn_ends = perf_counter_ns() + MOST_NS_A_TURN
 
     async def _wait(self, consumer: Consumer[Any, Any]) -> Any:
         """Wait for the outcome that is next; `NOTHING` where none comes any more."""
         waiter, exchange, number = self._waiter, consumer.exchange, consumer.given
-        self._asked = True
+        patience = consumer.patience
+        cancel_timer: Callable[[], object] | None = None
+        if patience > 1:
+            cancel_timer = waiter.wake_after(PATIENCE_SECONDS)
+            if cancel_timer is None:
+                patience = 1
         try:
             consumer.wait_begins()
             while True:
                 waiter.renew()
-                exchange.await_outcome(number, waiter)
+                exchange.await_outcome(number + patience - 1, waiter)
                 outcome = exchange.take(number)
-                if outcome is not NOTHING or consumer.exhausted:
+                if outcome is not NOTHING or consumer.exhausted or consumer.over:
                     return outcome
                 consumer.raise_if_stopped()
+                waiter.watch(consumer.feed.cancel)
                 await waiter.wait()
+                patience = 1
         finally:
-            self._asked = False
+            if cancel_timer is not None:
+                cancel_timer()
             consumer.wait_ends()
             self._turn_ends = perf_counter_ns() + MOST_NS_A_TURN
 
@@ -282,6 +311,8 @@ class Stream(Generic[R]):
     ) -> None:
         consumer = self._entered()
         consumer.stop()
+        self._waiter.wake()  # another task may wait for a value
+        self._close_values()
         if isinstance(error, GeneratorExit):  # the loop is gone, and nobody can wait
             if self._reader is not None:
                 self._reader.forget()
@@ -300,6 +331,13 @@ class Stream(Generic[R]):
             finally:
                 del struck
 
+    def _close_values(self) -> None:
+        """Close the generator of the values, which waits for nothing as it is closed."""
+        values, self._generator = self._generator, None
+        if values is not None:
+            with contextlib.suppress(StopIteration, RuntimeError):  # another task is in it
+                values.aclose().send(None)
+
     async def _see_to_its_end(self, consumer: Consumer[Any, Any]) -> BaseException | None:
         """Wait for the items that run, whatever strikes meanwhile; returns the first that did."""
         first: BaseException | None = None
@@ -312,6 +350,7 @@ class Stream(Generic[R]):
             except BaseException as another:  # a signal handler raised in here
                 first = first or another
         self._waiter.left = True
+        consumer.exchange.clear()
         return first
 
 

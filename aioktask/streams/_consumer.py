@@ -17,7 +17,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from time import perf_counter_ns
-from typing import Any, Generic, Literal, SupportsIndex, TypeVar
+from typing import Generic, Literal, SupportsIndex, TypeVar
 
 from aioktask.checks import (
     check_flag,
@@ -31,6 +31,7 @@ from aioktask.checks import (
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.feed import Feed, StreamHandle
 from aioktask.engine.state.workers import Waiter
+from aioktask.engine.threads.keeper import WATCH_SECONDS
 from aioktask.streams._exchange import Exchange, Raised
 
 __all__ = ["WINDOW", "Consumer", "Errors", "Options"]
@@ -46,8 +47,8 @@ WINDOW = 64
 # not wait for that.
 SLOW_SOURCE_NS = 20_000
 
-# How many items are taken at a time where the value that is wanted is there already: more than one,
-# so that the window fills, and few, so that a slow source does not hold the value up.
+# Where the value that is wanted is there already, so many items are taken in addition to as many as
+# were given: some, so that the window fills, and few, so that a slow source does not hold it up.
 FEW_ITEMS = 2
 
 
@@ -150,40 +151,49 @@ class Consumer(Generic[T, R]):
     def take(self, item: T) -> None:
         """Take in an item that the source gave."""
         number = self.taken
-        self.taken = number + 1
-        self.exchange.put(number, item)
+        self.exchange.pending.append((number, item))
+        self.taken = self._growth.stop = number + 1
         if self._waits and number == self.given:  # the consumer waits for it from now on
             self._watch_head()
 
-    def fill(self, source: Iterator[T]) -> None:
+    def fill(self, source: Iterator[T]) -> int:
         """Take items from an ordinary iterator, while there is room and as long as is reasonable.
 
         What the iterator raises, if it is an `Exception`, arrives after the values before it.
+
+        Returns:
+            How many values may be given before this is to be called again.
         """
+        window = self.options.window
         if self.source_ended:
-            return
-        exchange = self.exchange
-        number, window = self.given, self.options.window
-        fresh = 0
+            return window
+        exchange, number, taken = self.exchange, self.given, self.taken
+        limit = number + window
+        growth, enough = self._growth, self._enough
+        if exchange.has(number):  # what was given meanwhile, and some more
+            limit = min(limit, taken + enough + FEW_ITEMS)
+        add = exchange.pending.append
         before = perf_counter_ns()
-        while self.taken - number < window and not exchange.ended:
-            if fresh >= FEW_ITEMS and exchange.has(number):
-                break
+        while taken < limit and not exchange.ended:
             try:
                 item = next(source)
             except StopIteration:
                 self.end_source(None)
-                return
+                return window
             except Exception as error:
                 self.end_source(error)
-                return
-            self.take(item)
-            fresh += 1
+                return window
+            add((taken, item))
+            self.taken = growth.stop = taken = taken + 1
             now = perf_counter_ns()
-            if self.wants_post or now - before > SLOW_SOURCE_NS:
+            slow = now - before > SLOW_SOURCE_NS
+            if slow or taken - self._posted >= enough:
                 self.post()
+                if slow and exchange.has(number):
+                    return 1
                 now = perf_counter_ns()
             before = now
+        return min(enough, max((taken - number) // 2, 1))
 
     def end_source(self, error: BaseException | None) -> None:
         """Take in that the source has come to its end, or raised."""
@@ -192,20 +202,30 @@ class Consumer(Generic[T, R]):
         self.source_ended = True
         self._source_error = error
         self._posted = self.taken
-        self._growth.stop = self.taken
         self.feed.close()
 
     @property
     def wants_post(self) -> bool:
         """Whether so many items were taken that helpers should come for them."""
-        unposted = self.taken - self._posted
-        return unposted >= self._growth.pacing.at_once or unposted >= self._most_unposted
+        return self.taken - self._posted >= self._enough
+
+    @property
+    def _enough(self) -> int:
+        """For how many items helpers should come.
+
+        A source that blocks, and may wait for what becomes of its items, would hold up those that
+        helpers do not know of until the keeper looks.
+        """
+        longest_ns = self.options.longest_ns
+        if longest_ns is not None and longest_ns < WATCH_SECONDS * 1e9:
+            return 1
+        return min(self._growth.pacing.at_once, self._most_unposted)
 
     def post(self) -> None:
         """Have helpers come for what was taken."""
         if self._posted < self.taken:
             self._posted = self.taken
-            self.feed.grow(self.taken)
+            self.feed.grow()
 
     # Values.
 
@@ -213,6 +233,14 @@ class Consumer(Generic[T, R]):
     def exhausted(self) -> bool:
         """Whether every item that there will ever be was given."""
         return self.source_ended and self.given == self.taken
+
+    @property
+    def patience(self) -> int:
+        """How many values the consumer should wait for at once, so that it is woken less often.
+
+        They are there within about `TARGET_NS`, and no more than half of what was taken.
+        """
+        return max(min(self._growth.pacing.at_once, (self.taken - self.given) // 2), 1)
 
     def wait_begins(self) -> None:
         """Take in that the consumer waits for a value."""
@@ -234,19 +262,17 @@ class Consumer(Generic[T, R]):
             growth.waits_since = perf_counter_ns()
             growth.head = self.given
 
-    def value(self, outcome: Any) -> Any:
-        """What the consumer is given for an outcome.
+    def raised(self, outcome: Raised) -> Exception:
+        """What the consumer is given for an item for which `fn` raised.
 
         Raises:
             BaseException: What `fn` raised, which ends the stream.
         """
-        self.given += 1
-        if type(outcome) is not Raised:
-            return outcome
         error = outcome.error
         if self.options.yields_errors and isinstance(error, Exception):
             return error
         self.over = True
+        self.given += 1
         with contextlib.suppress(Exception):  # its class refuses
             BaseException.add_note(
                 error, f"raised for the item {outcome.number} of the stream {self.options.name!r}"

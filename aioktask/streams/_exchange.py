@@ -138,14 +138,15 @@ class Exchange(Generic[T, R]):
 
     # On the consumer's.
 
-    def put(self, number: int, item: T) -> None:
-        """Add an item."""
-        self.pending.append((number, item))
-
     def stop(self) -> None:
         """Have no further item be begun. Those that no thread has begun are dropped."""
         self.ended = True
         self.pending.clear()
+
+    def clear(self) -> None:
+        """Let go of the outcomes that nobody took, once no thread works any more."""
+        self._outcomes.clear()
+        self._queue.clear()
 
     def has(self, number: int) -> bool:
         """Whether the outcome with this number is there, or any where order is of no matter."""

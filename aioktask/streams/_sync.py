@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, SupportsIndex, TypeVar, cast, overload
+from typing import Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.feed import StreamHandle
@@ -18,7 +18,7 @@ from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.state.current import local, refuse_waiting
 from aioktask.engine.state.workers import Caller
 from aioktask.streams._consumer import WINDOW, Consumer, Errors, Options
-from aioktask.streams._exchange import NOTHING
+from aioktask.streams._exchange import NOTHING, Raised
 
 __all__ = ["SyncStream", "map_ordered_sync"]
 
@@ -117,7 +117,7 @@ def map_ordered_sync(
 class SyncStream(Generic[R]):
     """An open stream of values: what ``with map_ordered_sync(...)`` gives."""
 
-    __slots__ = ("_caller", "_consumer", "_items", "_iterator", "_options")
+    __slots__ = ("_caller", "_consumer", "_generator", "_items", "_iterator", "_options")
 
     def __init__(self, options: Options[Any, Any], items: Iterable[Any]) -> None:
         self._options = options
@@ -125,6 +125,7 @@ class SyncStream(Generic[R]):
         self._iterator: Iterator[Any]
         self._consumer: Consumer[Any, Any] | None = None
         self._caller: Caller
+        self._generator: Iterator[R] | None = None
 
     def __repr__(self) -> str:
         consumer = self._consumer
@@ -168,25 +169,41 @@ class SyncStream(Generic[R]):
             raise
         return self
 
-    def __iter__(self) -> SyncStream[R]:
-        return self
+    def __iter__(self) -> Iterator[R]:
+        return self._values()
 
     def __next__(self) -> R:
-        consumer = self._entered()
-        if consumer.over:
-            raise StopIteration
+        return next(self._values())
+
+    def _values(self) -> Iterator[R]:
+        values = self._generator
+        if values is None:
+            values = self._generator = self._generate(self._entered())
+        return values
+
+    def _generate(self, consumer: Consumer[Any, Any]) -> Iterator[R]:
+        source, take = self._iterator, consumer.exchange.take
+        until_fill = 0  # how many values to give before the source has its turn
         try:
-            consumer.fill(self._iterator)
-            outcome = consumer.exchange.take(consumer.given)
-            if outcome is NOTHING:
-                outcome = self._wait(consumer)
-        except BaseException:
+            while not consumer.over:
+                if until_fill <= 0:
+                    until_fill = consumer.fill(source)
+                until_fill -= 1
+                number = consumer.given
+                outcome = take(number)
+                if outcome is NOTHING:
+                    until_fill = consumer.fill(source)
+                    outcome = self._wait(consumer)
+                    if outcome is NOTHING:
+                        consumer.no_value()
+                        return
+                if type(outcome) is Raised:
+                    outcome = consumer.raised(outcome)
+                consumer.given = number + 1
+                yield outcome
+                del outcome
+        finally:
             consumer.over = True
-            raise
-        if outcome is NOTHING:
-            consumer.no_value()
-            raise StopIteration
-        return cast("R", consumer.value(outcome))
 
     def _wait(self, consumer: Consumer[Any, Any]) -> Any:
         """Work until the outcome that is next is there; `NOTHING` where none comes any more."""
@@ -227,6 +244,7 @@ class SyncStream(Generic[R]):
             consumer.feed.until_over_in_thread()
             raise
         finally:
+            consumer.exchange.clear()
             close = getattr(self._iterator, "close", None)
             if callable(close):
                 close()

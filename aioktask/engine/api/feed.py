@@ -88,9 +88,8 @@ class Feed:
 
     # Adding units.
 
-    def grow(self, stop: int) -> None:
-        """Have the range end at `stop`, which is not below the end before."""
-        self.growth.stop = stop
+    def grow(self) -> None:
+        """Have helpers come for what was added: `Growth.stop` moved up."""
         self._pool.grow(self._run)
 
     def close(self) -> None:

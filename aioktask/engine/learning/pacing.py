@@ -326,16 +326,24 @@ class LearnedStepper(Stepper):
         return pacing.scale(threads, number, units, now - self._claimed_at, left)
 
 
+# A stretch of a range that grows lasts so long at most, by what is known: where much is left, and
+# for each thread its even share. A thread that has no more than `TARGET_NS` of work is not helped.
+MOST_TARGET_NS = 500_000
+
+# How much of what is known of a unit's cost a further stretch replaces.
+LATEST_SHARE = 1 / 8
+
+
 class GrowingPacing(Pacing):
     """Single units of a range that grows, as many at once as they are quick.
 
     Attributes:
-        at_once: How many units a thread took last, or would have taken: who adds units need not
-            have them taken up before there are so many.
+        at_once: How many units are worth a thread's coming, by what the last ones took: who adds
+            units need not have them taken up before there are so many.
         unit_ns: What a unit costs, in ns, the last ones counting most; 0 until it is known.
     """
 
-    __slots__ = ("_longest_ns", "at_once", "unit_ns")
+    __slots__ = ("_least_ns", "_most_ns", "at_once", "unit_ns")
 
     def __init__(self, longest_ns: int | None) -> None:
         """
@@ -344,7 +352,8 @@ class GrowingPacing(Pacing):
                 for what is best.
         """
         super().__init__(None)
-        self._longest_ns = TARGET_NS if longest_ns is None else min(longest_ns, TARGET_NS)
+        longest = MOST_TARGET_NS if longest_ns is None else longest_ns
+        self._least_ns, self._most_ns = min(longest, TARGET_NS), min(longest, MOST_TARGET_NS)
         self.at_once = 1
         self.unit_ns = 0.0
 
@@ -358,46 +367,46 @@ class GrowingPacing(Pacing):
     def chunk_of(self, given: int) -> int:
         return 1
 
-    def count_after(self, units: int, walk_ns: int) -> int:
-        """How many units a thread takes next when so many took it so long."""
-        longest = self._longest_ns
-        if walk_ns * 2 <= longest:
-            return min(units * 2, MOST_CHUNKS)
-        return max(min(units * longest // max(walk_ns, 1), MOST_CHUNKS), 1)
+    def learn(self, units: int, walk_ns: int) -> tuple[int, int]:
+        """Learn from a stretch; returns how many units the next one has at least, and at most.
 
-
-# How much of what is known of a unit's cost a further stretch replaces.
-LATEST_SHARE = 1 / 8
+        The numbers at most double, since a quick stretch proves little, and fall at once.
+        """
+        each_ns = max(walk_ns / units, 1.0)
+        known = self.unit_ns or each_ns
+        self.unit_ns = known + (each_ns - known) * LATEST_SHARE
+        doubled = min(units * 2, MOST_CHUNKS)
+        least = max(min(int(self._least_ns / each_ns), doubled), 1)
+        most = max(min(int(self._most_ns / each_ns), doubled), 1)
+        self.at_once = least
+        return least, most
 
 
 class GrowingStepper(Stepper):
     """One thread's way through a range that grows."""
 
-    __slots__ = ("_claimed_at", "_count", "_threads", "chunk", "pacing")
+    __slots__ = ("_claimed_at", "_least", "_most", "_threads", "chunk", "pacing")
 
     def __init__(self, pacing: GrowingPacing) -> None:
         self.chunk = 1
         self.pacing: GrowingPacing = pacing
-        self._count = pacing.at_once
+        self._least = self._most = pacing.at_once
         self._threads = self._claimed_at = 0
 
     def next(
         self, claims: Claims, node: int | None, threads: int, most: int, now: int
     ) -> tuple[int, int, int]:
         self._threads, self._claimed_at = threads, now
-        return claims.take(1, self._count, node=node)
+        share = claims.left // max(self.pacing.threads_of(most), 1)
+        return claims.take(1, min(max(share, self._least), self._most), node=node)
 
     def finished(
         self, chunks: int, units: int, left: int, threads: int, walk_ns: int, now: int
     ) -> bool:
         if not chunks:
             return False
-        pacing = self.pacing
-        self._count = pacing.at_once = pacing.count_after(units, walk_ns)
-        each_ns = walk_ns / units
-        known = pacing.unit_ns or each_ns
-        pacing.unit_ns = known + (each_ns - known) * LATEST_SHARE
-        scaling = pacing.scaling
+        self._least, self._most = self.pacing.learn(units, walk_ns)
+        scaling = self.pacing.scaling
         if scaling is None or threads != self._threads:
             return False
         held = scaling.holds_gil

@@ -89,6 +89,12 @@ class AsyncioWaiter:
     def wait(self) -> Awaitable[object]:
         return self._future
 
+    def watch(self, lost: Callable[[], None]) -> None:
+        self._lost = lost
+
+    def wake_after(self, seconds: float) -> Callable[[], object]:
+        return self._loop.call_later(seconds, self._set).cancel
+
 
 class AsyncioLoop:
     """An asyncio loop, uvloop's included."""

@@ -44,6 +44,16 @@ class AsyncWaiter(Protocol):
     def wait(self) -> Awaitable[object]:
         """Wait until woken since `renew`."""
 
+    def watch(self, lost: Callable[[], None]) -> None:
+        """Have `lost` be called if the loop drops the wake-up that is next."""
+
+    def wake_after(self, seconds: float) -> Callable[[], object] | None:
+        """Have the task be woken after this time too, at the latest.
+
+        Returns:
+            What prevents that; None where this loop has no timer that is worth it.
+        """
+
 
 class Loop(Protocol):
     """One running loop, as the engine uses it.

@@ -63,6 +63,12 @@ class TrioWaiter:
         if self._event.is_set():
             self._event = sys.modules["trio"].Event()
 
+    def watch(self, lost: Callable[[], None]) -> None:
+        self._lost = lost
+
+    def wake_after(self, seconds: float) -> None:
+        return None  # trio has no timer without a task, and a scope costs more than it saves
+
     def wait(self) -> Awaitable[object]:
         return _protected_wait()(self._event)
 

@@ -55,7 +55,7 @@ CONTENDED_NS = 1_000_000
 
 # A stretch of a growing range that has lasted so long, some times as long as is aimed at, is held
 # up by one of its units.
-LASTING_NS = 400_000
+LASTING_NS = 2_000_000
 
 # Where a job was seen beside another, the next one is expected within this time.
 CROWDED_NS = 1_000_000_000
@@ -239,19 +239,25 @@ class State:
             return False
         if stint.node is not None and not stint.off_node and migrates(stint):
             return False
-        if not run.sweep.claims.left and not self.free_held(run, now):
+        if not run.sweep.claims.left and not self.free_more(run, now):
             self.scheduler.set_idle(run.entry)
             return False
         return self._claim(stint, now)
 
-    def free_held(self, run: Run, now: int) -> bool:
-        """Free what threads hold of a growing range and do not come to; whether anything is free.
+    def free_more(self, run: Run, now: int) -> bool:
+        """Free what was added to a growing range, or what threads hold and do not come to.
 
-        A stretch of it was to be short. Where it is not, one of its units lasts, and those behind
-        would wait for it.
+        A stretch was to be short. Where it is not, one of its units lasts, and those behind would
+        wait for it.
+
+        Returns:
+            Whether anything is free now.
         """
         if run.growth is None:
             return False
+        run.follow_growth()
+        if run.sweep.claims.left:
+            return run.claimable
         held = [stint for stint in list(run.stints.values()) if _lasts(stint, now)]
         if held:
             self.signals.change()  # before it is looked at where the walks stand

@@ -28,14 +28,9 @@ STALLED_NS = 1_000_000_000
 
 def follow(state: State, run: Run) -> None:
     """Have the run's range end where its `Growth` says, and helpers come for what was added."""
-    growth = run.growth
-    if growth is None or not (run.begun and run.working):
+    if not (run.begun and run.working):
         return
-    claims = growth.claims
-    if not run.stopping:
-        claims.grow(growth.stop)
-    if growth.closed:
-        claims.close()
+    run.follow_growth()
     if not run.claimable:
         state.update(run)
         return
@@ -50,10 +45,11 @@ def follow(state: State, run: Run) -> None:
 
 
 def share_out(state: State, run: None) -> None:
-    """Have units be free that threads hold and do not come to, and tell what lasts."""
+    """Have helpers come for units that nobody posted, and for those that threads hold and do not
+    come to; and tell what lasts."""
     now = perf_counter_ns()
     for each in list(state.growing):
-        if each.working and state.free_held(each, now):
+        if each.working and state.free_more(each, now):
             state.scheduler.set_ready_again(each.entry)
         _tell_of_head(state, each, now)
     state.summon(now)

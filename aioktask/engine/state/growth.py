@@ -3,7 +3,8 @@
 #
 # A unit of such a run is leave to take one item of a stream, whichever is next: so a unit that a
 # thread holds, and has not begun, keeps no particular item from others. Whoever adds items
-# publishes the new end here, on its own thread, then posts `growing.follow`; turns follow. It adds
+# publishes the new end here, on its own thread, and posts `growing.follow` now and then; turns
+# follow, also those of threads that serve the run, and at the latest those of the keeper. It adds
 # an item before it publishes the unit for it, so there is always a unit for each item.
 """The growing end of a run's range."""
 

@@ -547,6 +547,16 @@ class Run:
         self.sweep.give_back(stint, free)
         self.version += 1
 
+    def follow_growth(self) -> None:
+        """Have the range end where its `Growth` says now."""
+        growth = self.growth
+        if growth is None or self.stopping or self.phase is not WORK:
+            return
+        closed = growth.closed  # before: nothing is added after that
+        growth.claims.grow(growth.stop)
+        if closed:
+            growth.claims.close()
+
     def take_back(self, stint: Stint) -> None:
         """Have the units be free again that the stint holds, and has not begun, of a growing range.
 

@@ -1,0 +1,698 @@
+# SPDX-License-Identifier: MIT
+# `map_ordered` on a loop, over real helpers.
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given, settings
+
+import aioktask
+from aioktask import (
+    ChunkCancelled,
+    Coordinator,
+    Job,
+    JobCancelled,
+    current_chunk,
+    map_ordered,
+    run_multithreaded,
+)
+from aioktask.engine import events
+from aioktask.engine.api.process import current_pool
+from tests.streams.scenarios import Ledger, Planted, Scenario, scenarios
+from tests.support.gates import PATIENCE, Gate, eventually
+from tests.support.harness import pool_at_rest
+
+pytestmark = pytest.mark.anyio
+
+SOURCES = ("list", "iterator", "async", "late", "stream")
+
+
+@pytest.fixture(autouse=True)
+def _own_limit() -> Iterator[None]:
+    yield
+    aioktask.set_max_threads(None)
+
+
+async def feed(ledger: Ledger, send: Any) -> None:
+    """Send the items of a scenario; where its source is to raise, the stream is closed instead."""
+    async with send:
+        try:
+            for item in ledger.items():
+                await send.send(item)
+        except Planted:
+            pass
+        except anyio.BrokenResourceError:
+            pass
+
+
+async def play(scenario: Scenario) -> tuple[Ledger, BaseException | None]:
+    """Run a scenario; what was done, and what was raised."""
+    ledger = Ledger(scenario)
+    raised: BaseException | None = None
+    if scenario.source == "list":
+        source: Any = list(range(scenario.size or 0))
+        ledger.taken = len(source)
+    elif scenario.source == "iterator":
+        source = ledger.items()
+    elif scenario.source == "async":
+        source = ledger.items_async()
+    else:
+        source = ledger.items_async(anyio.lowlevel.checkpoint)
+    with anyio.CancelScope() as scope:
+        try:
+            async with map_ordered(
+                ledger.call,
+                source,
+                window=scenario.window,
+                ordered=scenario.ordered,
+                errors=scenario.errors,  # type: ignore[call-overload]
+                max_delay=scenario.max_delay,
+            ) as results:
+                if scenario.leaves_after != 0:
+                    async for value in results:
+                        if ledger.give(value):
+                            if scenario.leaves_by == "break":
+                                break
+                            if scenario.leaves_by == "raise":
+                                raise Planted("consumer")
+                            scope.cancel()
+                            await anyio.lowlevel.checkpoint()
+                            raise AssertionError("the cancel did not come")
+                        if len(ledger.values) in scenario.pauses:
+                            await anyio.lowlevel.checkpoint()
+        except Planted as error:
+            raised = error
+        finally:
+            ledger.left = True
+    return ledger, raised
+
+
+@given(scenario=scenarios(SOURCES[:4]))
+@settings(max_examples=150)
+async def test_whatever_happens_values_come_once_in_order_and_nothing_outlives_the_scope(
+    scenario: Scenario,
+) -> None:
+    if scenario.source == "list":
+        scenario.source_fails_at = None
+    ledger, raised = await play(scenario)
+    ledger.check(raised)
+    if scenario.source != "list" and scenario.leaves_after != 0:
+        assert ledger.closed
+    pool_at_rest()
+
+
+def double(item: int) -> int:
+    return item * 2
+
+
+async def counted(stop: int | None = None) -> AsyncIterator[int]:
+    item = 0
+    while stop is None or item < stop:
+        yield item
+        item += 1
+
+
+async def test_a_receive_stream_is_read_and_closed() -> None:
+    send, receive = anyio.create_memory_object_stream[int](4)
+
+    async def sender() -> None:
+        async with send:
+            for item in range(100):
+                await send.send(item)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(sender)
+        async with map_ordered(double, receive, window=8) as results:
+            assert [value async for value in results] == [2 * item for item in range(100)]
+        with pytest.raises(anyio.ClosedResourceError):
+            receive.receive_nowait()
+
+
+async def test_a_source_that_waits_for_each_value_is_not_held_up() -> None:
+    # Each item comes when the value before it was given: none may wait for others.
+    given = [anyio.Event() for _ in range(200)]
+
+    async def source() -> AsyncIterator[int]:
+        for item, event in enumerate(given):
+            yield item
+            await event.wait()
+
+    async with map_ordered(double, source()) as results:
+        with anyio.fail_after(PATIENCE):
+            async for value in results:
+                given[value // 2].set()
+    assert value == 398
+
+
+async def test_an_iterator_that_waits_for_its_items_to_be_worked_on_is_not_held_up() -> None:
+    worked = [threading.Event() for _ in range(12)]
+
+    def work(item: int) -> int:
+        worked[item].set()
+        return item
+
+    def source() -> Iterator[int]:
+        for item, event in enumerate(worked):
+            yield item
+            assert event.wait(PATIENCE), "helpers were never told of the item"
+
+    async with map_ordered(work, source()) as results:
+        assert [value async for value in results] == list(range(12))
+
+
+async def test_one_item_that_lasts_does_not_stop_those_inside_the_window() -> None:
+    aioktask.set_max_threads(2)
+    gate, done, taken = threading.Event(), [], []
+
+    def work(item: int) -> int:
+        if item == 40:
+            assert gate.wait(PATIENCE)
+        done.append(item)
+        return item
+
+    def source() -> Iterator[int]:
+        for item in range(200):
+            taken.append(item)
+            yield item
+
+    given = []
+    async with map_ordered(work, source(), window=32) as results:
+
+        async def consume() -> None:
+            async for value in results:
+                given.append(value)  # noqa: PERF401 - it is looked at meanwhile
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consume)
+            await eventually(lambda: len(given) == 40)
+            await eventually(lambda: set(done) >= set(range(72)) - {40})
+            assert len(taken) == 72, "the source is read up to the window, and not further"
+            assert len(given) == 40
+            gate.set()
+    assert given == list(range(200))
+
+
+async def test_values_come_as_they_are_done_where_order_is_of_no_matter() -> None:
+    aioktask.set_max_threads(2)
+    gate = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            assert gate.wait(PATIENCE)
+        return item
+
+    given = []
+    async with map_ordered(work, range(50), ordered=False, window=8) as results:
+        async for value in results:
+            given.append(value)
+            if len(given) == 49:
+                assert 0 not in given
+                gate.set()
+    assert given[-1] == 0
+    assert sorted(given) == list(range(50))
+
+
+async def test_a_stream_whose_consumer_is_slow_costs_another_one_nothing() -> None:
+    aioktask.set_max_threads(1)
+    async with map_ordered(double, counted(), window=4) as slow:
+        assert await anext(slow) == 0
+        async with map_ordered(double, range(1000), window=4) as quick:
+            with anyio.fail_after(PATIENCE):
+                assert [value async for value in quick] == [2 * item for item in range(1000)]
+        assert await anext(slow) == 2
+
+
+async def test_streams_and_jobs_share_helpers() -> None:
+    aioktask.set_max_threads(1)
+    stop = threading.Event()
+
+    def until_stopped(start: int, end: int) -> None:
+        if stop.is_set():
+            current_chunk().check_cancelled()
+
+    async with Coordinator() as coordinator:
+        handle = coordinator.submit(Job(until_stopped, 1 << 60, chunk=1))
+        await eventually(lambda: handle.progress().done > 0)
+        async with map_ordered(double, range(300)) as results:
+            with anyio.fail_after(PATIENCE):
+                assert [value async for value in results] == [2 * item for item in range(300)]
+        assert not handle.done()
+        handle.cancel()
+
+
+async def test_a_value_is_not_lost_where_its_wait_is_cancelled() -> None:
+    gate = Gate()
+
+    def work(item: int) -> int:
+        if item == 3:
+            gate.chunk(item, item + 1)
+        return item
+
+    async with map_ordered(work, range(10)) as results:
+        given = [await anext(results) for _ in range(3)]
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await anext(results)
+        assert scope.cancelled_caught
+        gate.open()
+        given += [value async for value in results]
+    assert given == list(range(10))
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_cancel_at_any_step_leaves_nothing_behind(is_async: bool) -> None:
+    for steps in range(25):
+        ledger = Ledger(
+            Scenario(
+                size=None,
+                source="",
+                window=3,
+                ordered=True,
+                errors="raise",
+                max_delay=None,
+                source_fails_at=None,
+                fails=frozenset(),
+                slow=frozenset(range(1000)),
+                pauses=frozenset(),
+                leaves_after=None,
+                leaves_by="cancel",
+            )
+        )
+        source: Any = ledger.items_async(anyio.lowlevel.checkpoint) if is_async else ledger.items()
+
+        async def consume(scope: anyio.CancelScope, ledger: Ledger, source: Any) -> None:
+            with scope:
+                async with map_ordered(ledger.call, source, window=3) as results:
+                    async for value in results:
+                        ledger.give(value)
+                        await anyio.lowlevel.checkpoint()
+
+        scope = anyio.CancelScope()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(consume, scope, ledger, source)
+            for _ in range(steps):
+                await anyio.lowlevel.checkpoint()
+            scope.cancel()
+        ledger.left = True
+        assert not ledger.running
+        assert ledger.values == [10 * item for item in range(ledger.given)]
+        assert ledger.closed or not ledger.taken
+        if is_async:
+            await source.aclose()
+        else:
+            source.close()
+        pool_at_rest()
+
+
+async def test_leaving_tells_the_items_that_run_and_waits_for_them() -> None:
+    gate, told = Gate(), []
+
+    def work(item: int) -> None:
+        if item:
+            gate.chunk(item, item + 1)
+            try:
+                current_chunk().check_cancelled()
+            except ChunkCancelled:
+                told.append(item)
+                raise
+
+    async with map_ordered(work, range(2)) as results:
+        await anext(results)
+        await gate.entered()
+
+        def open_late() -> None:
+            gate.open()
+
+        timer = threading.Timer(0.01, open_late)
+        timer.start()
+    assert told == [1]
+    timer.join()
+
+
+async def test_the_handle_cancels_and_tells_progress() -> None:
+    gate = Gate()
+
+    def work(item: int) -> int:
+        if item == 5:
+            gate.chunk(item, item + 1)
+        return item
+
+    async with map_ordered(work, counted(), window=8) as results:
+        handle = results.handle
+        assert [await anext(results) for _ in range(5)] == list(range(5))
+        await gate.entered()
+        await eventually(lambda: handle.progress().done == 12)
+        progress = handle.progress()
+        assert progress.size is None
+        assert progress.threads
+        assert not handle.done()
+        assert handle.cancel()
+        assert handle.cancel()
+        gate.open()
+        with pytest.raises(JobCancelled):
+            async for _ in results:
+                pass
+        with pytest.raises(StopAsyncIteration):
+            await anext(results)
+    assert handle.done()
+
+
+async def test_the_size_is_known_when_the_source_has_ended() -> None:
+    async with map_ordered(double, range(10)) as results:
+        async for _ in results:
+            pass
+        progress = results.handle.progress()
+    assert (progress.done, progress.size) == (10, 10)
+    assert results.handle.progress().rate > 0
+
+
+async def test_a_stream_has_the_nice_that_is_asked_for_and_is_reniced() -> None:
+    with aioktask.priority(7):
+        async with map_ordered(double, range(3), nice=3) as given:
+            assert given.handle.nice == 3
+            given.handle.renice(9)
+            assert given.handle.nice == 9
+            assert [value async for value in given] == [0, 2, 4]
+        async with map_ordered(double, range(3)) as inherited:
+            assert inherited.handle.nice == 7
+    async with Coordinator(nice=5) as coordinator:
+        async with map_ordered(double, range(3), coordinator=coordinator) as scoped:
+            assert scoped.handle.nice == 5
+            scoped.handle.max_threads = 1
+            assert [value async for value in scoped] == [0, 2, 4]
+    with pytest.raises(ValueError, match="nice"):
+        scoped.handle.renice(20)
+
+
+async def test_a_coordinator_caps_and_ends_its_streams() -> None:
+    gate, cancelled = Gate(), anyio.Event()
+    coordinator = Coordinator(1)
+
+    def work(item: int) -> None:
+        gate.chunk(item, item + 1)
+
+    async with map_ordered(work, counted(), coordinator=coordinator) as results:
+        async with anyio.create_task_group() as tasks:
+
+            async def consume() -> None:
+                with pytest.raises(JobCancelled):
+                    await anext(results)
+                cancelled.set()  # although the item is not done yet
+
+            tasks.start_soon(consume)
+            await gate.entered()
+            assert results.handle.progress().threads == 1
+            async with anyio.create_task_group() as ending:
+                ending.start_soon(lambda: coordinator.shutdown(cancel=True))
+                await cancelled.wait()
+                gate.open()
+    with pytest.raises(RuntimeError, match="coordinator"):
+        async with map_ordered(double, range(3), coordinator=coordinator):
+            raise AssertionError("a coordinator that was shut down takes nothing")
+
+
+variable: ContextVar[str] = ContextVar("variable")
+
+
+async def test_items_have_the_context_of_who_entered() -> None:
+    variable.set("entered")
+
+    def work(item: int) -> str:
+        return variable.get()
+
+    async with map_ordered(work, range(5)) as results:
+        variable.set("changed")
+        assert [value async for value in results] == ["entered"] * 5
+
+
+async def test_an_item_may_run_a_stream_and_a_job_of_its_own() -> None:
+    def work(item: int) -> int:
+        with aioktask.map_ordered_sync(double, range(item)) as results:
+            inner = sum(results)
+        report = aioktask.run_multithreaded_sync(
+            Job(lambda start, stop: stop - start, item + 1, reduce=lambda a, b: a + b, chunk=1)
+        )
+        return inner + report.value
+
+    aioktask.set_max_threads(1)
+    async with map_ordered(work, range(20)) as results:
+        with anyio.fail_after(PATIENCE):
+            assert [value async for value in results] == [
+                item * (item - 1) + item + 1 for item in range(20)
+            ]
+
+
+async def test_a_consumer_that_finds_each_value_there_lets_others_go_on() -> None:
+    turns = 0
+
+    async def tick() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(tick)
+        async with map_ordered(double, counted()) as results:
+            async for value in results:
+                if turns > 50:
+                    break
+                assert value < 10_000_000, "the loop stands still"
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_is_no_exception_ends_the_stream_in_its_place() -> None:
+    def work(item: int) -> int:
+        if item == 4:
+            raise SystemExit("planted")
+        return item
+
+    async with map_ordered(work, range(10), errors="yield") as results:
+        assert [await anext(results) for _ in range(4)] == [0, 1, 2, 3]
+        with pytest.raises(SystemExit, match="planted"):
+            await anext(results)
+
+
+@pytest.mark.parametrize("error", [StopIteration, GeneratorExit, asyncio.CancelledError])
+async def test_what_would_be_misread_is_a_runtime_error(error: type[BaseException]) -> None:
+    def work(item: int) -> int:
+        raise error
+
+    with pytest.raises(RuntimeError):
+        async with map_ordered(work, range(10)) as results:
+            await anext(results)
+
+
+async def test_an_error_names_its_item_and_ends_the_stream() -> None:
+    def work(item: int) -> int:
+        if item == 2:
+            raise ValueError("planted")
+        return item
+
+    async with map_ordered(work, range(10), name="halves") as results:
+        assert [await anext(results), await anext(results)] == [0, 1]
+        with pytest.raises(ValueError, match="planted") as caught:
+            await anext(results)
+        assert caught.value.__notes__ == ["raised for the item 2 of the stream 'halves'"]
+        assert [value async for value in results] == []
+
+
+async def test_what_closing_the_source_raises_is_raised() -> None:
+    class Source:
+        def __init__(self, error: Exception) -> None:
+            self.error = error
+
+        def __aiter__(self) -> Source:
+            return self
+
+        async def __anext__(self) -> int:
+            return 1
+
+        async def aclose(self) -> None:
+            raise self.error
+
+    error = OSError(5, "planted")
+    with pytest.raises(OSError, match="planted") as caught:
+        async with map_ordered(double, Source(error)) as results:
+            assert await anext(results) == 2
+    assert caught.value is error
+
+    class Ordinary:
+        def __iter__(self) -> Ordinary:
+            return self
+
+        def __next__(self) -> int:
+            return 1
+
+        def close(self) -> None:
+            raise error
+
+    with pytest.raises(OSError, match="planted"):
+        async with map_ordered(double, Ordinary()) as results:
+            assert await anext(results) == 2
+
+
+async def test_one_task_asks_at_a_time() -> None:
+    gate = Gate()
+
+    def work(item: int) -> None:
+        gate.chunk(item, item + 1)
+
+    async with map_ordered(work, range(2)) as results:
+        async with anyio.create_task_group() as tasks:
+
+            async def ask() -> None:
+                await anext(results)
+
+            tasks.start_soon(ask)
+            await gate.entered()
+            with pytest.raises(RuntimeError):
+                await anext(results)
+            gate.open()
+
+
+async def test_a_stream_is_used_once_and_inside_its_scope() -> None:
+    stream = map_ordered(double, range(3))
+    with pytest.raises(RuntimeError, match="not entered"):
+        await anext(stream)
+    with pytest.raises(RuntimeError, match="not entered"):
+        _ = stream.handle
+    assert "not entered" in repr(stream)
+    async with stream as results:
+        assert await anext(results) == 0
+        assert "1 given" in repr(results)
+    assert [value async for value in stream] == []
+    with pytest.raises(RuntimeError, match="entered already"):
+        async with stream:
+            pass
+
+
+async def test_nothing_of_a_stream_is_held_when_it_is_over() -> None:
+    class Item:
+        pass
+
+    watched: list[weakref.ref[Item]] = []
+
+    def source() -> Iterator[Item]:
+        for _ in range(20):
+            item = Item()
+            watched.append(weakref.ref(item))
+            yield item
+            del item
+
+    def work(item: Item) -> Item:
+        return item
+
+    async with map_ordered(work, source(), window=4) as results:
+        async for value in results:
+            del value
+            if len(watched) > 15:
+                break
+    pool_at_rest()
+
+    def gone() -> bool:
+        gc.collect()
+        return not any(watch() for watch in watched)
+
+    await eventually(gone)
+
+
+async def test_a_scope_that_is_cancelled_begins_nothing() -> None:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        async with map_ordered(double, range(3)):
+            raise AssertionError("the scope was entered")
+    pool_at_rest()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"window": 0}, ValueError, "window must be at least 1, got 0"),
+        ({"window": 2.5}, TypeError, "window"),
+        ({"ordered": 1}, TypeError, "ordered"),
+        ({"errors": "ignore"}, ValueError, "errors"),
+        ({"errors": None}, TypeError, "errors"),
+        ({"max_delay": -1}, ValueError, "max_delay"),
+        ({"max_delay": float("nan")}, ValueError, "max_delay"),
+        ({"max_delay": True}, TypeError, "max_delay"),
+        ({"max_delay": "1"}, TypeError, "max_delay"),
+        ({"nice": 20}, ValueError, "nice"),
+        ({"name": 3}, TypeError, "name"),
+        ({"coordinator": 3}, TypeError, "coordinator"),
+        ({"items": 3}, TypeError, "items"),
+        ({"fn": 3}, TypeError, "fn"),
+        ({"fn": counted}, TypeError, "fn"),
+    ],
+)
+async def test_what_makes_no_sense_is_refused(
+    wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    arguments: dict[str, Any] = {"fn": double, "items": [1], **wrong}
+    with pytest.raises(error, match=message):
+        map_ordered(arguments.pop("fn"), arguments.pop("items"), **arguments)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_engine_ends_what_a_closed_loop_leaves() -> None:
+    def in_thread() -> None:
+        loop = asyncio.new_event_loop()
+
+        async def forever() -> None:
+            async with map_ordered(double, counted()) as results:
+                async for _ in results:
+                    pass
+
+        task = loop.create_task(forever())
+        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.close()
+        del task
+        gc.collect()
+
+    await anyio.to_thread.run_sync(in_thread)
+    await eventually(lambda: not current_pool().state.growing)
+
+
+async def test_the_events_of_a_stream_are_those_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[events.Event] = []
+    monkeypatch.setattr(events, "_listeners", (heard.append,))
+    monkeypatch.setattr(events, "_wishes", (lambda: True,))
+    async with map_ordered(double, range(3), name="told") as results:
+        async for _ in results:
+            pass
+    await eventually(lambda: len(heard) >= 3)
+    kinds = [event.kind for event in heard if event.job == "told"]
+    assert kinds == [
+        events.EventKind.SUBMITTED,
+        events.EventKind.STARTED,
+        events.EventKind.FINISHED,
+    ]
+
+
+async def test_a_job_may_wait_for_a_stream_on_its_loop() -> None:
+    # One helper, which the chunk holds while it waits for the loop: the stream is owed one.
+    aioktask.set_max_threads(1)
+    given: list[int] = []
+
+    async def consume() -> None:
+        async with map_ordered(double, range(20)) as results:
+            given.extend([value async for value in results])
+
+    token = anyio.lowlevel.current_token()
+
+    def chunk(start: int, stop: int) -> None:
+        anyio.from_thread.run(consume, token=token)
+
+    with anyio.fail_after(PATIENCE):
+        await run_multithreaded(Job(chunk, 1, chunk=1))
+    assert given == [2 * item for item in range(20)]
