@@ -311,5 +311,7 @@ class Consumer(Generic[T, R]):
         """Begin nothing more: the consumer leaves."""
         self.over = True
         self.exchange.stop()
-        if not self.exhausted:
+        if self.exhausted:
+            self.feed.close()  # again: nothing is pending now
+        else:
             self.feed.cancel()

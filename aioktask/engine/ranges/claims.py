@@ -192,6 +192,15 @@ class GrowingClaims(Claims):
         self.left += stop - before
         self.stop = stop
 
+    def trim(self, most: int) -> None:
+        """Have at most so many units be free; the others are as good as done."""
+        while self.left > most:
+            start, stop = self.free.pop()
+            dropped = min(stop - start, self.left - most)
+            self.left -= dropped
+            if start + dropped < stop:
+                self.free.append((start + dropped, stop))
+
     def close(self) -> None:
         """Have nothing be added any more."""
         self.open = False

@@ -93,6 +93,9 @@ def caller_left(state: State, run: Run, caller: Caller, error: BaseException | N
     stint = caller.serving
     if stint is None or stint not in state.serving:
         return
+    if run.growth is not None:
+        state.let_guest_go(stint)
+        return
     now = perf_counter_ns()
     begun = caller.stint is None and stint.chunk_start < stint.stretch_stop
     if begun:

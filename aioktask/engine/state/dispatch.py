@@ -180,7 +180,15 @@ class State:
         for stint in list(self.serving):
             at_item = stint.chunk_start < stint.stretch_stop
             if stint.run is run and isinstance(stint.thread, Caller) and not at_item:
-                self.leave(stint, stint.entered_at, began=False)
+                self.let_guest_go(stint)
+
+    def let_guest_go(self, stint: Stint) -> None:
+        """Have a calling thread serve a growing run no more; its time counts for nobody's share."""
+        run = stint.run
+        run.guests -= 1
+        self.leave(stint, stint.entered_at, began=False)
+        if not run.over:
+            self.follow_limit(run)
 
     def end(self, run: Run) -> None:
         """Take out a run that is over, and have its waiters woken."""

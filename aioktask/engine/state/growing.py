@@ -74,6 +74,8 @@ def caller_comes(state: State, run: Run, caller: Caller) -> None:
     stint = run.stint_of(caller)
     if stint in state.serving:
         return
+    run.guests += 1
+    state.follow_limit(run)
     stint.counted = stint.counted_in_group = True
     stint.seat = state.scheduler.enter(run.entry, counted=True, counted_in_group=True)
     state.serving[stint] = None
@@ -85,4 +87,4 @@ def caller_goes(state: State, run: Run, caller: Caller) -> None:
     """Have a calling thread serve the run no more; its time counts for nobody's share."""
     stint = run.stints.get(caller)
     if stint is not None and stint in state.serving:
-        state.leave(stint, stint.entered_at, began=False)
+        state.let_guest_go(stint)

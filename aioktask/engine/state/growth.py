@@ -5,7 +5,8 @@
 # thread holds, and has not begun, keeps no particular item from others. Whoever adds items
 # publishes the new end here, on its own thread, and posts `growing.follow` now and then; turns
 # follow, also those of threads that serve the run, and at the latest those of the keeper. It adds
-# an item before it publishes the unit for it, so there is always a unit for each item.
+# an item before it publishes the unit for it, so there is always a unit for each item. Where there
+# are more of them, since a calling thread took items without, turns drop what is too much.
 """The growing end of a run's range."""
 
 from __future__ import annotations

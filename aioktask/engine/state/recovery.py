@@ -51,6 +51,7 @@ def recover(state: State, run: Run | None, error: BaseException) -> None:
             del state.serving[stint]
             if isinstance(caller, Caller):
                 caller.serving = caller.stint = None
+                stint.run.guests = 0
                 if not (caller.quits or stint.run.over):
                     stint.run.caller = caller
         elif isinstance(caller, Caller) and caller.serving is not stint:

@@ -141,6 +141,7 @@ class Run:
     caller: Caller | None = None  # a calling thread that would take more chunks
     initial: object | EllipsisType = ...
     growth: Growth | None = None  # of a run whose range grows while it is worked on
+    guests = 0  # calling threads that serve it beyond its limit, taking no units
     entry: Entry
     sweep: Sweep = NOTHING
     key: Key | None = None  # under which what it learns is remembered, if it is
@@ -363,7 +364,7 @@ class Run:
     @property
     def thread_limit(self) -> int:
         """The most threads that may serve it, as far as the job itself decides."""
-        return self.sweep.pacing.threads_of(self.limit)
+        return self.sweep.pacing.threads_of(self.limit) + self.guests
 
     def caps_moved(self, cap: int) -> None:
         """Plan anew: process and coordinator allow `cap` threads now, or `limit` is another."""
@@ -496,7 +497,7 @@ class Run:
         if not self.chunks_done and self.decisions.setdefault("start", CLAIMED) is NEVER:
             return False
         self.version += 1
-        self.sweep.claim(stint, self.entry.threads, self.threads_planned, now)
+        self.sweep.claim(stint, self.entry.threads - self.guests, self.threads_planned, now)
         stint.generation = generation
         self.version += 1
         return True
@@ -537,7 +538,7 @@ class Run:
         """End the stint's stretch, which is done up to `done`, and free again from `free` on."""
         if done > stint.stretch_stop:  # what it had not begun was taken back: see `take_back`
             done = free = stint.stretch_stop
-        if self.sweep.learn(stint, done, self.entry.threads, now):
+        if self.sweep.learn(stint, done, self.entry.threads - self.guests, now):
             self._tell_of_gil()
         self.version += 1
         if not self.undoing:
@@ -552,8 +553,9 @@ class Run:
         growth = self.growth
         if growth is None or self.stopping or self.phase is not WORK:
             return
-        closed = growth.closed  # before: nothing is added after that
+        closed = growth.closed  # in this order: what is added later is in `pending` before
         growth.claims.grow(growth.stop)
+        growth.claims.trim(len(growth.pending))
         if closed:
             growth.claims.close()
 

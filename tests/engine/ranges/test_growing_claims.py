@@ -29,6 +29,14 @@ class GrowingClaimsModel(RuleBasedStateMachine):
         self.free |= set(range(self.stop, stop))
         self.stop = max(self.stop, stop)
 
+    @rule(most=st.integers(0, 30))
+    def trim(self, most: int) -> None:
+        self.claims.trim(most)
+        kept = {unit for piece in self.claims.free for unit in range(*piece)}
+        assert kept <= self.free
+        assert len(kept) == min(most, len(self.free))
+        self.free = kept
+
     @rule(owner=st.sampled_from(OWNERS), units=st.integers(1, 12))
     def claim(self, owner: int, units: int) -> None:
         if owner in self.held or not self.free:

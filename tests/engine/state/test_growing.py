@@ -23,6 +23,9 @@ from aioktask.engine.state.run import Run, Wait
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter
 from tests.engine.state.turns import a_run, a_state, admit, idle_helper, outbox_of, stint_of
 
+# More items than any test here adds units: the threads here walk units, and take no items.
+MANY = [(1000, "item")] * 1000
+
 
 def nothing(start: int, stop: int) -> None:
     pass
@@ -31,7 +34,7 @@ def nothing(start: int, stop: int) -> None:
 def a_growing_run(state: State, nice: int = 0) -> Run:
     """A run over units that are added, which a turn has taken in."""
     run = a_run(Job(nothing, 0, nice=nice, learn="nothing"))
-    run.growth = Growth([], None)
+    run.growth = Growth(MANY, None)
     run.limit = 1000
     return admit(state, run)
 
@@ -242,6 +245,19 @@ def test_an_item_that_lasts_as_others_did_is_not_told() -> None:
     growth.head, growth.waits_since = 0, perf_counter_ns() - 10 * STALLED_NS
     share_out(state, None)
     assert not outbox_of(state).events
+
+
+def test_units_without_items_are_dropped() -> None:
+    state = a_state(1)
+    run = a_run(Job(nothing, 0, learn="nothing"))
+    pending: list[tuple[int, object]] = [(4, "item"), (5, "item")]
+    growth = run.growth = Growth(pending, None)
+    admit(state, run)
+    grow(state, run, 6)
+    assert growth.claims.left == 2
+    pending.clear()  # by a calling thread
+    close(state, run)
+    assert run.over
 
 
 def test_a_calling_thread_serves_the_run_beyond_every_cap_until_it_goes() -> None:

@@ -1,0 +1,346 @@
+# SPDX-License-Identifier: MIT
+# `map_ordered_sync`, in threads without a loop and in chunks, over real helpers.
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import aioktask
+from aioktask import (
+    Coordinator,
+    DeadlockError,
+    Handle,
+    Job,
+    JobCancelled,
+    current_chunk,
+    map_ordered_sync,
+    run_multithreaded_sync,
+)
+from aioktask.engine.api.process import current_pool
+from tests.streams.scenarios import Ledger, Planted, Scenario, scenarios
+from tests.support.gates import PATIENCE, Gate
+from tests.support.harness import pool_at_rest
+
+
+@pytest.fixture(autouse=True)
+def _own_limit() -> Iterator[None]:
+    yield
+    aioktask.set_max_threads(None)
+
+
+def double(item: int) -> int:
+    return item * 2
+
+
+def counted() -> Iterator[int]:
+    item = 0
+    while True:
+        yield item
+        item += 1
+
+
+def in_thread(action: Any) -> Any:
+    """What `action` returns in a thread of its own, or raises."""
+    found: list[Any] = []
+
+    def run() -> None:
+        try:
+            found.append(action())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(PATIENCE)
+    assert found, "the thread does not come back"
+    if isinstance(found[0], BaseException):
+        raise found[0]
+    return found[0]
+
+
+def play(scenario: Scenario) -> tuple[Ledger, BaseException | None]:
+    ledger = Ledger(scenario)
+    raised: BaseException | None = None
+    source: Any = ledger.items()
+    if scenario.source == "list":
+        source = list(range(scenario.size or 0))
+        ledger.taken = len(source)
+    try:
+        with map_ordered_sync(
+            ledger.call,
+            source,
+            window=scenario.window,
+            ordered=scenario.ordered,
+            errors=scenario.errors,  # type: ignore[call-overload]
+            max_delay=scenario.max_delay,
+        ) as results:
+            if scenario.leaves_after != 0:
+                for value in results:
+                    if ledger.give(value):
+                        if scenario.leaves_by == "break":
+                            break
+                        if scenario.leaves_by == "cancel":
+                            results.handle.cancel()
+                            with pytest.raises(JobCancelled):
+                                list(results)
+                        raise Planted("consumer")
+    except Planted as error:
+        raised = error
+    ledger.left = True
+    return ledger, raised
+
+
+@given(scenario=scenarios(("list", "iterator")), main=st.booleans())
+@settings(max_examples=200)
+def test_whatever_happens_values_come_once_in_order_and_nothing_outlives_the_scope(
+    scenario: Scenario, main: bool
+) -> None:
+    if scenario.source == "list":
+        scenario.source_fails_at = None
+    if scenario.leaves_by == "cancel" and scenario.size is not None:
+        scenario.leaves_by = "break"  # the values may all be there before the cancel
+    ledger, raised = play(scenario) if main else in_thread(lambda: play(scenario))
+    ledger.check(raised)
+    pool_at_rest()
+
+
+def test_the_calling_thread_works_where_no_helper_comes() -> None:
+    # The only helper is held by another job.
+    aioktask.set_max_threads(1)
+    gate = Gate()
+    threads = set()
+
+    def work(item: int) -> int:
+        threads.add(threading.get_ident())
+        return item
+
+    with Coordinator() as coordinator:
+        coordinator.submit(Job(gate.chunk, 1, chunk=1))
+        gate.wait_entered()
+        with map_ordered_sync(work, range(100), window=4) as results:
+            assert list(results) == list(range(100))
+        gate.open()
+    assert threads == {threading.get_ident()}
+
+
+def test_helpers_work_ahead_while_the_consumer_does_something_else() -> None:
+    gate, begun = threading.Event(), threading.Semaphore(0)
+
+    def work(item: int) -> int:
+        begun.release()
+        if item and threading.get_ident() != consumer:
+            assert gate.wait(PATIENCE)
+        return item
+
+    consumer = threading.get_ident()
+    aioktask.set_max_threads(2)
+    with map_ordered_sync(work, range(3)) as results:
+        values = iter(results)
+        assert next(values) == 0
+        for _ in range(3):
+            assert begun.acquire(timeout=PATIENCE)
+        gate.set()
+        assert list(values) == [1, 2]
+
+
+def test_a_stream_inside_a_chunk_needs_no_helper_and_is_told_of_a_cancel() -> None:
+    aioktask.set_max_threads(1)
+    handles: list[Handle[None]] = []
+    begun = threading.Event()
+
+    def chunk(start: int, stop: int) -> None:
+        def work(item: int) -> None:
+            begun.set()
+            assert handles or item < 10**7
+            current_chunk().check_cancelled()
+
+        with map_ordered_sync(work, counted()) as results:
+            for _ in results:
+                pass
+
+    with Coordinator() as coordinator:
+        handles.append(coordinator.submit(Job(chunk, 1, chunk=1)))
+        assert begun.wait(PATIENCE)
+        handles[0].cancel()
+        with pytest.raises(JobCancelled):
+            handles[0].result(PATIENCE)
+    pool_at_rest()
+
+
+def test_an_item_that_waits_for_the_enclosing_job_is_a_deadlock() -> None:
+    handles: list[Handle[None]] = []
+    ready = threading.Event()
+
+    def chunk(start: int, stop: int) -> None:
+        assert ready.wait(PATIENCE)
+
+        def work(item: int) -> None:
+            handles[0].result(PATIENCE)
+
+        with map_ordered_sync(work, range(1)) as results:
+            list(results)
+
+    with Coordinator() as coordinator:
+        handles.append(coordinator.submit(Job(chunk, 1, chunk=1)))
+        ready.set()
+        with pytest.raises(DeadlockError):
+            handles[0].result(PATIENCE)
+
+
+def test_an_item_may_wait_for_a_job_that_has_no_helper() -> None:
+    aioktask.set_max_threads(1)
+
+    def chunk(start: int, stop: int) -> None:
+        def work(item: int) -> int:
+            with Coordinator() as inner:
+                return int(
+                    inner.submit(Job(lambda a, b: b - a, 5, chunk=1, reduce=int.__add__))
+                    .result(PATIENCE)
+                    .value
+                )
+
+        with map_ordered_sync(work, range(4)) as results:
+            assert list(results) == [5] * 4
+
+    run_multithreaded_sync(Job(chunk, 1, chunk=1))
+    pool_at_rest()
+
+
+@pytest.mark.parametrize("main", [False, True])
+def test_a_cancel_from_another_thread_ends_a_consumer_that_waits(main: bool) -> None:
+    gate = Gate()
+
+    def work(item: int) -> None:
+        gate.chunk(item, item + 1)
+
+    def consume() -> None:
+        with map_ordered_sync(work, range(1)) as results:
+
+            def cancel() -> None:
+                gate.wait_entered()
+                results.handle.cancel()
+                gate.open()
+
+            thread = threading.Thread(target=cancel)
+            thread.start()
+            with contextlib.suppress(JobCancelled):
+                assert list(results) == [None], "its value may have come before the cancel"
+            thread.join()
+
+    if main:
+        consume()
+    else:
+        in_thread(consume)
+    pool_at_rest()
+
+
+def test_a_cancel_is_over_although_the_consumer_does_not_ask_for_values() -> None:
+    with map_ordered_sync(double, counted(), window=2) as results:
+        assert next(results) == 0
+        assert results.handle.cancel()
+        finished = threading.Event()
+
+        def until_over() -> None:
+            pool = current_pool()
+            while not results.handle.done():
+                pool.wake()
+            finished.set()
+
+        threading.Thread(target=until_over).start()
+        assert finished.wait(PATIENCE)
+
+
+def test_ctrl_c_ends_the_stream_and_waits_for_what_runs() -> None:
+    running: list[int] = []
+    begun = threading.Event()
+
+    def work(item: int) -> int:
+        running.append(item)
+        try:
+            if item == 8:
+                begun.set()
+            return item
+        finally:
+            running.remove(item)
+
+    def interrupt() -> None:
+        assert begun.wait(PATIENCE)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt), map_ordered_sync(work, counted()) as results:
+        for _ in results:
+            pass
+    assert not running
+    thread.join()
+    pool_at_rest()
+
+
+def test_an_iterator_that_waits_for_its_items_to_be_worked_on_is_not_held_up() -> None:
+    worked = [threading.Event() for _ in range(12)]
+
+    def work(item: int) -> int:
+        worked[item].set()
+        return item
+
+    def source() -> Iterator[int]:
+        for item, event in enumerate(worked):
+            yield item
+            assert event.wait(PATIENCE), "helpers were never told of the item"
+
+    with map_ordered_sync(work, source()) as results:
+        assert list(results) == list(range(12))
+
+
+def test_a_thread_that_runs_a_loop_is_refused() -> None:
+    async def main() -> None:
+        with (
+            pytest.raises(RuntimeError, match="async with map_ordered"),
+            map_ordered_sync(double, [1]),
+        ):
+            pass
+
+    asyncio.run(main())
+
+
+def test_an_async_source_is_refused() -> None:
+    async def source() -> Any:
+        yield 1
+
+    with pytest.raises(TypeError, match="items"):
+        map_ordered_sync(double, source())  # type: ignore[type-var]
+
+
+def test_a_stream_is_used_once_and_inside_its_scope() -> None:
+    stream = map_ordered_sync(double, range(3))
+    with pytest.raises(RuntimeError, match="not entered"):
+        next(stream)
+    with pytest.raises(RuntimeError, match="not entered"):
+        _ = stream.handle
+    with stream as results:
+        assert next(results) == 0
+        assert "1 given" in repr(results)
+    assert list(stream) == []
+    with pytest.raises(RuntimeError, match="entered already"):
+        stream.__enter__()
+
+
+def test_a_coordinator_that_is_shut_takes_no_stream() -> None:
+    with Coordinator() as coordinator:
+        pass
+    with (
+        pytest.raises(RuntimeError, match="coordinator"),
+        map_ordered_sync(double, [1], coordinator=coordinator),
+    ):
+        pass
+    pool_at_rest()
