@@ -187,7 +187,7 @@ class Consumer(Generic[T, R]):
             self.taken = growth.stop = taken = taken + 1
             now = perf_counter_ns()
             slow = now - before > SLOW_SOURCE_NS
-            if slow or taken - self._posted >= enough:
+            if slow or (taken - self._posted >= enough and not self.feed.may_grow_later):
                 self.post()
                 if slow and exchange.has(number):
                     return 1
@@ -207,7 +207,7 @@ class Consumer(Generic[T, R]):
     @property
     def wants_post(self) -> bool:
         """Whether so many items were taken that helpers should come for them."""
-        return self.taken - self._posted >= self._enough
+        return self.taken - self._posted >= self._enough and not self.feed.may_grow_later
 
     @property
     def _enough(self) -> int:
@@ -238,9 +238,10 @@ class Consumer(Generic[T, R]):
     def patience(self) -> int:
         """How many values the consumer should wait for at once, so that it is woken less often.
 
-        They are there within about `TARGET_NS`, and no more than half of what was taken.
+        One thread has them done in less than a millisecond, and they are no more than half of what
+        was taken.
         """
-        return max(min(self._growth.pacing.at_once, (self.taken - self.given) // 2), 1)
+        return max(min(self._growth.pacing.together, (self.taken - self.given) // 2), 1)
 
     def wait_begins(self) -> None:
         """Take in that the consumer waits for a value."""

@@ -92,6 +92,14 @@ class Feed:
         """Have helpers come for what was added: `Growth.stop` moved up."""
         self._pool.grow(self._run)
 
+    @property
+    def may_grow_later(self) -> bool:
+        """Whether what was added may be left to the helpers that serve the run already.
+
+        It may wait for the keeper then, where they were just about to leave.
+        """
+        return self._pool.may_grow_later(self._run)
+
     def close(self) -> None:
         """Add nothing any more: the run is over when all that was added is done."""
         self.growth.closed = True

@@ -340,10 +340,12 @@ class GrowingPacing(Pacing):
     Attributes:
         at_once: How many units are worth a thread's coming, by what the last ones took: who adds
             units need not have them taken up before there are so many.
+        together: How many units one thread takes at most, by the same: who waits for them need not
+            be woken for fewer.
         unit_ns: What a unit costs, in ns, the last ones counting most; 0 until it is known.
     """
 
-    __slots__ = ("_least_ns", "_most_ns", "at_once", "unit_ns")
+    __slots__ = ("_least_ns", "_most_ns", "at_once", "together", "unit_ns")
 
     def __init__(self, longest_ns: int | None) -> None:
         """
@@ -354,7 +356,7 @@ class GrowingPacing(Pacing):
         super().__init__(None)
         longest = MOST_TARGET_NS if longest_ns is None else longest_ns
         self._least_ns, self._most_ns = min(longest, TARGET_NS), min(longest, MOST_TARGET_NS)
-        self.at_once = 1
+        self.at_once = self.together = 1
         self.unit_ns = 0.0
 
     def learn_threads(self, most: int) -> None:
@@ -378,7 +380,7 @@ class GrowingPacing(Pacing):
         doubled = min(units * 2, MOST_CHUNKS)
         least = max(min(int(self._least_ns / each_ns), doubled), 1)
         most = max(min(int(self._most_ns / each_ns), doubled), 1)
-        self.at_once = least
+        self.at_once, self.together = least, most
         return least, most
 
 

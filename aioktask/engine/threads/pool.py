@@ -512,6 +512,13 @@ class Pool:
         if not (served and all_work) or state.idle or state.lane.parked:
             self.wake()
 
+    def may_grow_later(self, run: Run) -> bool:
+        """Whether the run has all the threads that it may have, as far as can be seen.
+
+        They look at its `Growth` themselves when they have nothing left.
+        """
+        return run.begun and run.entry.threads >= run.entry.limit
+
     def cancel(self, run: Run) -> bool:
         """End a run; whether that came in time, also when it was cancelled before."""
         if not run.cancel():
