@@ -23,6 +23,7 @@ BENCHMARKS = {
     "memory": "memory operations, untuned, against the best of C loops, threads and one plain call",
     "tune": "chunk sizes and threads as they are learned, against the best of a sweep over both",
     "latency": "how late the loop is beside a job, against peers, neighbours and nice",
+    "ordered": "streams: what an item costs, alone and among many, and packets that are encrypted",
     "neighbour": "how slow other processes are beside a job, and the job beside them",
     "share": "four processes that each want every CPU, and one that is killed",
 }

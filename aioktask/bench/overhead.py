@@ -36,7 +36,7 @@ from aioktask.bench.segments import measure_segments
 from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio, turns
 from aioktask.figures.table import Table
 
-__all__ = ["run"]
+__all__ = ["MICRO", "loops", "run"]
 
 HELPERS = (1, 2, 4, 16)
 MICRO = 1e6
@@ -54,7 +54,7 @@ def run(quick: bool, progress: Callable[[str], object], *, segments: bool = Fals
     """
     result = Result("overhead", quick)
     if segments:
-        measure_segments(result, _loops(), 200 if quick else 5000, progress)
+        measure_segments(result, loops(), 200 if quick else 5000, progress)
         return result
     _awaited_job(result, quick, progress)  # first, while there are as many helpers as usual
     _single_call(result, quick, progress)
@@ -155,7 +155,7 @@ def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object])
     fewer = 3 if quick else 15
     rows: list[tuple[object, ...]] = []
     more: list[tuple[object, ...]] = []
-    for loop, factory in _loops().items():
+    for loop, factory in loops().items():
         if factory is None:
             rows.append((loop, "not installed", None, None, None, None))
             continue
@@ -443,7 +443,8 @@ def _bare_thread() -> Iterator[Callable[[int], Coroutine[None, None, None]]]:
         thread.join()
 
 
-def _loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop] | None]:
+def loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop] | None]:
+    """What makes a loop, by name; None where that is not installed."""
     if importlib.util.find_spec("uvloop") is None:
         return {"asyncio": asyncio.new_event_loop, "uvloop": None}
     import uvloop

@@ -438,7 +438,7 @@ def test_bench_draws_every_picture_that_it_has(
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("name", ["overhead", "arrays", "memory"])
+@pytest.mark.parametrize("name", ["overhead", "arrays", "memory", "ordered"])
 def test_bench_writes_its_figures_as_json(name: str) -> None:
     ended = run("bench", name, "--quick", "--json", "-")
     assert ended.returncode == 0, ended.stderr

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import assert_type
@@ -22,10 +23,13 @@ from aioktask import (
     Plan,
     Progress,
     Report,
+    StreamProgress,
     UndoFailed,
     arrays,
     current_chunk,
     failure,
+    map_ordered,
+    map_ordered_sync,
     max_threads,
     memory,
     plan,
@@ -35,6 +39,7 @@ from aioktask import (
     run_multithreaded_sync,
     set_max_threads,
 )
+from aioktask.streams import Stream, StreamHandle, SyncStream
 
 
 def work(start: int, stop: int) -> None: ...
@@ -115,6 +120,34 @@ async def owned_by_a_coordinator() -> None:
         report = await run_multithreaded(Job(count, 10, reduce=add), coordinator=coordinator)
         assert_type(report.value, int)
         await coordinator.shutdown(cancel=True)
+
+
+async def texts() -> AsyncIterator[str]:
+    yield "a"
+
+
+async def streams() -> None:
+    async with map_ordered(len, texts(), window=8, nice=5) as results:
+        assert_type(results, Stream[int])
+        async for value in results:
+            assert_type(value, int)
+        assert_type(await anext(results), int)
+        assert_type(results.handle, StreamHandle)
+        assert_type(results.handle.progress(), StreamProgress)
+        assert_type(results.handle.progress().size, int | None)
+    async with map_ordered(len, ["a"], errors="yield") as with_errors:
+        async for either in with_errors:
+            assert_type(either, int | Exception)
+    map_ordered(len, [1])  # type: ignore[arg-type]
+
+
+def streams_in_a_script() -> None:
+    with map_ordered_sync(len, ["a"], ordered=False) as results:
+        assert_type(results, SyncStream[int])
+        for value in results:
+            assert_type(value, int)
+    with map_ordered_sync(len, ["a"], errors="yield") as with_errors:
+        assert_type(next(with_errors), int | Exception)
 
 
 def owned_in_a_script() -> None:

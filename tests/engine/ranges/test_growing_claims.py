@@ -67,7 +67,7 @@ class GrowingClaimsModel(RuleBasedStateMachine):
 
     @invariant()
     def free_ranges_stay_few(self) -> None:
-        assert len(self.claims.free) <= len(self.held) + len(self.walked) + 1
+        assert len(self.claims.free) <= len(OWNERS) + 1
 
 
 TestGrowingClaims = GrowingClaimsModel.TestCase
