@@ -6,13 +6,22 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
+import anyio.lowlevel
+import pytest
 from hypothesis import strategies as st
 
+from aioktask import JobCancelled, map_ordered, map_ordered_sync
+from aioktask.streams import StreamHandle
+
 MOST_ITEMS = 60
+
+SOURCES = ("list", "iterator")
+ASYNC_SOURCES = (*SOURCES, "async", "late")
 
 
 class Planted(Exception):  # noqa: N818 - one of the program under test
@@ -25,7 +34,7 @@ class Scenario:
 
     Attributes:
         size: Items that the source has; None for a source without end.
-        source: "list", "iterator", "async", "late" (async, suspending at each item) or "stream".
+        source: "list", "iterator", "async" or "late" (async, suspending at each item).
         source_fails_at: The item in whose place the source raises.
         fails: The items for which the function raises.
         slow: The items at which the function lets other threads go on.
@@ -58,6 +67,7 @@ def scenarios(draw: st.DrawFn, sources: tuple[str, ...]) -> Scenario:
     source = draw(st.sampled_from(sources))
     if size is None and source == "list":
         source = "iterator"
+    fails = st.just(None) if source == "list" else st.one_of(st.none(), ITEMS)
     leaves = ITEMS if size is None else st.one_of(st.none(), ITEMS)
     return Scenario(
         size=size,
@@ -66,7 +76,7 @@ def scenarios(draw: st.DrawFn, sources: tuple[str, ...]) -> Scenario:
         ordered=draw(st.booleans()),
         errors=draw(st.sampled_from(["raise", "yield"])),
         max_delay=draw(st.sampled_from([None, 0, 0.001])),
-        source_fails_at=draw(st.one_of(st.none(), ITEMS)),
+        source_fails_at=draw(fails),
         fails=draw(st.one_of(st.just(frozenset()), SOME_ITEMS)),
         slow=draw(SOME_ITEMS),
         pauses=draw(SOME_ITEMS),
@@ -157,6 +167,7 @@ class Ledger:
     def check(self, raised: BaseException | None) -> None:
         """Compare what was done with what was to be done, once the scope is left."""
         scenario = self.scenario
+        cancelled = isinstance(raised, JobCancelled)
         assert not self.running, "a call outlives the scope"
         assert all(count == 1 for count in self.calls.values()), "an item was worked on twice"
         assert set(self.calls) <= set(range(self.taken))
@@ -176,6 +187,8 @@ class Ledger:
         else:
             assert len(set(got)) == len(got)
             assert {each // 10 for each in got} <= set(self.calls)
+        if cancelled:
+            return
         if self.left_early:
             assert len(got) == scenario.leaves_after
         elif not failing:
@@ -195,3 +208,93 @@ class Ledger:
     @property
     def left_early(self) -> bool:
         return self.given == self.scenario.leaves_after
+
+
+Control = Callable[[StreamHandle], object]
+
+
+async def play(
+    scenario: Scenario, controls: dict[int, Control] | None = None
+) -> tuple[Ledger, BaseException | None]:
+    """Run a scenario on the loop; what was done, and what was raised.
+
+    Args:
+        scenario: What happens.
+        controls: What is done with the handle after so many values.
+    """
+    ledger = Ledger(scenario)
+    raised: BaseException | None = None
+    source: Any = ledger.items()
+    if scenario.source == "list":
+        source = list(range(scenario.size or 0))
+        ledger.taken = len(source)
+    elif scenario.source == "async":
+        source = ledger.items_async()
+    elif scenario.source == "late":
+        source = ledger.items_async(anyio.lowlevel.checkpoint)
+    with anyio.CancelScope() as scope:
+        try:
+            async with map_ordered(
+                ledger.call,
+                source,
+                window=scenario.window,
+                ordered=scenario.ordered,
+                errors=scenario.errors,  # type: ignore[call-overload]
+                max_delay=scenario.max_delay,
+            ) as results:
+                if scenario.leaves_after != 0:
+                    async for value in results:
+                        if ledger.give(value):
+                            if scenario.leaves_by == "break":
+                                break
+                            if scenario.leaves_by == "raise":
+                                raise Planted("consumer")
+                            scope.cancel()
+                            await anyio.lowlevel.checkpoint()
+                            raise AssertionError("the cancel did not come")
+                        if controls and (control := controls.get(ledger.given)) is not None:
+                            control(results.handle)
+                        if ledger.given in scenario.pauses:
+                            await anyio.lowlevel.checkpoint()
+        except (Planted, JobCancelled) as error:
+            raised = error
+        finally:
+            ledger.left = True
+    return ledger, raised
+
+
+def play_sync(
+    scenario: Scenario, controls: dict[int, Control] | None = None
+) -> tuple[Ledger, BaseException | None]:
+    """Run a scenario in this thread; what was done, and what was raised."""
+    ledger = Ledger(scenario)
+    raised: BaseException | None = None
+    source: Any = ledger.items()
+    if scenario.source == "list":
+        source = list(range(scenario.size or 0))
+        ledger.taken = len(source)
+    try:
+        with map_ordered_sync(
+            ledger.call,
+            source,
+            window=scenario.window,
+            ordered=scenario.ordered,
+            errors=scenario.errors,  # type: ignore[call-overload]
+            max_delay=scenario.max_delay,
+        ) as results:
+            if scenario.leaves_after != 0:
+                for value in results:
+                    if ledger.give(value):
+                        if scenario.leaves_by == "break":
+                            break
+                        if scenario.leaves_by == "cancel":
+                            results.handle.cancel()
+                            with pytest.raises(JobCancelled):
+                                list(results)
+                        raise Planted("consumer")
+                    if controls and (control := controls.get(ledger.given)) is not None:
+                        control(results.handle)
+    except (Planted, JobCancelled) as error:
+        raised = error
+    ledger.left = True
+    return ledger, raised

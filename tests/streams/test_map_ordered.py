@@ -28,13 +28,11 @@ from aioktask import (
 )
 from aioktask.engine import events
 from aioktask.engine.api.process import current_pool
-from tests.streams.scenarios import Ledger, Planted, Scenario, scenarios
+from tests.streams.scenarios import ASYNC_SOURCES, Ledger, Scenario, play, scenarios
 from tests.support.gates import PATIENCE, Gate, eventually
 from tests.support.harness import pool_at_rest
 
 pytestmark = pytest.mark.anyio
-
-SOURCES = ("list", "iterator", "async", "late", "stream")
 
 
 @pytest.fixture(autouse=True)
@@ -43,67 +41,11 @@ def _own_limit() -> Iterator[None]:
     aioktask.set_max_threads(None)
 
 
-async def feed(ledger: Ledger, send: Any) -> None:
-    """Send the items of a scenario; where its source is to raise, the stream is closed instead."""
-    async with send:
-        try:
-            for item in ledger.items():
-                await send.send(item)
-        except Planted:
-            pass
-        except anyio.BrokenResourceError:
-            pass
-
-
-async def play(scenario: Scenario) -> tuple[Ledger, BaseException | None]:
-    """Run a scenario; what was done, and what was raised."""
-    ledger = Ledger(scenario)
-    raised: BaseException | None = None
-    if scenario.source == "list":
-        source: Any = list(range(scenario.size or 0))
-        ledger.taken = len(source)
-    elif scenario.source == "iterator":
-        source = ledger.items()
-    elif scenario.source == "async":
-        source = ledger.items_async()
-    else:
-        source = ledger.items_async(anyio.lowlevel.checkpoint)
-    with anyio.CancelScope() as scope:
-        try:
-            async with map_ordered(
-                ledger.call,
-                source,
-                window=scenario.window,
-                ordered=scenario.ordered,
-                errors=scenario.errors,  # type: ignore[call-overload]
-                max_delay=scenario.max_delay,
-            ) as results:
-                if scenario.leaves_after != 0:
-                    async for value in results:
-                        if ledger.give(value):
-                            if scenario.leaves_by == "break":
-                                break
-                            if scenario.leaves_by == "raise":
-                                raise Planted("consumer")
-                            scope.cancel()
-                            await anyio.lowlevel.checkpoint()
-                            raise AssertionError("the cancel did not come")
-                        if len(ledger.values) in scenario.pauses:
-                            await anyio.lowlevel.checkpoint()
-        except Planted as error:
-            raised = error
-        finally:
-            ledger.left = True
-    return ledger, raised
-
-
-@given(scenario=scenarios(SOURCES[:4]))
+@given(scenario=scenarios(ASYNC_SOURCES))
 @settings(max_examples=150)
 async def test_whatever_happens_values_come_once_in_order_and_nothing_outlives_the_scope(
     scenario: Scenario,
 ) -> None:
-    if scenario.source == "list":
-        scenario.source_fails_at = None
     ledger, raised = await play(scenario)
     ledger.check(raised)
     if scenario.source != "list" and scenario.leaves_after != 0:

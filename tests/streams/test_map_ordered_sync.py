@@ -26,7 +26,7 @@ from aioktask import (
     run_multithreaded_sync,
 )
 from aioktask.engine.api.process import current_pool
-from tests.streams.scenarios import Ledger, Planted, Scenario, scenarios
+from tests.streams.scenarios import SOURCES, Scenario, play_sync, scenarios
 from tests.support.gates import PATIENCE, Gate
 from tests.support.harness import pool_at_rest
 
@@ -67,48 +67,14 @@ def in_thread(action: Any) -> Any:
     return found[0]
 
 
-def play(scenario: Scenario) -> tuple[Ledger, BaseException | None]:
-    ledger = Ledger(scenario)
-    raised: BaseException | None = None
-    source: Any = ledger.items()
-    if scenario.source == "list":
-        source = list(range(scenario.size or 0))
-        ledger.taken = len(source)
-    try:
-        with map_ordered_sync(
-            ledger.call,
-            source,
-            window=scenario.window,
-            ordered=scenario.ordered,
-            errors=scenario.errors,  # type: ignore[call-overload]
-            max_delay=scenario.max_delay,
-        ) as results:
-            if scenario.leaves_after != 0:
-                for value in results:
-                    if ledger.give(value):
-                        if scenario.leaves_by == "break":
-                            break
-                        if scenario.leaves_by == "cancel":
-                            results.handle.cancel()
-                            with pytest.raises(JobCancelled):
-                                list(results)
-                        raise Planted("consumer")
-    except Planted as error:
-        raised = error
-    ledger.left = True
-    return ledger, raised
-
-
-@given(scenario=scenarios(("list", "iterator")), main=st.booleans())
+@given(scenario=scenarios(SOURCES), main=st.booleans())
 @settings(max_examples=200)
 def test_whatever_happens_values_come_once_in_order_and_nothing_outlives_the_scope(
     scenario: Scenario, main: bool
 ) -> None:
-    if scenario.source == "list":
-        scenario.source_fails_at = None
     if scenario.leaves_by == "cancel" and scenario.size is not None:
         scenario.leaves_by = "break"  # the values may all be there before the cancel
-    ledger, raised = play(scenario) if main else in_thread(lambda: play(scenario))
+    ledger, raised = play_sync(scenario) if main else in_thread(lambda: play_sync(scenario))
     ledger.check(raised)
     pool_at_rest()
 
