@@ -61,7 +61,7 @@ def run(quick: bool, progress: Callable[[str], object]) -> Result:
         runner = stack.enter_context(asyncio.Runner())
         pool = stack.enter_context(ThreadPoolExecutor(max_threads()))
         runner.get_loop().set_default_executor(pool)
-        few, many = (40, 400) if quick else (400, 20_000)
+        few, many = (40, 400) if quick else (200, 10_000)
         short, long = _hashes(10e-6), _hashes(1e-3)
         progress("items of 10 us")
         times = _items(result, "Items of 10 us", short, many, rounds, runner, pool)

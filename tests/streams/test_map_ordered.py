@@ -28,7 +28,7 @@ from aioktask import (
 )
 from aioktask.engine import events
 from aioktask.engine.api.process import current_pool
-from tests.streams.scenarios import ASYNC_SOURCES, Ledger, Scenario, play, scenarios
+from tests.streams.scenarios import ASYNC_SOURCES, Ledger, Planted, Scenario, play, scenarios
 from tests.support.gates import PATIENCE, Gate, eventually
 from tests.support.harness import pool_at_rest
 
@@ -81,8 +81,9 @@ async def test_a_receive_stream_is_read_and_closed() -> None:
 
 
 async def test_a_source_that_waits_for_each_value_is_not_held_up() -> None:
-    # Each item comes when the value before it was given: none may wait for others.
-    given = [anyio.Event() for _ in range(200)]
+    # Each item comes when the value before it was given: none may wait for others. So many that
+    # there is no time for the keeper to find them.
+    given = [anyio.Event() for _ in range(1000)]
 
     async def source() -> AsyncIterator[int]:
         for item, event in enumerate(given):
@@ -93,7 +94,7 @@ async def test_a_source_that_waits_for_each_value_is_not_held_up() -> None:
         with anyio.fail_after(PATIENCE):
             async for value in results:
                 given[value // 2].set()
-    assert value == 398
+    assert value == 1998
 
 
 async def test_an_iterator_that_waits_for_its_items_to_be_worked_on_is_not_held_up() -> None:
@@ -433,6 +434,27 @@ async def test_what_would_be_misread_is_a_runtime_error(error: type[BaseExceptio
     with pytest.raises(RuntimeError):
         async with map_ordered(work, range(10)) as results:
             await anext(results)
+
+
+async def test_no_item_is_begun_after_one_that_ends_the_stream() -> None:
+    aioktask.set_max_threads(1)
+    taken, called = threading.Event(), []
+
+    def source() -> Iterator[int]:
+        for item in range(20):
+            if item == 19:
+                taken.set()
+            yield item
+
+    def work(item: int) -> None:
+        called.append(item)
+        assert taken.wait(PATIENCE)
+        raise Planted(item)
+
+    async with map_ordered(work, source(), window=20) as results:
+        with pytest.raises(Planted):
+            await anext(results)
+    assert called == [0]
 
 
 async def test_an_error_names_its_item_and_ends_the_stream() -> None:
