@@ -331,7 +331,9 @@ async def test_a_stream_has_the_nice_that_is_asked_for_and_is_reniced() -> None:
     async with Coordinator(nice=5) as coordinator:
         async with map_ordered(double, range(3), coordinator=coordinator) as scoped:
             assert scoped.handle.nice == 5
+            assert scoped.handle.max_threads is None
             scoped.handle.max_threads = 1
+            assert scoped.handle.max_threads == 1
             assert [value async for value in scoped] == [0, 2, 4]
     with pytest.raises(ValueError, match="nice"):
         scoped.handle.renice(20)

@@ -222,9 +222,10 @@ class StreamHandle:
         return self._handle.nice
 
     @property
-    def max_threads(self) -> int:
-        """The most helpers for this stream. May be set while it runs."""
-        return self._handle.max_threads
+    def max_threads(self) -> int | None:
+        """The most helpers for this stream; None until it is set, which may be while it runs."""
+        limit = self._handle.max_threads
+        return None if limit == sys.maxsize else limit
 
     @max_threads.setter
     def max_threads(self, threads: SupportsIndex) -> None:

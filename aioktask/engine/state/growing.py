@@ -14,6 +14,7 @@ from __future__ import annotations
 from time import perf_counter_ns
 
 from aioktask.engine.events import EventKind
+from aioktask.engine.scheduling.queue import IN_GROUP
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Caller
@@ -76,8 +77,8 @@ def caller_comes(state: State, run: Run, caller: Caller) -> None:
         return
     run.guests += 1
     state.follow_limit(run)
-    stint.counted = stint.counted_in_group = True
-    stint.seat = state.scheduler.enter(run.entry, counted=True, counted_in_group=True)
+    stint.counted = IN_GROUP  # so that it takes nobody's place under a cap
+    stint.seat = state.scheduler.enter(run.entry, stint.counted)
     state.serving[stint] = None
     caller.serving = stint
     run.enter(stint, perf_counter_ns())
