@@ -289,11 +289,14 @@ class Stream(Generic[R]):
             consumer.wait_begins()
             while True:
                 waiter.renew()
-                exchange.await_outcome(number + patience - 1, waiter)
+                waits = exchange.await_outcomes(number, patience, waiter)
                 outcome = exchange.take(number)
                 if outcome is not NOTHING or consumer.exhausted or consumer.over:
                     return outcome
                 consumer.raise_if_stopped()
+                if not waits and patience > 1:
+                    patience = 1
+                    continue
                 waiter.watch(consumer.feed.cancel)
                 await waiter.wait()
                 patience = 1

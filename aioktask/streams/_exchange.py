@@ -67,6 +67,7 @@ class Exchange(Generic[T, R]):
 
     __slots__ = (
         "_ends_at_error",
+        "_enough",
         "_fn",
         "_ordered",
         "_outcomes",
@@ -92,6 +93,7 @@ class Exchange(Generic[T, R]):
         self.pending: deque[tuple[int, T]] = deque()
         self._outcomes: dict[int, Any] = {}  # by number, where order matters
         self._queue: deque[Any] = deque()  # where it does not
+        self._enough = 1  # outcomes for which the consumer is woken, where order does not matter
         self._waiting: dict[int, Waiter] = {}  # by the number of the outcome that is waited for
         self.ended = False
 
@@ -122,6 +124,8 @@ class Exchange(Generic[T, R]):
             self._outcomes[number] = outcome
         else:
             self._queue.append(outcome)
+            if len(self._queue) < self._enough:
+                return
             number = ANY
         waiter = self._waiting.pop(number, None)
         if waiter is not None:
@@ -161,9 +165,22 @@ class Exchange(Generic[T, R]):
         except IndexError:
             return NOTHING
 
-    def await_outcome(self, number: int, waiter: Waiter) -> None:
-        """Have `waiter` be woken when the outcome is there. Who calls this then looks for it."""
-        self._waiting[number if self._ordered else ANY] = waiter
+    def await_outcomes(self, number: int, count: int, waiter: Waiter) -> bool:
+        """Have `waiter` be woken when so many outcomes are there, by what is likely.
+
+        Where order matters that is when the last of them is there, from `number` on. Who calls this
+        then looks for the first, and looks again after a while where `count` is above 1.
+
+        Returns:
+            False where nothing wakes the waiter any more, since the last one is there already.
+        """
+        if not self._ordered:
+            self._enough = count
+            self._waiting[ANY] = waiter
+            return True
+        last = number + count - 1
+        self._waiting[last] = waiter
+        return last not in self._outcomes
 
     def await_nothing(self) -> None:
         """Have nobody be woken."""

@@ -213,7 +213,7 @@ class SyncStream(Generic[R]):
         try:
             consumer.wait_begins()
             while True:
-                exchange.await_outcome(number, caller)
+                exchange.await_outcomes(number, 1, caller)
                 outcome = exchange.take(number)
                 if outcome is not NOTHING or consumer.exhausted:
                     return outcome
