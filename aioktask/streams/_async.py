@@ -34,7 +34,7 @@ from aioktask.engine.api.feed import StreamHandle
 from aioktask.engine.api.submission import needed_loop
 from aioktask.engine.loops.loop import AsyncWaiter, Loop
 from aioktask.engine.priority import MOST_NICE
-from aioktask.streams._consumer import WINDOW, Consumer, Errors, Options
+from aioktask.streams._consumer import PATIENCE_SECONDS, WINDOW, Consumer, Errors, Options
 from aioktask.streams._exchange import NOTHING, Raised
 
 __all__ = ["Stream", "map_ordered"]
@@ -47,9 +47,6 @@ MOST_NS_A_TURN = 1_000_000
 
 # How many values are given between two looks at the clock, where an async source is read.
 FEW_VALUES = 8
-
-# A consumer that waits for several values at once looks after this time whether the first is there.
-PATIENCE_SECONDS = 0.001
 
 
 @overload
@@ -111,8 +108,9 @@ def map_ordered(
             after it is begun. "yield": an `Exception` that it raises is a value, and the stream
             goes on; what is no `Exception` ends it all the same.
         max_delay: The longest, in seconds, that an item may wait for others that go to a helper
-            with it: 0 for each by itself. How many go at once is learned from what they cost, and
-            they cost less than 0.1 ms together; by default that alone decides.
+            with it, and its value for others that the consumer is woken for: 0 for not at all. How
+            many go at once is learned from what they cost: half a millisecond together at most,
+            and a value that is there waits a millisecond; by default that alone decides.
         nice: The stream's share among jobs, -20 to 19. By default that of the `priority` block, the
             coordinator's or the process's, else 0.
         name: For errors, events and thread names; by default the function's name.

@@ -34,7 +34,7 @@ from aioktask.engine.state.workers import Waiter
 from aioktask.engine.threads.keeper import WATCH_SECONDS
 from aioktask.streams._exchange import Exchange, Raised
 
-__all__ = ["WINDOW", "Consumer", "Errors", "Options"]
+__all__ = ["PATIENCE_SECONDS", "WINDOW", "Consumer", "Errors", "Options"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,6 +42,9 @@ R = TypeVar("R")
 Errors = Literal["raise", "yield"]
 
 WINDOW = 64
+
+# A consumer that waits for several values at once looks after this time whether the first is there.
+PATIENCE_SECONDS = 0.001
 
 # A source that took so long for an item may take as long for the next one, and what it gave must
 # not wait for that.
@@ -241,6 +244,9 @@ class Consumer(Generic[T, R]):
         One thread has them done in less than a millisecond, and they are no more than half of what
         was taken.
         """
+        longest_ns = self.options.longest_ns
+        if longest_ns is not None and longest_ns < PATIENCE_SECONDS * 1e9:
+            return 1
         return max(min(self._growth.pacing.together, (self.taken - self.given) // 2), 1)
 
     def wait_begins(self) -> None:
