@@ -51,7 +51,6 @@ def recover(state: State, run: Run | None, error: BaseException) -> None:
             del state.serving[stint]
             if isinstance(caller, Caller):
                 caller.serving = caller.stint = None
-                stint.run.guests = 0
                 if not (caller.quits or stint.run.over):
                     stint.run.caller = caller
         elif isinstance(caller, Caller) and caller.serving is not stint:
@@ -95,6 +94,10 @@ def rebuild(state: State) -> None:
         if wait.stint is not None and wait.run is not None and wait.run.begun and not wait.run.over
     ]
     state.growing = {run: None for run in state.runs if run.growth is not None}
+    for run in state.growing:
+        run.guests = sum(
+            each.run is run and isinstance(each.thread, Caller) for each in state.serving
+        )
     state.waits, state.waiting = Waits(), {}
     for run in state.runs:
         run.entry.owed = 0

@@ -554,10 +554,12 @@ class Run:
         if growth is None or self.stopping or self.phase is not WORK:
             return
         closed = growth.closed  # in this order: what is added later is in `pending` before
+        self.version += 1
         growth.claims.grow(growth.stop)
         growth.claims.trim(len(growth.pending))
         if closed:
             growth.claims.close()
+        self.version += 1
 
     def take_back(self, stint: Stint) -> None:
         """Have the units be free again that the stint holds, and has not begun, of a growing range.

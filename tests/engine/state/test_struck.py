@@ -30,6 +30,7 @@ from aioktask.engine.state import (
     dispatch,
     ending,
     following,
+    growing,
     helpers,
     lane_turns,
     recovery,
@@ -37,6 +38,7 @@ from aioktask.engine.state import (
 )
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
+from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.run import Decision, Phase, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
@@ -52,6 +54,9 @@ TOPOLOGY = read_topology()
 CAP = 8
 
 NOWHERE = "/nowhere"
+
+# Items that nobody takes: the threads here walk units.
+MANY = [(1000, "item")] * 1000
 
 
 class World:
@@ -94,8 +99,23 @@ class World:
         self.called = self.run("called", undo=True)
         self.apply(admission.admit, self.called, self.caller, self.caller, False, True)
         assert self.caller.serving is not None
+        self.stream = self.run("stream", size=0)
+        self.growth = self.stream.growth = Growth(MANY, None)
+        self.growth.pacing.at_once = 4
+        self.apply(admission.admit, self.stream, None, None, False, False)
+        self.wait(self.stream, 0)
+        self.guest = Caller(0)
+        self.guest.quits = True
+        self.guest.present.acquire()
+        self.grow(6)
         while self.started:
             self.come()
+
+    def grow(self, units: int, *, closed: bool = False) -> None:
+        """Add units to the run that grows, perhaps the last ones."""
+        self.growth.stop += units
+        self.growth.closed = closed
+        self.apply(growing.follow, self.stream)
 
     def _waiter(self, nice: int) -> ThreadWaiter:
         waiter = ThreadWaiter(nice)
@@ -449,6 +469,26 @@ def not_started(world: World) -> None:
     world.apply(helpers.not_started, None, helper, RuntimeError("no more"))
 
 
+def share_out(world: World) -> None:
+    """One unit of a stretch lasts, and what its thread holds behind it is taken back."""
+    stint = world.serving(world.stream).stint
+    assert stint is not None
+    stint.claimed_at = stint.walked_at = 0
+    world.growth.head, world.growth.waits_since = 0, 0
+    world.apply(growing.share_out, None)
+
+
+def guest_goes(world: World) -> None:
+    world.apply(growing.caller_comes, world.stream, world.guest)
+    world.apply(growing.caller_goes, world.stream, world.guest)
+
+
+def stream_is_cancelled(world: World) -> None:
+    world.apply(growing.caller_comes, world.stream, world.guest)
+    world.stream.cancel()  # in vain where the strike ended it before
+    world.apply(ending.cancel, world.stream)
+
+
 def close(world: World) -> None:
     world.apply(ending.close, None, world._waiter(0))
 
@@ -487,6 +527,13 @@ DEEDS: dict[str, Deed] = {
     "went as caller": went_as_caller,
     "relay": lambda world: world.apply(helpers.relay, None),
     "not started": not_started,
+    "grow": lambda world: world.grow(9),
+    "grow and close": lambda world: world.grow(9, closed=True),
+    "share out": share_out,
+    "units are walked": lambda world: world.come_back(world.serving(world.stream)),
+    "guest comes": lambda world: world.apply(growing.caller_comes, world.stream, world.guest),
+    "guest goes": guest_goes,
+    "stream is cancelled": stream_is_cancelled,
     "close": close,
 }
 
@@ -501,6 +548,9 @@ def check(world: World) -> None:
     for run in world.runs:  # and this, some looks later
         run.submitted_at = 0
     world.apply(admission.wait_no_longer, None)
+    world.apply(growing.share_out, None)
+    world.apply(growing.caller_goes, world.stream, world.guest)
+    world.grow(0, closed=True)
     world.finish()
     assert not state.runs
     assert not state.serving
@@ -510,7 +560,8 @@ def check(world: World) -> None:
     assert all(run.over or run.phase is Phase.DONE for run in world.runs)
     for run in world.runs:
         if run.decided is Decision.SUCCESS:
-            assert sorted(world.walked[run]) == list(range(run.size)), f"{run} left something out"
+            size = run.size if run is not world.stream else world.growth.stop
+            assert sorted(world.walked[run]) == list(range(size)), f"{run} left something out"
     assert (state.scheduler.running, state.scheduler.background) == (0, 0)
     assert state.scheduler.blocked == 0
     assert not state.waiting
