@@ -46,7 +46,9 @@ def recover(state: State, run: Run | None, error: BaseException) -> None:
             _break_down(state, each, error)
     for stint in list(state.serving):
         caller = stint.thread
-        if stint.run.over or not stint.live or stint.stretch_start >= stint.stretch_stop:
+        has_none = stint.stretch_start >= stint.stretch_stop
+        guest = stint.run.growth is not None and isinstance(caller, Caller)  # needs none
+        if stint.run.over or not stint.live or (has_none and not guest):
             stint.live = False  # it may be live where it was struck before it had a stretch
             del state.serving[stint]
             if isinstance(caller, Caller):

@@ -253,6 +253,7 @@ class World:
                 if entry.run is not None
             ),
             "starting": len(state.starting),
+            "guests": [(run.name, run.guests) for run in self.runs],
         }
 
 
