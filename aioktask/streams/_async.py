@@ -221,10 +221,18 @@ class Stream(Generic[R]):
                 await self._reader.begin()
             else:
                 self._iterator = iter(items)
-        except BaseException:
+            return self
+        except BaseException as error:
             consumer.stop()
+            if self._reader is not None and not isinstance(error, GeneratorExit):
+                await self._reader.end()
             raise
-        return self
+
+    def __del__(self) -> None:
+        """Begin nothing more, where an exception struck before the scope could be left."""
+        consumer = getattr(self, "_consumer", None)
+        if consumer is not None and not consumer.feed.over:
+            consumer.stop()
 
     def __aiter__(self) -> AsyncIterator[R]:
         return self._values()
@@ -372,14 +380,15 @@ class _Reader:
         self._waiter = waiter
         self._iterator = iterator
         self._tasks: anyio.abc.TaskGroup | None = None
+        self._begun = False  # whether their scope was entered
         self._room: anyio.Event | None = None  # set when the consumer was given a value
         self._close_error: BaseException | None = None
 
     async def begin(self) -> None:
         """Start the task."""
-        tasks = anyio.create_task_group()
+        tasks = self._tasks = anyio.create_task_group()
         await tasks.__aenter__()
-        self._tasks = tasks
+        self._begun = True
         tasks.start_soon(self._read, name=f"source of {self._consumer.options.name}")
 
     def value_given(self) -> None:
@@ -398,7 +407,11 @@ class _Reader:
         if tasks is None:
             return
         tasks.cancel_scope.cancel()
-        await tasks.__aexit__(None, None, None)
+        try:
+            await tasks.__aexit__(None, None, None)
+        except Exception:
+            if self._begun:
+                raise  # else struck before, so there may be nothing to leave
         error, self._close_error = self._close_error, None
         if error is not None:
             try:

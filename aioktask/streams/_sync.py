@@ -163,11 +163,18 @@ class SyncStream(Generic[R]):
             consumer.feed.enter_thread(caller)
             self._iterator = iter(items)
             self._consumer = consumer
+            return self
         except BaseException:
             consumer.stop()
             consumer.feed.leave_thread(caller)
             raise
-        return self
+
+    def __del__(self) -> None:
+        """Begin nothing more, where an exception struck before the scope could be left."""
+        consumer = getattr(self, "_consumer", None)
+        if consumer is not None and not consumer.feed.over:
+            consumer.stop()
+            consumer.feed.forget_thread(self._caller)
 
     def __iter__(self) -> Iterator[R]:
         return self._values()

@@ -16,7 +16,7 @@ import functools
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ from aioktask import (
     OnDemand,
     current_chunk,
     failure,
+    map_ordered,
+    map_ordered_sync,
     priority,
     run_multithreaded,
     run_multithreaded_sync,
@@ -274,6 +276,12 @@ def ondemand_sync(world: World) -> None:
         table.ensure_sync(4, 5)
 
 
+def stream_sync(world: World) -> None:
+    with map_ordered_sync(item_of(world.work()), range(UNITS), window=3) as results:
+        for _ in results:
+            pass
+
+
 def process(world: World) -> None:
     aioktask.max_threads()
     aioktask.set_max_threads(3)
@@ -282,6 +290,11 @@ def process(world: World) -> None:
     aioktask.plan(world.work().job())
     aioktask.configure(nice=None)
     world.works[0].must_finish = False
+
+
+def item_of(work: Work) -> Callable[[int], object]:
+    """The function of a stream whose items are the units of this work."""
+    return lambda unit: work.fn(unit, unit + 1)
 
 
 # Programs that end while jobs run. What is struck is the library's hook of `atexit`.
@@ -339,6 +352,23 @@ async def run_fails(world: World) -> None:
 
 async def run_fails_coroutine(world: World) -> None:
     await run_multithreaded(world.work(fails_at=3).job(undo="coroutine"))
+
+
+async def stream(world: World) -> None:
+    async with map_ordered(item_of(world.work()), range(UNITS), window=3) as results:
+        async for _ in results:
+            pass
+
+
+async def stream_of_async(world: World) -> None:
+    async def units() -> AsyncIterator[int]:
+        for unit in range(UNITS):
+            await anyio.lowlevel.checkpoint()
+            yield unit
+
+    async with map_ordered(item_of(world.work()), units(), window=3) as results:
+        async for _ in results:
+            pass
 
 
 async def run_cancelled(world: World) -> None:
@@ -472,6 +502,7 @@ SYNC: list[Body] = [
     use_handle,
     use_executor,
     ondemand_sync,
+    stream_sync,
     process,
 ]
 AT_EXIT: list[Body] = [exit_running, exit_idle]
@@ -487,6 +518,8 @@ ASYNC: list[AsyncBody] = [
     submit_and_await,
     shutdown,
     ondemand,
+    stream,
+    stream_of_async,
 ]
 
 # What a call raises when nothing strikes.

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import SupportsIndex
@@ -163,10 +164,14 @@ class Feed:
 
     def leave_thread(self, caller: Caller) -> None:
         """Have the calling thread serve the run no more."""
-        self._pool.post(growing.caller_goes, self._run, caller)
-        if caller.present.locked():
-            caller.present.release()
+        self.forget_thread(caller)
         self.turn(caller)
+
+    def forget_thread(self, caller: Caller) -> None:
+        """Have a thread serve the run no more, on any thread and in any line of it."""
+        self._pool.post(growing.caller_goes, self._run, caller)
+        with contextlib.suppress(RuntimeError):  # it was let go of before
+            caller.present.release()
 
     def do_in_thread(self, caller: Caller, action: Callable[[], None]) -> None:
         """Do a unit's work on the calling thread, as a chunk of the run."""
