@@ -30,6 +30,7 @@ from aioktask.checks import (
 )
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.feed import Feed, StreamHandle
+from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Waiter
 from aioktask.engine.threads.keeper import WATCH_SECONDS
 from aioktask.streams._exchange import Exchange, Raised
@@ -125,6 +126,7 @@ class Consumer(Generic[T, R]):
             ordered=options.ordered,
             ends_at_error=not options.yields_errors,
             wake=self._wake,
+            may_linger=self._may_linger,
         )
         self.feed = Feed(
             self.exchange.work,
@@ -139,6 +141,9 @@ class Consumer(Generic[T, R]):
 
     def _wake(self, waiter: Waiter) -> None:
         self.feed.wake(waiter)
+
+    def _may_linger(self, stint: Stint) -> bool:
+        return self.feed.may_linger(stint)
 
     def _count(self) -> tuple[int, int | None]:
         done = self.given + self.exchange.ready
@@ -226,9 +231,11 @@ class Consumer(Generic[T, R]):
 
     def post(self) -> None:
         """Have helpers come for what was taken."""
-        if self._posted < self.taken:
+        unposted = self.taken - self._posted
+        if unposted > 0:
             self._posted = self.taken
-            self.feed.grow()
+            if self.exchange.wake_lingering(unposted, self._growth.pacing.at_once) > 0:
+                self.feed.grow()
 
     # Values.
 

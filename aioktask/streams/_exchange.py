@@ -15,15 +15,23 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from time import perf_counter_ns
 from typing import Any, Generic, TypeVar
 
+from aioktask.engine.scheduling.queue import SLICE_NS
+from aioktask.engine.state.current import local
 from aioktask.engine.state.record import raisable
-from aioktask.engine.state.workers import Waiter
+from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.workers import Parking, Waiter
 
 __all__ = ["NOTHING", "Exchange", "Raised"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+# How long a helper waits for a further item before it rests: some times what a loop takes to give
+# values that are there, and take items in their place.
+LINGER_SECONDS = 0.0002
 
 # The number under which a consumer waits that takes outcomes in any order.
 ANY = -1
@@ -59,6 +67,7 @@ class Exchange(Generic[T, R]):
         ordered: Whether outcomes are taken in the order of the items.
         ends_at_error: Whether no item is begun after one for which `fn` raised.
         wake: Wakes a waiter.
+        may_linger: Whether nothing else waits for the helper that is in this stint.
 
     Attributes:
         pending: The items that no thread has begun, each with its number.
@@ -69,6 +78,8 @@ class Exchange(Generic[T, R]):
         "_ends_at_error",
         "_enough",
         "_fn",
+        "_lingering",
+        "_may_linger",
         "_ordered",
         "_outcomes",
         "_queue",
@@ -85,11 +96,14 @@ class Exchange(Generic[T, R]):
         ordered: bool,
         ends_at_error: bool,
         wake: Callable[[Waiter], object],
+        may_linger: Callable[[Stint], bool],
     ) -> None:
         self._fn = fn
         self._ordered = ordered
         self._ends_at_error = ends_at_error
         self._wake = wake
+        self._may_linger = may_linger
+        self._lingering: deque[Parking] = deque()  # of the helpers that wait for an item
         self.pending: deque[tuple[int, T]] = deque()
         self._outcomes: dict[int, Any] = {}  # by number, where order matters
         self._queue: deque[Any] = deque()  # where it does not
@@ -99,7 +113,7 @@ class Exchange(Generic[T, R]):
 
     # On the threads that work.
 
-    def work(self, start: int, stop: int, here: bool = False) -> None:
+    def work(self, start: int, stop: int, here: bool = False, lingers: bool = True) -> None:
         """Work on the next item, if there is one: what a unit of the run is leave to do.
 
         Args:
@@ -107,9 +121,11 @@ class Exchange(Generic[T, R]):
             stop: One more.
             here: Whether this is the consumer's own thread, where signal handlers may raise: what
                 is no `Exception` goes through then, and ends the stream.
+            lingers: Whether the thread may wait a while for a further item.
         """
+        pending = self.pending
         try:
-            number, item = self.pending.popleft()
+            number, item = pending.popleft()
         except IndexError:
             return
         try:
@@ -122,14 +138,47 @@ class Exchange(Generic[T, R]):
         del item
         if self._ordered:
             self._outcomes[number] = outcome
+            waiter = self._waiting.pop(number, None)
         else:
             self._queue.append(outcome)
-            if len(self._queue) < self._enough:
-                return
-            number = ANY
-        waiter = self._waiting.pop(number, None)
+            enough = len(self._queue) >= self._enough
+            waiter = self._waiting.pop(ANY, None) if enough else None
+        del outcome
         if waiter is not None:
             self._wake(waiter)
+        if not pending and lingers:
+            self._linger()
+
+    def _linger(self) -> None:
+        """Wait on this helper for further items, as long as nothing else waits for it.
+
+        Where items come one by one, or in bursts, the next is often there before the helper could
+        rest, and be woken by a turn again. `put` wakes who lingers, and no turn has to do with it.
+        """
+        stint = local.stint
+        if stint is None:
+            return
+        begun = perf_counter_ns()
+        waited = 0
+        parking = Parking()
+        while not self.ended and self._may_linger(stint):
+            self._lingering.append(parking)
+            before = perf_counter_ns()
+            woken = not self.pending and parking.wait(LINGER_SECONDS)
+            waited += perf_counter_ns() - before
+            if not woken:
+                try:
+                    self._lingering.remove(parking)
+                except ValueError:  # somebody is just waking it
+                    parking.wait()
+                else:
+                    if not self.pending:
+                        break
+            while self.pending and self._may_linger(stint):
+                self.work(0, 1, lingers=False)
+            if perf_counter_ns() - begun > SLICE_NS:
+                break
+        stint.leave_out(waited, perf_counter_ns() - begun)
 
     def _raised(self, error: BaseException, number: int) -> Raised:
         if self._ends_at_error or not isinstance(error, Exception):
@@ -146,6 +195,21 @@ class Exchange(Generic[T, R]):
         """Have no further item be begun. Those that no thread has begun are dropped."""
         self.ended = True
         self.pending.clear()
+
+    def wake_lingering(self, items: int, each: int) -> int:
+        """Wake helpers that linger, for so many items of which one helper takes `each`.
+
+        Returns:
+            For how many items no helper was woken.
+        """
+        while items > 0:
+            try:
+                parking = self._lingering.popleft()
+            except IndexError:
+                break
+            parking.unpark()
+            items -= each
+        return items
 
     def clear(self) -> None:
         """Let go of the outcomes that nobody took, once no thread works any more."""

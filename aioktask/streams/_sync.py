@@ -216,7 +216,7 @@ class SyncStream(Generic[R]):
         """Work until the outcome that is next is there; `NOTHING` where none comes any more."""
         caller, exchange, feed = self._caller, consumer.exchange, consumer.feed
         number = consumer.given
-        work = partial(exchange.work, 0, 1, here=True)
+        work = partial(exchange.work, 0, 1, here=True, lingers=False)
         try:
             consumer.wait_begins()
             while True:

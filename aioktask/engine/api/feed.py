@@ -21,9 +21,11 @@ from aioktask.engine.api.scope import group_in
 from aioktask.engine.api.submission import new_run, park_until
 from aioktask.engine.loops.loop import AsyncWaiter, Loop
 from aioktask.engine.loops.waiting import wait_until_shielded
+from aioktask.engine.scheduling.queue import BACKGROUND
 from aioktask.engine.state import growing, waiting
 from aioktask.engine.state.current import enclosing_stint, local
 from aioktask.engine.state.growth import Growth
+from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, ThreadWaiter, Waiter
 from aioktask.errors import JobCancelled
 from aioktask.job import Job, StreamProgress
@@ -100,6 +102,15 @@ class Feed:
         It may wait for the keeper then, where they were just about to leave.
         """
         return self._pool.may_grow_later(self._run)
+
+    def may_linger(self, stint: Stint) -> bool:
+        """Whether nothing else waits for the helper that is in this stint of the run."""
+        pool = self._pool
+        return (
+            pool.signals.generation == stint.generation
+            and stint.seat.account is not BACKGROUND
+            and not pool.state.scheduler.anybody_waits
+        )
 
     def close(self) -> None:
         """Add nothing any more: the run is over when all that was added is done."""

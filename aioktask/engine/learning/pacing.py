@@ -409,11 +409,12 @@ class GrowingStepper(Stepper):
             return False
         self._least, self._most = self.pacing.learn(units, walk_ns)
         scaling = self.pacing.scaling
-        if scaling is None or threads != self._threads:
-            return False
+        wall_ns = now - self._claimed_at
+        if scaling is None or threads != self._threads or wall_ns > 2 * walk_ns:
+            return False  # or it waited for units, which says nothing of other threads
         held = scaling.holds_gil
         # More is to come, so what a trial of fewer threads costs is little.
-        scaling.measured(threads, units, now - self._claimed_at, sys.maxsize)
+        scaling.measured(threads, units, wall_ns, sys.maxsize)
         return scaling.holds_gil and not held
 
 

@@ -56,8 +56,9 @@ _NOT_DONE = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
 class Stint:
     """One thread's part in one run.
 
-    Its own thread writes `chunk_start`, `walked_at`, `cpu_now` and `kernel_now` outside the lock;
-    others read `chunk_start` as a hint of where the thread stands. Turns change all else.
+    Its own thread writes `chunk_start`, `walked_at`, `cpu_now` and `kernel_now` outside the lock,
+    and moves `entered_at` in a chunk of a growing run; others read `chunk_start` as a hint of where
+    the thread stands. Turns change all else.
 
     Attributes:
         thread: The Helper or Caller.
@@ -204,6 +205,17 @@ class Stint:
             level, left, right = pair
             value = run.combine(left, right)
             index >>= 1
+
+    def leave_out(self, waited_ns: int, beside_ns: int) -> None:
+        """On its own thread, in a chunk: have time not count that was spent for no unit.
+
+        Args:
+            waited_ns: How long it waited for something to do: that counts for nobody's share, and
+                not as waiting for other threads.
+            beside_ns: How long in all it did something else than the units that it has.
+        """
+        self.entered_at += waited_ns
+        self.walked_at += beside_ns
 
     def start_clock(self) -> None:
         """Note the thread's CPU time where it begins to serve."""
