@@ -280,6 +280,25 @@ def _share(told: Told) -> Made:
     return {"share": (f"{title[0].upper()}{title[1:]}", panels)}
 
 
+# streams
+
+
+def _ordered(told: Told) -> Made:
+    panels: list[Panel] = []
+    for at_least, axis, text in (
+        (True, "speed, what is named = 1; to the right is better", "promised at least"),
+        (False, "cost, what is named = 1; to the left is better", "promised at most"),
+    ):
+        rows = [
+            Row(each.text, [_reading(each)], _said(each))
+            for each in told.promises
+            if each.at_least is at_least
+        ]
+        if rows:
+            panels.append(Dots("", axis, rows, promise=_limits(text, rows)))
+    return {"ordered": ("A stream's items, against other ways to have them done", panels)}
+
+
 # arrays and memory
 
 
@@ -355,6 +374,7 @@ _MADE: Mapping[str, Callable[[Told], Made]] = {
     "memory": _memory,
     "tune": _tune,
     "latency": _latency,
+    "ordered": _ordered,
     "neighbour": _neighbour,
     "share": _share,
     "demo": _demo,

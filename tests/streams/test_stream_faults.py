@@ -27,7 +27,7 @@ from tests.streams.scenarios import (
 from tests.support.harness import Trial, interrupted, pool_at_rest
 
 EVERYDAY = 300
-LONG = 5_000
+LONG = 3_000
 
 
 @pytest.fixture(autouse=True)
