@@ -144,7 +144,7 @@ class Exchange(Generic[T, R]):
             enough = len(self._queue) >= self._enough
             waiter = self._waiting.pop(ANY, None) if enough else None
         del outcome
-        if waiter is not None:
+        if waiter is not None and not here:  # else that is this thread, which looks itself
             self._wake(waiter)
         if not pending and lingers:
             self._linger()
@@ -160,8 +160,8 @@ class Exchange(Generic[T, R]):
             return
         begun = perf_counter_ns()
         waited = 0
-        parking = Parking()
         while not self.ended and self._may_linger(stint):
+            parking = Parking()  # who takes the last one out may be struck before it opens that
             self._lingering.append(parking)
             before = perf_counter_ns()
             woken = not self.pending and parking.wait(LINGER_SECONDS)
@@ -169,11 +169,10 @@ class Exchange(Generic[T, R]):
             if not woken:
                 try:
                     self._lingering.remove(parking)
-                except ValueError:  # somebody is just waking it
-                    parking.wait()
-                else:
-                    if not self.pending:
-                        break
+                except ValueError:  # somebody is just waking it, for an item
+                    woken = True
+                if not (woken or self.pending):
+                    break
             while self.pending and self._may_linger(stint):
                 self.work(0, 1, lingers=False)
             if perf_counter_ns() - begun > SLICE_NS:

@@ -146,6 +146,8 @@ class State:
 
     def update(self, run: Run) -> None:
         """Bring a run to its next phase, if it may go on, and queue it as its phase demands."""
+        if run.growth is not None:  # what was left to the thread that is just leaving
+            run.follow_growth()
         while not run.claimable:
             self.scheduler.set_idle(run.entry)
             if run.entry.threads or run.async_undo or run.over or run.awaits_more:
