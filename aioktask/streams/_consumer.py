@@ -46,6 +46,8 @@ WINDOW = 64
 
 # A consumer that waits for several values at once looks after this time whether the first is there.
 PATIENCE_SECONDS = 0.001
+# How many threads are reckoned with for what is there by then: there may be more, or one.
+PATIENCE_THREADS = 2
 
 # A source that took so long for an item may take as long for the next one, and what it gave must
 # not wait for that.
@@ -195,7 +197,7 @@ class Consumer(Generic[T, R]):
             self.taken = growth.stop = taken = taken + 1
             now = perf_counter_ns()
             slow = now - before > SLOW_SOURCE_NS
-            if slow or (taken - self._posted >= enough and not self.feed.may_grow_later):
+            if slow or (taken - self._posted >= enough and self._may_post):
                 self.post()
                 if slow and exchange.has(number):
                     return 1
@@ -215,7 +217,12 @@ class Consumer(Generic[T, R]):
     @property
     def wants_post(self) -> bool:
         """Whether so many items were taken that helpers should come for them."""
-        return self.taken - self._posted >= self._enough and not self.feed.may_grow_later
+        return self.taken - self._posted >= self._enough and self._may_post
+
+    @property
+    def _may_post(self) -> bool:
+        """Whether helpers would come for more items, which they do not find by themselves."""
+        return self.exchange.lingers or not self.feed.may_grow_later
 
     @property
     def _enough(self) -> int:
@@ -248,13 +255,15 @@ class Consumer(Generic[T, R]):
     def patience(self) -> int:
         """How many values the consumer should wait for at once, so that it is woken less often.
 
-        One thread has them done in less than a millisecond, and they are no more than half of what
-        was taken.
+        Helpers have them done in about a millisecond, and they are no more than half of what was
+        taken.
         """
         longest_ns = self.options.longest_ns
         if longest_ns is not None and longest_ns < PATIENCE_SECONDS * 1e9:
             return 1
-        return max(min(self._growth.pacing.together, (self.taken - self.given) // 2), 1)
+        pacing = self._growth.pacing
+        likely = int(PATIENCE_THREADS * PATIENCE_SECONDS * 1e9 / max(pacing.unit_ns, 1.0))
+        return max(min(max(pacing.together, likely), (self.taken - self.given) // 2), 1)
 
     def wait_begins(self) -> None:
         """Take in that the consumer waits for a value."""

@@ -195,6 +195,11 @@ class Exchange(Generic[T, R]):
         self.ended = True
         self.pending.clear()
 
+    @property
+    def lingers(self) -> bool:
+        """Whether a helper waits for an item."""
+        return bool(self._lingering)
+
     def wake_lingering(self, items: int, each: int) -> int:
         """Wake helpers that linger, for so many items of which one helper takes `each`.
 
