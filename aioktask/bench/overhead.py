@@ -245,7 +245,7 @@ def _single_call(result: Result, quick: bool, progress: Callable[[str], object])
             await way(function)
 
     rows: list[tuple[object, ...]] = []
-    for loop, factory in _loops().items():
+    for loop, factory in loops().items():
         if factory is None:
             rows.append((loop, "not installed", None, None, None, None))
             continue
