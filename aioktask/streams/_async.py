@@ -214,6 +214,7 @@ class Stream(Generic[R]):
         # It lends nothing: the stream's own nice counts, which may change.
         waiter = self._waiter = loop.waiter(MOST_NICE)
         try:
+            consumer.feed.growth.is_abandoned = loop.is_closed
             consumer.feed.submit(waiter, detects=False)
             self._consumer = consumer
             if isinstance(items, AsyncIterable):

@@ -7,7 +7,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -609,24 +609,35 @@ async def test_what_makes_no_sense_is_refused(
         map_ordered(arguments.pop("fn"), arguments.pop("items"), **arguments)
 
 
+async def an_item_and_no_more() -> AsyncIterator[int]:
+    yield 1
+    await asyncio.get_running_loop().create_future()
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_engine_ends_what_a_closed_loop_leaves() -> None:
+@pytest.mark.parametrize("source", [counted, an_item_and_no_more])
+async def test_the_engine_ends_what_a_closed_loop_leaves(source: Callable[[], Any]) -> None:
+    async def forever() -> None:
+        async with map_ordered(double, source()) as results:
+            async for _ in results:
+                given.set()
+
+    # No task is collected here, as none may be where the engine refers to it.
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(forever())
+
+    async def until_given() -> None:
+        await given.wait()
+
     def in_thread() -> None:
-        loop = asyncio.new_event_loop()
-
-        async def forever() -> None:
-            async with map_ordered(double, counted()) as results:
-                async for _ in results:
-                    pass
-
-        task = loop.create_task(forever())
-        loop.run_until_complete(asyncio.sleep(0.01))
+        loop.run_until_complete(until_given())
         loop.close()
-        del task
-        gc.collect()
 
+    given = asyncio.Event()
     await anyio.to_thread.run_sync(in_thread)
     await eventually(lambda: not current_pool().state.growing)
+    del task
+    gc.collect()
 
 
 async def test_the_events_of_a_stream_are_those_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:

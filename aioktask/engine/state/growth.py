@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aioktask.engine.learning.pacing import GrowingPacing
 from aioktask.engine.ranges.claims import GrowingClaims
@@ -30,9 +30,22 @@ class Growth:
             none that was added.
         waits_since: When it began to wait, in ns.
         told: The number of the last item that was told to hold the stream up.
+        is_abandoned: Tells whether whoever adds items never comes back, as where the loop is closed
+            under it: the waiter of such a loop leads to its task, which thus stays referred to, and
+            so nothing else ends the run. The keeper asks, without the lock.
     """
 
-    __slots__ = ("claims", "closed", "head", "pacing", "pending", "stop", "told", "waits_since")
+    __slots__ = (
+        "claims",
+        "closed",
+        "head",
+        "is_abandoned",
+        "pacing",
+        "pending",
+        "stop",
+        "told",
+        "waits_since",
+    )
 
     def __init__(self, pending: Sequence[tuple[int, object]], longest_ns: int | None) -> None:
         self.claims = GrowingClaims()
@@ -42,6 +55,7 @@ class Growth:
         self.closed = False
         self.head = self.told = -1
         self.waits_since = 0
+        self.is_abandoned: Callable[[], bool] = bool
 
     def head_lasts(self, now: int) -> int:
         """How long the consumer has waited for an item that a thread is at, in ns; else 0."""

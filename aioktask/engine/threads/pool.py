@@ -680,6 +680,7 @@ class Pool:
             if self.archive.in_use:
                 self.inbox.append((admission.wait_no_longer, None))
             if self.state.growing:
+                self._end_abandoned()
                 self.inbox.append((growing.share_out, None))
             self.turn()
             self._look_at_members()
@@ -687,6 +688,12 @@ class Pool:
             return True
         self.adapter.rest()
         return bool(self.inbox or self._woken or self.archive.look(quiet=True))
+
+    def _end_abandoned(self) -> None:
+        """Cancel the growing runs that nobody feeds or ends any more."""
+        for run in list(self.state.growing):
+            if run.growth is not None and run.growth.is_abandoned():
+                self.cancel(run)
 
     def look_at_calls(self) -> bool:
         """On the keeper: find calls that block; whether to do so again soon."""
