@@ -28,7 +28,7 @@ from aioktask.engine.api.submission import (
 from aioktask.engine.learning.lessons import Lesson, key_of
 from aioktask.engine.learning.pacing import FIXED, pacing_of
 from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop, running_loop
-from aioktask.engine.loops.waiting import wait_until_shielded
+from aioktask.engine.loops.waiting import need_stack, wait_until_shielded
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import Plan, make_plan, with_learned
 from aioktask.engine.state import waiting
@@ -94,6 +94,7 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     loop = needed_loop("run_multithreaded()")
     if loop.may_be_cancelled:
         await loop.checkpoint_if_cancelled()
+    need_stack()
     outer = enclosing_stint()
     group = group_in(pool, coordinator, outer)
     run = new_run(pool, group, job, loop, parent=outer, owned=True)
