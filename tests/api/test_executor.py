@@ -243,6 +243,39 @@ def test_shutdown_waits_or_not_and_cancels_or_not(coordinator: Coordinator, busy
     assert kept.result(0) == 0
 
 
+def test_a_call_that_is_cancelled_while_it_is_submitted_ends(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turn that ends it comes before the call does, which then passes the lane."""
+    pool = current_pool()
+    lane, submit = pool.state.lane, pool.submit
+    passed: list[bool] = []
+
+    def submit_late(run: Any, **how: Any) -> None:
+        executor.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + PATIENCE
+        while not run.over and time.monotonic() < deadline:
+            pool.turn()
+        assert run.over
+        lane.expect(run.nice)
+        pool.take_turn(None, lambda: None)
+        submit(run, **how)
+        passed.append(run.lane_waiter is not None)
+
+    for _ in range(50):
+        coordinator.executor().submit(int).result(PATIENCE)
+        executor = coordinator.executor()
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "submit", submit_late)
+            future = executor.submit(pytest.fail, "it was called")
+        assert future.cancelled()
+        shuts = threading.Thread(target=executor.shutdown, daemon=True)
+        shuts.start()
+        shuts.join(PATIENCE)
+        assert not shuts.is_alive()
+    assert any(passed)
+
+
 def test_a_shutdown_in_one_of_its_own_calls_is_a_deadlock(coordinator: Coordinator) -> None:
     executor = coordinator.executor()
     with pytest.raises(DeadlockError):
