@@ -183,6 +183,74 @@ def test_a_coordinator_that_is_left_by_an_exception_ends_its_calls() -> None:
     assert all(each.cancelled() for each in queued)
 
 
+class Struck(BaseException):
+    """What a signal handler might raise."""
+
+
+def strike(_: object) -> None:
+    raise Struck
+
+
+def shuts_down(executor: Any) -> bool:
+    """Whether a shutdown ends."""
+    thread = threading.Thread(target=executor.shutdown, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return not thread.is_alive()
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_callback_that_raises_keeps_no_call_from_its_end(cancels: bool) -> None:
+    gate = Gate()
+    with Coordinator(1) as coordinator:
+        executor = coordinator.executor()
+        running = executor.submit(gate.chunk, 0, 1)
+        gate.wait_entered()
+        queued = executor.submit(int)
+        queued.add_done_callback(strike)
+        if cancels:
+            with pytest.raises(Struck):
+                queued.cancel()
+        else:
+            pool, group = coordinator.scope()
+            pool.cancel_group(group)
+        concurrent.futures.wait([queued], PATIENCE)
+        gate.open()
+        running.result(PATIENCE)
+        assert shuts_down(executor)
+    assert queued.cancelled()
+    assert not executor._pending
+
+
+def test_a_future_that_a_callback_strikes_as_it_is_cancelled_is_told_of(
+    coordinator: Coordinator, busy: Gate
+) -> None:
+    future = coordinator.executor().submit(pytest.fail, "it was called")
+    future.add_done_callback(strike)
+    with pytest.raises(Struck):
+        future.cancel()
+    assert concurrent.futures.wait([future], 0).done == {future}
+    assert list(concurrent.futures.as_completed([future], PATIENCE)) == [future]
+
+
+@pytest.mark.parametrize("ends", ["the call", "the run"])
+def test_who_waits_is_told_of_a_future_that_was_cancelled_by_half(
+    coordinator: Coordinator, busy: Gate, ends: str
+) -> None:
+    """Where nothing comes of the rest of `cancel`, the end of the call does it."""
+    executor = coordinator.executor()
+    future: Any = executor.submit(pytest.fail, "it was called")
+    waiter = threading.Thread(target=concurrent.futures.wait, args=([future],), daemon=True)
+    waiter.start()
+    assert Future.cancel(future)
+    if ends == "the run":
+        current_pool().cancel(future._call.run)
+    busy.open()
+    waiter.join(PATIENCE)
+    assert not waiter.is_alive()
+    assert shuts_down(executor)
+
+
 def is_gone(gone: threading.Event) -> bool:
     """Whether it comes. Without the GIL an object may wait for its own thread to go."""
     deadline = time.monotonic() + PATIENCE

@@ -11,7 +11,7 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
-PATIENCE = 30.0
+PATIENCE = 2.0
 
 
 class Gate:

@@ -13,11 +13,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from typing import Any, ParamSpec, SupportsIndex, TypeVar
 
 from aioktask.checks import name_of, nice_value
@@ -61,6 +62,9 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
     - **A wait in a chunk** for a future of this executor has the call served beyond the caps, so it
       needs no free helper. `Future.result` and `Future.exception` raise `DeadlockError` in a chunk
       for which the call waits itself.
+    - **Done callbacks** run in the chunk of the call, or in the thread that cancels its future. Where
+      the call ends otherwise before it begins (its coordinator is left by an exception, the
+      interpreter exits), they run in a thread of the engine, in which what would wait raises.
     - `map` takes ``buffersize`` on every version of Python, and holds at most so many calls.
     - **Events** tell of a call that raised as of a job that finished: its future has the exception.
 
@@ -276,12 +280,17 @@ class Submitted:
         if run is None or not run.over:  # it may be called without a reason
             return
         future = self.future
-        if future is not None and not future.done():  # the run ended without the call
-            if run.verdict is not None:
-                future.fail(run.verdict)
-            elif not future.cancel():
-                future.fail(run.cancellation())
-        self.end()
+        try:
+            if future is not None and not future.done():  # the run ended without the call
+                if run.verdict is not None:
+                    future.fail(run.verdict)
+                elif not future.cancel():
+                    future.fail(run.cancellation())
+        finally:  # whatever a callback raises
+            if future is None or future.done():
+                if future is not None:
+                    future.tell_cancelled()  # by a cancel that was struck half-way
+                self.end()
 
     def end(self) -> None:
         """Let go of everything, and wake who waits for that."""
@@ -321,27 +330,31 @@ class HelperFuture(Future[Any]):
         self._waiters: list[Any] = _Waiters(call)
 
     def cancel(self) -> bool:
-        if not super().cancel():
-            return False
+        try:
+            return super().cancel()
+        finally:  # whatever a callback, or a signal handler, raises
+            if self.cancelled():
+                self.tell_cancelled()
+                run = self._call.run
+                if run is not None and not self._pool.dead:
+                    self._pool.cancel(run)
+
+    def tell_cancelled(self) -> None:
+        """Tell those who wait of a cancel, as the thread of an executor does, if one came."""
         with self._condition:
-            if self._state == "CANCELLED":  # tell those who wait, as the thread of an executor does
+            if self._state == "CANCELLED":
                 self.set_running_or_notify_cancel()
-        run = self._call.run
-        if run is not None and not self._pool.dead:
-            self._pool.cancel(run)
-        return True
 
     def begins(self) -> bool:
         """On a helper: have the future be running; False if it was cancelled before."""
         with self._condition:
+            self.tell_cancelled()  # by a cancel that was struck half-way
             return not self.cancelled() and self.set_running_or_notify_cancel()
 
     def fail(self, error: BaseException) -> None:
         """Set an exception, unless the future is done."""
-        with self._condition:
-            if self.done():
-                return
-        self.set_exception(error)
+        with contextlib.suppress(InvalidStateError):
+            self.set_exception(error)
 
     def result(self, timeout: float | None = None) -> Any:
         try:
