@@ -350,6 +350,28 @@ def test_a_shutdown_in_one_of_its_own_calls_is_a_deadlock(coordinator: Coordinat
         executor.submit(executor.shutdown).result(PATIENCE)
 
 
+def test_a_shutdown_in_a_callback_of_one_of_its_calls_is_a_deadlock(
+    coordinator: Coordinator,
+) -> None:
+    raised: list[BaseException] = []
+
+    def callback(_: Future[None]) -> None:
+        try:
+            executor.shutdown()
+        except BaseException as error:
+            raised.append(error)
+
+    for _ in range(10):  # the later ones come when the lane is open
+        executor, gate = coordinator.executor(), Gate()
+        future = executor.submit(gate.chunk, 0, 1)
+        gate.wait_entered()
+        future.add_done_callback(callback)
+        gate.open()
+        assert shuts_down(executor)
+        assert isinstance(raised.pop(), DeadlockError)
+        assert not executor._pending
+
+
 def test_leaving_a_coordinator_waits_for_calls() -> None:
     with Coordinator() as coordinator:
         futures = [coordinator.executor().submit(pow, 2, each) for each in range(20)]
@@ -408,6 +430,26 @@ def test_each_way_to_wait_for_a_future_is_known(how: str) -> None:
         assert handle.result(PATIENCE).chunks == 5
     scheduler = current_pool().state.scheduler
     assert current_pool().take_turn(None, lambda: scheduler.running) == 0
+
+
+@pytest.mark.usefixtures("_no_room_for_blocked_calls")
+def test_a_loop_in_a_chunk_may_await_a_future() -> None:
+    aioktask.set_max_threads(1)
+    found: list[int] = []
+    with Coordinator() as coordinator:
+        executor = coordinator.executor()
+
+        async def awaits(start: int) -> int:
+            loop = asyncio.get_running_loop()
+            return sum([await loop.run_in_executor(executor, pow, 2, start) for _ in range(2)])
+
+        def chunk(start: int, stop: int) -> None:
+            found.append(asyncio.run(asyncio.wait_for(awaits(start), PATIENCE)))
+
+        assert coordinator.submit(Job(chunk, 3, chunk=1)).result(PATIENCE).chunks == 3
+    assert sorted(found) == [2, 4, 8]
+    pool = current_pool()
+    assert pool.take_turn(None, lambda: dict(pool.state.waiting)) == {}
 
 
 def test_a_wait_in_a_chunk_that_times_out_is_over(coordinator: Coordinator) -> None:

@@ -8,7 +8,8 @@
 #
 # The engine hears of a thread that waits for a future inside a chunk by `_Waiters`, the list in
 # which `concurrent.futures` keeps who waits: so `result`, `exception`, `wait` and `as_completed`
-# all have the awaited run owed a helper. Only the first two can raise a `DeadlockError`.
+# all have the awaited run owed a helper. Only the first two can raise a `DeadlockError`. Of a loop in
+# a chunk, whose task awaits the future, it hears where a done callback is added.
 """The executor of a coordinator."""
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from aioktask.checks import name_of, nice_value
 from aioktask.engine.api.call import job_of_call
 from aioktask.engine.api.scope import Scope
 from aioktask.engine.api.submission import new_run, park_until
+from aioktask.engine.loops.loop import running_loop
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.state import waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
@@ -309,15 +311,24 @@ class Submitted:
         Raises:
             DeadlockError: The run waits for the calling chunk.
         """
-        pool, future = self.pool, self.future
+        pool, future, run = self.pool, self.future, self.run
         if pool.dead:
             return
         refuse_waiting("shutting down an executor")
         if future is not None:
-            future.wait_in_chunk(None)  # which the engine knows of
-        watcher = ThreadWaiter(MOST_NICE)
+            future.wait_in_chunk(None)
+        watcher, stint = ThreadWaiter(MOST_NICE), enclosing_stint()
         self._watchers.append(watcher)
-        park_until(pool, watcher, lambda: self.ended, None)
+        try:
+            if run is not None and stint is not None:  # as `wait_in_chunk` does
+                pool.post(wait_for_call, run, watcher, stint, local.stint is not None)
+            park_until(pool, watcher, lambda: self.ended, None)
+        finally:
+            if not self.ended:
+                with contextlib.suppress(ValueError):
+                    self._watchers.remove(watcher)
+                if run is not None:
+                    pool.post(waiting.remove_waiter, run, watcher)
 
 
 class HelperFuture(Future[Any]):
@@ -328,6 +339,19 @@ class HelperFuture(Future[Any]):
         self._pool = call.pool
         self._call = call
         self._waiters: list[Any] = _Waiters(call)
+        self._loop_waits = False  # whether the engine knows that a loop in a chunk may wait
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        super().add_done_callback(fn)
+        # As asyncio does to await it, where nobody is among the `_waiters`. How long it waits is
+        # not known: until the call is over.
+        if self._loop_waits or self.done() or self._pool.dead:
+            return
+        run, stint = self._call.run, enclosing_stint()
+        if run is None or stint is None or running_loop() is None:
+            return
+        self._loop_waits = True
+        self._pool.post(wait_for_call, run, ThreadWaiter(MOST_NICE), stint, False)
 
     def cancel(self) -> bool:
         try:
