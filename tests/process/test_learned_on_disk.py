@@ -558,7 +558,9 @@ def test_the_command_line_lists_and_clears(place: Path) -> None:
     assert "not used    it is damaged" in learned().stdout
     assert learned("--clear", "nothing").stdout == f"removed 0 from {place}\n"
     assert learned("--clear", "counting").stdout == f"removed 1 from {place}\n"
+    (place / f"{'1' * 16}-{'0' * 16}-{'0' * 16}.json").mkdir()
     assert learned("--clear").stdout == f"removed 2 from {place}\n"
+    (place / f"{'1' * 16}-{'0' * 16}-{'0' * 16}.json").rmdir()
     assert os.listdir(place) == ["notes.txt"]
     place.chmod(0o777)
     refused = learned()
