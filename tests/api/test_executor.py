@@ -523,6 +523,29 @@ def test_map_yields_in_order_and_reads_no_more_than_it_may(
         results.close()  # type: ignore[attr-defined]
 
 
+def test_map_without_a_buffer_asks_no_iterable_again_that_has_ended(
+    coordinator: Coordinator,
+) -> None:
+    ended: list[int] = []
+
+    class Source:
+        def __init__(self) -> None:
+            self.left = 3
+
+        def __iter__(self) -> Source:
+            return self
+
+        def __next__(self) -> int:
+            if not self.left:
+                ended.append(1)
+                raise StopIteration
+            self.left -= 1
+            return self.left
+
+    assert list(coordinator.executor().map(str, Source())) == ["2", "1", "0"]
+    assert ended == [1]
+
+
 def test_map_reads_an_endless_source_as_far_as_the_buffer(coordinator: Coordinator) -> None:
     with coordinator.executor() as executor:
         results = executor.map(str, itertools.count(), buffersize=3)

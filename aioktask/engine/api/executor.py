@@ -164,7 +164,8 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
                     left = None if until is None else until - time.monotonic()
                     value = [_result(futures[0], left)]
                     futures.popleft()
-                    for each in itertools.islice(arguments, 1):
+                    # Without a buffer they have ended, and are not asked again.
+                    for each in itertools.islice(arguments, buffersize is not None):
                         futures.append(self.submit(fn, *each))
                     yield value.pop()  # the consumer's alone from here on
             finally:
@@ -188,7 +189,8 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
         if cancel_futures:
             for call in pending:
                 future = call.future
-                if future is not None:
+                # Not in a fork's child, where a thread that is not there may hold its lock.
+                if future is not None and not call.pool.dead:
                     future.cancel()
         if wait:
             for call in pending:
@@ -331,6 +333,9 @@ class Submitted:
                     pool.post(waiting.remove_waiter, run, watcher)
 
 
+_DONE = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
+
+
 class HelperFuture(Future[Any]):
     """The future of a submitted call."""
 
@@ -396,11 +401,13 @@ class HelperFuture(Future[Any]):
             DeadlockError: The call waits for the calling chunk.
             RuntimeError: The future is a forked parent's; or this is called inside the engine.
         """
+        pool = self._pool
+        if pool.dead:  # where a thread that is not there may hold the lock
+            if self._state in _DONE:
+                return timeout
+            raise RuntimeError("the future belongs to the parent of this forked process")
         if self.done():
             return timeout
-        pool = self._pool
-        if pool.dead:
-            raise RuntimeError("the future belongs to the parent of this forked process")
         refuse_waiting("waiting for a future")
         if enclosing_stint() is None:
             return timeout
