@@ -79,6 +79,6 @@ class CallWatch:
         sleeping = sleeping_threads({thread for thread, _ in seem})
         blocked = {each for each in seem if each[0] in sleeping}
         if blocked != self._blocked:
-            self._blocked = blocked
             pool.inbox.append((find_blocked, None, blocked))
+            self._blocked = blocked
             pool.turn()
