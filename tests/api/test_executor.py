@@ -9,6 +9,7 @@ import concurrent.futures
 import contextvars
 import gc
 import itertools
+import logging
 import os
 import threading
 import time
@@ -281,6 +282,32 @@ def test_nothing_keeps_what_a_call_was_given_or_made(coordinator: Coordinator, b
         assert (failed is not None) == fails
         del future, failed
         assert is_gone(gone), "a future that is gone keeps its arguments"
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_the_exception_of_a_future_keeps_nothing_of_the_submitters_context(
+    coordinator: Coordinator, heard: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Big:
+        pass
+
+    variable: contextvars.ContextVar[Big] = contextvars.ContextVar("variable")
+    executor, gone = coordinator.executor(), threading.Event()
+
+    def submit() -> Future[object]:
+        big = Big()
+        weakref.finalize(big, gone.set)
+        variable.set(big)
+        return executor.submit(lambda: {}["missing"])
+
+    if heard:
+        caplog.set_level(logging.DEBUG, logger="aioktask")
+    for _ in range(10):  # the later ones come when the lane is open
+        gone.clear()
+        future = contextvars.Context().run(submit)
+        error = future.exception(PATIENCE)
+        assert isinstance(error, KeyError)
+        assert is_gone(gone), "the exception keeps a context"
 
 
 # Shutting down.
