@@ -8,8 +8,8 @@
 #
 # The engine hears of a thread that waits for a future inside a chunk by `_Waiters`, the list in
 # which `concurrent.futures` keeps who waits: so `result`, `exception`, `wait` and `as_completed`
-# all have the awaited run owed a helper. Only the first two can raise a `DeadlockError`. Of a loop in
-# a chunk, whose task awaits the future, it hears where a done callback is added.
+# all have the awaited run owed a helper. Only the first two can raise a `DeadlockError`. Of a loop
+# in a chunk, whose task awaits the future, it hears where a done callback is added.
 """The executor of a coordinator."""
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
     - **A wait in a chunk** for a future of this executor has the call served beyond the caps, so it
       needs no free helper. `Future.result` and `Future.exception` raise `DeadlockError` in a chunk
       for which the call waits itself.
-    - **Done callbacks** run in the chunk of the call, or in the thread that cancels its future. Where
-      the call ends otherwise before it begins (its coordinator is left by an exception, the
+    - **Done callbacks** run in the chunk of the call, or in the thread that cancels its future.
+      Where the call ends otherwise before it begins (its coordinator is left by an exception, the
       interpreter exits), they run in a thread of the engine, in which what would wait raises.
     - `map` takes ``buffersize`` on every version of Python, and holds at most so many calls.
     - **Events** tell of a call that raised as of a job that finished: its future has the exception.
