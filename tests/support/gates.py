@@ -11,7 +11,7 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
-PATIENCE = 2.0
+PATIENCE = 30.0
 
 
 class Gate:
