@@ -87,11 +87,14 @@ class AioktaskBackend(AutoBatchingMixin, ParallelBackendBase):  # type: ignore[m
         return out.result()
 
     def abort_everything(self, ensure_ready: bool = True) -> None:
-        """Cancel the calls that have not begun, since one failed."""
+        """Cancel the calls that have not begun, since one failed; be ready for others, or not.
+
+        Those that run are waited for before others come.
+        """
         executor = self._executor
         if executor is None:
             return
-        executor.shutdown(wait=False, cancel_futures=True)
+        executor.shutdown(wait=ensure_ready, cancel_futures=True)
         if ensure_ready:
             self.configure(n_jobs=self.parallel.n_jobs, parallel=self.parallel)
 

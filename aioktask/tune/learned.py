@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -88,7 +89,11 @@ def clear(path: str, names: Sequence[str]) -> int:
     if not chosen:
         return 0
     with store.opened(path) as directory:
-        return sum(store.remove(directory, each.name) for each in chosen)
+        removed = 0
+        for each in chosen:
+            with contextlib.suppress(IsADirectoryError):  # none of ours
+                removed += store.remove(directory, each.name)
+        return removed
 
 
 def _is_of(listed: Listed, names: Sequence[str]) -> bool:

@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,7 +16,8 @@ import pytest
 import aioktask
 from aioktask import Coordinator, Job, configure, run_multithreaded
 from aioktask.engine.api.process import current_pool
-from aioktask.engine.machine.load import thread_runs
+from aioktask.engine.machine.load import sleeping_threads, thread_runs
+from aioktask.engine.threads import call_watch
 from tests.support.gates import PATIENCE, Gate, eventually
 
 pytestmark = [
@@ -96,6 +100,42 @@ async def test_a_call_that_goes_on_has_its_room_taken_back() -> None:
         await eventually(lambda: pool.state.scheduler.blocked == 0)
         assert len(gate.done) == HELPERS
         ends.set()
+
+
+async def test_a_call_whose_thread_could_run_and_gets_no_cpu_makes_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its times stand still too, since the kernel adds such a wait when it is over."""
+    gate = Gate()
+    pool = current_pool()
+
+    def show(state: str) -> None:
+        for thread in os.listdir("/proc/self/task"):
+            task = tmp_path / "proc/self/task" / thread
+            task.mkdir(parents=True, exist_ok=True)
+            (task / "schedstat").write_text("50 60 7\n")
+            (task / "new").write_text(f"{thread} (x) {state} 1\n")
+            (task / "new").rename(task / "stat")
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(HELPERS):
+            tasks.start_soon(aioktask.run, gate.chunk, 0, 1)
+        await gate.entered(HELPERS)
+        show("R")
+        monkeypatch.setattr(call_watch, "thread_runs", partial(thread_runs, root=tmp_path))
+        monkeypatch.setattr(
+            call_watch, "sleeping_threads", partial(sleeping_threads, root=tmp_path)
+        )
+        look, looks = pool._calls._look_at_threads, []
+        monkeypatch.setattr(pool._calls, "_look_at_threads", lambda: looks.append(look()))
+        tasks.start_soon(aioktask.run, gate.chunk, 0, 1)
+        await eventually(lambda: len(looks) >= 4)
+        assert not pool.state.blocking
+        assert pool.state.scheduler.running == HELPERS
+        show("S")
+        await gate.entered()
+        monkeypatch.undo()
+        gate.open()
 
 
 async def test_the_ceiling_holds() -> None:

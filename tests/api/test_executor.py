@@ -9,6 +9,7 @@ import concurrent.futures
 import contextvars
 import gc
 import itertools
+import logging
 import os
 import threading
 import time
@@ -183,6 +184,74 @@ def test_a_coordinator_that_is_left_by_an_exception_ends_its_calls() -> None:
     assert all(each.cancelled() for each in queued)
 
 
+class Struck(BaseException):
+    """What a signal handler might raise."""
+
+
+def strike(_: object) -> None:
+    raise Struck
+
+
+def shuts_down(executor: Any) -> bool:
+    """Whether a shutdown ends."""
+    thread = threading.Thread(target=executor.shutdown, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return not thread.is_alive()
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_callback_that_raises_keeps_no_call_from_its_end(cancels: bool) -> None:
+    gate = Gate()
+    with Coordinator(1) as coordinator:
+        executor = coordinator.executor()
+        running = executor.submit(gate.chunk, 0, 1)
+        gate.wait_entered()
+        queued = executor.submit(int)
+        queued.add_done_callback(strike)
+        if cancels:
+            with pytest.raises(Struck):
+                queued.cancel()
+        else:
+            pool, group = coordinator.scope()
+            pool.cancel_group(group)
+        concurrent.futures.wait([queued], PATIENCE)
+        gate.open()
+        running.result(PATIENCE)
+        assert shuts_down(executor)
+    assert queued.cancelled()
+    assert not executor._pending
+
+
+def test_a_future_that_a_callback_strikes_as_it_is_cancelled_is_told_of(
+    coordinator: Coordinator, busy: Gate
+) -> None:
+    future = coordinator.executor().submit(pytest.fail, "it was called")
+    future.add_done_callback(strike)
+    with pytest.raises(Struck):
+        future.cancel()
+    assert concurrent.futures.wait([future], 0).done == {future}
+    assert list(concurrent.futures.as_completed([future], PATIENCE)) == [future]
+
+
+@pytest.mark.parametrize("ends", ["the call", "the run"])
+def test_who_waits_is_told_of_a_future_that_was_cancelled_by_half(
+    coordinator: Coordinator, busy: Gate, ends: str
+) -> None:
+    """Where nothing comes of the rest of `cancel`, the end of the call does it."""
+    executor = coordinator.executor()
+    future: Any = executor.submit(pytest.fail, "it was called")
+    waiter = threading.Thread(target=concurrent.futures.wait, args=([future],), daemon=True)
+    waiter.start()
+    assert Future.cancel(future)
+    if ends == "the run":
+        current_pool().cancel(future._call.run)
+    busy.open()
+    waiter.join(PATIENCE)
+    assert not waiter.is_alive()
+    assert shuts_down(executor)
+
+
 def is_gone(gone: threading.Event) -> bool:
     """Whether it comes. Without the GIL an object may wait for its own thread to go."""
     deadline = time.monotonic() + PATIENCE
@@ -215,6 +284,32 @@ def test_nothing_keeps_what_a_call_was_given_or_made(coordinator: Coordinator, b
         assert is_gone(gone), "a future that is gone keeps its arguments"
 
 
+@pytest.mark.parametrize("heard", [False, True])
+def test_the_exception_of_a_future_keeps_nothing_of_the_submitters_context(
+    coordinator: Coordinator, heard: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Big:
+        pass
+
+    variable: contextvars.ContextVar[Big] = contextvars.ContextVar("variable")
+    executor, gone = coordinator.executor(), threading.Event()
+
+    def submit() -> Future[object]:
+        big = Big()
+        weakref.finalize(big, gone.set)
+        variable.set(big)
+        return executor.submit(lambda: {}["missing"])
+
+    if heard:
+        caplog.set_level(logging.DEBUG, logger="aioktask")
+    for _ in range(10):  # the later ones come when the lane is open
+        gone.clear()
+        future = contextvars.Context().run(submit)
+        error = future.exception(PATIENCE)
+        assert isinstance(error, KeyError)
+        assert is_gone(gone), "the exception keeps a context"
+
+
 # Shutting down.
 
 
@@ -243,10 +338,65 @@ def test_shutdown_waits_or_not_and_cancels_or_not(coordinator: Coordinator, busy
     assert kept.result(0) == 0
 
 
+def test_a_call_that_is_cancelled_while_it_is_submitted_ends(
+    coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The turn that ends it comes before the call does, which then passes the lane."""
+    pool = current_pool()
+    lane, submit = pool.state.lane, pool.submit
+    passed: list[bool] = []
+
+    def submit_late(run: Any, **how: Any) -> None:
+        executor.shutdown(wait=False, cancel_futures=True)
+        deadline = time.monotonic() + PATIENCE
+        while not run.over and time.monotonic() < deadline:
+            pool.turn()
+        assert run.over
+        lane.expect(run.nice)
+        pool.take_turn(None, lambda: None)
+        submit(run, **how)
+        passed.append(run.lane_waiter is not None)
+
+    for _ in range(50):
+        coordinator.executor().submit(int).result(PATIENCE)
+        executor = coordinator.executor()
+        with monkeypatch.context() as patch:
+            patch.setattr(pool, "submit", submit_late)
+            future = executor.submit(pytest.fail, "it was called")
+        assert future.cancelled()
+        shuts = threading.Thread(target=executor.shutdown, daemon=True)
+        shuts.start()
+        shuts.join(PATIENCE)
+        assert not shuts.is_alive()
+    assert any(passed)
+
+
 def test_a_shutdown_in_one_of_its_own_calls_is_a_deadlock(coordinator: Coordinator) -> None:
     executor = coordinator.executor()
     with pytest.raises(DeadlockError):
         executor.submit(executor.shutdown).result(PATIENCE)
+
+
+def test_a_shutdown_in_a_callback_of_one_of_its_calls_is_a_deadlock(
+    coordinator: Coordinator,
+) -> None:
+    raised: list[BaseException] = []
+
+    def callback(_: Future[None]) -> None:
+        try:
+            executor.shutdown()
+        except BaseException as error:
+            raised.append(error)
+
+    for _ in range(10):  # the later ones come when the lane is open
+        executor, gate = coordinator.executor(), Gate()
+        future = executor.submit(gate.chunk, 0, 1)
+        gate.wait_entered()
+        future.add_done_callback(callback)
+        gate.open()
+        assert shuts_down(executor)
+        assert isinstance(raised.pop(), DeadlockError)
+        assert not executor._pending
 
 
 def test_leaving_a_coordinator_waits_for_calls() -> None:
@@ -307,6 +457,26 @@ def test_each_way_to_wait_for_a_future_is_known(how: str) -> None:
         assert handle.result(PATIENCE).chunks == 5
     scheduler = current_pool().state.scheduler
     assert current_pool().take_turn(None, lambda: scheduler.running) == 0
+
+
+@pytest.mark.usefixtures("_no_room_for_blocked_calls")
+def test_a_loop_in_a_chunk_may_await_a_future() -> None:
+    aioktask.set_max_threads(1)
+    found: list[int] = []
+    with Coordinator() as coordinator:
+        executor = coordinator.executor()
+
+        async def awaits(start: int) -> int:
+            loop = asyncio.get_running_loop()
+            return sum([await loop.run_in_executor(executor, pow, 2, start) for _ in range(2)])
+
+        def chunk(start: int, stop: int) -> None:
+            found.append(asyncio.run(asyncio.wait_for(awaits(start), PATIENCE)))
+
+        assert coordinator.submit(Job(chunk, 3, chunk=1)).result(PATIENCE).chunks == 3
+    assert sorted(found) == [2, 4, 8]
+    pool = current_pool()
+    assert pool.take_turn(None, lambda: dict(pool.state.waiting)) == {}
 
 
 def test_a_wait_in_a_chunk_that_times_out_is_over(coordinator: Coordinator) -> None:
@@ -378,6 +548,29 @@ def test_map_yields_in_order_and_reads_no_more_than_it_may(
         if buffersize is not None:
             assert read <= min(items, given_out + buffersize)
         results.close()  # type: ignore[attr-defined]
+
+
+def test_map_without_a_buffer_asks_no_iterable_again_that_has_ended(
+    coordinator: Coordinator,
+) -> None:
+    ended: list[int] = []
+
+    class Source:
+        def __init__(self) -> None:
+            self.left = 3
+
+        def __iter__(self) -> Source:
+            return self
+
+        def __next__(self) -> int:
+            if not self.left:
+                ended.append(1)
+                raise StopIteration
+            self.left -= 1
+            return self.left
+
+    assert list(coordinator.executor().map(str, Source())) == ["2", "1", "0"]
+    assert ended == [1]
 
 
 def test_map_reads_an_endless_source_as_far_as_the_buffer(coordinator: Coordinator) -> None:

@@ -300,3 +300,51 @@ async def test_nothing_keeps_the_arguments_or_the_value_of_a_call_that_is_over()
     assert result() is big
     del big
     await eventually(lambda: gc.collect() >= 0 and seen() is None)
+
+
+@pytest.mark.parametrize("begins", [False, True])
+async def test_a_cancellation_keeps_neither_the_arguments_nor_the_value(begins: bool) -> None:
+    import gc
+    import weakref
+
+    class Big:
+        pass
+
+    gate, busy = Gate(), Gate()
+    caught: list[BaseException] = []
+    seen: list[weakref.ref[Big]] = []
+
+    def call(given: Big) -> Big:
+        gate.chunk(0, 1)
+        made = Big()
+        seen.append(weakref.ref(made))
+        return made
+
+    async def wait() -> None:
+        big = Big()
+        seen.append(weakref.ref(big))
+        made = [big]
+        del big
+        try:
+            await aioktask.run(call, made.pop())
+        except anyio.get_cancelled_exc_class() as error:
+            caught.append(error)
+            raise
+
+    async with anyio.create_task_group() as tasks:
+        if not begins:
+            tasks.start_soon(run_multithreaded, Job(busy.chunk, 2, chunk=1))
+            await busy.entered(2)  # no helper is free
+        async with anyio.create_task_group() as inner:
+            inner.start_soon(wait)
+            if begins:
+                await gate.entered()
+            else:
+                await turns_pass()
+            inner.cancel_scope.cancel()
+            await turns_pass()
+            gate.open()
+        busy.open()
+    assert failure(caught[0]).job is not None
+    assert len(seen) == 1 + begins
+    await eventually(lambda: gc.collect() >= 0 and not any(each() for each in seen))

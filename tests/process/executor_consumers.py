@@ -106,6 +106,34 @@ def test_joblib(coordinator: Coordinator, given: bool) -> None:
         ]
 
 
+def test_joblib_begins_no_batch_beside_one_that_was_aborted() -> None:
+    pytest.importorskip("joblib")
+    from types import SimpleNamespace
+
+    from aioktask.joblib import AioktaskBackend
+
+    begun, ends = threading.Event(), threading.Event()
+    backend = AioktaskBackend()
+    backend.configure(2, SimpleNamespace(n_jobs=2))
+
+    def call() -> None:
+        begun.set()
+        assert ends.wait(30)
+
+    running = backend.submit(call)
+    assert begun.wait(30)
+    abort = threading.Thread(target=backend.abort_everything)
+    abort.start()
+    abort.join(0.1)  # which it would do now, if it did not wait
+    waits = abort.is_alive()
+    ends.set()
+    abort.join(30)
+    assert waits
+    assert running.done()
+    assert backend.submit(lambda: 3).result(30) == 3
+    backend.terminate()
+
+
 def test_joblib_keeps_to_n_jobs() -> None:
     joblib = pytest.importorskip("joblib")
     import aioktask.joblib  # noqa: F401

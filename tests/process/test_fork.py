@@ -352,3 +352,35 @@ def test_chunks_that_fork_while_jobs_are_submitted_find_every_lock_free() -> Non
     with forks(program) as child:
         assert child.end() == 0, child.stderr()
         assert child.notes() == [["status", "70"]] * 50
+
+
+def test_the_child_takes_no_lock_of_a_parents_future() -> None:
+    program = """
+        executor = coordinator.executor()
+        future = executor.submit(int)  # the helpers are at the job
+        held, forked = threading.Event(), threading.Event()
+
+        def hold():
+            with future._condition:
+                held.set()
+                forked.wait(15)
+
+        thread = threading.Thread(target=hold)
+        thread.start()
+        held.wait(15)
+
+        def in_child():
+            executor.shutdown(cancel_futures=True)
+            try:
+                future.result()
+            except RuntimeError as error:
+                assert "parent" in str(error), error
+            else:
+                raise AssertionError
+
+        number = fork(in_child)
+        forked.set()
+        thread.join()
+    """
+    with forks(RUNNING_JOB, program, END) as child:
+        end_of_running_job(child)

@@ -141,6 +141,30 @@ def test_the_second_script_begins_with_what_the_first_one_learned(place: Path) -
     assert entry.chunk == second.chunk
 
 
+# The question gets lost on its way, in the outbox of a turn.
+LOST = """
+from aioktask.engine.api.process import current_pool
+
+def strike(reading):
+    raise MemoryError
+
+current_pool().archive.fetch = strike
+"""
+
+
+def test_no_run_waits_for_ever_for_a_question_that_got_lost(place: Path) -> None:
+    source = PRELUDE + LOST + "run_multithreaded_sync(the_job())\nprint('over')"
+    ended = subprocess.run(
+        [sys.executable, "-c", source],
+        env=environ(str(place)),
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert ended.stdout.endswith("over\n"), ended.stderr
+
+
 LOOP = """
 async def main():
     show(await run_multithreaded(the_job()))
@@ -534,7 +558,9 @@ def test_the_command_line_lists_and_clears(place: Path) -> None:
     assert "not used    it is damaged" in learned().stdout
     assert learned("--clear", "nothing").stdout == f"removed 0 from {place}\n"
     assert learned("--clear", "counting").stdout == f"removed 1 from {place}\n"
+    (place / f"{'1' * 16}-{'0' * 16}-{'0' * 16}.json").mkdir()
     assert learned("--clear").stdout == f"removed 2 from {place}\n"
+    (place / f"{'1' * 16}-{'0' * 16}-{'0' * 16}.json").rmdir()
     assert os.listdir(place) == ["notes.txt"]
     place.chmod(0o777)
     refused = learned()

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Generic, SupportsIndex, TypeVar, TypeVarTuple
@@ -54,6 +55,12 @@ class Call(Generic[T]):
         fn, args = self._fn, self._args
         del self._fn, self._args  # a failure keeps the job, which should not keep what it was given
         self.value = fn(*args)
+
+    def let_go(self) -> None:
+        """Keep neither what it was given nor what it returned, once it is over or never begins."""
+        for name in self.__slots__:
+            with contextlib.suppress(AttributeError):
+                delattr(self, name)
 
 
 def checked_call(fn: object, nice: SupportsIndex | None, name: str | None) -> tuple[int, str]:

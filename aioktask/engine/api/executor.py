@@ -8,22 +8,25 @@
 #
 # The engine hears of a thread that waits for a future inside a chunk by `_Waiters`, the list in
 # which `concurrent.futures` keeps who waits: so `result`, `exception`, `wait` and `as_completed`
-# all have the awaited run owed a helper. Only the first two can raise a `DeadlockError`.
+# all have the awaited run owed a helper. Only the first two can raise a `DeadlockError`. Of a loop
+# in a chunk, whose task awaits the future, it hears where a done callback is added.
 """The executor of a coordinator."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from typing import Any, ParamSpec, SupportsIndex, TypeVar
 
 from aioktask.checks import name_of, nice_value
 from aioktask.engine.api.call import job_of_call
 from aioktask.engine.api.scope import Scope
 from aioktask.engine.api.submission import new_run, park_until
+from aioktask.engine.loops.loop import running_loop
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.state import waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
@@ -61,6 +64,9 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
     - **A wait in a chunk** for a future of this executor has the call served beyond the caps, so it
       needs no free helper. `Future.result` and `Future.exception` raise `DeadlockError` in a chunk
       for which the call waits itself.
+    - **Done callbacks** run in the chunk of the call, or in the thread that cancels its future.
+      Where the call ends otherwise before it begins (its coordinator is left by an exception, the
+      interpreter exits), they run in a thread of the engine, in which what would wait raises.
     - `map` takes ``buffersize`` on every version of Python, and holds at most so many calls.
     - **Events** tell of a call that raised as of a job that finished: its future has the exception.
 
@@ -158,7 +164,8 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
                     left = None if until is None else until - time.monotonic()
                     value = [_result(futures[0], left)]
                     futures.popleft()
-                    for each in itertools.islice(arguments, 1):
+                    # Without a buffer they have ended, and are not asked again.
+                    for each in itertools.islice(arguments, buffersize is not None):
                         futures.append(self.submit(fn, *each))
                     yield value.pop()  # the consumer's alone from here on
             finally:
@@ -182,7 +189,8 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
         if cancel_futures:
             for call in pending:
                 future = call.future
-                if future is not None:
+                # Not in a fork's child, where a thread that is not there may hold its lock.
+                if future is not None and not call.pool.dead:
                     future.cancel()
         if wait:
             for call in pending:
@@ -276,12 +284,17 @@ class Submitted:
         if run is None or not run.over:  # it may be called without a reason
             return
         future = self.future
-        if future is not None and not future.done():  # the run ended without the call
-            if run.verdict is not None:
-                future.fail(run.verdict)
-            elif not future.cancel():
-                future.fail(run.cancellation())
-        self.end()
+        try:
+            if future is not None and not future.done():  # the run ended without the call
+                if run.verdict is not None:
+                    future.fail(run.verdict)
+                elif not future.cancel():
+                    future.fail(run.cancellation())
+        finally:  # whatever a callback raises
+            if future is None or future.done():
+                if future is not None:
+                    future.tell_cancelled()  # by a cancel that was struck half-way
+                self.end()
 
     def end(self) -> None:
         """Let go of everything, and wake who waits for that."""
@@ -300,15 +313,27 @@ class Submitted:
         Raises:
             DeadlockError: The run waits for the calling chunk.
         """
-        pool, future = self.pool, self.future
+        pool, future, run = self.pool, self.future, self.run
         if pool.dead:
             return
         refuse_waiting("shutting down an executor")
         if future is not None:
-            future.wait_in_chunk(None)  # which the engine knows of
-        watcher = ThreadWaiter(MOST_NICE)
+            future.wait_in_chunk(None)
+        watcher, stint = ThreadWaiter(MOST_NICE), enclosing_stint()
         self._watchers.append(watcher)
-        park_until(pool, watcher, lambda: self.ended, None)
+        try:
+            if run is not None and stint is not None:  # as `wait_in_chunk` does
+                pool.post(wait_for_call, run, watcher, stint, local.stint is not None)
+            park_until(pool, watcher, lambda: self.ended, None)
+        finally:
+            if not self.ended:
+                with contextlib.suppress(ValueError):
+                    self._watchers.remove(watcher)
+                if run is not None:
+                    pool.post(waiting.remove_waiter, run, watcher)
+
+
+_DONE = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
 
 
 class HelperFuture(Future[Any]):
@@ -319,29 +344,46 @@ class HelperFuture(Future[Any]):
         self._pool = call.pool
         self._call = call
         self._waiters: list[Any] = _Waiters(call)
+        self._loop_waits = False  # whether the engine knows that a loop in a chunk may wait
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        super().add_done_callback(fn)
+        # As asyncio does to await it, where nobody is among the `_waiters`. How long it waits is
+        # not known: until the call is over.
+        if self._loop_waits or self.done() or self._pool.dead:
+            return
+        run, stint = self._call.run, enclosing_stint()
+        if run is None or stint is None or running_loop() is None:
+            return
+        self._loop_waits = True
+        self._pool.post(wait_for_call, run, ThreadWaiter(MOST_NICE), stint, False)
 
     def cancel(self) -> bool:
-        if not super().cancel():
-            return False
+        try:
+            return super().cancel()
+        finally:  # whatever a callback, or a signal handler, raises
+            if self.cancelled():
+                self.tell_cancelled()
+                run = self._call.run
+                if run is not None and not self._pool.dead:
+                    self._pool.cancel(run)
+
+    def tell_cancelled(self) -> None:
+        """Tell those who wait of a cancel, as the thread of an executor does, if one came."""
         with self._condition:
-            if self._state == "CANCELLED":  # tell those who wait, as the thread of an executor does
+            if self._state == "CANCELLED":
                 self.set_running_or_notify_cancel()
-        run = self._call.run
-        if run is not None and not self._pool.dead:
-            self._pool.cancel(run)
-        return True
 
     def begins(self) -> bool:
         """On a helper: have the future be running; False if it was cancelled before."""
         with self._condition:
+            self.tell_cancelled()  # by a cancel that was struck half-way
             return not self.cancelled() and self.set_running_or_notify_cancel()
 
     def fail(self, error: BaseException) -> None:
         """Set an exception, unless the future is done."""
-        with self._condition:
-            if self.done():
-                return
-        self.set_exception(error)
+        with contextlib.suppress(InvalidStateError):
+            self.set_exception(error)
 
     def result(self, timeout: float | None = None) -> Any:
         try:
@@ -359,11 +401,13 @@ class HelperFuture(Future[Any]):
             DeadlockError: The call waits for the calling chunk.
             RuntimeError: The future is a forked parent's; or this is called inside the engine.
         """
+        pool = self._pool
+        if pool.dead:  # where a thread that is not there may hold the lock
+            if self._state in _DONE:
+                return timeout
+            raise RuntimeError("the future belongs to the parent of this forked process")
         if self.done():
             return timeout
-        pool = self._pool
-        if pool.dead:
-            raise RuntimeError("the future belongs to the parent of this forked process")
         refuse_waiting("waiting for a future")
         if enclosing_stint() is None:
             return timeout

@@ -169,6 +169,11 @@ async def run(
     try:
         await run_multithreaded(job, coordinator=coordinator)
         return call.value
+    except GeneratorExit:
+        raise  # the call may run still
+    except BaseException:
+        call.let_go()  # `failure` leads from the exception to the job
+        raise
     finally:
         del call, job
 

@@ -3,7 +3,8 @@
 #
 # Readers over a root path, so that a test can show them any machine. They never raise because of
 # what they find: what cannot be read is not known, None. Relies on the formats of /proc/stat, of
-# /proc/pressure/cpu (PSI) and of /proc/PID/task/TID/schedstat; off Linux nothing is known.
+# /proc/pressure/cpu (PSI), and of schedstat and stat in /proc/PID/task/TID; off Linux nothing is
+# known.
 """Idle time, pressure and run delay."""
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from pathlib import Path
 
 from aioktask.engine.machine.kernel_files import read_bytes
 
-__all__ = ["CpuLoad", "idle_ns", "pressure_us", "thread_runs", "thread_times_ns"]
+__all__ = [
+    "CpuLoad",
+    "idle_ns",
+    "pressure_us",
+    "sleeping_threads",
+    "thread_runs",
+    "thread_times_ns",
+]
 
 _ROOT = Path("/")
 # One unit of /proc/stat, USER_HZ.
@@ -74,13 +82,30 @@ def thread_times_ns(threads: Iterable[int], root: Path = _ROOT) -> dict[int, tup
 def thread_runs(threads: Iterable[int], root: Path = _ROOT) -> dict[int, tuple[int, int, int]]:
     """How long each thread of this process ran, waited for a CPU, and how often it was run.
 
-    Threads that have ended, and those whose times cannot be read, are left out.
+    Threads that have ended, that were never run, and those whose times cannot be read are left out;
+    a kernel that does not count tells of all that they were never run. What a thread runs or waits
+    at this moment may be missing: the kernel adds a wait when the thread gets its CPU, and a run at
+    its ticks.
     """
     runs = {}
     for thread in threads:
         words = read_bytes(
             root / f"proc/self/task/{thread}/schedstat", "/proc/self/task/TID/schedstat"
         ).split()[:3]
-        if len(words) == 3 and all(word.isdigit() for word in words):
+        if len(words) == 3 and all(word.isdigit() for word in words) and int(words[2]):
             runs[thread] = int(words[0]), int(words[1]), int(words[2])
     return runs
+
+
+def sleeping_threads(threads: Iterable[int], root: Path = _ROOT) -> set[int]:
+    """Those threads of this process that sleep in the kernel, and so neither run nor could run.
+
+    Threads that have ended, and those whose state cannot be read, are not among them.
+    """
+    sleeping = set()
+    for thread in threads:
+        line = read_bytes(root / f"proc/self/task/{thread}/stat", "/proc/self/task/TID/stat")
+        _, found, rest = line.rpartition(b")")  # the name before it may have any characters
+        if found and rest[:2] in (b" S", b" D"):
+            sleeping.add(thread)
+    return sleeping

@@ -76,6 +76,7 @@ def opened(path: str, *, make: bool = False) -> Iterator[int]:
         OSError: It cannot be opened or made; it is a symlink (ELOOP), belongs to another user or
             may be written to by others (EPERM); this system has no `openat` (ENOSYS).
     """
+    path = path.rstrip("/") or "/"  # by "link/" the system follows a symlink
     if os.open not in os.supports_dir_fd:
         raise OSError(errno.ENOSYS, "this system opens no files relative to a directory", path)
     if make:
@@ -104,7 +105,7 @@ def _make(path: str) -> None:
         return
     if not os.path.lexists(above):
         _make(above)
-    owner = os.stat(above).st_uid
+    owner = os.lstat(above).st_uid  # of a user's symlink to a directory of root's: the user
     if os.geteuid() == 0 and owner != 0:
         text = f"not made: {above} belongs to user {owner}, and this is root"
         raise OSError(errno.EPERM, text, path)
@@ -205,13 +206,12 @@ def tidy(directory: int, is_ours: Callable[[str], bool], most: int, seconds: flo
         temporary = name.startswith(_TEMPORARY)
         if not temporary and not is_ours(name):
             continue
-        try:
+        with contextlib.suppress(OSError):  # another process was quicker, or it is a directory
             written = os.lstat(name, dir_fd=directory).st_mtime
-        except FileNotFoundError:  # another process was quicker
-            continue
-        if now - written > (_TEMPORARY_SECONDS if temporary else seconds):
-            remove(directory, name)
-        elif not temporary:
-            found.append((written, name))
+            if now - written > (_TEMPORARY_SECONDS if temporary else seconds):
+                remove(directory, name)
+            elif not temporary:
+                found.append((written, name))
     for _, name in sorted(found)[: max(len(found) - most, 0)]:
-        remove(directory, name)
+        with contextlib.suppress(OSError):
+            remove(directory, name)

@@ -5,6 +5,9 @@
 # that waits for the GIL is: it wakes every few milliseconds to ask for it. So over a short time
 # only a thread that was never run counts as blocked, and over a long one also a thread that was run
 # now and then, for less than a hundredth of the time (it polls, or reads from a slow peer).
+#
+# A thread that could run and gets no CPU looks the same until it gets one, since only then does the
+# kernel add that wait. So of a thread that seems blocked it has to be asked whether it sleeps.
 """Calls that block."""
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ class ThreadLook(NamedTuple):
     Attributes:
         at: When, in ns.
         ran: How long the thread ran, in ns.
-        waited: How long it could run and had no CPU, in ns.
+        waited: How long it could run and had no CPU, in ns, without the wait that lasts.
         times: How often it was run.
     """
 
@@ -42,7 +45,7 @@ class CallThread:
     """A thread that is at a call, as looks at it show.
 
     Attributes:
-        blocked: Whether the call blocks, as far as is known.
+        blocked: Whether the call blocks, as far as is known, if its thread sleeps now.
     """
 
     __slots__ = ("_last", "_seldom", "_since", "blocked")
@@ -53,7 +56,7 @@ class CallThread:
         self.blocked = False
 
     def look(self, seen: ThreadLook) -> bool:
-        """Take in a later look; whether the call blocks."""
+        """Take in a later look; whether the call blocks, if its thread sleeps now."""
         last, since = self._last, self._since
         if seen.at - last.at < SHORT_NS:
             return self.blocked

@@ -154,9 +154,13 @@ def _begin_run(state: State, run: Run) -> None:
     directory = awaits = ""
     if key is not None and isinstance(where, str):
         directory = where
+        # In this order: what strikes in between leaves no run waiting for what nobody asks for.
+        state.reads = True
+        readings = state.out.readings
+        readings.append(Source(directory, key, run.number))
         asked = lessons.ask(directory, key)
-        if asked is Asked.NOW:  # also where it is known, so that the archive is there to keep it
-            state.out.readings.append(Source(directory, key, run.number))
+        if asked is not Asked.NOW:  # else also where it is known, so that the archive is there
+            readings.pop()
         if lesson is None and asked is not Asked.ANSWERED:
             awaits = wanted
     run.begin(cut, pacing, key, lessons, directory=directory, awaits=awaits)

@@ -84,6 +84,7 @@ class State:
         all_over: The waiter for the end of all runs, at exit.
         unasked: Runs whose owners have not been looked for yet, in this round of the keeper's.
         advice: What to tell, once, where the process is bound to one CPU.
+        reads: Whether any run may have waited for what is on disk, or does.
     """
 
     def __init__(self, cap: int, tunables: Tunables) -> None:
@@ -111,6 +112,7 @@ class State:
         self.may_lower_again = True  # False once that was refused although it seemed allowed
         self.may_set_nice = True  # False once no nice at all could be set
         self.lessons = Lessons()
+        self.reads = False
         self.helpers: dict[Helper, None] = {}
         self.idle: deque[Helper] = deque()
         self.lane = Lane(self.root)

@@ -74,6 +74,7 @@ def configure(state: State, run: None, wanted: Wanted) -> None:
     """Have all runs follow other tunables of the process; its cap follows from them."""
     state.tunables = wanted.tunables
     state.node_limit = wanted.tunables.max_threads_per_node
+    state.count_blocked()
     set_caps(state, wanted.cap.threads, wanted.share)
     _reconsider_runs(state, state.runs)
 

@@ -95,3 +95,7 @@ class Outbox:
             context = run.context.copy()
             self.events += ((context, event) for event in run.news)
             run.news.clear()
+        if run.over and run.growth is None:
+            run.drop_context()
+            self.dropped.append(run.dropped)
+            run.dropped = ()

@@ -792,6 +792,13 @@ class Run:
             # Its thread looks at the stint once more after the waiter was woken, who may by then
             # want to close the memory that the job's function holds.
             stint.run = OVER
+            if self.growth is None:
+                # An exception in an executor's future leads by its traceback to the frames around
+                # the chunk, which refer to the stint and to the run.
+                self.dropped = self.dropped, stint.context
+                stint.context = Context()
+        if not (self.heard or self.news or self.growth is not None):
+            self.drop_context()
         self.stints = {}
         self.sweep = NOTHING
         self.fn = sweep.fn = NOTHING.fn
@@ -801,6 +808,11 @@ class Run:
         if self.reduces:
             self.initial = ...
         self.job = OVER.job
+
+    def drop_context(self) -> None:
+        """Let go of the context too, in which nothing is left to be told."""
+        self.dropped = self.dropped, self.context
+        self.context = OVER.context
 
     def check_done(self, result: object) -> type:
         """The type of what the job's function returned, unless that says that nothing was done.

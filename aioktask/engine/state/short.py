@@ -28,7 +28,11 @@ def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
 
     Nothing is done where the thread is ending the job at this moment.
     """
-    if run.over or one_chunk.decide_ender(run, TURNS) is not TURNS:
+    if run.over:
+        if run.never_starts and run.lane_waiter is not None:  # it was over before it came
+            state.out.waiters.append(run.lane_waiter)
+        return
+    if one_chunk.decide_ender(run, TURNS) is not TURNS:
         return
     stint = run.stint_of(helper)
     if run.lane_waiter is not None:

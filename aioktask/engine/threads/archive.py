@@ -76,11 +76,7 @@ class Reading:
 
 
 class Archive:
-    """The archive of one pool.
-
-    Attributes:
-        in_use: Whether anything was ever wanted.
-    """
+    """The archive of one pool."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -92,7 +88,6 @@ class Archive:
         self._ended = Parking()
         self._untidy: dict[str, int] = {}  # the thread's own, as is the next
         self._told: set[tuple[object, ...]] = set()
-        self.in_use = False
         self._running = False
         self._writes = self._stops = False
         self._write_at = 0.0  # the keeper's own
@@ -105,7 +100,6 @@ class Archive:
         Where there is no thread for that, the answer is that nothing is there.
         """
         self._wanted.append(reading)
-        self.in_use = True
         if self._running:
             self._parking.unpark()
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
-from aioktask.engine.machine.load import thread_runs
+from aioktask.engine.machine.load import sleeping_threads, thread_runs
 from aioktask.engine.scheduling.blocked import LONG_NS, SHORT_NS, CallThread, ThreadLook
 from aioktask.engine.state.blocking import Serving, calls_served, find_blocked
 
@@ -75,8 +75,10 @@ class CallWatch:
                 known = threads[each] = self._threads.get(each) or CallThread(seen)
                 known.look(seen)
         self._threads = threads
-        blocked = {each for each, thread in threads.items() if thread.blocked}
+        seem = [each for each, thread in threads.items() if thread.blocked]
+        sleeping = sleeping_threads({thread for thread, _ in seem})
+        blocked = {each for each in seem if each[0] in sleeping}
         if blocked != self._blocked:
-            self._blocked = blocked
             pool.inbox.append((find_blocked, None, blocked))
+            self._blocked = blocked
             pool.turn()

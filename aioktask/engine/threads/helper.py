@@ -256,6 +256,8 @@ class HelperThread:
                     return True
             stint.cpu_mark, stint.cpu_now = before, cpu
         elif one_chunk.decide_ender(run, HELPER) is HELPER:  # cancelled, which ends it in a turn
+            if run.over and waiter is not None:  # one that was before the run came into the lane
+                pool.wake_waiter(waiter)
             return True
         self._come_back(stint, position, perf_counter_ns(), raised)
         return False

@@ -677,7 +677,7 @@ class Pool:
         if self.state.busy or self.state.out:
             self.adapter.look_around()
             self.inbox.append((recovery.find_unattended, None))
-            if self.archive.in_use:
+            if self.state.reads:
                 self.inbox.append((admission.wait_no_longer, None))
             if self.state.growing:
                 self._end_abandoned()

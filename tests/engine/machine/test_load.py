@@ -13,7 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask.engine.machine import topology
-from aioktask.engine.machine.load import idle_ns, pressure_us, thread_times_ns
+from aioktask.engine.machine.load import (
+    idle_ns,
+    pressure_us,
+    sleeping_threads,
+    thread_runs,
+    thread_times_ns,
+)
 from aioktask.engine.machine.topology import Topology, Watched, read_topology
 
 STAT = b"""cpu  10 20 30 4000 50 0 0 0 0 0
@@ -57,16 +63,42 @@ def test_no_pressure_is_known_where_it_is_not_told(tmp_path: Path, text: bytes) 
 @given(st.binary(max_size=200))
 def test_nothing_that_is_read_raises(tmp_path_factory: pytest.TempPathFactory, text: bytes) -> None:
     root = tmp_path_factory.mktemp("root")
-    for name in ("proc/stat", "proc/pressure/cpu", "proc/self/task/7/schedstat"):
+    for name in (
+        "proc/stat",
+        "proc/pressure/cpu",
+        "proc/self/task/7/schedstat",
+        "proc/self/task/7/stat",
+    ):
         put(root, name, text)
     idle_ns({0, 1}, root)
     pressure_us(root)
     thread_times_ns([7, 8], root)
+    sleeping_threads([7, 8], root)
 
 
 def test_threads_that_ended_are_left_out(tmp_path: Path) -> None:
     put(tmp_path, "proc/self/task/7/schedstat", b"123 45 6\n")
     assert thread_times_ns([7, 8], tmp_path) == {7: (123, 45)}
+
+
+def test_a_kernel_that_does_not_count_tells_of_no_thread(tmp_path: Path) -> None:
+    put(tmp_path, "proc/self/task/7/schedstat", b"0 0 0\n")
+    assert thread_runs([7], tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("state", "sleeps"), [("S", True), ("D", True), ("R", False), ("T", False), ("Z", False)]
+)
+def test_a_thread_that_runs_or_could_run_does_not_sleep(
+    tmp_path: Path, state: str, sleeps: bool
+) -> None:
+    put(tmp_path, "proc/self/task/7/stat", f"7 (a) S (b) {state} 1 7 7 0 -1\n".encode())
+    assert sleeping_threads([7, 8], tmp_path) == ({7} if sleeps else set())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_this_machine_tells_that_this_thread_runs() -> None:
+    assert sleeping_threads([threading.get_native_id()]) == set()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

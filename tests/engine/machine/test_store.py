@@ -94,6 +94,10 @@ def test_symlinks_are_not_followed(tmp_path: Path, directory: Path) -> None:
     link.symlink_to(directory)
     assert "symlink" in str(refused(errno.ELOOP, link))
     assert "symlink" in str(refused(errno.ELOOP, link, make=True))
+    with errno_is(errno.ELOOP), store.opened(f"{link}/"):
+        pass
+    with store.opened(f"{directory}//"):
+        pass
     other = tmp_path / "other"
     other.write_bytes(b"mine")
     (directory / NAME).symlink_to(other)
@@ -102,6 +106,27 @@ def test_symlinks_are_not_followed(tmp_path: Path, directory: Path) -> None:
     put(directory, b"one")  # in place of the symlink
     assert got(directory) == b"one"
     assert other.read_bytes() == b"mine"
+
+
+@as_root
+def test_root_makes_nothing_behind_a_symlink_of_a_users(tmp_path: Path) -> None:
+    roots = tmp_path / "roots"
+    roots.mkdir(0o700)
+    link = tmp_path / "cache"
+    link.symlink_to(roots)
+    os.lchown(link, NOBODY, NOBODY)
+    refused(errno.EPERM, link / "aioktask", make=True)
+    assert not os.listdir(roots)
+
+
+def test_a_directory_with_a_name_of_ours_stays_and_ends_no_tidying(directory: Path) -> None:
+    for name in (".aioktask-0", "0.json", "1.json", "2.json"):
+        (directory / name).mkdir() if name != "2.json" else (directory / name).touch()
+        os.utime(directory / name, (0, 0))
+    with store.opened(str(directory)) as opened:
+        store.tidy(opened, lambda name: name.endswith(".json"), 0, 1.0)
+        store.tidy(opened, lambda name: name.endswith(".json"), 0, float("inf"))
+    assert sorted(os.listdir(directory)) == [".aioktask-0", "0.json", "1.json"]
 
 
 def test_what_is_no_regular_file_is_not_read_and_nobody_waits_for_it(directory: Path) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections import deque
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,12 +14,15 @@ from hypothesis import strategies as st
 from aioktask import Job
 from aioktask.engine.api.call import job_of_call
 from aioktask.engine.priority import thread_nice
+from aioktask.engine.scheduling.caps import Cap
 from aioktask.engine.state.blocking import calls_served, find_blocked
 from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.following import configure
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lane_turns import settle_lane
 from aioktask.engine.state.recovery import rebuild
 from aioktask.engine.state.workers import Helper
+from aioktask.engine.tunables import Tunables
 from tests.engine.state.turns import a_run, a_state, admit, idle_helper, stint_of
 
 
@@ -61,6 +66,19 @@ def test_each_call_that_blocks_makes_room_until_it_returns(
         assert set(state.blocking) <= set(left)
         assert state.scheduler.blocked == min(len(state.blocking), ceiling)
     assert state.scheduler.blocked == 0
+
+
+@given(st.integers(1, 4), st.integers(0, 5), st.integers(0, 5))
+def test_another_ceiling_holds_at_once(calls: int, before: int, after: int) -> None:
+    state = a_state(calls, max_blocked=before)
+    for number in range(calls):
+        served_call(state, number + 1)
+    find_blocked(state, None, calls_served(state))
+    assert state.scheduler.blocked == min(calls, before)
+    cap = Cap(calls, "the machine")
+    wanted: Any = SimpleNamespace(tunables=Tunables(max_blocked=after), share=None, cap=cap)
+    configure(state, None, wanted)
+    assert state.scheduler.blocked == min(calls, after)
 
 
 def test_what_waits_is_given_helpers_as_soon_as_calls_are_found_to_block() -> None:

@@ -15,7 +15,7 @@ from aioktask.engine.events import Event, EventKind
 from aioktask.engine.learning.lessons import Asked, Lesson, Lessons, key_of
 from aioktask.engine.learning.scaling import Scaling
 from aioktask.engine.learning.sizing import Sizes
-from aioktask.engine.state import recovery
+from aioktask.engine.state import admission, recovery
 from aioktask.engine.state.admission import PATIENCE_NS, lesson_read, wait_no_longer
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel
@@ -153,6 +153,25 @@ def test_a_calling_thread_takes_its_first_stretch_when_the_lesson_came() -> None
     lesson_read(state, None, SOMEWHERE, KEY, a_lesson())
     assert caller.stint is not None
     assert caller.stint.chunk == 1 << 12
+
+
+@pytest.mark.parametrize("where", [(admission, "Source"), (Lessons, "_forget_questions")])
+def test_where_asking_fails_the_next_run_asks_or_has_the_question_on_its_way(
+    where: tuple[Any, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strike(*_: object) -> None:
+        raise MemoryError
+
+    state = a_state(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, strike)
+        failed = a_run(the_job())
+        admission.admit(state, failed, None, None, False, False)
+    assert isinstance(failed.verdict, MemoryError)
+    run = admit(state, a_run(the_job()))
+    assert not run.claimable
+    assert [each[:2] for each in readings_of(state)] == [(SOMEWHERE, KEY)]
+    assert state.reads
 
 
 def test_what_this_process_learned_goes_before_the_disk() -> None:
