@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from threading import get_ident
 from types import TracebackType
 from typing import Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
@@ -93,7 +94,9 @@ def map_ordered_sync(
 
     **Leaving** begins no further item, waits for those that run and closes the source. An exception
     that a signal handler raises meanwhile, such as a Ctrl-C, is raised when they are done; a second
-    one gives up waiting.
+    one gives up waiting. Left on another thread or in another chunk than it was entered, as where
+    the collector closes a generator that is in the scope, it does not wait: those that run may
+    wait for what that thread is at.
 
     >>> with map_ordered_sync(len, ["a", "bcd", "ef"]) as results:
     ...     print(list(results))
@@ -117,7 +120,7 @@ def map_ordered_sync(
 class SyncStream(Generic[R]):
     """An open stream of values: what ``with map_ordered_sync(...)`` gives."""
 
-    __slots__ = ("_caller", "_consumer", "_generator", "_items", "_iterator", "_options")
+    __slots__ = ("_caller", "_consumer", "_generator", "_items", "_iterator", "_options", "_thread")
 
     def __init__(self, options: Options[Any, Any], items: Iterable[Any]) -> None:
         self._options = options
@@ -125,6 +128,7 @@ class SyncStream(Generic[R]):
         self._iterator: Iterator[Any]
         self._consumer: Consumer[Any, Any] | None = None
         self._caller: Caller
+        self._thread: int  # that entered
         self._generator: Iterator[R] | None = None
 
     def __repr__(self) -> str:
@@ -157,6 +161,7 @@ class SyncStream(Generic[R]):
         self._items = None
         consumer: Consumer[Any, Any] = Consumer(self._options)
         stint = local.stint
+        self._thread = get_ident()
         caller = self._caller = Caller(MOST_NICE, stint, main=is_main_thread())
         try:
             consumer.feed.submit(caller, detects=stint is not None)
@@ -241,6 +246,11 @@ class SyncStream(Generic[R]):
         trace: TracebackType | None,
     ) -> None:
         consumer = self._entered()
+        if not self._may_wait():
+            consumer.stop()
+            consumer.feed.forget_thread(self._caller)
+            self._close()
+            return
         try:
             consumer.stop()
             consumer.feed.leave_thread(self._caller)
@@ -252,6 +262,15 @@ class SyncStream(Generic[R]):
             raise
         finally:
             consumer.exchange.clear()
-            close = getattr(self._iterator, "close", None)
-            if callable(close):
-                close()
+            self._close()
+
+    def _may_wait(self) -> bool:
+        """Whether the scope is left where it was entered, so that none that runs waits for this."""
+        if local.inside or get_ident() != self._thread:
+            return False
+        return local.stint is self._caller.stint
+
+    def _close(self) -> None:
+        close = getattr(self._iterator, "close", None)
+        if callable(close):
+            close()

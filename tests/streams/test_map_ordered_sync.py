@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -266,6 +266,84 @@ def test_ctrl_c_ends_the_stream_and_waits_for_what_runs() -> None:
         signal.signal(signal.SIGINT, before)
     assert not running
     pool_at_rest()
+
+
+def a_generator_around(fn: Any) -> Generator[int, None, None]:
+    with map_ordered_sync(fn, counted()) as results:
+        yield from results
+
+
+@pytest.mark.parametrize("main", [False, True])
+def test_a_generator_around_a_stream_may_be_closed_in_a_turn(main: bool) -> None:
+    # As where the collector finds one that was abandoned. An item runs until it is closed.
+    closed, is_in = threading.Event(), threading.Event()
+
+    def work(item: int) -> int:
+        if item and threading.get_ident() != consumer[0]:
+            is_in.set()
+            assert closed.wait(PATIENCE), "the stream waits, in a turn, for an item"
+        return item
+
+    def consume() -> Generator[int, None, None]:
+        consumer.append(threading.get_ident())
+        values = a_generator_around(work)
+        assert next(values) == 0
+        assert is_in.wait(PATIENCE)
+        return values
+
+    consumer: list[int] = []
+    values = consume() if main else in_thread(consume)
+
+    def close(state: object, run: object) -> None:
+        values.close()
+        closed.set()
+
+    current_pool().post(close, None)
+    assert closed.wait(PATIENCE)
+    pool_at_rest()
+
+
+def test_a_generator_around_a_stream_may_be_closed_in_an_item_of_that_stream() -> None:
+    begun, closed = threading.Event(), threading.Event()
+    consumer = threading.get_ident()
+
+    def work(item: int) -> int:
+        if item and threading.get_ident() != consumer:
+            assert begun.wait(PATIENCE)
+            with contextlib.suppress(ValueError):  # another item is just at it
+                values.close()
+                closed.set()
+        return item
+
+    values = a_generator_around(work)
+    assert next(values) == 0
+    begun.set()
+    assert closed.wait(PATIENCE), "the item waits for itself"
+    pool_at_rest()
+
+
+def test_a_generator_around_a_stream_may_be_closed_in_an_item_on_its_own_thread() -> None:
+    aioktask.set_max_threads(1)
+    gate, is_in = Gate(), threading.Event()
+
+    def work(item: int) -> int:
+        if item and threading.get_ident() != consumer:
+            is_in.set()
+            gate.chunk(item, item + 1)
+        return item
+
+    def close(item: int) -> None:
+        values.close()
+        gate.open()
+
+    consumer = threading.get_ident()
+    values = a_generator_around(work)
+    assert next(values) == 0
+    assert is_in.wait(PATIENCE)  # from now on no helper is free
+    with map_ordered_sync(close, range(1)) as results:
+        assert list(results) == [None]
+    pool_at_rest()
+    assert gate.done, "to close it waited for an item that waited for this thread"
 
 
 def test_an_iterator_that_waits_for_its_items_to_be_worked_on_is_not_held_up() -> None:
