@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -130,7 +131,8 @@ def map_ordered(
     call in a millisecond of those that find their value there. Cancelled while it waits for a value
     no value is lost: the next call gets it. Leaving the scope, early, by an exception or a
     cancellation, begins no further item, waits for those that run, whom
-    ``current_chunk().check_cancelled()`` tells, and closes the source (``aclose`` or ``close``).
+    ``current_chunk().check_cancelled()`` tells, and closes the source (``aclose`` or ``close``). It waits for
+    nothing where a generator around the scope is closed by another task than the one that entered.
 
     >>> import asyncio
     >>> async def main():
@@ -165,6 +167,7 @@ class Stream(Generic[R]):
         "_loop",
         "_options",
         "_reader",
+        "_task",
         "_turn_ends",
         "_waiter",
     )
@@ -178,6 +181,7 @@ class Stream(Generic[R]):
         self._reader: _Reader | None = None  # of an async one
         self._consumer: Consumer[Any, Any] | None = None
         self._loop: Loop
+        self._task: weakref.ref[Any]  # that entered
         self._waiter: AsyncWaiter
         self._generator: AsyncGenerator[R, None] | None = None
         self._turn_ends = 0
@@ -209,6 +213,7 @@ class Stream(Generic[R]):
             raise RuntimeError("this stream was entered already: make a new one for each use")
         loop = self._loop = needed_loop("map_ordered()")
         await loop.checkpoint_if_cancelled()
+        self._task = weakref.ref(loop.current_task())
         self._items = None
         consumer: Consumer[Any, Any] = Consumer(self._options)
         # It lends nothing: the stream's own nice counts, which may change.
@@ -323,7 +328,7 @@ class Stream(Generic[R]):
         consumer.stop()
         self._waiter.wake()  # another task may wait for a value
         self._close_values()
-        if isinstance(error, GeneratorExit):  # the loop is gone, and nobody can wait
+        if isinstance(error, GeneratorExit) and not self._is_in_its_task():  # nobody can wait
             if self._reader is not None:
                 self._reader.forget()
             _close(self._iterator)
@@ -340,6 +345,13 @@ class Stream(Generic[R]):
                 raise struck
             finally:
                 del struck
+
+    def _is_in_its_task(self) -> bool:
+        """Whether the task that entered runs now: its loop may be gone, or close a generator."""
+        try:
+            return self._task() is self._loop.current_task()
+        except RuntimeError:  # no loop runs here
+            return False
 
     def _close_values(self) -> None:
         """Close the generator of the values, which waits for nothing as it is closed."""
@@ -382,6 +394,7 @@ class _Reader:
         self._iterator = iterator
         self._tasks: anyio.abc.TaskGroup | None = None
         self._begun = False  # whether their scope was entered
+        self._scope = anyio.CancelScope()  # of the task that reads
         self._room: anyio.Event | None = None  # set when the consumer was given a value
         self._close_error: BaseException | None = None
 
@@ -407,7 +420,7 @@ class _Reader:
         tasks, self._tasks = self._tasks, None
         if tasks is None:
             return
-        tasks.cancel_scope.cancel()
+        self._scope.cancel()
         try:
             await tasks.__aexit__(None, None, None)
         except Exception:
@@ -421,11 +434,15 @@ class _Reader:
                 del error
 
     def forget(self) -> None:
-        """Read no more, where the loop is gone."""
-        if self._tasks is not None:
-            self._tasks.cancel_scope.cancel()
+        """Read no more, where nobody can wait for that."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._scope.cancel()
 
     async def _read(self) -> None:
+        with self._scope:
+            await self._read_and_close()
+
+    async def _read_and_close(self) -> None:
         consumer, error = self._consumer, None
         try:
             await self._read_all()

@@ -7,7 +7,7 @@ import asyncio
 import gc
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -612,6 +612,70 @@ async def test_what_makes_no_sense_is_refused(
 async def an_item_and_no_more() -> AsyncIterator[int]:
     yield 1
     await asyncio.get_running_loop().create_future()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_generator_around_a_stream_is_closed_as_the_scope_is_left(is_async: bool) -> None:
+    gate, closed = Gate(), []
+
+    def work(item: int) -> int:
+        if item:
+            gate.chunk(item, item + 1)
+        return item
+
+    async def source() -> AsyncIterator[int]:
+        try:
+            for item in range(1000):
+                yield item
+        finally:
+            closed.append(True)
+
+    async def values() -> AsyncGenerator[int, None]:
+        async with map_ordered(work, source() if is_async else range(1000)) as results:
+            async for value in results:
+                yield value
+
+    generator = values()
+    assert await anext(generator) == 0
+    await gate.entered()
+    timer = threading.Timer(0.01, gate.open)
+    timer.start()
+    await generator.aclose()
+    assert gate.done, "closing it waited for no item"
+    timer.join()
+    pool_at_rest()
+    assert closed == [True] * is_async
+    await anyio.lowlevel.checkpoint()  # and nobody is cancelled
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_generator_around_a_stream_may_be_closed_by_another_task() -> None:
+    # As asyncio does after a `break`.
+    closed = asyncio.Event()
+
+    async def source() -> AsyncIterator[int]:
+        try:
+            for item in range(1000):
+                yield item
+        finally:
+            closed.set()
+
+    async def values() -> AsyncGenerator[int, None]:
+        async with map_ordered(double, source()) as results:
+            async for value in results:
+                yield value
+
+    async def consume() -> None:
+        generator = values()
+        assert await anext(generator) == 0
+        await asyncio.create_task(close_it(generator))
+        await closed.wait()
+        await anyio.lowlevel.checkpoint()
+
+    async def close_it(generator: AsyncGenerator[int, None]) -> None:
+        await generator.aclose()
+
+    await asyncio.wait_for(asyncio.create_task(consume()), PATIENCE)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

@@ -145,6 +145,9 @@ class AsyncioLoop:
             work.close()
             raise
 
+    def current_task(self) -> object:
+        return asyncio.current_task()
+
     def is_running(self) -> bool:
         return self._loop.is_running()
 

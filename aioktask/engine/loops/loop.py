@@ -83,6 +83,14 @@ class Loop(Protocol):
     def is_running(self) -> bool:
         """Whether the loop runs."""
 
+    def current_task(self) -> object:
+        """The task that runs on this thread now.
+
+        Raises:
+            RuntimeError: No loop of this kind runs here.
+        """
+        ...
+
     def is_closed(self) -> bool:
         """Whether the loop will never run again."""
 

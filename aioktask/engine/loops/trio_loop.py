@@ -126,6 +126,9 @@ class TrioLoop:
 
         trio.lowlevel.spawn_system_task(shielded, context=undo.context.copy())
 
+    def current_task(self) -> object:
+        return sys.modules["trio"].lowlevel.current_task()
+
     def is_running(self) -> bool:
         try:
             self._token.run_sync_soon(_nothing)
