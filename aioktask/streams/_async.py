@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import weakref
 from collections.abc import (
     AsyncGenerator,
@@ -35,6 +36,7 @@ from aioktask.engine.api.feed import StreamHandle
 from aioktask.engine.api.submission import needed_loop
 from aioktask.engine.loops.loop import AsyncWaiter, Loop
 from aioktask.engine.priority import MOST_NICE
+from aioktask.engine.state.record import raisable
 from aioktask.streams._consumer import PATIENCE_SECONDS, WINDOW, Consumer, Errors, Options
 from aioktask.streams._exchange import NOTHING, Raised
 
@@ -395,6 +397,7 @@ class _Reader:
         self._tasks: anyio.abc.TaskGroup | None = None
         self._begun = False  # whether their scope was entered
         self._scope = anyio.CancelScope()  # of the task that reads
+        self._ends = False  # whether that was told to end
         self._room: anyio.Event | None = None  # set when the consumer was given a value
         self._close_error: BaseException | None = None
 
@@ -420,6 +423,7 @@ class _Reader:
         tasks, self._tasks = self._tasks, None
         if tasks is None:
             return
+        self._ends = True
         self._scope.cancel()
         try:
             await tasks.__aexit__(None, None, None)
@@ -435,6 +439,7 @@ class _Reader:
 
     def forget(self) -> None:
         """Read no more, where nobody can wait for that."""
+        self._ends = True
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._scope.cancel()
 
@@ -446,8 +451,14 @@ class _Reader:
         consumer, error = self._consumer, None
         try:
             await self._read_all()
-        except anyio.get_cancelled_exc_class():
-            raise
+        except anyio.get_cancelled_exc_class() as cancelled:
+            if self._ends:
+                raise
+            # A task that the source waits for may have been cancelled. Where it is this one, its
+            # consumer may be shielded, and must not take that for the source's end.
+            error = raisable(cancelled, "the source")
+            if anyio.current_effective_deadline() == -math.inf:
+                raise
         except BaseException as raised:
             error = raised
         finally:

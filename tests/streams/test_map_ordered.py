@@ -614,6 +614,38 @@ async def an_item_and_no_more() -> AsyncIterator[int]:
     await asyncio.get_running_loop().create_future()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_cancel_that_the_source_raises_is_not_its_end() -> None:
+    async def source() -> AsyncIterator[int]:
+        for item in range(5):
+            yield item
+        task = asyncio.create_task(asyncio.sleep(PATIENCE))
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    given = []
+    async with map_ordered(double, source()) as results:
+        with pytest.raises(RuntimeError, match="source raised CancelledError"):
+            async for value in results:
+                given.append(value)  # noqa: PERF401 - some come before it is raised
+    assert given == [0, 2, 4, 6, 8]
+
+
+async def test_a_cancel_around_the_scope_is_not_the_end_of_the_source() -> None:
+    async def source() -> AsyncIterator[int]:
+        yield 0
+        await anyio.sleep(PATIENCE)
+
+    with anyio.CancelScope() as scope:
+        async with map_ordered(double, source()) as results:
+            with anyio.CancelScope(shield=True):
+                assert await anext(results) == 0
+                scope.cancel()
+                with pytest.raises(RuntimeError, match="source raised Cancelled"):
+                    await anext(results)
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_generator_around_a_stream_is_closed_as_the_scope_is_left(is_async: bool) -> None:
     gate, closed = Gate(), []

@@ -164,7 +164,7 @@ def what_is_left(run: Run) -> str:
     return f"gave up waiting for the job {run.name!r}; may be done and not undone yet: {ranges}"
 
 
-def raisable(error: BaseException) -> BaseException:
+def raisable(error: BaseException, raiser: str = "the job's function") -> BaseException:
     """`error`, or a RuntimeError in its place where it would be misread when a waiter raises it.
 
     A StopIteration or GeneratorExit would end the waiter's coroutine, and a loop's cancellation
@@ -180,6 +180,6 @@ def raisable(error: BaseException) -> BaseException:
         misread = (*misread, trio.Cancelled)
     if not issubclass(type(error), misread):  # an instance might say that it is another's
         return error
-    wrapped = RuntimeError(f"the job's function raised {type(error).__name__}")
+    wrapped = RuntimeError(f"{raiser} raised {type(error).__name__}")
     wrapped.__cause__ = error
     return wrapped
