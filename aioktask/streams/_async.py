@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import weakref
@@ -25,7 +26,7 @@ from collections.abc import (
 from functools import partial
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, Generic, Literal, SupportsIndex, TypeVar, overload
+from typing import Any, Generic, Literal, SupportsIndex, TypeGuard, TypeVar, overload
 
 import anyio
 import anyio.abc
@@ -340,13 +341,15 @@ class Stream(Generic[R]):
             if self._reader is not None:
                 await self._reader.end()
         finally:
-            _close(self._iterator)
-            self._iterator = None
-        if struck is not None and error is None:  # it came while this waited, and must not be lost
             try:
-                raise struck
+                _close(self._iterator)
             finally:
-                del struck
+                self._iterator = None
+                try:
+                    if _goes_before(struck, error):  # it must not be lost
+                        raise struck
+                finally:
+                    del struck
 
     def _is_in_its_task(self) -> bool:
         """Whether the task that entered runs now: its loop may be gone, or close a generator."""
@@ -368,14 +371,30 @@ class Stream(Generic[R]):
         while not consumer.feed.over:
             try:
                 cancelled = await consumer.feed.until_over(self._loop, self._waiter)
-                first = first or cancelled
+                if first is None:
+                    first = cancelled
             except GeneratorExit:
                 raise
             except BaseException as another:  # a signal handler raised in here
-                first = first or another
+                if not _goes_before(first, another):
+                    first = another
         self._waiter.left = True
         consumer.exchange.clear()
         return first
+
+
+def _goes_before(
+    struck: BaseException | None, error: BaseException | None
+) -> TypeGuard[BaseException]:
+    """Whether what came while a scope was left is raised, and not what it was left by.
+
+    A cancel gives way to what is no `Exception` itself, as another cancel or a Ctrl-C.
+    """
+    if struck is None:
+        return False
+    if isinstance(struck, asyncio.CancelledError):
+        return error is None or isinstance(error, (Exception, GeneratorExit))
+    return True
 
 
 def _close(iterator: Iterator[Any] | None) -> None:

@@ -646,6 +646,47 @@ async def test_a_cancel_around_the_scope_is_not_the_end_of_the_source() -> None:
                     await anext(results)
 
 
+class FailsToClose:
+    def __iter__(self) -> FailsToClose:
+        return self
+
+    def __next__(self) -> int:
+        return 1
+
+    def close(self) -> None:
+        raise OSError(5, "planted")
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("items", [lambda: range(10), FailsToClose])
+async def test_a_cancel_while_the_scope_is_left_by_an_exception_is_not_lost(items: Any) -> None:
+    gate = Gate()
+
+    def work(item: int) -> None:
+        gate.chunk(item, item + 1)
+
+    async def leave() -> None:
+        async with map_ordered(work, items()) as results:
+            asking = asyncio.create_task(ask(results))
+            await gate.entered()
+            asking.cancel()
+            asyncio.get_running_loop().call_soon(cancel_and_open)
+            if items is not FailsToClose:
+                raise Planted("body")
+
+    async def ask(results: Any) -> None:
+        await anext(results)
+
+    def cancel_and_open() -> None:
+        task.cancel()
+        gate.open()
+
+    task = asyncio.create_task(leave())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    pool_at_rest()
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_generator_around_a_stream_is_closed_as_the_scope_is_left(is_async: bool) -> None:
     gate, closed = Gate(), []
