@@ -368,9 +368,10 @@ class Stream(Generic[R]):
     async def _see_to_its_end(self, consumer: Consumer[Any, Any]) -> BaseException | None:
         """Wait for the items that run, whatever strikes meanwhile; returns the first that did."""
         first: BaseException | None = None
+        waiter = self._loop.waiter(MOST_NICE)  # another task may wait with the stream's own
         while not consumer.feed.over:
             try:
-                cancelled = await consumer.feed.until_over(self._loop, self._waiter)
+                cancelled = await consumer.feed.until_over(self._loop, waiter)
                 if first is None:
                     first = cancelled
             except GeneratorExit:
@@ -378,7 +379,7 @@ class Stream(Generic[R]):
             except BaseException as another:  # a signal handler raised in here
                 if not _goes_before(first, another):
                     first = another
-        self._waiter.left = True
+        self._waiter.left = waiter.left = True
         consumer.exchange.clear()
         return first
 

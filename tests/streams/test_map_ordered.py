@@ -687,6 +687,33 @@ async def test_a_cancel_while_the_scope_is_left_by_an_exception_is_not_lost(item
     pool_at_rest()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_who_leaves_does_not_get_the_cancel_of_who_waits() -> None:
+    for _ in range(20):  # the wait of one may be over before the other waits
+        await leave_while_another_waits()
+
+
+async def leave_while_another_waits() -> None:
+    gate = Gate()
+
+    def work(item: int) -> None:
+        gate.chunk(item, item + 1)
+
+    async def ask(results: Any) -> None:
+        await anext(results)
+
+    def cancel_and_open() -> None:
+        asking.cancel()
+        gate.open()
+
+    async with map_ordered(work, range(10)) as results:
+        asking = asyncio.create_task(ask(results))
+        await gate.entered()
+        asyncio.get_running_loop().call_soon(cancel_and_open)
+    with pytest.raises((asyncio.CancelledError, StopAsyncIteration)):
+        await asking
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_generator_around_a_stream_is_closed_as_the_scope_is_left(is_async: bool) -> None:
     gate, closed = Gate(), []
