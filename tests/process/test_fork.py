@@ -384,3 +384,54 @@ def test_the_child_takes_no_lock_of_a_parents_future() -> None:
     """
     with forks(RUNNING_JOB, program, END) as child:
         end_of_running_job(child)
+
+
+@pytest.mark.parametrize("form", ["sync", "async", "thread"])
+def test_a_child_leaves_the_scope_of_a_stream_of_its_parent(form: str) -> None:
+    program = """
+        import threading
+        from aioktask import map_ordered, map_ordered_sync
+
+        def leave_sync():
+            with map_ordered_sync(abs, range(1000)) as results:
+                next(results)
+                child = os.fork() == 0
+                if child:
+                    signal.alarm(15)
+                else:
+                    assert list(results) == list(range(1, 1000))
+            return child
+
+        async def leave_async():
+            async with map_ordered(abs, range(1000)) as results:
+                await anext(results)
+                child = os.fork() == 0
+                if child:
+                    signal.alarm(15)
+                else:
+                    assert [value async for value in results] == list(range(1, 1000))
+            if child:
+                os._exit(0)  # what the loop polls is the parent's too
+            return False
+
+        def leave_in_thread():
+            if leave_sync():
+                run_own_jobs()
+                os._exit(0)
+
+        if FORM == "thread":
+            thread = threading.Thread(target=leave_in_thread)
+            thread.start()
+            thread.join()
+            child = False
+        else:
+            child = leave_sync() if FORM == "sync" else asyncio.run(leave_async())
+        if child:
+            run_own_jobs()
+            os._exit(0)
+        pid, status = os.wait()
+        assert status == 0, status
+    """
+    with forks(f"FORM = {form!r}", program) as child:
+        assert child.end() == 0, child.stderr()
+        assert child.stderr() == ""

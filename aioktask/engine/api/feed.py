@@ -93,7 +93,8 @@ class Feed:
 
     def grow(self) -> None:
         """Have helpers come for what was added: `Growth.stop` moved up."""
-        self._pool.grow(self._run)
+        if not self._pool.dead:
+            self._pool.grow(self._run)
 
     @property
     def may_grow_later(self) -> bool:
@@ -115,11 +116,12 @@ class Feed:
     def close(self) -> None:
         """Add nothing any more: the run is over when all that was added is done."""
         self.growth.closed = True
-        self._pool.grow(self._run)
+        self.grow()
 
     def cancel(self) -> None:
         """Begin no further unit; those that run may find out by `check_cancelled`."""
-        self._pool.cancel(self._run)
+        if not self._pool.dead:
+            self._pool.cancel(self._run)
 
     def wake(self, waiter: Waiter) -> None:
         """Wake a waiter, and see to it that it hears."""
@@ -129,8 +131,8 @@ class Feed:
 
     @property
     def over(self) -> bool:
-        """Whether no unit runs, and none will."""
-        return self._run.ended or self._run.refused
+        """Whether no unit runs, and none will: in a fork's child none of its parent's does."""
+        return self._run.ended or self._run.refused or self._pool.dead
 
     @property
     def stopping(self) -> bool:
@@ -180,7 +182,8 @@ class Feed:
 
     def forget_thread(self, caller: Caller) -> None:
         """Have a thread serve the run no more, on any thread and in any line of it."""
-        self._pool.post(growing.caller_goes, self._run, caller)
+        if not self._pool.dead:
+            self._pool.post(growing.caller_goes, self._run, caller)
         with contextlib.suppress(RuntimeError):  # it was let go of before
             caller.present.release()
 
@@ -204,7 +207,7 @@ class Feed:
 
     def turn(self, caller: Caller) -> None:
         """Apply what was posted, where this thread may do so."""
-        if not caller.main:
+        if not (caller.main or self._pool.dead):
             self._pool.turn_on_caller()
 
     def park(self, caller: Caller) -> None:
