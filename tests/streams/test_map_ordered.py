@@ -804,6 +804,41 @@ async def test_the_engine_ends_what_a_closed_loop_leaves(source: Callable[[], An
     gc.collect()
 
 
+class Held:
+    """What a task holds."""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_a_closed_loop_leaves_is_not_held() -> None:
+    gate = Gate()
+
+    def work(item: int) -> None:
+        gate.chunk(item, item + 1)
+
+    async def forever(held: Held) -> None:
+        async with map_ordered(work, range(3)) as results:
+            async for _ in results:
+                pass
+
+    def in_thread() -> weakref.ref[Held]:
+        held = Held()
+        loop = asyncio.new_event_loop()
+        task: Any = loop.create_task(forever(held))
+        task._log_destroy_pending = False
+        loop.run_until_complete(gate.entered())
+        loop.close()
+        return weakref.ref(held)
+
+    watch = await anyio.to_thread.run_sync(in_thread)
+    gate.open()
+
+    def gone() -> bool:
+        gc.collect()
+        return watch() is None
+
+    await eventually(gone)
+
+
 async def test_the_events_of_a_stream_are_those_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[events.Event] = []
     monkeypatch.setattr(events, "_listeners", (heard.append,))

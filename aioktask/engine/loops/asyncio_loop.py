@@ -78,7 +78,8 @@ class AsyncioWaiter:
 
     @property
     def heard(self) -> bool:
-        return not self._woken
+        # On a loop that is closed nobody hears, ever.
+        return not self._woken or self.left or self._loop.is_closed()
 
     def renew(self) -> None:
         if self._future.done():

@@ -45,7 +45,7 @@ class TrioWaiter:
         try:
             self._token.run_sync_soon(posted)
         except sys.modules["trio"].RunFinishedError:
-            pass  # `posted` tells of the loss
+            self._woken = False  # nobody hears, ever; `posted` tells of the loss
         except BaseException:  # memory was short
             posted.withdraw()
             raise
@@ -57,7 +57,7 @@ class TrioWaiter:
 
     @property
     def heard(self) -> bool:
-        return not self._woken
+        return not self._woken or self.left
 
     def renew(self) -> None:
         if self._event.is_set():
