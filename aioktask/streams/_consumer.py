@@ -33,6 +33,7 @@ from aioktask.engine.api.feed import Feed, StreamHandle
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Waiter
 from aioktask.engine.threads.keeper import WATCH_SECONDS
+from aioktask.errors import ChunkCancelled
 from aioktask.streams._exchange import Exchange, Raised
 
 __all__ = ["PATIENCE_SECONDS", "WINDOW", "Consumer", "Errors", "Options"]
@@ -290,8 +291,11 @@ class Consumer(Generic[T, R]):
 
         Raises:
             BaseException: What `fn` raised, which ends the stream.
+            JobCancelled: It raised since the stream was cancelled from outside.
         """
         error = outcome.error
+        if isinstance(error, ChunkCancelled):  # the item was told, and the consumer hears why
+            self.raise_if_stopped()
         if self.options.yields_errors and isinstance(error, Exception):
             return error
         self.over = True

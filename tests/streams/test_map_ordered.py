@@ -310,6 +310,35 @@ async def test_the_handle_cancels_and_tells_progress() -> None:
     assert handle.done()
 
 
+@pytest.mark.parametrize("errors", ["raise", "yield"])
+async def test_an_item_that_is_told_of_a_cancel_ends_the_stream_by_it(errors: str) -> None:
+    gate, raised = Gate(), threading.Event()
+
+    def work(item: int) -> None:
+        gate.chunk(item, item + 1)
+        try:
+            current_chunk().check_cancelled()
+        finally:
+            raised.set()
+
+    options: Any = {"errors": errors}
+    async with map_ordered(work, range(1), **options) as results:
+        async with anyio.create_task_group() as tasks:
+
+            async def ask() -> None:
+                with pytest.raises(JobCancelled):
+                    await anext(results)
+
+            async def cancel() -> None:
+                await gate.entered()
+                results.handle.cancel()
+                gate.open()
+                assert raised.wait(PATIENCE)  # the loop stands still, so the outcome is there first
+
+            tasks.start_soon(ask)
+            tasks.start_soon(cancel)
+
+
 async def test_the_size_is_known_when_the_source_has_ended() -> None:
     async with map_ordered(double, range(10)) as results:
         async for _ in results:
