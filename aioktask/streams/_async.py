@@ -468,9 +468,9 @@ class _Reader:
             await self._read_and_close()
 
     async def _read_and_close(self) -> None:
-        consumer, error = self._consumer, None
+        consumer, error, ended = self._consumer, None, False
         try:
-            await self._read_all()
+            ended = await self._read_all()
         except anyio.get_cancelled_exc_class() as cancelled:
             if self._ends:
                 raise
@@ -482,26 +482,29 @@ class _Reader:
         except BaseException as raised:
             error = raised
         finally:
-            consumer.end_source(error)
+            if ended or error is not None:
+                consumer.end_source(error)
             del error
             self._waiter.wake()
             await self._close()
 
-    async def _read_all(self) -> None:
+    async def _read_all(self) -> bool:
+        """Read as long as items are wanted; whether that was to the source's end."""
         consumer, iterator = self._consumer, self._iterator
         exchange = consumer.exchange
-        while not exchange.ended:
+        while not (exchange.ended or consumer.feed.stopping):
             while not consumer.has_room:
                 self._room = room = anyio.Event()
                 await room.wait()
             try:
                 item = await _Watched(iterator.__anext__(), consumer.post)
             except StopAsyncIteration:
-                return
+                return True
             consumer.take(item)
             del item  # while this waits nothing here refers to it
             if consumer.wants_post:
                 consumer.post()
+        return False
 
     async def _close(self) -> None:
         close = getattr(self._iterator, "aclose", None)

@@ -200,7 +200,7 @@ class Consumer(Generic[T, R]):
             slow = now - before > SLOW_SOURCE_NS
             if slow or (taken - self._posted >= enough and self._may_post):
                 self.post()
-                if slow and exchange.has(number):
+                if slow and (exchange.has(number) or self.feed.stopping):
                     return 1
                 now = perf_counter_ns()
             before = now

@@ -339,6 +339,27 @@ async def test_an_item_that_is_told_of_a_cancel_ends_the_stream_by_it(errors: st
             tasks.start_soon(cancel)
 
 
+async def test_a_cancel_is_told_although_every_item_that_was_read_is_given() -> None:
+    read: list[int] = []
+    more = anyio.Event()
+
+    async def source() -> AsyncIterator[int]:
+        for item in range(100):
+            read.append(item)
+            yield item
+            await more.wait()
+
+    async with map_ordered(double, source()) as results:
+        assert await anext(results) == 0
+        results.handle.cancel()
+        more.set()
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+        assert len(read) <= 2
+        with pytest.raises(JobCancelled):
+            await anext(results)
+
+
 async def test_the_size_is_known_when_the_source_has_ended() -> None:
     async with map_ordered(double, range(10)) as results:
         async for _ in results:

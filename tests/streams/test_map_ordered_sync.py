@@ -8,6 +8,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Generator, Iterator
+from time import perf_counter_ns
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from aioktask import (
     run_multithreaded_sync,
 )
 from aioktask.engine.api.process import current_pool
+from aioktask.streams._consumer import SLOW_SOURCE_NS
 from tests.streams.scenarios import SOURCES, Scenario, play_sync, scenarios
 from tests.support.gates import PATIENCE, Gate
 from tests.support.harness import pool_at_rest
@@ -223,6 +225,31 @@ def test_a_cancel_is_over_although_the_consumer_does_not_ask_for_values() -> Non
 
         threading.Thread(target=until_over).start()
         assert finished.wait(PATIENCE)
+
+
+def test_a_source_that_takes_its_time_is_not_read_on_after_a_cancel() -> None:
+    taken: list[int] = []
+    gate = Gate()
+
+    def work(item: int) -> None:
+        gate.chunk(item, item + 1)
+
+    def source() -> Iterator[int]:
+        for item in range(64):
+            taken.append(item)
+            until = perf_counter_ns() + 10 * SLOW_SOURCE_NS
+            while perf_counter_ns() < until:
+                pass
+            if item == 5:
+                gate.wait_entered()
+                results.handle.cancel()
+            yield item
+
+    with map_ordered_sync(work, source()) as results:
+        with pytest.raises(JobCancelled):
+            next(results)
+        gate.open()
+    assert len(taken) <= 7
 
 
 # Python drops what a handler raises inside a finalizer or a callback of the collector, and tells.
