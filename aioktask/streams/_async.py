@@ -127,7 +127,8 @@ def map_ordered(
     Raises:
         TypeError, ValueError: An argument is not what it may be: the message names it.
 
-    **Errors.** What the source raises arrives after the values before it. Where the stream's handle
+    **Errors.** What the source raises arrives after the values before it. What a signal handler
+    raises in the call that asks for a value ends the stream. Where the stream's handle
     or its coordinator ends the stream, the consumer gets `JobCancelled`.
 
     **Cancellation.** Entering, leaving, and each wait for a value are checkpoints; so is about one
@@ -262,28 +263,37 @@ class Stream(Generic[R]):
     async def _generate(self, consumer: Consumer[Any, Any]) -> AsyncGenerator[R, None]:
         source, reader, take = self._iterator, self._reader, consumer.exchange.take
         until_look = 0  # how many values to give before the source and the loop have their turn
-        while not consumer.over:
-            if until_look <= 0:
-                until_look = FEW_VALUES if source is None else consumer.fill(source)
-                if perf_counter_ns() >= self._turn_ends and consumer.exchange.has(consumer.given):
-                    await self._let_loop_go_on(consumer)
-            until_look -= 1
-            number = consumer.given
-            outcome = take(number)
-            if outcome is NOTHING:
-                if source is not None:  # up to the whole window, now that there is time
-                    until_look = consumer.fill(source)
-                outcome = await self._wait(consumer)
+        try:
+            while not consumer.over:
+                if until_look <= 0:
+                    until_look = FEW_VALUES if source is None else consumer.fill(source)
+                    if perf_counter_ns() >= self._turn_ends and consumer.exchange.has(
+                        consumer.given
+                    ):
+                        await self._let_loop_go_on(consumer)
+                until_look -= 1
+                number = consumer.given
+                outcome = take(number)
                 if outcome is NOTHING:
-                    consumer.no_value()
-                    return
-            if type(outcome) is Raised:
-                outcome = consumer.raised(outcome)
-            consumer.given = number + 1
-            if reader is not None:
-                reader.value_given()
-            yield outcome
-            del outcome
+                    if source is not None:  # up to the whole window, now that there is time
+                        until_look = consumer.fill(source)
+                    outcome = await self._wait(consumer)
+                    if outcome is NOTHING:
+                        consumer.no_value()
+                        return
+                if type(outcome) is Raised:
+                    outcome = consumer.raised(outcome)
+                consumer.given = number + 1
+                if reader is not None:
+                    reader.value_given()
+                yield outcome
+                del outcome
+        except BaseException as error:
+            # What a signal handler raised may have struck between a value and its count. A cancel
+            # comes where this waits only.
+            if not isinstance(error, (GeneratorExit, anyio.get_cancelled_exc_class())):
+                consumer.over = True
+            raise
 
     async def _let_loop_go_on(self, consumer: Consumer[Any, Any]) -> None:
         """Be a checkpoint, although the value is there."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -358,6 +360,44 @@ async def test_a_cancel_is_told_although_every_item_that_was_read_is_given() -> 
         assert len(read) <= 2
         with pytest.raises(JobCancelled):
             await anext(results)
+
+
+class Struck(Exception):  # noqa: N818 - what a signal handler raises
+    """Raised between two lines."""
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_what_strikes_between_a_value_and_its_count_ends_the_stream(waits: bool) -> None:
+    gate = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 1 and waits:
+            assert gate.wait(PATIENCE)
+        return item
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_name != "_generate":
+            return None
+        if frame.f_locals.get("number") == 1 and frame.f_locals.get("outcome") == 1:
+            sys.settrace(None)
+            raise Struck
+        return trace
+
+    async with map_ordered(work, range(6)) as results:
+        assert await anext(results) == 0
+        if not waits:
+            await eventually(lambda: results.handle.progress().done == 6)
+        traced = sys.gettrace()
+        sys.settrace(trace)
+        results._generator.ag_frame.f_trace = trace  # type: ignore[union-attr]
+        gate.set()
+        try:
+            with pytest.raises(Struck):
+                await anext(results)
+        finally:
+            sys.settrace(traced)
+        with anyio.fail_after(PATIENCE):
+            assert [value async for value in results] == []
 
 
 async def test_the_size_is_known_when_the_source_has_ended() -> None:
