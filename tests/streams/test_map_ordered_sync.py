@@ -252,6 +252,33 @@ def test_a_source_that_takes_its_time_is_not_read_on_after_a_cancel() -> None:
     assert len(taken) <= 7
 
 
+def test_a_stream_is_not_over_while_its_consumer_works_on_an_item() -> None:
+    aioktask.set_max_threads(1)
+    gate, found = Gate(), []
+
+    def work(item: int) -> None:
+        pool_drained()  # it is taken in
+        results.handle.cancel()
+        pool_drained()
+        found.append(results.handle.done())
+
+    with Coordinator() as coordinator:
+        coordinator.submit(Job(gate.chunk, 1, chunk=1))
+        gate.wait_entered()
+        with map_ordered_sync(work, range(5)) as results, contextlib.suppress(JobCancelled):
+            next(results)
+        assert results.handle.done()
+        gate.open()
+    assert found == [False]
+
+
+def pool_drained() -> None:
+    """Until all that was posted before is applied."""
+    applied = threading.Event()
+    current_pool().post(lambda state, run: applied.set(), None)
+    assert applied.wait(PATIENCE)
+
+
 # Python drops what a handler raises inside a finalizer or a callback of the collector, and tells.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_ends_the_stream_and_waits_for_what_runs() -> None:
@@ -277,15 +304,19 @@ def test_ctrl_c_ends_the_stream_and_waits_for_what_runs() -> None:
         raised.append(number)
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, handler)
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    try:
-        with pytest.raises(KeyboardInterrupt), map_ordered_sync(work, counted()) as results:
+    def consume() -> None:
+        with map_ordered_sync(work, counted()) as results:
             for _ in results:
                 if raised:  # and yet here: Python has dropped it
                     raised.clear()
                     wanted.set()
+
+    before = signal.signal(signal.SIGINT, handler)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            consume()
     finally:
         left = True
         wanted.set()

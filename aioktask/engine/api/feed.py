@@ -188,14 +188,17 @@ class Feed:
             caller.present.release()
 
     def do_in_thread(self, caller: Caller, action: Callable[[], None]) -> None:
-        """Do a unit's work on the calling thread, as a chunk of the run."""
-        stint = caller.serving
+        """Do a unit's work on the calling thread, as a chunk of the run, unless it is cancelled."""
+        run, stint = self._run, caller.serving
         if stint is None:  # in the turn that would have it serve, memory was short
-            stint = self._run.stint_of(caller)
+            stint = run.stint_of(caller)
         outer = stint.outer = local.stint
         inside = local.inside
         try:
             stint.first_chunk_stop = stint.stretch_stop = 1
+            # Whoever cancels decides by this too whether the run is over at once.
+            if not run.may_start() or run.cancel_asked:
+                return
             local.stint = stint
             local.inside = False
             stint.context.run(action)
