@@ -140,6 +140,7 @@ class Consumer(Generic[T, R]):
             coordinator=options.coordinator,
         )
         self._growth = self.feed.growth
+        self._growth.has = self.exchange.has
         self.handle: StreamHandle = self.feed.handle(self._count)
 
     def _wake(self, waiter: Waiter) -> None:

@@ -30,6 +30,7 @@ class Growth:
             none that was added.
         waits_since: When it began to wait, in ns.
         told: The number of the last item that was told to hold the stream up.
+        has: Tells whether what became of an item is there, which the consumer did not take yet.
         is_abandoned: Tells whether whoever adds items never comes back, as where the loop is closed
             under it: the waiter of such a loop leads to its task, which thus stays referred to, and
             so nothing else ends the run. The keeper asks, without the lock.
@@ -38,6 +39,7 @@ class Growth:
     __slots__ = (
         "claims",
         "closed",
+        "has",
         "head",
         "is_abandoned",
         "pacing",
@@ -55,12 +57,13 @@ class Growth:
         self.closed = False
         self.head = self.told = -1
         self.waits_since = 0
+        self.has: Callable[[int], bool] = _nothing_is_there
         self.is_abandoned: Callable[[], bool] = bool
 
     def head_lasts(self, now: int) -> int:
         """How long the consumer has waited for an item that a thread is at, in ns; else 0."""
         head, since = self.head, self.waits_since
-        if head < 0:
+        if head < 0 or self.has(head):
             return 0
         try:
             if self.pending[0][0] <= head:
@@ -68,3 +71,7 @@ class Growth:
         except IndexError:  # all have begun
             pass
         return now - since
+
+
+def _nothing_is_there(number: int) -> bool:
+    return False

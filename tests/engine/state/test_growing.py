@@ -236,6 +236,20 @@ def test_an_item_that_no_thread_has_begun_is_not_what_holds_the_stream_up() -> N
     assert not outbox_of(state).events
 
 
+def test_an_item_whose_consumer_does_not_come_for_it_does_not_hold_the_stream_up() -> None:
+    state = a_state(1)
+    run = a_growing_run(state)
+    growth = run.growth
+    assert growth is not None
+    growth.head, growth.waits_since = 0, perf_counter_ns() - 2 * STALLED_NS
+    growth.has = [0].__contains__
+    share_out(state, None)
+    assert not outbox_of(state).events
+    growth.has = [1].__contains__
+    share_out(state, None)
+    assert outbox_of(state).events
+
+
 def test_an_item_that_lasts_as_others_did_is_not_told() -> None:
     state = a_state(1)
     run = a_growing_run(state)
