@@ -505,6 +505,7 @@ class _Reader:
         while not (exchange.ended or consumer.feed.stopping):
             while not consumer.has_room:
                 self._room = room = anyio.Event()
+                consumer.post()
                 await room.wait()
             try:
                 item = await _Watched(iterator.__anext__(), consumer.post)
