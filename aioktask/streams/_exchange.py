@@ -153,7 +153,7 @@ class Exchange(Generic[T, R]):
         """Wait on this helper for further items, as long as nothing else waits for it.
 
         Where items come one by one, or in bursts, the next is often there before the helper could
-        rest, and be woken by a turn again. `wake_lingering` wakes it, and no turn has to do with that.
+        rest, and be woken by a turn again. `wake_lingering` wakes it, without a turn.
         """
         stint = local.stint
         if stint is None:
