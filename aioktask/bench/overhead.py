@@ -247,7 +247,6 @@ def _single_call(result: Result, quick: bool, progress: Callable[[str], object])
     rows: list[tuple[object, ...]] = []
     for loop, factory in loops().items():
         if factory is None:
-            rows.append((loop, "not installed", None, None, None, None))
             continue
         with asyncio.Runner(loop_factory=factory) as runner:
             for text, (function, times) in functions.items():
