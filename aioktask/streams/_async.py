@@ -27,12 +27,12 @@ import anyio
 import anyio.lowlevel
 
 from aioktask.engine.api.coordinator import Coordinator
-from aioktask.engine.api.feed import StreamHandle
 from aioktask.engine.api.submission import needed_loop
 from aioktask.engine.loops.loop import AsyncWaiter, Loop
 from aioktask.engine.priority import MOST_NICE
 from aioktask.streams._consumer import PATIENCE_SECONDS, WINDOW, Consumer, Errors, Options
 from aioktask.streams._exchange import NOTHING, Raised
+from aioktask.streams._scope import Scope, close_iterator
 from aioktask.streams._source import SourceReader
 
 __all__ = ["Stream", "map_ordered"]
@@ -154,61 +154,35 @@ def map_ordered(
     return Stream(options, items)
 
 
-class Stream(Generic[R]):
+class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
     """An open stream of values: what ``async with map_ordered(...)`` gives."""
 
     __slots__ = (
-        "_consumer",
         "_generator",
-        "_items",
         "_iterator",
         "_loop",
-        "_options",
         "_reader",
         "_task",
         "_turn_ends",
         "_waiter",
     )
 
+    _entered_by = "async with map_ordered(...)"
+
     def __init__(
         self, options: Options[Any, Any], items: Iterable[Any] | AsyncIterable[Any]
     ) -> None:
-        self._options = options
-        self._items: Iterable[Any] | AsyncIterable[Any] | None = items
+        super().__init__(options, items)
         self._iterator: Iterator[Any] | None = None  # of an ordinary source
         self._reader: SourceReader | None = None  # of an async one
-        self._consumer: Consumer[Any, Any] | None = None
         self._loop: Loop
         self._task: weakref.ref[Any]  # that entered
         self._waiter: AsyncWaiter
         self._generator: AsyncGenerator[R, None] | None = None
         self._turn_ends = 0
 
-    def __repr__(self) -> str:
-        consumer = self._consumer
-        if consumer is None:
-            return f"<Stream {self._options.name!r}: not entered>"
-        state = "over" if consumer.over else "open"
-        return f"<Stream {self._options.name!r}: {state}, {consumer.given} given>"
-
-    @property
-    def handle(self) -> StreamHandle:
-        """Renices and cancels the stream, and tells its progress.
-
-        Raises:
-            RuntimeError: The stream was not entered yet.
-        """
-        return self._entered().handle
-
-    def _entered(self) -> Consumer[Any, Any]:
-        if self._consumer is None:
-            raise RuntimeError("this stream was not entered: use `async with map_ordered(...)`")
-        return self._consumer
-
     async def __aenter__(self) -> Stream[R]:
-        items = self._items
-        if items is None:
-            raise RuntimeError("this stream was entered already: make a new one for each use")
+        items = self._unused_items()
         loop = self._loop = needed_loop("map_ordered()")
         await loop.checkpoint_if_cancelled()
         self._task = weakref.ref(loop.current_task())
@@ -231,12 +205,6 @@ class Stream(Generic[R]):
             if self._reader is not None and not isinstance(error, GeneratorExit):
                 await self._reader.end()
             raise
-
-    def __del__(self) -> None:
-        """Begin nothing more, where an exception struck before the scope could be left."""
-        consumer = getattr(self, "_consumer", None)
-        if consumer is not None and not consumer.feed.over:
-            consumer.stop()
 
     def __aiter__(self) -> AsyncIterator[R]:
         return self._values()
@@ -338,7 +306,7 @@ class Stream(Generic[R]):
         if isinstance(error, GeneratorExit) and not self._is_in_its_task():  # nobody can wait
             if self._reader is not None:
                 self._reader.forget()
-            _close(self._iterator)
+            close_iterator(self._iterator)
             return
         struck = await self._see_to_its_end(consumer)
         try:
@@ -346,7 +314,7 @@ class Stream(Generic[R]):
                 await self._reader.end()
         finally:
             try:
-                _close(self._iterator)
+                close_iterator(self._iterator)
             finally:
                 self._iterator = None
                 try:
@@ -400,10 +368,3 @@ def _goes_before(
     if isinstance(struck, asyncio.CancelledError):
         return error is None or isinstance(error, (Exception, GeneratorExit))
     return True
-
-
-def _close(iterator: Iterator[Any] | None) -> None:
-    """Close an ordinary source, if it can be closed."""
-    close = getattr(iterator, "close", None)
-    if callable(close):
-        close()

@@ -12,7 +12,6 @@ from types import TracebackType
 from typing import Any, Generic, Literal, SupportsIndex, TypeVar, overload
 
 from aioktask.engine.api.coordinator import Coordinator
-from aioktask.engine.api.feed import StreamHandle
 from aioktask.engine.api.submission import is_main_thread
 from aioktask.engine.loops.loop import refuse_running_loop
 from aioktask.engine.priority import MOST_NICE
@@ -20,6 +19,7 @@ from aioktask.engine.state.current import local, refuse_waiting
 from aioktask.engine.state.workers import Caller
 from aioktask.streams._consumer import WINDOW, Consumer, Errors, Options
 from aioktask.streams._exchange import NOTHING, Raised
+from aioktask.streams._scope import Scope, close_iterator
 
 __all__ = ["SyncStream", "map_ordered_sync"]
 
@@ -117,45 +117,22 @@ def map_ordered_sync(
     return SyncStream(options, items)
 
 
-class SyncStream(Generic[R]):
+class SyncStream(Scope[Iterable[Any]], Generic[R]):
     """An open stream of values: what ``with map_ordered_sync(...)`` gives."""
 
-    __slots__ = ("_caller", "_consumer", "_generator", "_items", "_iterator", "_options", "_thread")
+    __slots__ = ("_caller", "_generator", "_iterator", "_thread")
+
+    _entered_by = "with map_ordered_sync(...)"
 
     def __init__(self, options: Options[Any, Any], items: Iterable[Any]) -> None:
-        self._options = options
-        self._items: Iterable[Any] | None = items
+        super().__init__(options, items)
         self._iterator: Iterator[Any]
-        self._consumer: Consumer[Any, Any] | None = None
         self._caller: Caller
         self._thread: int  # that entered
         self._generator: Iterator[R] | None = None
 
-    def __repr__(self) -> str:
-        consumer = self._consumer
-        if consumer is None:
-            return f"<SyncStream {self._options.name!r}: not entered>"
-        state = "over" if consumer.over else "open"
-        return f"<SyncStream {self._options.name!r}: {state}, {consumer.given} given>"
-
-    @property
-    def handle(self) -> StreamHandle:
-        """Renices and cancels the stream, and tells its progress.
-
-        Raises:
-            RuntimeError: The stream was not entered yet.
-        """
-        return self._entered().handle
-
-    def _entered(self) -> Consumer[Any, Any]:
-        if self._consumer is None:
-            raise RuntimeError("this stream was not entered: use `with map_ordered_sync(...)`")
-        return self._consumer
-
     def __enter__(self) -> SyncStream[R]:
-        items = self._items
-        if items is None:
-            raise RuntimeError("this stream was entered already: make a new one for each use")
+        items = self._unused_items()
         refuse_running_loop("map_ordered_sync()", "use `async with map_ordered(...)` instead")
         refuse_waiting("map_ordered_sync()")
         self._items = None
@@ -174,12 +151,9 @@ class SyncStream(Generic[R]):
             consumer.feed.leave_thread(caller)
             raise
 
-    def __del__(self) -> None:
-        """Begin nothing more, where an exception struck before the scope could be left."""
-        consumer = getattr(self, "_consumer", None)
-        if consumer is not None and not consumer.feed.over:
-            consumer.stop()
-            consumer.feed.forget_thread(self._caller)
+    def _let_go(self, consumer: Consumer[Any, Any]) -> None:
+        super()._let_go(consumer)
+        consumer.feed.forget_thread(self._caller)
 
     def __iter__(self) -> Iterator[R]:
         return self._values()
@@ -247,9 +221,8 @@ class SyncStream(Generic[R]):
     ) -> None:
         consumer = self._entered()
         if not self._may_wait():
-            consumer.stop()
-            consumer.feed.forget_thread(self._caller)
-            self._close()
+            self._let_go(consumer)
+            close_iterator(self._iterator)
             return
         try:
             consumer.stop()
@@ -262,15 +235,10 @@ class SyncStream(Generic[R]):
             raise
         finally:
             consumer.exchange.clear()
-            self._close()
+            close_iterator(self._iterator)
 
     def _may_wait(self) -> bool:
         """Whether the scope is left where it was entered, so that none that runs waits for this."""
         if local.inside or get_ident() != self._thread:
             return False
         return local.stint is self._caller.stint
-
-    def _close(self) -> None:
-        close = getattr(self._iterator, "close", None)
-        if callable(close):
-            close()
