@@ -39,6 +39,15 @@ def a_growing_run(state: State, nice: int = 0) -> Run:
     return admit(state, run)
 
 
+def a_caller_that_waits(state: State, run: Run) -> Caller:
+    """A calling thread that takes part in the run, and waits for it."""
+    caller = Caller(0)
+    caller.quits = True
+    caller_comes(state, run, caller)
+    run.waiters[caller] = Wait(None, detects=False)
+    return caller
+
+
 def grow(state: State, run: Run, stop: int) -> None:
     assert run.growth is not None
     run.growth.stop = stop
@@ -299,10 +308,7 @@ def test_a_calling_thread_serves_the_run_beyond_every_cap_until_it_goes() -> Non
 def test_a_cancel_does_not_wait_for_a_calling_thread_that_is_at_no_item() -> None:
     state = a_state(1)
     run = a_growing_run(state)
-    caller = Caller(0)
-    caller.quits = True
-    caller_comes(state, run, caller)
-    run.waiters[caller] = Wait(None, detects=False)
+    caller = a_caller_that_waits(state, run)
     assert run.cancel()
     cancel(state, run)
     assert run.over
@@ -312,10 +318,7 @@ def test_a_cancel_does_not_wait_for_a_calling_thread_that_is_at_no_item() -> Non
 def test_a_cancel_waits_for_a_calling_thread_that_is_at_an_item_and_wakes_it() -> None:
     state = a_state(1)
     run = a_growing_run(state)
-    caller = Caller(0)
-    caller.quits = True
-    caller_comes(state, run, caller)
-    run.waiters[caller] = Wait(None, detects=False)
+    caller = a_caller_that_waits(state, run)
     stint = run.stints[caller]
     stint.stretch_stop = 1  # as it is while the thread is at an item
     grow(state, run, 1)
