@@ -56,6 +56,16 @@ class Scenario:
     leaves_after: int | None
     leaves_by: str
 
+    @property
+    def options(self) -> Any:
+        """What is asked of `map_ordered`, or of `map_ordered_sync`."""
+        return {
+            "window": self.window,
+            "ordered": self.ordered,
+            "errors": self.errors,
+            "max_delay": self.max_delay,
+        }
+
 
 ITEMS = st.integers(0, MOST_ITEMS)
 SOME_ITEMS = st.frozensets(ITEMS, max_size=8)
@@ -91,11 +101,13 @@ class Ledger:
 
     Attributes:
         taken: Items that the source gave.
-        given: Values that the consumer has.
+        given: Values that the consumer has, with those that it dropped.
         calls: How often the function was called, by item.
         running: Calls that have not returned.
         closed: Whether the source was closed, or came to its end.
         left: Whether the scope was left.
+        wrong: What was done and must not be. It is noted here, since what helpers and sources raise
+            may reach nobody.
     """
 
     scenario: Scenario
@@ -106,15 +118,18 @@ class Ledger:
     running: int = 0
     closed: bool = False
     left: bool = False
+    wrong: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
+    _source: Any = None  # referred to, so that the collector does not close it
 
     def call(self, item: int) -> int:
         """The function of the stream."""
         with self.lock:
             self.calls[item] = self.calls.get(item, 0) + 1
             self.running += 1
+            if self.left:
+                self.wrong.append(f"item {item} was begun after the scope was left")
         try:
-            assert not self.left, "an item was begun after the scope was left"
             if item in self.scenario.slow:
                 for _ in range(20):
                     os.sched_yield()
@@ -128,7 +143,8 @@ class Ledger:
     def take(self) -> int | None:
         """What the source gives next; None at its end."""
         scenario, number = self.scenario, self.taken
-        assert number - self.given < scenario.window, "the source was read with the window full"
+        if number - self.given >= scenario.window:
+            self.wrong.append(f"item {number} was read with the window full")
         if number == scenario.source_fails_at and (
             scenario.size is None or number <= scenario.size
         ):
@@ -137,6 +153,20 @@ class Ledger:
             return None
         self.taken += 1
         return number
+
+    def source(self) -> Any:
+        """The source of the stream."""
+        match self.scenario.source:
+            case "list":
+                self.taken = self.scenario.size or 0
+                self._source = list(range(self.taken))
+            case "iterator":
+                self._source = self.items()
+            case "async":
+                self._source = self.items_async()
+            case _:
+                self._source = self.items_async(anyio.lowlevel.checkpoint)
+        return self._source
 
     def items(self) -> Iterator[int]:
         try:
@@ -162,13 +192,26 @@ class Ledger:
         assert self.given < self.taken
         self.given += 1
         self.values.append(value)
-        return self.given == self.scenario.leaves_after
+        return len(self.values) == self.scenario.leaves_after
+
+    def drop(self, values: Iterator[Any]) -> None:
+        """Let values be given that nobody looks at."""
+        for _ in values:
+            self.given += 1
+
+    def leave(self) -> None:
+        """Take in that the scope was left."""
+        self.left = True
+        if self.running:
+            self.wrong.append("a call outlives the scope")
 
     def check(self, raised: BaseException | None) -> None:
         """Compare what was done with what was to be done, once the scope is left."""
         scenario = self.scenario
         cancelled = isinstance(raised, JobCancelled)
-        assert not self.running, "a call outlives the scope"
+        assert not self.wrong
+        if scenario.source != "list" and scenario.leaves_after != 0:
+            assert self.closed, "the source was left open"
         assert all(count == 1 for count in self.calls.values()), "an item was worked on twice"
         assert set(self.calls) <= set(range(self.taken))
         ends = [end for end in (scenario.size, scenario.source_fails_at) if end is not None]
@@ -207,7 +250,7 @@ class Ledger:
 
     @property
     def left_early(self) -> bool:
-        return self.given == self.scenario.leaves_after
+        return len(self.values) == self.scenario.leaves_after
 
 
 Control = Callable[[StreamHandle], object]
@@ -224,24 +267,9 @@ async def play(
     """
     ledger = Ledger(scenario)
     raised: BaseException | None = None
-    source: Any = ledger.items()
-    if scenario.source == "list":
-        source = list(range(scenario.size or 0))
-        ledger.taken = len(source)
-    elif scenario.source == "async":
-        source = ledger.items_async()
-    elif scenario.source == "late":
-        source = ledger.items_async(anyio.lowlevel.checkpoint)
     with anyio.CancelScope() as scope:
         try:
-            async with map_ordered(
-                ledger.call,
-                source,
-                window=scenario.window,
-                ordered=scenario.ordered,
-                errors=scenario.errors,  # type: ignore[call-overload]
-                max_delay=scenario.max_delay,
-            ) as results:
+            async with map_ordered(ledger.call, ledger.source(), **scenario.options) as results:
                 if scenario.leaves_after != 0:
                     async for value in results:
                         if ledger.give(value):
@@ -259,7 +287,7 @@ async def play(
         except (Planted, JobCancelled) as error:
             raised = error
         finally:
-            ledger.left = True
+            ledger.leave()
     return ledger, raised
 
 
@@ -269,19 +297,8 @@ def play_sync(
     """Run a scenario in this thread; what was done, and what was raised."""
     ledger = Ledger(scenario)
     raised: BaseException | None = None
-    source: Any = ledger.items()
-    if scenario.source == "list":
-        source = list(range(scenario.size or 0))
-        ledger.taken = len(source)
     try:
-        with map_ordered_sync(
-            ledger.call,
-            source,
-            window=scenario.window,
-            ordered=scenario.ordered,
-            errors=scenario.errors,  # type: ignore[call-overload]
-            max_delay=scenario.max_delay,
-        ) as results:
+        with map_ordered_sync(ledger.call, ledger.source(), **scenario.options) as results:
             if scenario.leaves_after != 0:
                 for value in results:
                     if ledger.give(value):
@@ -290,11 +307,11 @@ def play_sync(
                         if scenario.leaves_by == "cancel":
                             results.handle.cancel()
                             with pytest.raises(JobCancelled):
-                                list(results)
+                                ledger.drop(iter(results))
                         raise Planted("consumer")
                     if controls and (control := controls.get(ledger.given)) is not None:
                         control(results.handle)
     except (Planted, JobCancelled) as error:
         raised = error
-    ledger.left = True
+    ledger.leave()
     return ledger, raised

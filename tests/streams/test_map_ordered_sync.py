@@ -77,8 +77,8 @@ def test_whatever_happens_values_come_once_in_order_and_nothing_outlives_the_sco
     if scenario.leaves_by == "cancel" and scenario.size is not None:
         scenario.leaves_by = "break"  # the values may all be there before the cancel
     ledger, raised = play_sync(scenario) if main else in_thread(lambda: play_sync(scenario))
-    ledger.check(raised)
     pool_at_rest()
+    ledger.check(raised)
 
 
 def test_the_calling_thread_works_where_no_helper_comes() -> None:
