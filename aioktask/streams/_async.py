@@ -102,8 +102,9 @@ def map_ordered(
         window: The most items that are taken from the source and not yet given to the consumer. The
             source is not read while there are so many.
         ordered: Whether values come in the order of the items; else as they are done.
-        errors: "raise": what `fn` raises arrives in its item's place, and ends the stream; no item
-            after it is begun. "yield": an `Exception` that it raises is a value, and the stream
+        errors: "raise": what `fn` raises arrives in its item's place, and ends the stream: once it
+            is raised no further item is begun, and those after it that run are dropped as they end.
+            "yield": an `Exception` that it raises is a value, and the stream
             goes on; what is no `Exception` ends it all the same.
         max_delay: The longest, in seconds, that an item may wait for others that go to a helper
             with it, and its value for others that the consumer is woken for: 0 for not at all. How

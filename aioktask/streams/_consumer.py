@@ -186,7 +186,7 @@ class Consumer(Generic[T, R]):
             limit = min(limit, taken + enough + FEW_ITEMS)
         add = exchange.pending.append
         before = perf_counter_ns()
-        while taken < limit and not exchange.ended:
+        while taken < limit and taken <= exchange.last:
             try:
                 item = next(source)
             except StopIteration:

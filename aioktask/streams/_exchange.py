@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter_ns
@@ -71,7 +72,8 @@ class Exchange(Generic[T, R]):
 
     Attributes:
         pending: The items that no thread has begun, each with its number.
-        ended: Whether the stream ends by what `fn` raised, or was left.
+        last: The number of the last item that may be begun: that of the first one by whose
+            exception the stream ends, -1 once it was left.
     """
 
     __slots__ = (
@@ -85,7 +87,7 @@ class Exchange(Generic[T, R]):
         "_queue",
         "_waiting",
         "_wake",
-        "ended",
+        "last",
         "pending",
     )
 
@@ -109,7 +111,7 @@ class Exchange(Generic[T, R]):
         self._queue: deque[Any] = deque()  # where it does not
         self._enough = 1  # outcomes for which the consumer is woken, where order does not matter
         self._waiting: dict[int, Waiter] = {}  # by the number of the outcome that is waited for
-        self.ended = False
+        self.last = sys.maxsize
 
     # On the threads that work.
 
@@ -127,6 +129,8 @@ class Exchange(Generic[T, R]):
         try:
             number, item = pending.popleft()
         except IndexError:
+            return
+        if number > self.last:  # it was added after the others were dropped
             return
         try:
             outcome: Any = self._fn(item)
@@ -181,7 +185,7 @@ class Exchange(Generic[T, R]):
 
     def _raised(self, error: BaseException, number: int) -> Raised:
         if self._ends_at_error or not isinstance(error, Exception):
-            self.stop()
+            self.stop(number)
         trace = error.__traceback__
         error = raisable(error)
         if trace is not None:
@@ -190,10 +194,15 @@ class Exchange(Generic[T, R]):
 
     # On the consumer's.
 
-    def stop(self) -> None:
-        """Have no further item be begun. Those that no thread has begun are dropped."""
-        self.ended = True
+    def stop(self, last: int = -1) -> None:
+        """Have no item after the one with this number be begun. Those that wait are dropped."""
+        self.last = min(self.last, last)
         self.pending.clear()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the stream ends by what `fn` raised, or was left."""
+        return self.last < sys.maxsize
 
     @property
     def lingers(self) -> bool:

@@ -548,6 +548,27 @@ async def test_no_item_is_begun_after_one_that_ends_the_stream() -> None:
     assert called == [0]
 
 
+async def test_an_item_that_comes_after_one_that_ended_the_stream_is_not_begun() -> None:
+    called = []
+
+    def work(item: int) -> None:
+        called.append(item)
+        raise Planted(item)
+
+    async def source() -> AsyncIterator[int]:
+        yield 0
+        await eventually(lambda: results.handle.progress().done == 1)  # nobody takes the outcome
+        yield 1
+
+    async with map_ordered(work, source()) as results:
+        # Until all helpers have gone that would have come for it.
+        await eventually(lambda: results._consumer.taken == 2)  # type: ignore[union-attr]
+        await eventually(lambda: not results.handle.progress().threads)
+        with pytest.raises(Planted):
+            await anext(results)
+    assert called == [0]
+
+
 async def test_an_error_names_its_item_and_ends_the_stream() -> None:
     def work(item: int) -> int:
         if item == 2:
