@@ -126,9 +126,10 @@ def map_ordered(
     raises in the call that asks for a value ends the stream. Where the stream's handle or its
     coordinator ends the stream, the consumer gets `JobCancelled`.
 
-    **Cancellation.** Entering, leaving, and each wait for a value are checkpoints; so is about one
-    call in a millisecond of those that find their value there. Cancelled while it waits for a value
-    no value is lost: the next call gets it. Leaving the scope, early, by an exception or a
+    **Cancellation.** Entering, and each wait for a value, are checkpoints; so is about one call in
+    a millisecond of those that find their value there. Cancelled while it waits for a value no
+    value is lost: the next call gets it. Leaving is done whatever cancels meanwhile, which is
+    raised then, or at the next checkpoint. Leaving the scope, early, by an exception or a
     cancellation, begins no further item, waits for those that run, whom
     ``current_chunk().check_cancelled()`` tells, and closes the source (``aclose`` or ``close``). It
     waits for nothing where a generator around it is closed by another task than that which entered.
