@@ -31,6 +31,8 @@ from aioktask import (
 )
 from aioktask.engine import events
 from aioktask.engine.api.process import current_pool
+from aioktask.engine.state import growing
+from aioktask.streams._consumer import PATIENCE_SECONDS
 from tests.streams.scenarios import ASYNC_SOURCES, Ledger, Planted, Scenario, play, scenarios
 from tests.support.gates import PATIENCE, Gate, eventually
 from tests.support.harness import pool_at_rest
@@ -114,6 +116,42 @@ async def test_an_iterator_that_waits_for_its_items_to_be_worked_on_is_not_held_
         assert [value async for value in results] == list(range(12))
 
 
+async def test_an_iterator_is_read_on_the_loops_thread_while_a_value_is_asked_for() -> None:
+    asked, taken = False, []
+
+    def source() -> Iterator[int]:
+        for item in range(100):
+            assert asked
+            taken.append(threading.get_ident())
+            yield item
+
+    async with map_ordered(double, source(), window=4) as results:
+        for _ in range(10):
+            asked = True
+            await anext(results)
+            asked = False
+            await eventually(lambda: results.handle.progress().done == len(taken))
+    assert set(taken) == {threading.get_ident()}
+
+
+async def test_an_async_source_is_read_in_one_task_although_no_value_is_asked_for() -> None:
+    tasks = []
+
+    async def source() -> AsyncIterator[int]:
+        try:
+            for item in range(100):
+                tasks.append(anyio.get_current_task())
+                yield item
+        finally:
+            tasks.append(anyio.get_current_task())
+
+    async with map_ordered(double, source(), window=4) as results:
+        await eventually(lambda: results.handle.progress().done == 4)
+    assert len(tasks) == 5
+    assert len(set(tasks)) == 1
+    assert tasks[0] != anyio.get_current_task()
+
+
 async def test_one_item_that_lasts_does_not_stop_those_inside_the_window() -> None:
     aioktask.set_max_threads(2)
     gate, done, taken = threading.Event(), [], []
@@ -144,6 +182,45 @@ async def test_one_item_that_lasts_does_not_stop_those_inside_the_window() -> No
             assert len(given) == 40
             gate.set()
     assert given == list(range(200))
+
+
+async def test_the_item_that_holds_the_stream_up_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(growing, "STALLED_NS", 1)
+    heard: list[events.Event] = []
+    monkeypatch.setattr(events, "_listeners", (heard.append,))
+    monkeypatch.setattr(events, "_wishes", (lambda: True,))
+    gate = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 2:
+            assert gate.wait(PATIENCE)
+        return item
+
+    def stalls() -> list[int]:
+        return [each.details["item"] for each in heard if each.kind is events.EventKind.STALLED]
+
+    async with map_ordered(work, range(5)) as results:
+        assert [await anext(results) for _ in range(2)] == [0, 1]
+        async with anyio.create_task_group() as tasks:
+
+            async def tell() -> None:
+                await eventually(lambda: 2 in stalls())
+                gate.set()
+
+            tasks.start_soon(tell)
+            assert [value async for value in results] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("delay", [0, PATIENCE_SECONDS / 2])
+async def test_nothing_waits_for_what_is_looked_for_too_late(ordered: bool, delay: float) -> None:
+    async with map_ordered(double, range(1000), max_delay=delay, ordered=ordered) as results:
+        async for _ in results:
+            assert results._consumer.patience == 1  # type: ignore[union-attr]
+            assert results._consumer._enough == 1  # type: ignore[union-attr]
+    async with map_ordered(double, range(1000), ordered=ordered) as results:
+        found = [results._consumer.patience async for _ in results]  # type: ignore[union-attr]
+    assert max(found) > 1, "quick items are never waited for together"
 
 
 async def test_values_come_as_they_are_done_where_order_is_of_no_matter() -> None:

@@ -100,6 +100,46 @@ def test_the_calling_thread_works_where_no_helper_comes() -> None:
     assert threads == {threading.get_ident()}
 
 
+def test_what_is_no_exception_goes_on_at_once_from_the_calling_thread() -> None:
+    aioktask.set_max_threads(1)
+    gate, is_in, armed = Gate(), threading.Event(), False
+
+    def work(item: int) -> None:
+        if threading.get_ident() == consumer:
+            if armed:
+                raise SystemExit("planted")
+        elif item:
+            is_in.set()
+            gate.chunk(item, item + 1)
+
+    consumer = threading.get_ident()
+    with map_ordered_sync(work, counted()) as results:
+        next(results)
+        assert is_in.wait(PATIENCE)
+        armed = True
+        with pytest.raises(SystemExit, match="planted"):
+            list(results)  # although an item before it is not done
+        assert not gate.done
+        assert list(results) == []
+        gate.open()
+
+
+def test_a_stream_in_a_chunk_belongs_to_the_coordinator_of_its_job() -> None:
+    found = []
+
+    def chunk(start: int, stop: int) -> None:
+        with map_ordered_sync(double, [1]) as results:
+            group = results.handle._handle._run.group
+            found.append((group, results.handle.nice))
+
+    with Coordinator(nice=5) as coordinator:
+        handle = coordinator.submit(Job(chunk, 1, chunk=1))
+        group = handle._run.group
+        handle.result(PATIENCE)
+    assert found == [(group, 5)]
+    assert group is not current_pool().state.root
+
+
 def test_helpers_work_ahead_while_the_consumer_does_something_else() -> None:
     gate, begun = threading.Event(), threading.Semaphore(0)
 
@@ -359,6 +399,20 @@ def test_a_generator_around_a_stream_may_be_closed_in_a_turn(main: bool) -> None
     current_pool().post(close, None)
     assert closed.wait(PATIENCE)
     pool_at_rest()
+
+
+def test_a_stream_is_not_entered_where_nothing_may_wait() -> None:
+    found: list[BaseException] = []
+
+    def enter(state: object, run: object) -> None:
+        try:
+            map_ordered_sync(double, [1]).__enter__()
+        except BaseException as error:
+            found.append(error)
+
+    current_pool().post(enter, None)
+    pool_drained()
+    assert isinstance(found[0], RuntimeError)
 
 
 def test_a_generator_around_a_stream_may_be_closed_in_an_item_of_that_stream() -> None:
