@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Generator, Iterator
 from time import perf_counter_ns
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from aioktask import (
     map_ordered_sync,
     run_multithreaded_sync,
 )
+from aioktask.engine.api.feed import Feed
 from aioktask.engine.api.process import current_pool
 from aioktask.streams._consumer import SLOW_SOURCE_NS
 from tests.streams.scenarios import SOURCES, Scenario, play_sync, scenarios
@@ -363,6 +365,58 @@ def test_ctrl_c_ends_the_stream_and_waits_for_what_runs() -> None:
         thread.join()
         signal.signal(signal.SIGINT, before)
     assert not running
+    pool_at_rest()
+
+
+@pytest.mark.parametrize("strikes", [1, 2])
+def test_the_second_ctrl_c_while_the_scope_is_left_gives_up_waiting(strikes: int) -> None:
+    aioktask.set_max_threads(1)
+    gate, is_in = Gate(), threading.Event()
+    handled, raised, ended = threading.Semaphore(0), [], []
+    consumer = threading.get_ident()
+
+    def work(item: int) -> None:
+        if item and threading.get_ident() != consumer:
+            is_in.set()
+            try:
+                gate.chunk(item, item + 1)
+            finally:
+                ended.append(item)
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        handled.release()
+        while frame is not None and frame.f_code is not Feed.until_over_in_thread.__code__:
+            ours = frame.f_globals["__name__"].startswith(("aioktask", "threading"))
+            if frame.f_code.co_name == "__del__" or not ours:
+                return  # Python would drop what is raised in a finalizer
+            frame = frame.f_back
+        if frame is not None and len(raised) < strikes:
+            raised.append(number)
+            raise KeyboardInterrupt
+
+    def interrupt() -> None:
+        while len(raised) < strikes:
+            signal.pthread_kill(consumer, signal.SIGINT)
+            assert handled.acquire(timeout=PATIENCE)
+        if strikes == 1:
+            gate.open()
+
+    def consume() -> None:
+        with map_ordered_sync(work, counted()) as results:
+            next(results)
+            assert is_in.wait(PATIENCE)
+            thread.start()
+
+    before = signal.signal(signal.SIGINT, handler)
+    thread = threading.Thread(target=interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            consume()
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert len(ended) == (strikes == 1)
+    gate.open()
     pool_at_rest()
 
 
