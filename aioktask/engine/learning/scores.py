@@ -14,7 +14,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from math import exp, log, sqrt
 
-__all__ = ["KEPT_SAMPLES", "LEAST_SPEED", "MOST_SPEED", "SURE_SAMPLES", "Pace", "Scores"]
+__all__ = [
+    "KEPT_SAMPLES",
+    "LEAST_SPEED",
+    "MOST_NOISE",
+    "MOST_SPEED",
+    "SURE_SAMPLES",
+    "Pace",
+    "Scores",
+    "bounded",
+]
 
 # Stretches of the size in use that a helper remembers.
 KEPT_STRETCHES = 8
@@ -34,15 +43,17 @@ FIRST_NOISE = 0.05
 MOST_NOISE = 0.5
 # A size that is slower than the one next to it by this factor, by one or two samples, was unlucky.
 HOLE = 0.7
-# No size is taken for slower or faster than this against the one in use. Where stretches last by
-# turns very long and very short, the size in use changes often, and each time the speeds of all
-# others are multiplied: without a bound they would leave the range of a float.
+# No size is taken for slower or faster than this against the one in use, and no helper against the
+# one that was measured last. Where stretches last by turns very long and very short, the size in
+# use changes often, and each time the speeds of all other sizes are multiplied, as are the rates
+# expected of helpers that stay away: without a bound they would leave the range of a float.
 LEAST_SPEED = 1e-6
 MOST_SPEED = 1e6
 
 
-def _bounded(speed: float) -> float:
-    return min(max(speed, LEAST_SPEED), MOST_SPEED)
+def bounded(speed: float, base: float = 1.0) -> float:
+    """The speed, or the nearest one from `LEAST_SPEED` to `MOST_SPEED` times `base`."""
+    return min(max(speed, LEAST_SPEED * base), MOST_SPEED * base)
 
 
 class Pace:
@@ -135,7 +146,7 @@ class Score:
     __slots__ = ("_samples", "count", "speed")
 
     def __init__(self, samples: Iterable[float]) -> None:
-        self._samples = deque(map(_bounded, samples), KEPT_SAMPLES)
+        self._samples = deque(map(bounded, samples), KEPT_SAMPLES)
         self._count()
 
     def _count(self) -> None:
@@ -146,11 +157,11 @@ class Score:
         self.speed = ordered[middle] if odd else (ordered[middle - 1] + ordered[middle]) / 2
 
     def add(self, sample: float) -> None:
-        self._samples.append(_bounded(sample))
+        self._samples.append(bounded(sample))
         self._count()
 
     def scale(self, factor: float) -> None:
-        self._samples = deque((_bounded(each * factor) for each in self._samples), KEPT_SAMPLES)
+        self._samples = deque((bounded(each * factor) for each in self._samples), KEPT_SAMPLES)
         self._count()
 
 

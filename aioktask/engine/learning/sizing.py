@@ -13,7 +13,7 @@ from typing import Any
 
 from aioktask.engine.learning.climb import Climb
 from aioktask.engine.learning.curve import FAR_SLOWER, LONGEST_NS, Curve
-from aioktask.engine.learning.scores import Pace, Scores
+from aioktask.engine.learning.scores import Pace, Scores, bounded
 from aioktask.engine.learning.search import LONG_TRIAL_NS, Search
 from aioktask.engine.learning.stretch import MOST_CHUNKS
 from aioktask.engine.ranges.claims import fair_count
@@ -278,7 +278,8 @@ class Sizes:
         curve.expected = 1 / factor
         curve.before = before if verify and curve.short_enough(before, self.rate) else -1
         for pace in self._paces:
-            pace.forget(pace.rate * factor)
+            if pace.rate:
+                pace.forget(bounded(pace.rate * factor, self.rate))
         self._search.look_again()
 
     def _verify_before(self) -> None:
