@@ -143,7 +143,7 @@ def simulate(
             )
             sharers = max(active, level)
             piece, count, number = out.sizes.pick(
-                paces[thread], size - position, sharers, ahead, cut
+                paces[thread], size - position, sharers, ahead, cut or grain
             )
         else:
             assert chunk is not None

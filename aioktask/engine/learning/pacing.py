@@ -213,10 +213,10 @@ class LearnedPacing(Pacing):
 
     __slots__ = ("_cut", "_steppers", "sizes")
 
-    def __init__(self, sizes: Sizes, scaling: Scaling | None, cut: int | None = None) -> None:
+    def __init__(self, sizes: Sizes, scaling: Scaling | None, cut: int) -> None:
         super().__init__(scaling)
         self.sizes = sizes
-        self._cut = cut or sizes.grain  # the pieces that end the range are multiples of it
+        self._cut = cut  # the pieces that end the range are multiples of it
         self._steppers: list[LearnedStepper] = []
 
     def stepper(self, factor: int) -> Stepper:

@@ -160,7 +160,7 @@ class Sizes:
     # What a helper does next.
 
     def pick(
-        self, pace: Pace, left: int, sharers: int, ahead: int, cut: int | None = None
+        self, pace: Pace, left: int, sharers: int, ahead: int, cut: int
     ) -> tuple[int, int, int]:
         """Size and number of the chunks of a helper's next stretch, and what size that measures.
 
@@ -169,15 +169,14 @@ class Sizes:
             left: Units that nobody has claimed, at least 1.
             sharers: Helpers that work on the range, this one included.
             ahead: Units that the others have claimed and not done.
-            cut: What the pieces that end the range are multiples of, and the grain is; None for the
-                grain.
+            cut: What the pieces that end the range are multiples of, and the grain is.
 
         Returns:
             Units of a chunk, at least the grain: one of the sizes, or a multiple of `cut`; how
             many; the number of the size, or -1 when the stretch is not to be measured.
         """
         curve, search = self._curve, self._search
-        room = left, sharers, ahead, cut or self.grain
+        room = left, sharers, ahead, cut
         search.ended(pace)
         rate = pace.rate or self.rate
         if not rate:

@@ -97,7 +97,7 @@ def test_what_a_step_told_is_kept_and_one_that_was_wrong_is_taken_back() -> None
     pace = sizes.new_pace()
     speeds = {18: 4.0, 20: 8.0, 22: 2.0}
     for number, speed in speeds.items():
-        chunk, _, chosen = sizes.pick(pace, 1 << 30, 1, 0)
+        chunk, _, chosen = sizes.pick(pace, 1 << 30, 1, 0, 1)
         assert (chunk, chosen) == (1 << number, number)
         for _ in range(2 if number > 18 else 3):  # the first one after a change does not count
             sizes.measured(pace, number, 1_000_000, int(1_000_000 / speed))

@@ -113,17 +113,17 @@ def test_a_helper_that_stays_away_while_sizes_change_is_not_thought_infinitely_f
     sizes = Sizes(left, 1, 2)
     away, here = sizes.new_pace(), sizes.new_pace()
     for _ in range(3):
-        chunk, count, number = sizes.pick(away, left, 2, 0)
+        chunk, count, number = sizes.pick(away, left, 2, 0, 1)
         sizes.measured(away, number, chunk * count, 1_000_000)
     changes, best = 0, sizes.best
     for _ in range(500):
-        chunk, count, number = sizes.pick(here, left, 2, 0)
+        chunk, count, number = sizes.pick(here, left, 2, 0, 1)
         lasts = 10_000_000_000_000 if number == sizes.best else 1_000_000
         sizes.measured(here, number, chunk * count, lasts)
         is_in_range(sizes)
         changes, best = changes + (sizes.best != best), sizes.best
     assert changes > 60
     assert LEAST_SPEED * sizes.rate <= away.rate <= MOST_SPEED * sizes.rate
-    chunk, count, number = sizes.pick(away, left, 2, 0)
+    chunk, count, number = sizes.pick(away, left, 2, 0, 1)
     sizes.measured(away, number, chunk * count, 1_000_000)
     is_in_range(sizes)

@@ -151,7 +151,7 @@ def test_what_others_have_claimed_and_not_done_is_shared_too_where_little_is_lef
     """Two threads that get a unit a nanosecond done; one has claimed most of what there was."""
     size = 4 * MILLISECOND
     sizes = Sizes(size, 1, 2)
-    pacing = LearnedPacing(sizes, None)
+    pacing = LearnedPacing(sizes, None, sizes.grain)
     claims = Claims([range(size)], 1)
     one, other = pacing.stepper(1), pacing.stepper(1)
     now = 0
@@ -199,7 +199,7 @@ def test_that_threads_wait_for_each_other_is_told_once() -> None:
     assert pacing.threads_of(8) == 1
     scaling = Scaling(2)
     gil_bound(scaling)
-    learned = LearnedPacing(Sizes(10**15, 1, 2), scaling)
+    learned = LearnedPacing(Sizes(10**15, 1, 2), scaling, 1)
     assert waits_found(learned) == 1
     assert learned.threads_of(8) == 1
 
@@ -220,7 +220,7 @@ def test_an_undo_has_the_threads_that_the_work_gained_from_and_learns_nothing() 
     scaling = Scaling(4)
     assert FixedPacing(scaling).for_undo().threads_of(1_000) == 1_000
     scaling.level = 2
-    undo = LearnedPacing(Sizes(10**6, 1, 4), scaling).for_undo()
+    undo = LearnedPacing(Sizes(10**6, 1, 4), scaling, 1).for_undo()
     assert undo.threads_of(4) == 2
     assert undo.threads_of(1) == 1
     assert undo.scaling is None
@@ -277,10 +277,10 @@ class Picked(Sizes):
     """Sizes that choose what a test says, and keep what they were asked."""
 
     picked: tuple[int, int, int]
-    asked: tuple[int, int, int, int | None]
+    asked: tuple[int, int, int, int]
 
     def pick(
-        self, pace: Pace, left: int, sharers: int, ahead: int, cut: int | None = None
+        self, pace: Pace, left: int, sharers: int, ahead: int, cut: int
     ) -> tuple[int, int, int]:
         self.asked = left, sharers, ahead, cut
         return self.picked
@@ -290,7 +290,7 @@ class Picked(Sizes):
 
 def test_a_size_that_is_tried_has_its_full_length_where_it_is_larger_and_boundaries_else() -> None:
     sizes = Picked(10**6, 10, 2)
-    stepper = LearnedPacing(sizes, None).stepper(1)
+    stepper = LearnedPacing(sizes, None, sizes.grain).stepper(1)
     claims = Claims([range(10**6)], 10)
     sizes.picked = 10, 3, 0
     assert stepper.next(claims, None, 1, 1, 0) == (0, 10, 30)
@@ -309,7 +309,7 @@ def test_a_size_that_is_tried_has_its_full_length_where_it_is_larger_and_boundar
 def test_threads_that_are_to_come_share_the_range_too() -> None:
     sizes = Picked(10**6, 1, 8)
     scaling = Scaling(8)
-    pacing = LearnedPacing(sizes, scaling)
+    pacing = LearnedPacing(sizes, scaling, sizes.grain)
     stepper = pacing.stepper(1)
     sizes.picked = 1, 1, 0
     for level, threads, most, sharers in ((8, 1, 8, 8), (8, 1, 4, 4), (2, 1, 8, 2), (2, 5, 8, 5)):
@@ -328,7 +328,7 @@ def test_only_stretches_of_the_size_in_use_tell_of_the_number_of_threads() -> No
 
     scaling = Told(2)
     sizes = Picked(10**6, 1, 2)
-    pacing = LearnedPacing(sizes, scaling)
+    pacing = LearnedPacing(sizes, scaling, sizes.grain)
     stepper = pacing.stepper(1)
     claims = Claims([range(10**6)], 1)
     for settled, number, told in ((True, 1, 0), (False, 0, 0), (True, 0, 1), (True, -1, 1)):

@@ -91,7 +91,7 @@ def test_the_next_run_may_have_a_shorter_range() -> None:
 
 def test_the_first_chunk_is_a_small_part_of_the_range() -> None:
     sizes = Sizes(1 << 30, 1, 2)
-    chunk, count, _ = sizes.pick(sizes.new_pace(), 1 << 30, 2, 0)
+    chunk, count, _ = sizes.pick(sizes.new_pace(), 1 << 30, 2, 0, 1)
     assert chunk * count <= (1 << 30) // FIRST_SHARE
 
 
@@ -274,7 +274,7 @@ def test_probes_of_unknown_sizes_are_a_small_part_of_the_range() -> None:
     pace, cost, left, probed = sizes.new_pace(), curve(EXPRESSION), size, 0
     seen: set[int] = set()
     while left:
-        chunk, count, number = sizes.pick(pace, left, 2, 0)
+        chunk, count, number = sizes.pick(pace, left, 2, 0, 1)
         units = min(chunk * count, left)
         wall = int(units * cost(chunk))
         if number >= 0 and number != sizes.best and number not in seen and wall < 2_000_000:
@@ -301,7 +301,7 @@ def test_a_large_size_is_tried_by_all_helpers_at_the_same_time() -> None:
         if pace in pending:
             number, units = pending.pop(pace)
             sizes.measured(pace, number, units, 10 * units)
-        chunk, count, number = sizes.pick(pace, left, 2, 0)
+        chunk, count, number = sizes.pick(pace, left, 2, 0, 1)
         pending[pace] = number, chunk * count
         left -= chunk * count
         if number != sizes.best and 10 * sizes.size_of(number) > 5_000_000:
@@ -315,10 +315,10 @@ def test_beside_another_job_chunks_are_short_at_once() -> None:
     before = settled(1 << 30, best=22, rate=0.1, noise=0.05, speeds={20: 0.5, 21: 0.5})
     sizes = before.for_next_run(1 << 30)
     pace = sizes.new_pace()
-    chunk, count, _ = sizes.pick(pace, 1 << 30, 2, 0)
+    chunk, count, _ = sizes.pick(pace, 1 << 30, 2, 0, 1)
     assert chunk * count == 1 << 22
     sizes.be_alone(False)
-    chunk, count, number = sizes.pick(pace, 1 << 30, 2, 0)
+    chunk, count, number = sizes.pick(pace, 1 << 30, 2, 0, 1)
     assert chunk * count <= LONGEST_NS / 10
     sizes.measured(pace, number, chunk * count, 20 * chunk * count)
     sizes.be_alone(True)
