@@ -320,14 +320,16 @@ def _lesson(told: dict[str, Any], subject: Subject) -> Lesson:
 
 
 def _sizes(told: object, subject: Subject) -> Sizes:
-    kept = _fields("sizes", told, {"size", "rate", "settled", "best", "noise", "uneven", "scores"})
+    flags = "climbed", "settled"
+    kept = _fields("sizes", told, {"size", "rate", "best", "noise", "uneven", "scores", *flags})
     size = _integer("size", kept["size"], 1, (1 << subject.bits) - 1)
     if size.bit_length() != subject.bits:
         raise UnfitError(f"it is damaged: size is not one of {subject.bits} bits")
     top = Curve(size, subject.grain, subject.threads).top
     best = _integer("best", kept["best"], 0, top)
     _number("rate", kept["rate"], _RATES)
-    _flag("settled", kept["settled"])
+    for name in flags:
+        _flag(name, kept[name])
     _number("noise", kept["noise"], (0, MOST_NOISE))
     _number("uneven", kept["uneven"], (0, 1))
     scores = kept["scores"]

@@ -85,7 +85,7 @@ class Sizes:
         following = Sizes(size, self.grain, self._curve.threads)
         following.rate = self.rate
         curve = following._curve = self._curve.for_next_run(size)
-        following._climb = Climb(curve, over=self._climb.over or self.settled)
+        following._climb = Climb(curve, over=self._climb.over)
         following._search = self._search.for_next_run(curve, following._paces)
         return following
 
@@ -94,9 +94,14 @@ class Sizes:
 
         Budgets of trials are not: each process has its own.
         """
-        settled = self._search.settled
         curve = self._curve
-        return {"size": curve.size, "rate": self.rate, "settled": settled, **curve.kept()}
+        return {
+            "size": curve.size,
+            "rate": self.rate,
+            "climbed": self._climb.over,
+            "settled": self._search.settled,
+            **curve.kept(),
+        }
 
     @classmethod
     def of_kept(cls, kept: Mapping[str, Any], grain: int, threads: int) -> Sizes:
@@ -104,6 +109,7 @@ class Sizes:
         sizes = cls(kept["size"], grain, threads)
         sizes.rate = kept["rate"]
         sizes._curve.take_kept(kept)
+        sizes._climb.over = kept["climbed"]
         sizes._search.settled = kept["settled"]
         sizes._search.probes = 0.0
         return sizes

@@ -88,8 +88,16 @@ def test_a_run_too_short_to_end_the_climb_leaves_that_to_the_next_one() -> None:
     sizes = Sizes(1 << 20, 1, 2)
     sizes.rate = 1.0
     assert not sizes.for_next_run(1 << 20)._climb.over
-    sizes._search.settled = True
-    assert sizes.for_next_run(1 << 20)._climb.over
+    assert not Sizes.of_kept(sizes.kept(), 1, 2).for_next_run(1 << 20)._climb.over
+
+
+def test_no_later_run_climbs_again_not_even_one_of_another_process() -> None:
+    sizes = Sizes(1 << 20, 1, 2)
+    sizes.rate = 1.0
+    sizes._climb.over = True
+    assert not sizes.settled
+    for lesson in (sizes, Sizes.of_kept(sizes.kept(), 1, 2)):
+        assert lesson.for_next_run(1 << 20)._climb.over
 
 
 def test_what_a_step_told_is_kept_and_one_that_was_wrong_is_taken_back() -> None:

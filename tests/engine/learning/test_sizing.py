@@ -67,7 +67,7 @@ def settled(
     curve.best, curve.scores.noise = best, noise
     for number, speed in speeds.items():
         curve.scores.put(number, speed, 5)
-    search.settled, search.probes = True, 0.0
+    sizes._climb.over, search.settled, search.probes = True, True, 0.0
     return sizes
 
 
