@@ -33,6 +33,15 @@ __all__ = ["Holding", "Steps", "drive", "drive_sync"]
 
 Steps = Generator[Job[Any], None, None]
 
+# What follows when something in this state is to be closed.
+_WHEN_CLOSED = {
+    "new": "closed",
+    "opening": "opening",
+    "open": "closing",
+    "closing": "closing",
+    "closed": "closed",
+}
+
 # In the sync form a second Ctrl-C gives up, as it does in run_multithreaded_sync.
 _INTERRUPTS_TO_GIVE_UP = 2
 
@@ -51,7 +60,8 @@ class Holding(abc.ABC):
 
     def __init__(self, coordinator: Coordinator | None) -> None:
         self._coordinator = optional("coordinator", coordinator, Coordinator)
-        # Guards _state. A finalizer that closes it may interrupt who holds the lock.
+        # Held to look at _state and change it, in a line without a call, which nothing interrupts:
+        # a finalizer that opens or closes it may come between the lines of who holds the lock.
         self._lock = threading.RLock()
         self._state = "new"
 
@@ -159,19 +169,18 @@ class Holding(abc.ABC):
 
     def _begin_to_open(self) -> None:
         with self._lock:
-            if self._state != "new":
-                raise RuntimeError(
-                    f"this {type(self).__name__} is {self._state}: make a new one for each use"
-                )
-            self._state = "opening"
+            before, self._state = self._state, "opening" if self._state == "new" else self._state
+        if before != "new":
+            raise RuntimeError(
+                f"this {type(self).__name__} is {before}: make a new one for each use"
+            )
 
     def _begins_to_close(self) -> bool:
         with self._lock:
-            if self._state in ("opening", "closing"):
-                raise RuntimeError(f"this {type(self).__name__} is {self._state} elsewhere")
-            open_now = self._state == "open"
-            self._state = "closing" if open_now else "closed"
-            return open_now
+            before, self._state = self._state, _WHEN_CLOSED[self._state]
+        if before in ("opening", "closing"):
+            raise RuntimeError(f"this {type(self).__name__} is {before} elsewhere")
+        return before == "open"
 
 
 async def drive(steps: Steps, coordinator: Coordinator | None, *, certain: bool) -> None:

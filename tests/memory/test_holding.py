@@ -16,8 +16,10 @@ import anyio
 import pytest
 
 from aioktask import Coordinator, Job, JobCancelled, UndoFailed, run_multithreaded_sync
+from aioktask.memory import _holding
 from aioktask.memory._holding import Holding, Steps
 from tests.support.gates import Gate, turns_pass
+from tests.support.meanwhile import Scene, play_at_each_line
 
 UNITS = 4
 
@@ -118,6 +120,36 @@ def test_it_is_for_one_use() -> None:
     never.close()
     with pytest.raises(RuntimeError, match="Thing is closed"):
         never.open()
+
+
+@pytest.mark.parametrize("meanwhile", ["open", "close"])
+@pytest.mark.parametrize("call", ["open", "close"])
+def test_a_finalizer_may_open_and_close_it_in_any_line_of_the_same(
+    call: str, meanwhile: str
+) -> None:
+    """It is taken once and given back once, whichever call does."""
+
+    def begin() -> Scene:
+        taken: list[int] = []
+        given: list[int] = []
+        thing = Thing(
+            lambda start, stop: taken.append(start), lambda start, stop: given.append(start)
+        )
+        if call == "close":
+            thing.open()
+
+        def attempt(what: str) -> None:
+            with contextlib.suppress(RuntimeError):  # it is in use elsewhere, or was
+                getattr(thing, what)()
+
+        def check() -> None:
+            thing.close()
+            assert sorted(taken) in ([], sorted(ALL))
+            assert sorted(given) == sorted(taken)
+
+        return Scene(lambda: attempt(call), lambda: attempt(meanwhile), check)
+
+    play_at_each_line(begin, _holding)
 
 
 @pytest.mark.anyio
