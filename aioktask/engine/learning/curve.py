@@ -13,7 +13,7 @@ from typing import Any
 from aioktask.engine.learning.scores import Scores
 from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, round_up
 
-__all__ = ["FAR_SLOWER", "LONGEST_ALONE_NS", "LONGEST_NS", "MUCH_BETTER", "SHORTEST_NS", "Curve"]
+__all__ = ["FAR_SLOWER", "LONGEST_ALONE_NS", "LONGEST_NS", "MUCH_BETTER", "Curve"]
 
 MILLISECOND = 1_000_000
 
