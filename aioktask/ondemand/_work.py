@@ -61,13 +61,14 @@ class Work:
         self._job = job
         self._fn = fn
         self._scope = scope
-        # A signal handler or a finalizer may call while its thread holds it.
+        # A signal handler or a finalizer may call while its thread holds it, between any two lines:
+        # so no collection is replaced by another one, and a loop goes over a copy.
         self.lock = threading.RLock()
         self.sections = sections
         self.running: dict[int, Handle[None]] = {}
         self.closed = False  # whether no further section may begin
         self._failed: dict[int, _Raised] = {}
-        self._urgent: list[Handle[None]] = []  # the runs of requests
+        self._urgent: dict[Handle[None], None] = {}  # the runs of requests
         self._units = self._chunks = 0  # done
         self._began = self._ended = 0.0
 
@@ -116,8 +117,10 @@ class Work:
                 raise self.cancelled() from error
             urgent = self._handle_of(run)
             with self.lock:
-                self._urgent = [each for each in self._urgent if not each.done()]
-                self._urgent.append(urgent)
+                self._urgent[urgent] = None
+                for each in list(self._urgent):
+                    if each.done():
+                        self._urgent.pop(each, None)
         if not takes_part:
             return urgent
         while self._do_next(request, request.nice, None):
@@ -258,7 +261,7 @@ class Work:
         background = self._handle_of(self._background)
         with self.lock:
             handles = [background, *self._urgent, *self.running.values()]
-            handles += (raised.handle for raised in self._failed.values())
+            handles += [raised.handle for raised in list(self._failed.values())]
         return [handle for handle in handles if not handle.done()]
 
     def stop(self) -> list[Handle[None]]:

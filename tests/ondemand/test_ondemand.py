@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import gc
 import threading
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 from aioktask import (
     Coordinator,
     DeadlockError,
+    Handle,
     Job,
     JobCancelled,
     OnDemand,
@@ -191,6 +193,28 @@ def test_a_finalizer_may_ask_and_take_in_any_line_of_who_takes(
         return Scene(lambda: take(asked), lambda: take(others), check)
 
     play_at_each_line(begin, _sections)
+
+
+def test_the_end_waits_for_what_a_finalizer_asked_for_in_any_line_of_who_asks() -> None:
+    def begin() -> Scene:
+        gate = threading.Event()
+        scope = contextlib.ExitStack()
+        d = scope.enter_context(OnDemand(Job(lambda a, b: gate.wait(PATIENCE), 8), section=1))
+        asked: list[Handle[None] | None] = []
+
+        def ask(wanted: range) -> None:
+            asked.append(d._work.ask(Request(wanted, 0), takes_part=False))
+
+        def check() -> None:
+            under_way = d._work.under_way()
+            gate.set()
+            scope.close()
+            assert len(asked) == 2
+            assert all(each in under_way for each in asked)
+
+        return Scene(lambda: ask(range(4, 6)), lambda: ask(range(6, 8)), check)
+
+    play_at_each_line(begin, _work)
 
 
 @pytest.mark.anyio
