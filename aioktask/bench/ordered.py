@@ -25,7 +25,8 @@ from time import perf_counter, thread_time
 from typing import Any
 
 from aioktask import Job, map_ordered, map_ordered_sync, max_threads, run_multithreaded
-from aioktask.bench.overhead import MICRO, loops
+from aioktask.bench.awaited import MICRO
+from aioktask.bench.event_loops import loops
 from aioktask.bench.peers import nothing
 from aioktask.bench.promises import Promise, Result
 from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio

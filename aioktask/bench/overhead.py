@@ -1,22 +1,18 @@
 # SPDX-License-Identifier: MIT
-# What the engine costs where the work costs nothing: a chunk, an awaited job, a crowd that goes
-# away, a job's memory.
+# What the engine costs where the work costs nothing: a chunk, a crowd that goes away, a job's
+# memory. What it costs to await a short job is measured in `awaited`.
 #
-# Chunks and awaited jobs are told one by one: each chunk is one call of the same empty function.
-# Where chunks are many the engine's jobs carry an `undo=`, since that is what the bookkeeping is
-# for; short jobs are told with and without. A crowd is told as a whole, by how long it keeps the
-# loop.
+# Each chunk is one call of the same empty function, in a job that carries an `undo=`, since that is
+# what the bookkeeping is for. A crowd is told as a whole, by how long it keeps the loop.
 """`bench overhead`."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import importlib.util
 import statistics
 import threading
 import tracemalloc
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
     AbstractAsyncContextManager,
     ExitStack,
@@ -24,22 +20,22 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from functools import partial
 from pathlib import Path
-from time import perf_counter, thread_time
+from time import perf_counter
 
 import aioktask
 from aioktask import Job, Report, run_multithreaded, set_max_threads
+from aioktask.bench.awaited import MICRO, measure_short_jobs, measure_single_calls
+from aioktask.bench.event_loops import loops
 from aioktask.bench.peers import PEERS, nothing
 from aioktask.bench.promises import PAIRS, Promise, Result, against_best
 from aioktask.bench.segments import measure_segments
 from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio, turns
 from aioktask.figures.table import Table
 
-__all__ = ["MICRO", "loops", "run"]
+__all__ = ["run"]
 
 HELPERS = (1, 2, 4, 16)
-MICRO = 1e6
 MILLI = 1e3
 KIB = 1 << 10
 
@@ -56,8 +52,8 @@ def run(quick: bool, progress: Callable[[str], object], *, segments: bool = Fals
     if segments:
         measure_segments(result, loops(), 200 if quick else 5000, progress)
         return result
-    _awaited_job(result, quick, progress)  # first, while there are as many helpers as usual
-    _single_call(result, quick, progress)
+    measure_short_jobs(result, quick, progress)  # first, while there are as many helpers as usual
+    measure_single_calls(result, quick, progress)
     _crowds(result, quick, progress)
     with _threads(max(HELPERS)):
         _empty_chunk(result, quick, progress)
@@ -132,171 +128,6 @@ def _engine(runner: asyncio.Runner, chunks: int, threads: int) -> Contender:
 def _plain_loop(chunks: int) -> None:
     for start in range(chunks):
         nothing(start, start + 1)
-
-
-def _awaited_job(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
-    awaits = 20 if quick else 300
-    pairs = 3 if quick else 2 * PAIRS + 1
-    job = Job(nothing, 1, chunk=1)
-    undone = Job(nothing, 1, chunk=1, undo=nothing)
-
-    async def jobs(job: Job[None]) -> None:
-        for _ in range(awaits):
-            await run_multithreaded(job)
-
-    async def to_thread() -> None:
-        for _ in range(awaits):
-            await asyncio.to_thread(nothing, 0, 1)
-
-    async def gathered(one: Callable[[], Coroutine[None, None, object]]) -> None:
-        await asyncio.gather(*[one() for _ in range(together)])
-
-    together = 100 if quick else 2000
-    fewer = 3 if quick else 15
-    rows: list[tuple[object, ...]] = []
-    more: list[tuple[object, ...]] = []
-    for loop, factory in loops().items():
-        if factory is None:
-            rows.append((loop, "not installed", None, None, None, None))
-            continue
-        progress(f"short awaited jobs: {pairs} rounds on {loop}")
-        with asyncio.Runner(loop_factory=factory) as runner, _bare_thread() as bare:
-            one_by_one = [
-                Contender("aioktask", lambda: runner.run(jobs(job)), awaits),
-                Contender("to_thread", lambda: runner.run(to_thread()), awaits),
-                Contender("with undo", lambda: runner.run(jobs(undone)), awaits),
-                Contender("bare", partial(_run_bare, runner, bare, awaits), awaits),
-            ]
-            times = alternate(one_by_one, pairs)
-            cpu = alternate(one_by_one[:2], fewer, clock=thread_time)
-            at_once = alternate(
-                [
-                    Contender(
-                        "aioktask",
-                        lambda: runner.run(gathered(lambda: run_multithreaded(job))),
-                        together,
-                    ),
-                    Contender(
-                        "to_thread",
-                        lambda: runner.run(gathered(lambda: asyncio.to_thread(nothing, 0, 1))),
-                        together,
-                    ),
-                ],
-                fewer,
-            )
-        share = ratio(times["aioktask"], times["to_thread"])
-        names = ("aioktask", "with undo", "to_thread", "bare")
-        rows.append((loop, *[_micro(times[name]) for name in names], share))
-        result.samples[f"short awaited job on {loop}"] = times
-        text = f"one short job awaited, of asyncio.to_thread, on {loop}"
-        result.promises.append(Promise(text, 0.7, False, share))
-        for what, figures, most in (
-            ("the loop thread's CPU time", cpu, 0.9),
-            (f"{together:,} at once", at_once, 0.7),
-        ):
-            each = [_micro(figures[name]) for name in ("aioktask", "to_thread")]
-            share = ratio(figures["aioktask"], figures["to_thread"])
-            more.append((loop, what, *each, share))
-            result.samples[f"short awaited job, {what}, on {loop}"] = figures
-            result.promises.append(Promise(f"the same, {what}, on {loop}", most, False, share))
-    result.tables.append(
-        Table(
-            "One short job, awaited",
-            (
-                "",
-                "a job, us",
-                "with undo, us",
-                "to_thread, us",
-                "two wake-ups, us",
-                "job / to_thread",
-            ),
-            rows,
-            (
-                "One chunk with an empty function, one after the other, the Job made once.",
-                "Two wake-ups: a lock that wakes a thread, whose call_soon_threadsafe wakes the "
-                "loop, and nothing else: what no way through a thread can undercut.",
-            ),
-        )
-    )
-    result.tables.append(
-        Table(
-            "What else a short job costs",
-            ("", "", "a job, us", "to_thread, us", "job / to_thread"),
-            more,
-            ("At once: so many are gathered, and what is told is the time of one.",),
-        )
-    )
-
-
-def _single_call(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
-    """`run` beside `asyncio.to_thread`, of an empty function and of one that lasts 1 ms."""
-    pairs = 3 if quick else PAIRS
-    functions: dict[str, tuple[Callable[[], object], int]] = {
-        "an empty function": (_empty, 20 if quick else 300),
-        "a function of 1 ms": (_of_one_ms(), 5 if quick else 50),
-    }
-
-    async def calls(
-        way: Callable[[Callable[[], object]], Coroutine[None, None, object]],
-        function: Callable[[], object],
-        times: int,
-    ) -> None:
-        for _ in range(times):
-            await way(function)
-
-    rows: list[tuple[object, ...]] = []
-    for loop, factory in loops().items():
-        if factory is None:
-            continue
-        with asyncio.Runner(loop_factory=factory) as runner:
-            for text, (function, times) in functions.items():
-                progress(f"single calls of {text}: {pairs} rounds on {loop}")
-                contenders = [
-                    Contender(
-                        name,
-                        partial(_run_calls, runner, partial(calls, way, function, times)),
-                        times,
-                    )
-                    for name, way in (("run", aioktask.run), ("to_thread", asyncio.to_thread))
-                ]
-                wall = alternate(contenders, pairs)
-                cpu = alternate(contenders, pairs, clock=thread_time)
-                for what, figures in (("", wall), (", the loop thread's CPU time", cpu)):
-                    share = ratio(figures["run"], figures["to_thread"])
-                    rows.append(
-                        (loop, text + what, *[_micro(each) for each in figures.values()], share)
-                    )
-                    result.samples[f"one call of {text}{what}, on {loop}"] = figures
-                    told = f"run of {text}{what}, of asyncio.to_thread, on {loop}"
-                    result.promises.append(Promise(told, 1.0, False, share))
-    result.tables.append(
-        Table(
-            "One call, awaited",
-            ("", "", "run, us", "to_thread, us", "run / to_thread"),
-            rows,
-            ("One after the other. The function of 1 ms computes without the GIL.",),
-        )
-    )
-
-
-def _run_calls(runner: asyncio.Runner, calls: Callable[[], Coroutine[None, None, None]]) -> None:
-    runner.run(calls())
-
-
-def _empty() -> None:
-    """A function that does nothing."""
-
-
-def _of_one_ms() -> Callable[[], object]:
-    """A function that computes for about a millisecond on this machine, without the GIL."""
-    block = bytes(1 << 20)
-    times = []
-    for _ in range(9):
-        begun = perf_counter()
-        hashlib.sha256(block)
-        times.append(perf_counter() - begun)
-    size = int(len(block) * 1e-3 / statistics.median(times))
-    return partial(hashlib.sha256, bytes(size))
 
 
 def _crowds(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
@@ -403,52 +234,6 @@ async def _kept(crowd: Crowd, size: int) -> float:
         await asyncio.wait(tasks)
         ticking.cancel()
     return worst
-
-
-def _run_bare(
-    runner: asyncio.Runner, bare: Callable[[int], Coroutine[None, None, None]], times: int
-) -> None:
-    runner.run(bare(times))
-
-
-@contextmanager
-def _bare_thread() -> Iterator[Callable[[int], Coroutine[None, None, None]]]:
-    """A coroutine function that has a parked thread wake the loop so many times."""
-    parking = threading.Lock()
-    parking.acquire()
-    wakes: list[Callable[[], object]] = []
-
-    def serve() -> None:
-        while True:
-            parking.acquire()
-            if not wakes:
-                return
-            wakes.pop()()
-
-    async def wait(times: int) -> None:
-        loop = asyncio.get_running_loop()
-        for _ in range(times):
-            done = loop.create_future()
-            wakes.append(lambda: loop.call_soon_threadsafe(done.set_result, None))  # noqa: B023
-            parking.release()
-            await done
-
-    thread = threading.Thread(target=serve, daemon=True)
-    thread.start()
-    try:
-        yield wait
-    finally:
-        parking.release()
-        thread.join()
-
-
-def loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop] | None]:
-    """What makes a loop, by name; None where that is not installed."""
-    if importlib.util.find_spec("uvloop") is None:
-        return {"asyncio": asyncio.new_event_loop, "uvloop": None}
-    import uvloop
-
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 def _memory(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
