@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import statistics
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from time import perf_counter, thread_time
@@ -22,27 +22,18 @@ from aioktask import Job, run_multithreaded
 from aioktask.bench.event_loops import loops
 from aioktask.bench.peers import nothing
 from aioktask.bench.promises import PAIRS, Promise, Result
-from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio
+from aioktask.figures.measure import Contender, alternate, microseconds, ratio
 from aioktask.figures.table import Table
 
-__all__ = ["MICRO", "measure_short_jobs", "measure_single_calls"]
-
-MICRO = 1e6
+__all__ = ["consecutive", "measure_short_jobs", "measure_single_calls"]
 
 
 def measure_short_jobs(result: Result, quick: bool, progress: Callable[[str], object]) -> None:
+    """A job of one empty chunk beside `asyncio.to_thread`, one after the other and many at once."""
     awaits = 20 if quick else 300
     pairs = 3 if quick else 2 * PAIRS + 1
     job = Job(nothing, 1, chunk=1)
     undone = Job(nothing, 1, chunk=1, undo=nothing)
-
-    async def jobs(job: Job[None]) -> None:
-        for _ in range(awaits):
-            await run_multithreaded(job)
-
-    async def to_thread() -> None:
-        for _ in range(awaits):
-            await asyncio.to_thread(nothing, 0, 1)
 
     async def gathered(one: Callable[[], Coroutine[None, None, object]]) -> None:
         await asyncio.gather(*[one() for _ in range(together)])
@@ -58,10 +49,10 @@ def measure_short_jobs(result: Result, quick: bool, progress: Callable[[str], ob
         progress(f"short awaited jobs: {pairs} rounds on {loop}")
         with asyncio.Runner(loop_factory=factory) as runner, _bare_thread() as bare:
             one_by_one = [
-                Contender("aioktask", lambda: runner.run(jobs(job)), awaits),
-                Contender("to_thread", lambda: runner.run(to_thread()), awaits),
-                Contender("with undo", lambda: runner.run(jobs(undone)), awaits),
-                Contender("bare", partial(_run_bare, runner, bare, awaits), awaits),
+                consecutive("aioktask", runner, awaits, run_multithreaded, job),
+                consecutive("to_thread", runner, awaits, asyncio.to_thread, nothing, 0, 1),
+                consecutive("with undo", runner, awaits, run_multithreaded, undone),
+                consecutive("bare", runner, awaits, bare),
             ]
             times = alternate(one_by_one, pairs)
             cpu = alternate(one_by_one[:2], fewer, clock=thread_time)
@@ -82,7 +73,7 @@ def measure_short_jobs(result: Result, quick: bool, progress: Callable[[str], ob
             )
         share = ratio(times["aioktask"], times["to_thread"])
         names = ("aioktask", "with undo", "to_thread", "bare")
-        rows.append((loop, *[_micro(times[name]) for name in names], share))
+        rows.append((loop, *[microseconds(times[name]) for name in names], share))
         result.samples[f"short awaited job on {loop}"] = times
         text = f"one short job awaited, of asyncio.to_thread, on {loop}"
         result.promises.append(Promise(text, 0.7, False, share))
@@ -90,7 +81,7 @@ def measure_short_jobs(result: Result, quick: bool, progress: Callable[[str], ob
             ("the loop thread's CPU time", cpu, 0.9),
             (f"{together:,} at once", at_once, 0.7),
         ):
-            each = [_micro(figures[name]) for name in ("aioktask", "to_thread")]
+            each = [microseconds(figures[name]) for name in ("aioktask", "to_thread")]
             share = ratio(figures["aioktask"], figures["to_thread"])
             more.append((loop, what, *each, share))
             result.samples[f"short awaited job, {what}, on {loop}"] = figures
@@ -132,14 +123,6 @@ def measure_single_calls(result: Result, quick: bool, progress: Callable[[str], 
         "a function of 1 ms": (_of_one_ms(), 5 if quick else 50),
     }
 
-    async def calls(
-        way: Callable[[Callable[[], object]], Coroutine[None, None, object]],
-        function: Callable[[], object],
-        times: int,
-    ) -> None:
-        for _ in range(times):
-            await way(function)
-
     rows: list[tuple[object, ...]] = []
     for loop, factory in loops().items():
         if factory is None:
@@ -148,20 +131,14 @@ def measure_single_calls(result: Result, quick: bool, progress: Callable[[str], 
             for text, (function, times) in functions.items():
                 progress(f"single calls of {text}: {pairs} rounds on {loop}")
                 contenders = [
-                    Contender(
-                        name,
-                        partial(_run_calls, runner, partial(calls, way, function, times)),
-                        times,
-                    )
-                    for name, way in (("run", aioktask.run), ("to_thread", asyncio.to_thread))
+                    consecutive("run", runner, times, aioktask.run, function),
+                    consecutive("to_thread", runner, times, asyncio.to_thread, function),
                 ]
                 wall = alternate(contenders, pairs)
                 cpu = alternate(contenders, pairs, clock=thread_time)
                 for what, figures in (("", wall), (", the loop thread's CPU time", cpu)):
                     share = ratio(figures["run"], figures["to_thread"])
-                    rows.append(
-                        (loop, text + what, *[_micro(each) for each in figures.values()], share)
-                    )
+                    rows.append((loop, text + what, *map(microseconds, figures.values()), share))
                     result.samples[f"one call of {text}{what}, on {loop}"] = figures
                     told = f"run of {text}{what}, of asyncio.to_thread, on {loop}"
                     result.promises.append(Promise(told, 1.0, False, share))
@@ -175,8 +152,20 @@ def measure_single_calls(result: Result, quick: bool, progress: Callable[[str], 
     )
 
 
-def _run_calls(runner: asyncio.Runner, calls: Callable[[], Coroutine[None, None, None]]) -> None:
-    runner.run(calls())
+def consecutive(
+    name: str,
+    runner: asyncio.Runner,
+    times: int,
+    call: Callable[..., Awaitable[object]],
+    *arguments: object,
+) -> Contender:
+    """A contender that awaits `call(*arguments)` so many times, one after the other."""
+
+    async def calls() -> None:
+        for _ in range(times):
+            await call(*arguments)
+
+    return Contender(name, lambda: runner.run(calls()), times)
 
 
 def _empty() -> None:
@@ -195,15 +184,9 @@ def _of_one_ms() -> Callable[[], object]:
     return partial(hashlib.sha256, bytes(size))
 
 
-def _run_bare(
-    runner: asyncio.Runner, bare: Callable[[int], Coroutine[None, None, None]], times: int
-) -> None:
-    runner.run(bare(times))
-
-
 @contextmanager
-def _bare_thread() -> Iterator[Callable[[int], Coroutine[None, None, None]]]:
-    """A coroutine function that has a parked thread wake the loop so many times."""
+def _bare_thread() -> Iterator[Callable[[], Awaitable[None]]]:
+    """A function whose result is awaited until a parked thread has woken the loop."""
     parking = threading.Lock()
     parking.acquire()
     wakes: list[Callable[[], object]] = []
@@ -215,13 +198,12 @@ def _bare_thread() -> Iterator[Callable[[int], Coroutine[None, None, None]]]:
                 return
             wakes.pop()()
 
-    async def wait(times: int) -> None:
+    async def wait() -> None:
         loop = asyncio.get_running_loop()
-        for _ in range(times):
-            done = loop.create_future()
-            wakes.append(lambda: loop.call_soon_threadsafe(done.set_result, None))  # noqa: B023
-            parking.release()
-            await done
+        done = loop.create_future()
+        wakes.append(partial(loop.call_soon_threadsafe, done.set_result, None))
+        parking.release()
+        await done
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
@@ -230,7 +212,3 @@ def _bare_thread() -> Iterator[Callable[[int], Coroutine[None, None, None]]]:
     finally:
         parking.release()
         thread.join()
-
-
-def _micro(seconds: Sequence[float]) -> Interval:
-    return interval(each * MICRO for each in seconds)

@@ -11,7 +11,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from functools import partial
 from time import perf_counter
 
 from aioktask.bench.beside import TICK, quantile
+from aioktask.bench.event_loops import loops
 from aioktask.bench.processes import cpus, spinning
 from aioktask.bench.promises import PAIRS, Promise, Result
 from aioktask.bench.sines import SIZE, Sines
@@ -97,7 +97,7 @@ def run(quick: bool, progress: Progress) -> Result:
     pace = QUICK if quick else _Pace()
     for neighbours in (False, True):
         with spinning() if neighbours else nullcontext():
-            for loop, factory in _loops().items():
+            for loop, factory in loops().items():
                 where = f"{loop}, beside CPU-bound neighbours" if neighbours else loop
                 if factory is None:
                     result.tables.append(Table(where, ("", ""), [("uvloop", "not installed")]))
@@ -182,14 +182,6 @@ def _windows(runner: asyncio.Runner, ways: Sequence[Way], pace: _Pace, rounds: i
     contenders = [Contender(way.name, partial(window, way)) for way in ways]
     alternate(contenders, rounds, warm_ups=pace.warm_ups)
     return {name: windows[pace.warm_ups :] for name, windows in found.items()}
-
-
-def _loops() -> dict[str, Callable[[], asyncio.AbstractEventLoop] | None]:
-    if importlib.util.find_spec("uvloop") is None:
-        return {"asyncio": asyncio.new_event_loop, "uvloop": None}
-    import uvloop
-
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 # the peers

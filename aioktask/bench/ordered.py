@@ -25,11 +25,11 @@ from time import perf_counter, thread_time
 from typing import Any
 
 from aioktask import Job, map_ordered, map_ordered_sync, max_threads, run_multithreaded
-from aioktask.bench.awaited import MICRO
+from aioktask.bench.awaited import consecutive
 from aioktask.bench.event_loops import loops
 from aioktask.bench.peers import nothing
 from aioktask.bench.promises import Promise, Result
-from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio
+from aioktask.figures.measure import Contender, Interval, alternate, interval, microseconds, ratio
 from aioktask.figures.table import Table
 
 __all__ = ["run"]
@@ -154,10 +154,10 @@ def _items(
             [
                 (
                     name,
-                    interval(each * MICRO for each in values),
-                    (statistics.median(values) - work) * MICRO,
+                    microseconds(values),
+                    (statistics.median(values) - work) * 1e6,
                     None if name == JOB else ratio(times[JOB], values),
-                    interval(each * MICRO for each in loop[name]) if name in loop else None,
+                    microseconds(loop[name]) if name in loop else None,
                 )
                 for name, values in times.items()
             ],
@@ -230,19 +230,6 @@ def _alone(result: Result, quick: bool) -> None:
     count, rounds = (20, 2) if quick else (500, 31)
     job = Job(nothing, 1, chunk=1)
 
-    async def stream() -> None:
-        async with map_ordered(_no_work, range(count), window=1) as results:
-            async for _ in results:
-                pass
-
-    async def jobs() -> None:
-        for _ in range(count):
-            await run_multithreaded(job)
-
-    async def to_thread() -> None:
-        for _ in range(count):
-            await asyncio.to_thread(nothing, 0, 1)
-
     rows: list[tuple[object, ...]] = []
     for name, factory in loops().items():
         if factory is None:
@@ -251,14 +238,14 @@ def _alone(result: Result, quick: bool) -> None:
         with asyncio.Runner(loop_factory=factory) as runner:
             times = alternate(
                 [
-                    Contender("stream", lambda r=runner: r.run(stream()), count),  # type: ignore[misc]
-                    Contender("job", lambda r=runner: r.run(jobs()), count),  # type: ignore[misc]
-                    Contender("to_thread", lambda r=runner: r.run(to_thread()), count),  # type: ignore[misc]
+                    _stream("stream", _no_work, count, 1, runner),
+                    consecutive("job", runner, count, run_multithreaded, job),
+                    consecutive("to_thread", runner, count, asyncio.to_thread, nothing, 0, 1),
                 ],
                 rounds,
             )
         share = ratio(times["stream"], times["job"])
-        figures = [interval(each * MICRO for each in times[of]) for of in times]
+        figures = [microseconds(each) for each in times.values()]
         rows.append((name, *figures, share))
         result.samples[f"an item that comes alone, on {name}"] = times
         text = f"an item that comes alone, of a short awaited job, on {name}"
@@ -327,10 +314,10 @@ def _packet_table(
         [
             (
                 name,
-                interval(each * MICRO for each in values),
+                microseconds(values),
                 interval(size / each / (1 << 30) for each in values),
                 None if name == "in the loop" else ratio(times["in the loop"], values),
-                interval(each * MICRO for each in loop[name]) if name in loop else None,
+                microseconds(loop[name]) if name in loop else None,
             )
             for name, values in times.items()
         ],

@@ -25,12 +25,20 @@ from time import perf_counter
 
 import aioktask
 from aioktask import Job, Report, run_multithreaded, set_max_threads
-from aioktask.bench.awaited import MICRO, measure_short_jobs, measure_single_calls
+from aioktask.bench.awaited import measure_short_jobs, measure_single_calls
 from aioktask.bench.event_loops import loops
 from aioktask.bench.peers import PEERS, nothing
 from aioktask.bench.promises import PAIRS, Promise, Result, against_best
 from aioktask.bench.segments import measure_segments
-from aioktask.figures.measure import Contender, Interval, alternate, interval, ratio, turns
+from aioktask.figures.measure import (
+    Contender,
+    Interval,
+    alternate,
+    interval,
+    microseconds,
+    ratio,
+    turns,
+)
 from aioktask.figures.table import Table
 
 __all__ = ["run"]
@@ -95,10 +103,10 @@ def _empty_chunk(result: Result, quick: bool, progress: Callable[[str], object])
             "One empty chunk",
             ("", "helpers", "us a chunk", "times aioktask with 2"),
             [
-                *[(e.name, n, _micro(times[e.name]), None) for n, e in ours.items()],
-                (loop.name, None, _micro(times[loop.name]), None),
+                *[(e.name, n, microseconds(times[e.name]), None) for n, e in ours.items()],
+                (loop.name, None, microseconds(times[loop.name]), None),
                 *[
-                    (peer.name, 2, _micro(times[peer.name]), _times(times[peer.name], two))
+                    (peer.name, 2, microseconds(times[peer.name]), _times(times[peer.name], two))
                     if not peer.missing
                     else (peer.name, 2, "not installed", None)
                     for peer in PEERS
@@ -114,7 +122,7 @@ def _empty_chunk(result: Result, quick: bool, progress: Callable[[str], object])
     result.samples["empty chunk"] = times
     result.samples["empty chunk, pairs with the best peer"] = fresh
     result.promises += [
-        Promise("one empty chunk, 2 helpers, us", 0.3, False, _micro(fresh[ours[2].name])),
+        Promise("one empty chunk, 2 helpers, us", 0.3, False, microseconds(fresh[ours[2].name])),
         Promise(f"the same, of {best.name}", 1 / 50, False, share),
     ]
 
@@ -315,10 +323,6 @@ def _all_meet(chunks: int, threads: int, look: Callable[[], None]) -> Callable[[
 
 def _total(snapshot: tracemalloc.Snapshot) -> int:
     return sum(trace.size for trace in snapshot.traces)
-
-
-def _micro(seconds: Sequence[float]) -> Interval:
-    return interval(each * MICRO for each in seconds)
 
 
 def _times(seconds: Sequence[float], base: float) -> float:

@@ -24,6 +24,7 @@ __all__ = [
     "Interval",
     "alternate",
     "interval",
+    "microseconds",
     "ratio",
     "turns",
 ]
@@ -90,6 +91,15 @@ def interval(values: Iterable[float], confidence: float = 0.95) -> Interval:
         k += 1
     k = max(k, 1)
     return Interval(statistics.median(ordered), ordered[k - 1], ordered[-k], count)
+
+
+def microseconds(seconds: Iterable[float]) -> Interval:
+    """The median of times with its interval, from seconds to microseconds.
+
+    >>> str(microseconds([2e-6]))
+    '2.00'
+    """
+    return interval(each * 1e6 for each in seconds)
 
 
 def ratio(over: Sequence[float], under: Sequence[float]) -> Interval:
