@@ -13,7 +13,7 @@ import gc
 import mmap
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -31,6 +31,7 @@ from aioktask import (
     run_multithreaded,
 )
 from aioktask.bench.arrays import EXPRESSION, Floats, expression
+from aioktask.bench.beside import lateness
 from aioktask.bench.memory import anonymous, fitting, populate_plainly
 from aioktask.bench.pictures import PAUSES
 from aioktask.bench.promises import Result
@@ -40,7 +41,6 @@ from aioktask.tune.machine import info, machine_text
 
 __all__ = ["demo"]
 
-TICK = 0.001
 # 128 KiB of float64: the temporaries of the expression stay in the cache.
 CHUNK = 1 << 14
 WAYS = ("in the coroutine", "asyncio.to_thread", "run_multithreaded")
@@ -89,7 +89,7 @@ def demo(*, quick: bool = False, say: Callable[[str], object] = print) -> Result
 async def _demo(quick: bool, say: Callable[[str], object]) -> Result:
     result = Result("demo", quick)
     rows: list[tuple[object, ...]] = []
-    alone = await _pause(lambda: asyncio.sleep(0.05 if quick else 0.5))
+    alone = await lateness(lambda: asyncio.sleep(0.05 if quick else 0.5))
     rows += await _rows(result, _expression(fitting((8 if quick else 256) * MIB)))
     _give_back()
     try:
@@ -147,7 +147,7 @@ async def _rows(result: Result, work: Work) -> list[tuple[object, ...]]:
                 await work.do(way)
                 seconds = time.perf_counter() - started
 
-            pause = await _pause(timed)
+            pause = await lateness(timed)
             if at > 0:
                 times[way].append(seconds)
                 pauses[way].append(pause)
@@ -163,27 +163,6 @@ def _row(
     seconds = statistics.median(times)
     speed, pause = f"{plain / seconds:.2f}x", statistics.median(pauses)
     return (way, seconds * 1e3, min(times) * 1e3, speed, pause * 1e3)
-
-
-async def _pause(work: Callable[[], Awaitable[object]]) -> float:
-    """The longest time, in seconds, that a ticker was late while `work` went on."""
-    worst = 0.0
-    on = True
-
-    async def tick() -> None:
-        nonlocal worst
-        while on:
-            due = time.perf_counter() + TICK
-            await asyncio.sleep(TICK)
-            worst = max(worst, time.perf_counter() - due)
-
-    ticker = asyncio.create_task(tick())
-    await asyncio.sleep(5 * TICK)
-    worst = 0.0
-    await work()
-    on = False
-    await ticker  # which is told of a pause only after it
-    return worst
 
 
 def _give_back() -> None:

@@ -266,6 +266,16 @@ async def test_a_ticker_is_as_late_as_the_loop_was_held_up(
 
 
 @pytest.mark.asyncio
+async def test_what_is_raised_beside_a_ticker_comes_through_and_the_ticker_ends() -> None:
+    async def refused() -> None:
+        raise OSError("refused")
+
+    with pytest.raises(OSError, match="refused"):
+        await lateness(refused)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.asyncio
 async def test_short_jobs_are_timed_while_the_long_one_runs_again_and_again() -> None:
     runs = 0
 
