@@ -164,7 +164,7 @@ def main() -> int:
     finally:
         told.unlink(missing_ok=True)
     print(f"\n{table(entries)}", flush=True)
-    if file := os.environ.get(FILE):  # of .ci/run, which tells of it at its end
+    if file := os.environ.get(FILE):  # of whoever keeps a record of more than this
         for each in entries:
             append(Path(file), each)
     return int(not all(well))
