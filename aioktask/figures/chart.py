@@ -13,21 +13,17 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import escape
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
@@ -42,20 +38,25 @@ from aioktask.figures.panel import (
     Series,
     described,
 )
+from aioktask.figures.paper import (
+    FONT,
+    GAP,
+    LINE,
+    MARGIN,
+    PLOT,
+    WIDTH,
+    printable,
+    text_width,
+    wrapped,
+)
 from aioktask.figures.table import number
+from aioktask.figures.ticks import binary, even_ticks, log_ticks, plain, power_ticks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = ["DARK", "FONT", "INK", "PAPER", "SHAPES", "WIDTH", "draw", "figure"]
 
-# 480 pixels of a page. Where a phone shows it on 360 of them, 12 points become 9.
-WIDTH = 360.0
-FONT = 12.0
-LINE = 16.0  # from one line of text to the next
-MARGIN = 14.0
-PLOT = WIDTH - 2 * MARGIN
-GAP = 8.0  # between what stands beside each other
 STEP = 12.0  # from one reading of a row to the next
 TICKS = LINE + 6  # the labels of ticks
 CURVES_LEFT, CURVES_HEIGHT = 44.0, 220.0
@@ -111,10 +112,10 @@ def draw(picture: Picture) -> str:
         figure(picture).savefig(
             file, format="svg", metadata={"Date": None, "Creator": None, "Format": None}
         )
-    titled = _safe(picture.title or picture.panels[0].title)
+    titled = printable(picture.title or picture.panels[0].title)
     head = (
         f'\n <title id="title">{escape(titled)}</title>'
-        f'\n <desc id="description">{escape(_safe(described(picture)))}</desc>'
+        f'\n <desc id="description">{escape(printable(described(picture)))}</desc>'
         f"\n <style>{_dark_style()}</style>"
     )
     opened = re.sub(
@@ -305,8 +306,8 @@ def _bands(rows: Sequence[Row], step: float, *, stacked: bool) -> list[_Band]:
     bands = []
     top = 0.0
     for row in rows:
-        told = _safe(row.told)
-        room = PLOT - (_width(told) + GAP if told else 0)
+        told = printable(row.told)
+        room = PLOT - (text_width(told) + GAP if told else 0)
         label = wrapped(row.label, max(room, PLOT / 3), FONT, _weight(row))
         named = LINE * max(len(label), 1)
         there = sum(reading is not None for reading in row.readings) if stacked else 1
@@ -411,7 +412,7 @@ def _bars(panel: Bars) -> list[_Block]:
 
 def _column(axes: Axes, read: Sequence[tuple[_Band, Reading]], width: float) -> None:
     """The bars of a column, with the median at the end of each."""
-    room = max(_width(number(reading.value.median)) for _, reading in read) + GAP
+    room = max(text_width(number(reading.value.median)) for _, reading in read) + GAP
     most = max(max(reading.value.high, reading.value.median) for _, reading in read) or 1.0
     end = most * width / (width - room)
     axes.set_xlim(0, end)
@@ -483,156 +484,7 @@ def _ring() -> dict[str, Any]:
     return {**shape, "markeredgecolor": INK, "markeredgewidth": 1.8, "linestyle": "none"}
 
 
-# axes
-
-
 def _x_ticks(axes: Axes, ticks: Sequence[float], text: Callable[[float], str]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.set_xticks(ticks, [text(each) for each in ticks])
     axes.grid(axis="x", color=GRID, linewidth=1)
-
-
-def log_ticks(low: float, high: float, width: float) -> list[float]:
-    """Ticks of a logarithmic axis: as many as have room, at round numbers.
-
-    Args:
-        low: Its lower end.
-        high: Its upper end.
-        width: Its length, points.
-    """
-    bottom, top = math.floor(math.log10(low)), math.ceil(math.log10(high))
-
-    def decades(step: int, *steps: int) -> list[float]:
-        powers = range(bottom, top + 1, step)
-        return [each * 10.0**power for power in powers for each in steps]
-
-    tried = [decades(step, 1) for step in (1, 2, 3, 5)]
-    tried += [decades(1, *steps) for steps in ((1, 3), (1, 2, 5), (1, 2, 3, 5), range(1, 10))]
-    if high / low < 10:
-        sizes = [each * 10.0**power for power in range(bottom - 3, top + 1) for each in (5, 2, 1)]
-        tried += [
-            [step * at for at in range(math.ceil(low / step), math.floor(high / step) + 1)]
-            for step in sizes
-            if (high - low) / step < 40
-        ]
-
-    found = [[each for each in ticks if low <= each <= high] for ticks in tried]
-    return _most(found, _logarithmic(low, high, width), width, plain)
-
-
-def power_ticks(low: float, high: float, width: float) -> list[float]:
-    """Powers of two on a logarithmic axis: as many as have room."""
-    bottom, top = math.ceil(math.log2(low)), math.floor(math.log2(high))
-    found = [
-        [2.0**power for power in range(bottom, top + 1) if power % step == 0]
-        for step in (1, 2, 4, 5, 10, 20, 50)
-    ]
-    return _most(found, _logarithmic(low, high, width), width, binary)
-
-
-def even_ticks(most: float, length: float, *, upright: bool = False) -> list[float]:
-    """Ticks of an axis from 0 to `most`: as many as have room.
-
-    Args:
-        most: Its other end.
-        length: Points.
-        upright: Whether the axis is upright, so that labels stand one above the other.
-    """
-    bottom = math.floor(math.log10(most)) - 1
-    steps = [each * 10.0**power for power in range(bottom, bottom + 3) for each in (1, 2, 5)]
-    found = [
-        [step * at for at in range(math.floor(most / step * (1 + 1e-9)) + 1)]
-        for step in steps
-        if step * length / most >= 2 * LINE
-    ]
-    text = (lambda value: "") if upright else plain
-    return _most(found, lambda value: length * value / most, length, text)
-
-
-def _logarithmic(low: float, high: float, width: float) -> Callable[[float], float]:
-    """Where a value is on such an axis."""
-    return lambda value: width * math.log(value / low) / math.log(high / low)
-
-
-def _most(
-    tried: Sequence[Sequence[float]],
-    at: Callable[[float], float],
-    length: float,
-    text: Callable[[float], str],
-) -> list[float]:
-    """The most ticks whose labels do not touch, without those that would reach off the paper."""
-    best: list[float] = []
-    beyond = MARGIN - 2  # what draws them makes letters a little wider or narrower
-    for ticks in tried:
-        spans = [(each, at(each), _width(text(each)) / 2) for each in ticks]
-        inside = [
-            (each, place, half)
-            for each, place, half in spans
-            if place - half >= -beyond and place + half <= length + beyond
-        ]
-        apart = all(
-            right - left >= half + other + GAP
-            for (_, left, half), (_, right, other) in pairwise(inside)
-        )
-        if apart and len(inside) > len(best):
-            best = [each for each, _, _ in inside]
-    return best
-
-
-def plain(value: float) -> str:
-    """A tick as one writes it: 0.05, 1, 2,000.
-
-    >>> [plain(value) for value in (0.05, 1.0, 2000.0)]
-    ['0.05', '1', '2,000']
-    """
-    text = f"{value:,.9f}"
-    return text.rstrip("0").rstrip(".")
-
-
-def binary(value: float) -> str:
-    """A power of two as one reads it: 512, 16Ki, 4Mi.
-
-    >>> [binary(value) for value in (0.25, 512.0, 16384.0)]
-    ['2^-2', '512', '16Ki']
-    """
-    power = round(math.log2(value))
-    if power < 0:
-        return f"2^{power}"
-    tens = min(power // 10, 6)
-    return f"{1 << power - 10 * tens}{('', 'Ki', 'Mi', 'Gi', 'Ti', 'Pi', 'Ei')[tens]}"
-
-
-# text
-
-
-def wrapped(text: str, width: float, size: float = FONT, weight: str = "normal") -> list[str]:
-    """Lines that fit, cut between words where that is possible, in letters that XML can hold."""
-    lines: list[str] = []
-    for word in _safe(text).split():
-        if lines and _width(f"{lines[-1]} {word}", size, weight) <= width:
-            lines[-1] += f" {word}"
-            continue
-        while word:
-            fits = len(word)
-            while fits > 1 and _width(word[:fits], size, weight) > width:
-                fits -= 1
-            lines.append(word[:fits])
-            word = word[fits:]
-    return lines
-
-
-def _width(text: str, size: float = FONT, weight: str = "normal") -> float:
-    font = FontProperties(family="DejaVu Sans", size=size, weight=weight)
-    width, _, _ = text_to_path.get_text_width_height_descent(text, font, ismath=False)
-    return float(width)
-
-
-def _safe(text: str) -> str:
-    """What XML cannot hold becomes a question mark, and white space a space."""
-    kept = (
-        letter
-        if letter >= " " and not "\ud800" <= letter <= "\udfff" and letter not in "\ufffe\uffff"
-        else "?"
-        for letter in re.sub(r"\s", " ", text)
-    )
-    return "".join(kept)

@@ -40,6 +40,7 @@ from matplotlib.text import Text
 
 from aioktask.figures import chart
 from aioktask.figures.chart import draw, figure
+from aioktask.figures.ticks import binary, even_ticks, log_ticks, plain, power_ticks
 
 ROOT = Path(__file__).parents[2]
 SVG = "{http://www.w3.org/2000/svg}"
@@ -195,18 +196,18 @@ def test_a_long_interval_does_not_press_the_curves_together() -> None:
 def test_ticks_lie_on_their_axis_at_what_they_say(low: float, ratio: float) -> None:
     high, width = low * ratio, 300.0
     for ticks, text in (
-        (chart.log_ticks(low, high, width), chart.plain),
-        (chart.power_ticks(low, max(high, 2.5 * low), width), chart.binary),
-        (chart.even_ticks(high, width), chart.plain),
+        (log_ticks(low, high, width), plain),
+        (power_ticks(low, max(high, 2.5 * low), width), binary),
+        (even_ticks(high, width), plain),
     ):
         assert ticks
         assert ticks == sorted(set(ticks))
         labels = [text(each) for each in ticks]
         assert len(set(labels)) == len(labels)
-        if text is chart.plain:
+        if text is plain:
             assert [float(each.replace(",", "")) for each in labels] == pytest.approx(ticks)
-    assert all(0 <= each <= high * (1 + 1e-9) for each in chart.even_ticks(high, width))
-    assert all(low <= each <= high for each in chart.log_ticks(low, high, width))
+    assert all(0 <= each <= high * (1 + 1e-9) for each in even_ticks(high, width))
+    assert all(low <= each <= high for each in log_ticks(low, high, width))
 
 
 # reading it
