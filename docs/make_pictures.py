@@ -164,11 +164,10 @@ def _text(figures: Figures, name: str, page: Path) -> str:
 
 
 def _table(figures: Figures, name: str, page: Path) -> str:
-    make = TABLES[name]
     if name == "overview":
         return _markdown(*_overview(figures))
     told = figures.told[SOURCE.get(name, name)]
-    return "\n\n".join([_markdown(*make(told)), *_broken(told, name)])
+    return "\n\n".join([_markdown(*TABLES[name](told)), *_broken(told, name)])
 
 
 KINDS: Mapping[str, Callable[[Figures, str, Path], str]] = {
@@ -321,7 +320,6 @@ def _segments(told: Told) -> Table:
 # Of those that are not about a file of their own name.
 SOURCE = {"latency-nice": "latency", "neighbour-lent": "neighbour"}
 TABLES: Mapping[str, Callable[[Told], Table]] = {
-    "overview": _promised,
     "overhead": _promised,
     "overhead-segments": _segments,
     "tune": _tune,

@@ -45,7 +45,7 @@ CHUNKS = tuple(1 << shift for shift in range(18, 30, 2))  # 256 KiB to 256 MiB
 STEP = 2 << 20  # even shares are whole huge pages
 # Seconds of one plain call from which on something is promised: below, a job's own cost counts.
 LONG_ENOUGH = 0.010
-HEADERS = ("", "GiB/s", "speed of aioktask, this = 1", "")
+HEADERS = ("", "GiB/s", "speed of aioktask, this = 1")
 
 
 def run(quick: bool, progress: Callable[[str], object], only: str = "") -> Result:
@@ -107,11 +107,11 @@ def _compare(
 
     def row(name: str) -> tuple[object, ...]:
         speed = subject.nbytes / statistics.median(times[name]) / GIB
-        return (name, speed, 1 if name == OURS else ratio(times[name], times[OURS]), None)
+        return (name, speed, 1 if name == OURS else ratio(times[name], times[OURS]))
 
     rows = [row(name) for name in times]
     if best is None:
-        rows.append(("the best C loop", None, str(loop), None))
+        rows.append(("the best C loop", None, str(loop)))
     rivals = [(best, "the best C loop", 0.95)] if best is not None else []
     rivals += [(shared, shared.name, 0.95), *((each, each.name, 1.0) for each in plain)]
     notes = []
@@ -124,7 +124,7 @@ def _compare(
         share = ratio(times[each.name], times[OURS])
         result.promises.append(Promise(f"{operation.name}: of {name}", limit, True, share))
     title = f"{operation.name}, {size_text(subject.nbytes)}, {max_threads()} threads"
-    result.tables.append(Table(title, HEADERS[:3], [each[:3] for each in rows], tuple(notes)))
+    result.tables.append(Table(title, HEADERS, rows, tuple(notes)))
     result.samples[operation.name] = times
 
 

@@ -210,12 +210,13 @@ def _advised(found: mmap.mmap, advice: Advice) -> Callable[[int, int], object]:
 
 @contextmanager
 def _populate(nbytes: int, kind: str) -> Iterator[Subject]:
+    advice = Advice.MADV_POPULATE_WRITE
     with _memory(nbytes, kind) as found:
         yield Subject(
             nbytes,
             _runs(memory.populate(found)),
-            {"mmap.madvise(MADV_POPULATE_WRITE)": lambda: found.madvise(23)},
-            _advised(found, Advice.MADV_POPULATE_WRITE),
+            {"mmap.madvise(MADV_POPULATE_WRITE)": lambda: found.madvise(advice)},
+            _advised(found, advice),
             [Loop.POPULATE],
             address_of(found),
             least=_least(kind),
