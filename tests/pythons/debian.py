@@ -76,9 +76,8 @@ def environment(version: str, checkout: Path) -> Environment:
         raise Unavailable("only root may start programs in another root folder")
     if missing := [tool for tool in ("unshare", "chroot", "wget") if shutil.which(tool) is None]:
         raise Unavailable(f"needs {', '.join(missing)}")
-    cache = (
-        cache_directory() / "debian"
-    )  # of its own, so that a build meanwhile does not hold it up
+    # A cache of its own, so that a build meanwhile does not hold it up.
+    cache = cache_directory() / "debian"
     named = hashlib.sha256(" ".join((SUITE, *PACKAGES)).encode()).hexdigest()[:12]
     with locked(cache):
         root = made_once(cache / f"{SUITE}-{named}", _bootstrap)
