@@ -24,7 +24,7 @@ from pathlib import Path
 from time import perf_counter
 
 import aioktask
-from aioktask import Job, Report, run_multithreaded, set_max_threads
+from aioktask import Job, Report, configure, run_multithreaded, set_max_threads, tunables
 from aioktask.bench.awaited import measure_short_jobs, measure_single_calls
 from aioktask.bench.event_loops import loops
 from aioktask.bench.peers import PEERS, nothing
@@ -57,16 +57,29 @@ def run(quick: bool, progress: Callable[[str], object], *, segments: bool = Fals
         segments: Only where the time of a short awaited job goes, on both threads.
     """
     result = Result("overhead", quick)
-    if segments:
-        measure_segments(result, loops(), 200 if quick else 5000, progress)
-        return result
-    measure_short_jobs(result, quick, progress)  # first, while there are as many helpers as usual
-    measure_single_calls(result, quick, progress)
-    _crowds(result, quick, progress)
-    with _threads(max(HELPERS)):
-        _empty_chunk(result, quick, progress)
-        _memory(result, quick, progress)
+    with _all_helpers():
+        if segments:
+            measure_segments(result, loops(), 200 if quick else 5000, progress)
+            return result
+        # First, while there are as many helpers as usual.
+        measure_short_jobs(result, quick, progress)
+        measure_single_calls(result, quick, progress)
+        _crowds(result, quick, progress)
+        with _threads(max(HELPERS)):
+            _empty_chunk(result, quick, progress)
+            _memory(result, quick, progress)
     return result
+
+
+@contextmanager
+def _all_helpers() -> Iterator[None]:
+    """Give up no helper to other processes: so many are waited for, or named in a table."""
+    before = tunables()["share"]
+    configure(share="off")
+    try:
+        yield
+    finally:
+        configure(share=before)
 
 
 @contextmanager

@@ -469,6 +469,25 @@ def test_bench_shows_where_the_time_of_a_short_job_goes() -> None:
         assert sum(medians) == pytest.approx(together, rel=0.5)
 
 
+def test_bench_overhead_gives_up_no_helper_to_other_processes() -> None:
+    program = (
+        "import aioktask, aioktask.bench as bench; shares = set();"
+        "say = lambda line: shares.add(aioktask.tunables()['share']);"
+        "bench.run('overhead', quick=True, progress=say, segments=True);"
+        "print(*shares, aioktask.tunables()['share'])"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "AIOKTASK_SHARE": "test-overhead"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (ended.stdout.split(), ended.stderr) == (["off", "test-overhead"], "")
+
+
 def test_bench_writes_to_a_file_and_shows_its_tables(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
     ended = run("bench", "memory", "--quick", "--json", str(target), PATH="", CC="")
