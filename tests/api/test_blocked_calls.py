@@ -53,6 +53,14 @@ async def test_more_calls_than_helpers_that_wait_for_each_other_all_get_through(
     assert sorted(passed) == list(range(calls))
 
 
+def test_calls_of_an_executor_that_wait_for_each_other_all_get_through() -> None:
+    calls = HELPERS + 10
+    barrier = threading.Barrier(calls)
+    with Coordinator() as coordinator, coordinator.executor() as executor:
+        passed = executor.map(barrier.wait, [PATIENCE] * calls)
+        assert sorted(passed) == list(range(calls))
+
+
 async def _pass(run: Any, barrier: threading.Barrier, passed: list[int]) -> None:
     passed.append(await run(barrier.wait, PATIENCE))
 

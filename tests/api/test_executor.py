@@ -35,6 +35,7 @@ from aioktask import (
     run_multithreaded_sync,
 )
 from aioktask.engine.api.process import current_pool
+from aioktask.engine.machine.os_threads import EngineThread
 from tests.conftest import LOOPS
 from tests.support.gates import PATIENCE, Gate
 
@@ -156,14 +157,15 @@ def test_a_call_that_runs_is_not_cancelled(coordinator: Coordinator) -> None:
     assert not future.cancel()
 
 
-def test_a_coordinator_that_is_left_by_an_exception_ends_its_calls() -> None:
+@pytest.mark.parametrize("how", ["left by an exception", "shut down"])
+def test_a_coordinator_that_cancels_ends_its_calls(how: str) -> None:
     gate = Gate()
 
     def call() -> None:
         gate.chunk(0, 1)
         current_chunk().check_cancelled()
 
-    def leave() -> list[Future[None]]:
+    def end() -> list[Future[None]]:
         futures: list[Future[None]] = []
         try:
             with Coordinator(1) as coordinator:
@@ -171,17 +173,45 @@ def test_a_coordinator_that_is_left_by_an_exception_ends_its_calls() -> None:
                 futures += (executor.submit(call) for _ in range(3))
                 gate.wait_entered()
                 futures[2].add_done_callback(lambda _: gate.open())
-                raise ZeroDivisionError
+                if how == "shut down":
+                    asyncio.run(coordinator.shutdown(cancel=True))
+                else:
+                    raise ZeroDivisionError
         except ZeroDivisionError:
             pass
         with pytest.raises(RuntimeError, match="takes no more jobs"):
             executor.submit(call)
         return futures
 
-    running, *queued = leave()
+    running, *queued = end()
     with pytest.raises(JobCancelled):
         running.result(0)
     assert all(each.cancelled() for each in queued)
+
+
+@pytest.mark.usefixtures("busy")
+def test_callbacks_of_a_call_that_its_coordinator_ended_run_in_the_engine_and_may_not_wait() -> (
+    None
+):
+    found: list[object] = []
+
+    def callback(future: Future[Any]) -> None:
+        found.append(threading.current_thread())
+        try:
+            run_multithreaded_sync(Job(print, 1))
+        except RuntimeError as error:
+            found.append(str(error))
+
+    def leave() -> None:
+        with Coordinator() as other:
+            other.executor().submit(pytest.fail, "it was called").add_done_callback(callback)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        leave()
+    thread, refusal = found
+    assert isinstance(thread, EngineThread)
+    assert "where nothing may wait" in str(refusal)
 
 
 class Struck(BaseException):

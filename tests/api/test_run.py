@@ -97,6 +97,25 @@ async def test_what_the_function_raises_is_raised_as_it_is_without_a_note(run: A
 
 
 @either
+async def test_the_call_has_the_name_of_its_function_or_the_given_one(run: Any) -> None:
+    def fail() -> None:
+        raise LookupError
+
+    for fn in (fail, functools.partial(fail)):
+        with pytest.raises(LookupError) as caught:
+            await run(fn)
+        assert failure(caught.value).job.name == fail.__qualname__
+        with pytest.raises(LookupError) as caught:
+            await run(fn, name="reading")
+        assert failure(caught.value).job.name == "reading"
+
+
+def test_without_a_loop_nothing_is_called() -> None:
+    with pytest.raises(RuntimeError, match="loop"):
+        aioktask.run(pytest.fail, "it was called").send(None)
+
+
+@either
 @pytest.mark.parametrize("misread", [StopIteration, asyncio.CancelledError, GeneratorExit])
 async def test_what_would_be_misread_is_the_cause_of_a_runtime_error(
     run: Any, misread: type[BaseException]

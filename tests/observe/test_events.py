@@ -138,6 +138,14 @@ def test_a_job_that_ends_well_is_told_in_three_events(heard: Heard) -> None:
     assert len({event["run"] for event in heard.events}) == 1
 
 
+def test_a_call_of_an_executor_that_raised_is_a_job_that_finished(heard: Heard) -> None:
+    with Coordinator() as coordinator:
+        future = coordinator.executor().submit(planted, 0, 1)
+        assert isinstance(future.exception(20), OSError)
+        heard.wait_for("planted", "job_finished")
+    assert heard.names("planted") == ["job_submitted", "job_started", "job_finished"]
+
+
 @pytest.mark.parametrize("slow", ["job_submitted", "job_started", ""])
 @pytest.mark.parametrize("fn", [nothing, fail_at_seven])
 def test_events_of_a_job_come_in_order_whichever_threads_tell_them(
