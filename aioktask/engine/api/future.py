@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: MIT
+# A call that was submitted to an executor: the chunk function of its run, and its future.
+#
+# A submitted call is a run of one chunk that nobody owns. The chunk calls the function and sets the
+# future, so done callbacks run in the chunk, where code of the program may do whatever it likes.
+# The run's waiter (`Submitted`) sets the future only where the run ended without that: it was
+# cancelled, or the engine failed.
+#
+# The engine hears of a thread that waits for a future inside a chunk by `_Waiters`, the list in
+# which `concurrent.futures` keeps who waits: so `result`, `exception`, `wait` and `as_completed`
+# all have the awaited run owed a helper. Only the first two can raise a `DeadlockError`. Of a loop
+# in a chunk, whose task awaits the future, it hears where a done callback is added.
+"""Submitted calls and their futures."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
+from typing import Any
+
+from aioktask.engine.api.submission import park_until
+from aioktask.engine.loops.loop import running_loop
+from aioktask.engine.priority import MOST_NICE
+from aioktask.engine.state import waiting
+from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
+from aioktask.engine.state.lane_turns import wait_for_call
+from aioktask.engine.state.run import Run
+from aioktask.engine.state.workers import ThreadWaiter
+from aioktask.engine.threads.pool import Pool
+from aioktask.errors import ChunkCancelled, DeadlockError
+
+__all__ = ["HelperFuture", "Submitted"]
+
+_Work = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+class Submitted:
+    """A call that was submitted: the chunk function of its run, and the waiter for that.
+
+    Attributes:
+        run: Its run; None when that is over.
+        future: Of the call; None when the run is over.
+        nice: That of the run, so that nothing is lent.
+        ended: Whether the run is over, and the future's callbacks have been called.
+    """
+
+    __slots__ = (
+        "_pending",
+        "_watchers",
+        "_work",
+        "ended",
+        "future",
+        "nice",
+        "pool",
+        "refused",
+        "run",
+    )
+
+    heard = True
+
+    def __init__(
+        self,
+        pool: Pool,
+        pending: dict[Submitted, None],
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.pool = pool
+        self._pending = pending
+        self._work: _Work | None = (fn, args, kwargs)  # until it begins, or is over
+        self._watchers: deque[ThreadWaiter] = deque()
+        self.run: Run | None = None
+        self.nice = 0
+        self.refused: DeadlockError | None = None
+        self.ended = False
+        self.future: HelperFuture | None = HelperFuture(self)
+
+    def __call__(self, start: int, stop: int) -> None:
+        future, work = self.future, self._work
+        self._work = None
+        if future is None or work is None or not future.begins():
+            return
+        fn, args, kwargs = work
+        try:
+            try:
+                value = fn(*args, **kwargs)
+            except BaseException as error:
+                future.set_exception(self._told(error))
+            else:
+                future.set_result(value)
+                del value
+        finally:
+            del self, future, work, fn, args, kwargs  # which the exception's traceback leads to
+
+    def _told(self, error: BaseException) -> BaseException:
+        """The exception, or a `JobCancelled` where it says that the call is not wanted."""
+        run = self.run
+        if isinstance(error, ChunkCancelled) and run is not None and run.unwanted():
+            return run.cancellation()
+        return error
+
+    # The waiter for the run: see `state.workers.Waiter`.
+
+    def wake(self) -> None:
+        run = self.run
+        if run is None or not run.over:  # it may be called without a reason
+            return
+        future = self.future
+        try:
+            if future is not None and not future.done():  # the run ended without the call
+                if run.verdict is not None:
+                    future.fail(run.verdict)
+                elif not future.cancel():
+                    future.fail(run.cancellation())
+        finally:  # whatever a callback raises
+            if future is None or future.done():
+                if future is not None:
+                    future.tell_cancelled()  # by a cancel that was struck half-way
+                self.end()
+
+    def end(self) -> None:
+        """Let go of everything, and wake who waits for that."""
+        self._pending.pop(self, None)
+        self.future = self.run = self._work = None
+        self.ended = True
+        while self._watchers:
+            try:
+                self._watchers.popleft().parking.unpark()
+            except IndexError:
+                return
+
+    def until_ended(self) -> None:
+        """Wait in this thread until the run is over; not at all in a fork's child.
+
+        Raises:
+            DeadlockError: The run waits for the calling chunk.
+        """
+        pool, future, run = self.pool, self.future, self.run
+        if pool.dead:
+            return
+        refuse_waiting("shutting down an executor")
+        if future is not None:
+            future.wait_in_chunk(None)
+        watcher, stint = ThreadWaiter(MOST_NICE), enclosing_stint()
+        self._watchers.append(watcher)
+        try:
+            if run is not None and stint is not None:  # as `wait_in_chunk` does
+                pool.post(wait_for_call, run, watcher, stint, local.stint is not None)
+            park_until(pool, watcher, lambda: self.ended, None)
+        finally:
+            if not self.ended:
+                with contextlib.suppress(ValueError):
+                    self._watchers.remove(watcher)
+                if run is not None:
+                    pool.post(waiting.remove_waiter, run, watcher)
+
+
+_DONE = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
+
+
+class HelperFuture(Future[Any]):
+    """The future of a submitted call."""
+
+    def __init__(self, call: Submitted) -> None:
+        super().__init__()
+        self._pool = call.pool
+        self._call = call
+        self._waiters: list[Any] = _Waiters(call)
+        self._loop_waits = False  # whether the engine knows that a loop in a chunk may wait
+
+    def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        super().add_done_callback(fn)
+        # As asyncio does to await it, where nobody is among the `_waiters`. How long it waits is
+        # not known: until the call is over.
+        if self._loop_waits or self.done() or self._pool.dead:
+            return
+        run, stint = self._call.run, enclosing_stint()
+        if run is None or stint is None or running_loop() is None:
+            return
+        self._loop_waits = True
+        self._pool.post(wait_for_call, run, ThreadWaiter(MOST_NICE), stint, False)
+
+    def cancel(self) -> bool:
+        try:
+            return super().cancel()
+        finally:  # whatever a callback, or a signal handler, raises
+            if self.cancelled():
+                self.tell_cancelled()
+                run = self._call.run
+                if run is not None and not self._pool.dead:
+                    self._pool.cancel(run)
+
+    def tell_cancelled(self) -> None:
+        """Tell those who wait of a cancel, as the thread of an executor does, if one came."""
+        with self._condition:
+            if self._state == "CANCELLED":
+                self.set_running_or_notify_cancel()
+
+    def begins(self) -> bool:
+        """On a helper: have the future be running; False if it was cancelled before."""
+        with self._condition:
+            self.tell_cancelled()  # by a cancel that was struck half-way
+            return not self.cancelled() and self.set_running_or_notify_cancel()
+
+    def fail(self, error: BaseException) -> None:
+        """Set an exception, unless the future is done."""
+        with contextlib.suppress(InvalidStateError):
+            self.set_exception(error)
+
+    def result(self, timeout: float | None = None) -> Any:
+        try:
+            return super().result(self.wait_in_chunk(timeout))
+        finally:
+            del self  # which the exception's traceback would lead to
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        return super().exception(self.wait_in_chunk(timeout))
+
+    def wait_in_chunk(self, timeout: float | None) -> float | None:
+        """In a chunk, wait until the future is done; returns what is left of the time elsewhere.
+
+        Raises:
+            DeadlockError: The call waits for the calling chunk.
+            RuntimeError: The future is a forked parent's; or this is called inside the engine.
+        """
+        pool = self._pool
+        if pool.dead:  # where a thread that is not there may hold the lock
+            if self._state in _DONE:
+                return timeout
+            raise RuntimeError("the future belongs to the parent of this forked process")
+        if self.done():
+            return timeout
+        refuse_waiting("waiting for a future")
+        if enclosing_stint() is None:
+            return timeout
+        waiter = ChunkWaiter(MOST_NICE)
+        with self._condition:
+            if self.done():
+                return timeout
+            self._waiters.append(waiter)
+        try:
+            park_until(pool, waiter, self.done, timeout)
+        finally:
+            with self._condition:
+                self._waiters.remove(waiter)
+        return 0
+
+
+class ChunkWaiter(ThreadWaiter):
+    """A chunk's thread that waits for a future; a waiter of `concurrent.futures`, too."""
+
+    __slots__ = ()
+
+    def add_result(self, future: Future[Any]) -> None:
+        self.parking.unpark()
+
+    add_exception = add_cancelled = add_result
+
+
+class _Waiters(list[Any]):
+    """Those who wait for a future. The engine hears of the ones that are in a chunk."""
+
+    def __init__(self, call: Submitted) -> None:
+        self._call = call
+        self._told: dict[Any, ThreadWaiter] = {}
+
+    def append(self, waiter: Any) -> None:
+        super().append(waiter)
+        run, stint = self._call.run, enclosing_stint()
+        if run is None or run.over or stint is None:
+            return
+        known = waiter if isinstance(waiter, ChunkWaiter) else ThreadWaiter(MOST_NICE)
+        self._told[waiter] = known
+        detects = known is waiter and local.stint is not None
+        self._call.pool.post(wait_for_call, run, known, stint, detects)
+
+    def remove(self, waiter: Any) -> None:
+        super().remove(waiter)
+        known = self._told.pop(waiter, None)
+        run = self._call.run
+        if known is not None and run is not None:
+            self._call.pool.post(waiting.remove_waiter, run, known)
