@@ -28,9 +28,10 @@ from aioktask.engine.api.submission import (
 from aioktask.engine.learning.lessons import Lesson, key_of
 from aioktask.engine.learning.pacing import FIXED, pacing_of
 from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop, running_loop
-from aioktask.engine.loops.waiting import need_stack, wait_until_shielded
+from aioktask.engine.loops.waiting import CALLS_OF_A_WAIT, wait_until_shielded
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.ranges.plan import Plan, make_plan, with_learned
+from aioktask.engine.stack import need_stack
 from aioktask.engine.state import waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
 from aioktask.engine.state.group import RunGroup
@@ -94,7 +95,7 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     loop = needed_loop("run_multithreaded()")
     if loop.may_be_cancelled:
         await loop.checkpoint_if_cancelled()
-    need_stack()
+    need_stack(CALLS_OF_A_WAIT)
     outer = enclosing_stint()
     group = group_in(pool, coordinator, outer)
     run = new_run(pool, group, job, loop, parent=outer, owned=True)

@@ -73,20 +73,11 @@ async def _wait_across_cancellations(
 
 
 # What a call that waits across cancellations needs below itself: 4 calls to where the scope of
-# `_Shield` is left, and that of anyio's code for it.
+# `_Shield` is left, and that of anyio's code for it. Such a call asks for it as it begins
+# (`need_stack`). Where the scope is entered it cannot be told: a cancellation is thrown into the
+# innermost of a task's coroutines, for which Python counts none of those around it, and there seems
+# to be more stack than there is when the wait goes on.
 CALLS_OF_A_WAIT = 16
-
-
-def need_stack(calls: int = CALLS_OF_A_WAIT) -> None:
-    """Raise a RecursionError unless so many nested calls can be made from here.
-
-    For the beginning of a call that may have to wait across cancellations. Where the scope is
-    entered it cannot be told: a cancellation is thrown into the innermost of a task's coroutines,
-    for which Python counts none of those around it, and there seems to be more stack than there is
-    when the wait goes on.
-    """
-    if calls:
-        need_stack(calls - 1)
 
 
 class _Shield:

@@ -44,6 +44,7 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
+from aioktask.engine.stack import has_stack
 from aioktask.engine.state import admission, callers, ending, growing, helpers, recovery
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
@@ -606,7 +607,7 @@ class Pool:
         That must not be the main thread, where signal handlers run at any line. Deep in a recursion
         no turn is taken.
         """
-        if self.inbox and _has_room(TURN_DEPTH):
+        if self.inbox and has_stack(TURN_DEPTH):
             self.turn()
 
     def _walk_one_stretch(self, stint: Stint) -> list[BaseException]:
@@ -784,14 +785,6 @@ def _attach(error: BaseException, note: str) -> None:
     with contextlib.suppress(Exception):
         if note not in getattr(error, "__notes__", ()):
             BaseException.add_note(error, note)
-
-
-def _has_room(calls: int) -> bool:
-    """Whether so many more calls may be made, one inside the other."""
-    try:
-        return calls == 0 or _has_room(calls - 1)
-    except RecursionError:
-        return False
 
 
 def _insistently(action: Any) -> None:
