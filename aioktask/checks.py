@@ -124,12 +124,16 @@ def check_undo(name: str, function: object) -> None:
 _NOT_ORDINARY = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
-def is_plain(function: object) -> bool:
-    """Whether it is certainly an ordinary function: what most are, told quickly."""
+def unwrapped(function: object) -> object:
+    """The function behind partials and a bound method; nothing here asks what others define."""
     while type(function) is functools.partial:
         function = function.func
-    if type(function) is MethodType:
-        function = function.__func__
+    return function.__func__ if type(function) is MethodType else function
+
+
+def is_plain(function: object) -> bool:
+    """Whether it is certainly an ordinary function: what most are, told quickly."""
+    function = unwrapped(function)
     if type(function) is BuiltinFunctionType:
         return True
     return (

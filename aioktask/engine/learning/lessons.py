@@ -15,9 +15,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from enum import Enum
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any
 
+from aioktask.checks import unwrapped
 from aioktask.engine.learning.scaling import Scaling
 from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.ranges.plan import undo_grain
@@ -83,7 +84,7 @@ def code_of(function: Callable[..., object]) -> Key:
     while type(target) is functools.partial:
         target = target.func
         parts.append("partial")
-    target = _plain(target)
+    target = unwrapped(target)
     call = target if type(target) is FunctionType else vars(type(target)).get("__call__")
     if type(call) is not FunctionType:
         return ("", *parts, type(target))
@@ -91,7 +92,7 @@ def code_of(function: Callable[..., object]) -> Key:
     for each in functions:  # which grows meanwhile
         for cell in each.__closure__ or ():
             try:
-                inner = _plain(cell.cell_contents)
+                inner = unwrapped(cell.cell_contents)
             except ValueError:  # it is empty
                 continue
             room = len(functions) < MOST_FUNCTIONS
@@ -100,13 +101,6 @@ def code_of(function: Callable[..., object]) -> Key:
     module = call.__module__
     parts += [each.__code__ for each in functions]
     return (module if type(module) is str else "", *parts)
-
-
-def _plain(target: object) -> object:
-    """The function behind partials and a bound method."""
-    while type(target) is functools.partial:
-        target = target.func
-    return target.__func__ if type(target) is MethodType else target
 
 
 class Asked(Enum):
