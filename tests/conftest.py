@@ -58,6 +58,20 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip("uvloop is not installed")
 
 
+@pytest.fixture(autouse=True)
+def _most_threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What `pytest.mark.max_threads` says holds while the test runs."""
+    mark = request.node.get_closest_marker("max_threads")
+    if mark is None:
+        yield
+        return
+    import aioktask
+
+    aioktask.set_max_threads(*mark.args)
+    yield
+    aioktask.set_max_threads(None)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _collections_look_at_the_module_alone() -> Iterator[None]:
     """Many tests call for the collector, which would look at all that pytest holds each time."""

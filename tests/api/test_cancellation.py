@@ -6,12 +6,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
 
 import anyio
 import pytest
 
-import aioktask
 from aioktask import (
     ChunkCancelled,
     Coordinator,
@@ -25,19 +23,14 @@ from aioktask import (
 from aioktask.engine.loops import asyncio_loop
 from tests.support.gates import Gate, eventually, turns_pass, units
 
+pytestmark = pytest.mark.max_threads(2)
+
 anywhere = pytest.mark.anyio
 on_asyncio = pytest.mark.parametrize(
     "anyio_backend",
     [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})],
     ids=["asyncio", "asyncio+uvloop"],
 )
-
-
-@pytest.fixture(autouse=True)
-def _two_helpers() -> Any:
-    aioktask.set_max_threads(2)
-    yield
-    aioktask.set_max_threads(None)
 
 
 class SlowUndo:

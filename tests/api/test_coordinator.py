@@ -20,14 +20,9 @@ from aioktask.engine.tunables import Tunables
 from tests.support.gates import Gate, turns_pass, units
 from tests.support.meanwhile import Scene, play_at_each_bytecode
 
+pytestmark = pytest.mark.max_threads(2)
+
 everywhere = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def _two_helpers() -> Any:
-    aioktask.set_max_threads(2)
-    yield
-    aioktask.set_max_threads(None)
 
 
 @everywhere

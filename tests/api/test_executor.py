@@ -41,12 +41,7 @@ from tests.support.gates import PATIENCE, Gate
 
 HELPERS = 2
 
-
-@pytest.fixture(autouse=True)
-def _two_helpers() -> Any:
-    aioktask.set_max_threads(HELPERS)
-    yield
-    aioktask.set_max_threads(None)
+pytestmark = pytest.mark.max_threads(HELPERS)
 
 
 @pytest.fixture

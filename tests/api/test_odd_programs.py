@@ -8,7 +8,6 @@ import asyncio
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -27,20 +26,13 @@ from aioktask import (
 )
 from tests.support.gates import Gate, turns_pass, units
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.max_threads(1)]
 
 on_asyncio = pytest.mark.parametrize(
     "anyio_backend",
     [("asyncio", {"use_uvloop": False}), ("asyncio", {"use_uvloop": True})],
     ids=["asyncio", "asyncio+uvloop"],
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_helper() -> Iterator[None]:
-    aioktask.set_max_threads(1)
-    yield
-    aioktask.set_max_threads(None)
 
 
 @dataclasses.dataclass(frozen=True)

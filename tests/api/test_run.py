@@ -29,14 +29,7 @@ from aioktask import (
 from aioktask.engine.api.process import current_pool
 from tests.support.gates import Gate, eventually, turns_pass
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def _two_helpers() -> Any:
-    aioktask.set_max_threads(2)
-    yield
-    aioktask.set_max_threads(None)
+pytestmark = [pytest.mark.anyio, pytest.mark.max_threads(2)]
 
 
 async def in_no_coordinator(fn: Callable[..., Any], *args: Any, **options: Any) -> Any:

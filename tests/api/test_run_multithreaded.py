@@ -23,14 +23,7 @@ from aioktask import (
 )
 from tests.support.gates import Gate, units
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def _two_helpers() -> Any:
-    aioktask.set_max_threads(2)
-    yield
-    aioktask.set_max_threads(None)
+pytestmark = [pytest.mark.anyio, pytest.mark.max_threads(2)]
 
 
 async def test_every_unit_is_done_once_and_the_loop_stays_alive() -> None:

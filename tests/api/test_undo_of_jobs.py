@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import Any
 
 import anyio
 import pytest
 
-import aioktask
 from aioktask import (
     Coordinator,
     Job,
@@ -23,14 +21,7 @@ from aioktask import (
 )
 from tests.support.gates import Gate, eventually, units
 
-pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(autouse=True)
-def _two_helpers() -> Any:
-    aioktask.set_max_threads(2)
-    yield
-    aioktask.set_max_threads(None)
+pytestmark = [pytest.mark.anyio, pytest.mark.max_threads(2)]
 
 
 class Work:

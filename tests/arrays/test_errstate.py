@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,12 @@ from aioktask import (
     arrays,
     run_multithreaded,
     run_multithreaded_sync,
-    set_max_threads,
 )
 
+pytestmark = pytest.mark.max_threads(2)
+
+
 PATIENCE = 30
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    set_max_threads(2)
-    yield
-    set_max_threads(None)
 
 
 class Seen:

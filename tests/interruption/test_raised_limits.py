@@ -6,19 +6,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
-import aioktask
 from aioktask import Coordinator, Job
 
-
-@pytest.fixture(autouse=True)
-def _four_threads() -> Iterator[None]:
-    aioktask.set_max_threads(4)
-    yield
-    aioktask.set_max_threads(None)
+pytestmark = pytest.mark.max_threads(4)
 
 
 @pytest.mark.parametrize("learn", ["both", "threads", "chunk", "nothing"])

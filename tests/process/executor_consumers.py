@@ -15,24 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-import aioktask
 from aioktask import Coordinator
 from aioktask.engine.machine.os_threads import EngineThread
 
 # What these packages themselves warn of is theirs.
 pytestmark = [
+    pytest.mark.max_threads(2),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _two_helpers() -> Any:
-    aioktask.set_max_threads(2)
-    yield
-    aioktask.set_max_threads(None)
 
 
 @pytest.fixture
