@@ -54,7 +54,7 @@ def learned(path: str, names: Sequence[str] = ()) -> list[Listed]:
     Args:
         path: The directory.
         names: Of jobs, or of functions with or without their module; only what is kept of these.
-            None for all there is, also what is not fit to be used.
+            Without any, all there is, also what is not fit to be used.
 
     Raises:
         OSError: It cannot be read, or is not fit to be used; see `store.opened`.

@@ -127,6 +127,7 @@ def test_joblib_begins_no_batch_beside_one_that_was_aborted() -> None:
     backend.terminate()
 
 
+@pytest.mark.max_threads(4)
 def test_joblib_keeps_to_n_jobs() -> None:
     joblib = pytest.importorskip("joblib")
     import aioktask.joblib  # noqa: F401
@@ -143,9 +144,10 @@ def test_joblib_keeps_to_n_jobs() -> None:
         with lock:
             at_work -= 1
 
-    with joblib.parallel_backend("aioktask", n_jobs=1):
-        joblib.Parallel()(joblib.delayed(call)() for _ in range(20))
-    assert most == 1
+    # With a single job joblib does all itself.
+    with joblib.parallel_backend("aioktask", n_jobs=2):
+        joblib.Parallel(batch_size=1, pre_dispatch="all")(joblib.delayed(call)() for _ in range(40))
+    assert 1 <= most <= 2
 
 
 def test_a_scikit_learn_estimator(coordinator: Coordinator) -> None:
