@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# What happens to jobs, told to the listeners that there are. The engine itself logs nothing.
+# What happens to jobs, told to the listeners that there are. The engine itself logs nothing; what
+# was raised where nobody could catch it is shown on standard error.
 """Events of jobs."""
 
 from __future__ import annotations
@@ -79,3 +80,11 @@ def emit(event: Event) -> None:
         except Exception:
             print(f"aioktask: a listener failed at {event}", file=sys.stderr)
             traceback.print_exc()
+
+
+def show_exception() -> None:
+    """Show the exception that is being handled, where nobody could catch it; raises nothing."""
+    try:
+        traceback.print_exc()
+    except BaseException:  # no memory for that, or nowhere to write to
+        return

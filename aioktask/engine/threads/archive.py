@@ -15,13 +15,12 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections import deque
 from contextvars import Context
 from typing import TYPE_CHECKING
 
 from aioktask.checks import DISK
-from aioktask.engine.events import Event, EventKind
+from aioktask.engine.events import Event, EventKind, show_exception
 from aioktask.engine.learning.kept import (
     MOST_BYTES,
     MOST_SECONDS,
@@ -184,7 +183,7 @@ class Archive:
                 if not stops:
                     self._parking.wait()
             except BaseException:
-                _show()
+                show_exception()
         self._ended.unpark()
 
     def _machine(self) -> str:
@@ -274,10 +273,3 @@ class Archive:
 
 def _path(directory: str) -> str:
     return store.default_directory() if directory == DISK else directory
-
-
-def _show() -> None:
-    try:
-        traceback.print_exc()
-    except BaseException:  # no memory for that, or nowhere to write to
-        return

@@ -13,11 +13,11 @@ import contextlib
 import os
 import sys
 import threading
-import traceback
 from time import perf_counter_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
+from aioktask.engine.events import show_exception
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.os_threads import (
     NAME,
@@ -119,7 +119,7 @@ class HelperThread:
             self._pool.post(helpers.helper_failed, None, self._helper, error)
             self._pool.turn()
         except BaseException:
-            _show()
+            show_exception()
 
     def _serve_and_rest(self) -> bool:
         """Serve while there is something to serve, then be idle; False when it should end."""
@@ -456,10 +456,3 @@ def beyond_engine(trace: TracebackType | None) -> TracebackType | None:
 
 
 _OWN_FILES = {__file__, sys.modules[Stint.__module__].__file__}
-
-
-def _show() -> None:
-    try:
-        traceback.print_exc()
-    except BaseException:  # no memory for that, or nowhere to write to
-        return

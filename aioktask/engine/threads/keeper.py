@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
 import weakref
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
+from aioktask.engine.events import show_exception
 from aioktask.engine.machine.os_threads import (
     NAME,
     be_like_the_process,
@@ -126,7 +126,7 @@ class Keeper:
                 name_this_thread(f"{NAME} keeper")
                 be_like_the_process()
             except BaseException:  # no memory for that, and from now on nobody starts another one
-                _show()
+                show_exception()
             next_look = 0.0
             busy = True
             while not self._stops:
@@ -149,14 +149,14 @@ class Keeper:
                     if self._parking.wait(pause):
                         busy = True
                 except BaseException:
-                    _show()
+                    show_exception()
 
     def _run_errand(self) -> None:
         errand = self._errands.popleft()
         try:
             errand()
         except BaseException:
-            _show()
+            show_exception()
 
     def stop(self, seconds: float) -> None:
         """End the thread after its errands, and wait for that, at most so many seconds."""
@@ -174,12 +174,5 @@ def _look(reference: weakref.WeakMethod[Callable[[], bool]]) -> bool:
     try:
         return look is not None and look()
     except BaseException:
-        _show()
+        show_exception()
         return False
-
-
-def _show() -> None:
-    try:
-        traceback.print_exc()
-    except BaseException:  # no memory for that, or nowhere to write to
-        return

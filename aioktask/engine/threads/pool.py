@@ -32,7 +32,6 @@ import contextlib
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
@@ -40,7 +39,7 @@ from functools import partial
 from typing import Any, TypeVar, cast
 
 from aioktask.engine import events
-from aioktask.engine.events import EventKind
+from aioktask.engine.events import EventKind, show_exception
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
@@ -379,7 +378,7 @@ class Pool:
         try:
             self.state.out.events.append(_engine_failed(run, error))
         except BaseException:
-            _show()
+            show_exception()
 
     def send(self, out: Outbox) -> None:
         """Do what a turn left in its outbox, outside the lock; anew where memory was short."""
@@ -387,7 +386,7 @@ class Pool:
             try:
                 self._send(out)
             except BaseException:
-                _show()
+                show_exception()
                 continue
             self._spare = out  # empty by now
             return
@@ -452,7 +451,7 @@ class Pool:
                     context, event = news.popleft()
                     context.run(events.emit, event)
             except BaseException:
-                _show()
+                show_exception()
             finally:
                 telling.release()
         local.inside = inside
@@ -795,12 +794,5 @@ def _insistently(action: Any) -> None:
         except MemoryError:
             continue
         except BaseException:
-            _show()
-        return
-
-
-def _show() -> None:
-    try:
-        traceback.print_exc()
-    except BaseException:  # no memory for that, or nowhere to write to
+            show_exception()
         return
