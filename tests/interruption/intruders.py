@@ -28,7 +28,7 @@ from aioktask import (
     priority,
     run_multithreaded_sync,
 )
-from tests.interruption.calls import Work, World
+from tests.interruption.calls import UNITS, Work, World
 
 REFUSALS = (RuntimeError, TimeoutError, JobCancelled)
 
@@ -91,6 +91,19 @@ def submit(world: World) -> None:
             coordinator.submit(work.job())
             world.others.append(work)
             work = Work()
+
+
+def submit_call(world: World) -> None:
+    """Calls of an executor, of which one is wanted no more."""
+    for coordinator in (world.outside, *world.coordinators):
+        if coordinator is not None:
+            executor = coordinator.executor()
+            for cancels in (False, True):
+                work = Work()
+                future = executor.submit(work.fn, 0, UNITS)
+                world.others.append(work)
+                if cancels:
+                    future.cancel()
 
 
 def scope(world: World) -> None:
@@ -190,6 +203,7 @@ INTRUDERS: dict[str, Callable[[World], None]] = {
         cancel_in_finalizer,
         wait_a_little,
         submit,
+        submit_call,
         scope,
         run_sync,
         run_sync_in_coordinator,
