@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,23 +21,22 @@ from aioktask.engine.machine.load import sleeping_threads, thread_runs
 from aioktask.engine.threads import call_watch
 from tests.support.gates import PATIENCE, Gate, eventually
 
+HELPERS = 2
+
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.max_threads(HELPERS),
     pytest.mark.skipif(
         not thread_runs([threading.get_native_id()]),
         reason="the kernel does not tell how often a thread is run (/proc/self/task/TID/schedstat)",
     ),
 ]
 
-HELPERS = 2
-
 
 @pytest.fixture(autouse=True)
-def _two_helpers() -> Any:
-    aioktask.set_max_threads(HELPERS)
+def _usual_ceiling() -> Iterator[None]:
     yield
     configure(max_blocked=32)
-    aioktask.set_max_threads(None)
 
 
 @pytest.mark.parametrize("coordinated", [False, True])

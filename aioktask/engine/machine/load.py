@@ -72,7 +72,7 @@ def pressure_us(root: Path = _ROOT) -> int | None:
 def thread_times_ns(threads: Iterable[int], root: Path = _ROOT) -> dict[int, tuple[int, int]]:
     """How long each thread of this process ran, and how long it could run and had no CPU.
 
-    Threads that have ended, and those whose times cannot be read, are left out.
+    What is left out is told at `thread_runs`.
     """
     return {
         thread: (ran, waited) for thread, (ran, waited, _) in thread_runs(threads, root).items()
