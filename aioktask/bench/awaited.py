@@ -76,7 +76,7 @@ def measure_short_jobs(result: Result, quick: bool, progress: Callable[[str], ob
         rows.append((loop, *[microseconds(times[name]) for name in names], share))
         result.samples[f"short awaited job on {loop}"] = times
         text = f"one short job awaited, of asyncio.to_thread, on {loop}"
-        result.promises.append(Promise(text, 0.7, False, share))
+        result.promises.append(Promise(text, 0.9, False, share))
         for what, figures, most in (
             ("the loop thread's CPU time", cpu, 0.9),
             (f"{together:,} at once", at_once, 0.7),
