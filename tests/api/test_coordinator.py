@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from typing import Any
 
@@ -15,6 +16,7 @@ from aioktask.engine.api import coordinator as coordinator_module
 from aioktask.engine.api import scope as scope_module
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.state.group import RunGroup
+from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import Tunables
 from tests.support.gates import Gate, turns_pass, units
@@ -106,6 +108,39 @@ async def test_progress_is_seen_in_the_middle_of_a_stretch() -> None:
         assert handle.progress().done == 9_000
         assert handle.progress().chunks == 9_000
         gate.open()
+
+
+@pytest.mark.parametrize("way", ["done", "result"])
+def test_a_job_that_is_over_holds_no_memory_open(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    over, polled = threading.Event(), threading.Event()
+    send = Pool.send
+
+    def late(pool: Pool, out: Outbox) -> None:
+        if out.ended:
+            over.set()
+            assert polled.wait(60)
+        send(pool, out)
+
+    monkeypatch.setattr(Pool, "send", late)
+    memory = mmap.mmap(-1, 4096)
+    with Coordinator() as coordinator:
+        handle = coordinator.submit(_filling(memory))
+        assert over.wait(60)  # and the outbox of the turn that ended it waits
+        if way == "done":
+            assert handle.done()
+        else:
+            handle.result()
+        memory.close()  # BufferError where something of it is exported
+        polled.set()
+
+
+def _filling(memory: mmap.mmap) -> Job[None]:
+    view = memoryview(memory)
+
+    def fill(start: int, stop: int) -> None:
+        view[start:stop] = bytes(stop - start)
+
+    return Job(fill, len(view), chunk=1024)
 
 
 @everywhere

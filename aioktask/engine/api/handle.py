@@ -106,13 +106,20 @@ class Handle(Generic[T]):
         return self._own_pool().cancel(self._run)
 
     def done(self) -> bool:
-        """Whether the job is over, undo included.
+        """Whether the job is over, undo included, and has let go of its function.
+
+        So memory that the function held may be closed. A job that was cancelled before it began is
+        over at once, and lets go a little later.
 
         Raises:
             RuntimeError: The handle belongs to the parent of this forked process.
         """
         self._own_pool()
-        return self._run.over or self._run.never_starts
+        run = self._run
+        if run.over:
+            run.drop()  # whoever sees to that else may be just about to
+            return True
+        return run.never_starts
 
     def progress(self) -> Progress:
         """Where the job stands.
@@ -143,8 +150,7 @@ class Handle(Generic[T]):
             if not self._run.over:
                 refuse_running_loop("Handle.result()", "await the handle instead")
                 self.until_over_in_thread(timeout)
-            self._own_pool()
-            return cast("Report[T]", self._run.result())
+            return self._outcome()
         finally:
             del self  # which an exception's traceback would lead to
 
@@ -154,7 +160,15 @@ class Handle(Generic[T]):
     async def _wait(self) -> Report[T]:
         try:
             await self.until_over()
+            return self._outcome()
+        finally:
+            del self
+
+    def _outcome(self) -> Report[T]:
+        """The report, or how it ended, once it is over and has let go of its function."""
+        try:
             self._own_pool()
+            self._run.drop()
             return cast("Report[T]", self._run.result())
         finally:
             del self

@@ -126,8 +126,7 @@ def do_not_begin(state: State, run: Run, error: BaseException | None = None) -> 
     if run.lane_waiter is not None:
         state.out.waiters.append(run.lane_waiter)
         run.lane_waiter = None
-    state.out.dropped += (run, run.dropped)
-    run.dropped = ()
+    state.out.ended.append(run)
 
 
 def _begin_run(state: State, run: Run) -> None:

@@ -198,8 +198,7 @@ class State:
         """Take out a run that is over, and have its waiters woken."""
         group = run.group
         out = self.out
-        out.dropped += (run, run.dropped)
-        run.dropped = ()
+        out.ended.append(run)
         if run.key is not None and run.lesson is not None and not run.stopping:
             self.lessons.put(run.key, run.lesson)
             if run.directory:

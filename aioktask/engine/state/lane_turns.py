@@ -62,12 +62,12 @@ def struck_in_lane(state: State, helper: Helper, now: int) -> None:
         adopt_late(state, helper, now)
         return
     helper.express = None
-    state.out.dropped += (run, run.dropped)
-    run.dropped = ()
     if run.lane_waiter is not None:
         state.out.waiters.append(run.lane_waiter)
     if run.settled:
         state.lane.settled.append(run)
+    else:
+        state.out.ended.append(run)
 
 
 def settle_lane(state: State, inbox: deque[tuple[Any, ...]]) -> None:

@@ -88,7 +88,7 @@ def end(run: Run, stint: Stint, now: int, cpu: int, cap: int) -> bool:
     ):
         return False
     _end(run, stint, now, cpu, cap)
-    run.dropped = ()
+    run.drop()
     return True
 
 

@@ -44,11 +44,13 @@ class Outbox:
         starts: Helpers that should be started.
         readings: What should be read from disk for runs that wait for it.
         lessons: What was learned, to be kept on disk.
-        dropped: What may be finalized now.
+        ended: Runs that may let go now of what they held.
+        dropped: What else may be finalized now.
     """
 
     __slots__ = (
         "dropped",
+        "ended",
         "events",
         "lessons",
         "notes",
@@ -70,12 +72,14 @@ class Outbox:
         self.starts: list[Helper] = []
         self.readings: list[Source] = []
         self.lessons: list[tuple[Source, Lesson | None]] = []
+        self.ended: list[Run] = []
         self.dropped: list[object] = []
 
     def __bool__(self) -> bool:
         return bool(
             self.parkings
             or self.waiters
+            or self.ended
             or self.dropped
             or self.starts
             or self.events
@@ -97,5 +101,4 @@ class Outbox:
             run.news.clear()
         if run.over and run.growth is None:
             run.drop_context()
-            self.dropped.append(run.dropped)
-            run.dropped = ()
+            self.ended.append(run)

@@ -175,7 +175,7 @@ class Run:
     value: Any = None
     report: Report[Any] | None = None
     verdict: BaseException | None = None
-    dropped: tuple[object, ...] = ()  # what the end of the run lets go of, for the outbox
+    dropped: tuple[object, ...] = ()  # what the end of the run lets go of, until it is finalized
     told = False  # whether a waiter was given the verdict or the report
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
@@ -293,7 +293,7 @@ class Run:
         if self.phase is not SETTLED or self.decide(SUCCESS) is not SUCCESS:
             return False
         self.let_go()
-        self.dropped = ()
+        self.drop()
         return True
 
     # What a turn adds.
@@ -808,6 +808,13 @@ class Run:
         if self.reduces:
             self.initial = ...
         self.job = OVER.job
+
+    def drop(self) -> None:
+        """Have what the run let go of be finalized; outside the lock, since user code may run.
+
+        On any thread, more than once too.
+        """
+        self.dropped = ()
 
     def drop_context(self) -> None:
         """Let go of the context too, in which nothing is left to be told."""

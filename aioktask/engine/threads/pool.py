@@ -394,6 +394,9 @@ class Pool:
     def _send(self, out: Outbox) -> None:
         """Do what is in the outbox, and take each thing out after it: twice done does no harm."""
         # Before a waiter is woken, which might tell of what comes after, or close what a job held.
+        while out.ended:
+            out.ended[-1].drop()
+            out.ended.pop()
         out.dropped.clear()
         while out.notes:
             _attach(*out.notes.pop())
