@@ -111,7 +111,7 @@ async def test_progress_is_seen_in_the_middle_of_a_stretch() -> None:
 
 
 @pytest.mark.parametrize("way", ["done", "result"])
-def test_a_job_that_is_over_holds_no_memory_open(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_holds_nothing_of_a_job_that_is_over(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     over, polled = threading.Event(), threading.Event()
     send = Pool.send
 
@@ -130,6 +130,7 @@ def test_a_job_that_is_over_holds_no_memory_open(way: str, monkeypatch: pytest.M
             assert handle.done()
         else:
             handle.result()
+        del handle  # which has the job
         memory.close()  # BufferError where something of it is exported
         polled.set()
 

@@ -106,10 +106,10 @@ class Handle(Generic[T]):
         return self._own_pool().cancel(self._run)
 
     def done(self) -> bool:
-        """Whether the job is over, undo included, and has let go of its function.
+        """Whether the job is over, undo included, and the engine has let go of its function.
 
-        So memory that the function held may be closed. A job that was cancelled before it began is
-        over at once, and lets go a little later.
+        So memory that the function holds may be closed once the job and its handles are gone. A job
+        that was cancelled before it began is over at once, and is let go of a little later.
 
         Raises:
             RuntimeError: The handle belongs to the parent of this forked process.
