@@ -5,20 +5,35 @@
 from __future__ import annotations
 
 import functools
+import os
 from typing import TYPE_CHECKING, SupportsIndex
 
 from aioktask.job import Job
 from aioktask.memory._buffer import Buffer, job_over
 from aioktask.memory._kernel import libc
+from aioktask.memory._kernel.libc import HUGE_PAGE
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 __all__ = ["copy"]
 
-# As with memset (see `_clear`), memmove is faster when it is asked for much more than the caches
-# hold: with two threads 22 GB/s in calls of 256 MiB, 17 of 128 MiB.
-MIN_CHUNK = 256 << 20
+# Asked for more than this, glibc's memmove writes past the caches, which spares it reading what it
+# overwrites: three quarters of the last-level cache (glibc 2.27 to 2.37 on x86; a quarter from 2.38
+# on). With two threads, 1 GiB: 24 GB/s in two calls of 512 MiB, 17 in smaller ones.
+PAST_CACHES = 3 / 4
+MIN_CHUNK = 256 << 20  # where the size of that cache is not told
+SC_LEVEL3_CACHE_SIZE = 194  # glibc's; Python has no name for it
+
+
+def min_chunk() -> int:
+    """Bytes of a call that is certainly worth it, in whole huge pages."""
+    try:
+        cache = os.sysconf(SC_LEVEL3_CACHE_SIZE)
+    except OSError:  # another libc
+        cache = 0
+    least = int(cache * PAST_CACHES) if cache > 0 else MIN_CHUNK
+    return -(-least // HUGE_PAGE) * HUGE_PAGE
 
 
 def copy(
@@ -71,7 +86,7 @@ def copy(
         to,
         functools.partial(_copy_range, origin),
         whole_pages=False,
-        min_chunk=MIN_CHUNK,
+        min_chunk=min_chunk(),
         chunk=chunk,
         nice=nice,
         max_threads=max_threads,
