@@ -67,8 +67,10 @@ class Figures:
             for path in sorted(folder.glob("*.json"))
         }
         self.pictures: dict[str, Picture] = {}
-        for told in self.told.values():
-            self.pictures |= pictures(told.data)
+        for stem, told in self.told.items():
+            # A run on another interpreter is kept beside the first, as NAME-ANOTHER.
+            another = stem.removeprefix(told.name)
+            self.pictures |= {f"{name}{another}": p for name, p in pictures(told.data).items()}
 
     def file(self, name: str, kind: str) -> Path:
         return self.folder / f"{name}.{kind}"
@@ -166,8 +168,9 @@ def _text(figures: Figures, name: str, page: Path) -> str:
 def _table(figures: Figures, name: str, page: Path) -> str:
     if name == "overview":
         return _markdown(*_overview(figures))
-    told = figures.told[SOURCE.get(name, name)]
-    return "\n\n".join([_markdown(*TABLES[name](told)), *_broken(told, name)])
+    kind = name.removesuffix(FREE_THREADED)
+    told = figures.told[SOURCE.get(kind, kind) + name.removeprefix(kind)]
+    return "\n\n".join([_markdown(*TABLES[kind](told)), *_broken(told, kind)])
 
 
 KINDS: Mapping[str, Callable[[Figures, str, Path], str]] = {
@@ -316,6 +319,9 @@ def _segments(told: Told) -> Table:
         rows.append([str(what), str(where or ""), *taken])
     return ("", "on", *[f"{loop}, us" for loop in loops]), rows
 
+
+# What stands behind the name of a run on a free-threaded build.
+FREE_THREADED = "-free-threaded"
 
 # Of those that are not about a file of their own name.
 SOURCE = {"latency-nice": "latency", "neighbour-lent": "neighbour"}
