@@ -133,6 +133,7 @@ class Consumer(Generic[T, R]):
         )
         self.feed = Feed(
             self.exchange.work,
+            options.fn,
             self.exchange.pending,
             name=options.name,
             nice=options.nice,

@@ -19,6 +19,7 @@ from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.api.scope import group_in
 from aioktask.engine.api.submission import new_run, park_until
+from aioktask.engine.learning.lessons import code_of
 from aioktask.engine.loops.loop import AsyncWaiter, Loop
 from aioktask.engine.loops.waiting import wait_until_shielded
 from aioktask.engine.scheduling.queue import BACKGROUND
@@ -38,6 +39,7 @@ class Feed:
 
     Args:
         fn: Called as a job's function, for one unit at a time: it does what is next, if anything.
+        function: The user's, which it calls.
         pending: What is next, each with its number: looked at, never changed.
         name: Of the run.
         nice: Of the run; None for what the coordinator or the process says, else 0.
@@ -54,6 +56,7 @@ class Feed:
     def __init__(
         self,
         fn: Callable[[int, int], object],
+        function: Callable[..., object],
         pending: Sequence[tuple[int, object]],
         *,
         name: str,
@@ -66,7 +69,7 @@ class Feed:
         group = group_in(pool, coordinator, outer)
         self._job: Job[None] = Job(fn, 0, name=name, nice=nice or 0)
         self._run = run = new_run(pool, group, self._job, None, parent=outer, owned=False)
-        self.growth = run.growth = Growth(pending, longest_ns)
+        self.growth = run.growth = Growth(code_of(function), pending, longest_ns)
         run.limit = sys.maxsize
         if nice is not None:
             run.nice = nice

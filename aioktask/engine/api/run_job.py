@@ -26,7 +26,7 @@ from aioktask.engine.api.submission import (
     see_to_its_end,
 )
 from aioktask.engine.learning.lessons import Lesson, key_of
-from aioktask.engine.learning.pacing import FIXED, pacing_of
+from aioktask.engine.learning.pacing import pacing_of
 from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop, running_loop
 from aioktask.engine.loops.waiting import CALLS_OF_A_WAIT, wait_until_shielded
 from aioktask.engine.priority import MOST_NICE
@@ -385,7 +385,7 @@ def _lesson(pool: Pool, job: Job[Any], threads: int, group: RunGroup) -> Lesson 
     tunables, lessons = pool.adapter.tunables, pool.state.lessons
     wanted = learns(job, group, tunables)
     where = wanted != "nothing" and remembers(job, group, tunables)
-    if not where or pacing_of(job, threads, wanted, None) is FIXED:
+    if not where or not pacing_of(job, threads, wanted, None).learns:
         return None
     key = key_of(job, threads)
     lesson = lessons.get(key)

@@ -48,14 +48,16 @@ class Lesson:
     Attributes:
         sizes: What was learned of the chunk size; None for nothing.
         scaling: What was learned of the number of threads; None for nothing.
-        speed: Units a nanosecond of the whole run.
+        speed: Units a nanosecond of the whole run; 0 where that says nothing of the function.
         slow_runs: How many runs in a row were much slower than the best.
+        unit_ns: What a unit cost where single ones were taken, in ns; 0 where that is not known.
     """
 
     sizes: Sizes | None
     scaling: Scaling | None
     speed: float
     slow_runs: int = 0
+    unit_ns: float = 0.0
 
 
 def key_of(job: Job[Any], threads: int) -> Key:

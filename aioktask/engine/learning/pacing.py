@@ -2,12 +2,13 @@
 # Which stretch of a run's range a thread takes next, and how many threads the run gains from.
 #
 # Pure: the free part of the range and the number of its threads in, a stretch out; then, in again,
-# the finished stretch. There are three forms. `FixedPacing` takes chunks of one size, which is
+# the finished stretch. There are four forms. `FixedPacing` takes chunks of one size, which is
 # given (as `chunk`, or as the leaves of a reduce): the quicker they are, the more at once. In
 # `LearnedPacing` the size is learned too. Either guarantees that a stretch is a fair part of what
-# is left (`fair_count`) or a single chunk. `GrowingPacing` takes single units of a range that
-# grows: what is left says nothing of what is to come, so a stretch is as long as is worth a claim,
-# or all there is. Each may learn the number of threads. Relies on each stretch being finished, or
+# is left (`fair_count`) or a single chunk. `EvenPacing` takes the same number of large pieces for
+# each thread, and learns nothing. `GrowingPacing` takes single units of a range that grows: what
+# is left says nothing of what is to come, so a stretch is as long as is worth a claim, or all there
+# is. The others may learn the number of threads. Relies on each stretch being finished, or
 # given back with nothing done, before its thread takes another one.
 """The pace at which threads take a range."""
 
@@ -19,15 +20,16 @@ from abc import ABC, abstractmethod
 from typing import Any, Protocol
 
 from aioktask.engine.learning.lessons import Lesson
-from aioktask.engine.learning.scaling import Scaling
+from aioktask.engine.learning.scaling import FIRST_PAUSE, Scaling
 from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.learning.stretch import MOST_CHUNKS, TARGET_NS, chunks_at_once
 from aioktask.engine.ranges.claims import Claims, fair_count
-from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, piece_grain, undo_grain
+from aioktask.engine.ranges.plan import CHUNKS_PER_THREAD, even_piece, piece_grain, undo_grain
 from aioktask.job import Job, Learned, Speed
 
 __all__ = [
     "FIXED",
+    "EvenPacing",
     "FixedPacing",
     "GrowingPacing",
     "LearnedPacing",
@@ -125,6 +127,11 @@ class Pacing(ABC):
             self.scaling.widen(most)
 
     @property
+    def learns(self) -> bool:
+        """Whether there is something that the next run of the function could begin with."""
+        return self.scaling is not None
+
+    @property
     def holds_gil(self) -> bool:
         """Whether threads were let go that had waited for each other."""
         return self.scaling is not None and self.scaling.holds_gil
@@ -208,6 +215,58 @@ class FixedStepper(Stepper):
         return scaling.holds_gil and not held
 
 
+class EvenPacing(Pacing):
+    """Pieces of one size, the same number for each thread, of a range of a few chunks.
+
+    Chunks that may not be short would leave threads with one more or less than others, and cut at
+    their multiples the range would have a rest on both sides.
+    """
+
+    __slots__ = ("_cut", "piece")
+
+    def __init__(self, piece: int, cut: int) -> None:
+        """
+        Args:
+            piece: Units of a piece.
+            cut: Pieces end on multiples of it.
+        """
+        super().__init__(None)
+        self.piece = piece
+        self._cut = cut
+
+    def stepper(self, factor: int) -> Stepper:
+        return EvenStepper(self)
+
+    def chunk_of(self, given: int) -> int:
+        return self.piece
+
+    def grain_of(self, given: int) -> int:
+        return self._cut
+
+
+class EvenStepper(Stepper):
+    """One thread's way through even pieces."""
+
+    __slots__ = ("chunk", "pacing")
+
+    def __init__(self, pacing: EvenPacing) -> None:
+        self.chunk = 1
+        self.pacing: EvenPacing = pacing
+
+    def next(
+        self, claims: Claims, node: int | None, threads: int, most: int, now: int
+    ) -> tuple[int, int, int]:
+        self.chunk = self.pacing.piece
+        if claims.left - self.chunk < claims.chunk:  # the first piece began off the grain
+            self.chunk += claims.chunk
+        return claims.take(self.chunk, 1, piece=True, node=node)
+
+    def finished(
+        self, chunks: int, units: int, left: int, threads: int, walk_ns: int, now: int
+    ) -> bool:
+        return False
+
+
 class LearnedPacing(Pacing):
     """Chunks of the size that is found to be best."""
 
@@ -229,6 +288,10 @@ class LearnedPacing(Pacing):
 
     def grain_of(self, given: int) -> int:
         return self._cut
+
+    @property
+    def learns(self) -> bool:
+        return True
 
     def be_alone(self, alone: bool) -> None:
         self.sizes.be_alone(alone)
@@ -359,9 +422,25 @@ class GrowingPacing(Pacing):
         self.at_once = self.together = 1
         self.unit_ns = 0.0
 
-    def learn_threads(self, most: int) -> None:
-        """Find out from now on how many of so many threads the run gains from."""
-        self.scaling = Scaling(most)
+    def learn_threads(self, most: int, lesson: Lesson | None) -> None:
+        """Find out from now on how many of so many threads the run gains from.
+
+        Args:
+            most: How many.
+            lesson: What an earlier run of the function left, if anything.
+        """
+        if lesson is None or lesson.scaling is None:
+            # A stream may be over in some milliseconds, which a trial of fewer threads would take.
+            self.scaling = Scaling(most, first_look=FIRST_PAUSE)
+            return
+        self.scaling = lesson.scaling.for_next_run(most)
+        if lesson.unit_ns:
+            self.unit_ns = lesson.unit_ns
+            self._expect(lesson.unit_ns, MOST_CHUNKS)
+
+    def lesson(self, speed: float) -> Lesson:
+        # The source and the consumer have their part in the speed.
+        return Lesson(None, self.scaling, 0.0, unit_ns=self.unit_ns)
 
     def stepper(self, factor: int) -> Stepper:
         return GrowingStepper(self)
@@ -377,11 +456,13 @@ class GrowingPacing(Pacing):
         each_ns = max(walk_ns / units, 1.0)
         known = self.unit_ns or each_ns
         self.unit_ns = known + (each_ns - known) * LATEST_SHARE
-        doubled = min(units * 2, MOST_CHUNKS)
-        least = max(min(int(self._least_ns / each_ns), doubled), 1)
-        most = max(min(int(self._most_ns / each_ns), doubled), 1)
-        self.at_once, self.together = least, most
-        return least, most
+        self._expect(each_ns, min(units * 2, MOST_CHUNKS))
+        return self.at_once, self.together
+
+    def _expect(self, each_ns: float, most: int) -> None:
+        """Have a thread take as many units as are worth it at this cost, and at most so many."""
+        self.at_once = max(min(int(self._least_ns / each_ns), most), 1)
+        self.together = max(min(int(self._most_ns / each_ns), most), 1)
 
 
 class GrowingStepper(Stepper):
@@ -428,8 +509,11 @@ def pacing_of(job: Job[Any], threads: int, wanted: str, lesson: Lesson | None) -
         lesson: What an earlier run left, if anything.
     """
     scaling: Scaling | None = None
-    if wanted == "nothing" or job.size <= CHUNKS_PER_THREAD * undo_grain(job):
+    if wanted == "nothing":
         return FIXED
+    if job.size <= CHUNKS_PER_THREAD * undo_grain(job):
+        piece = 0 if wanted == "threads" else even_piece(job, threads)
+        return EvenPacing(piece, piece_grain(job)) if piece else FIXED
     if wanted != "chunk":
         known = None if lesson is None else lesson.scaling
         scaling = Scaling(threads) if known is None else known.for_next_run(threads)

@@ -83,7 +83,12 @@ class Scaling:
         "most",
     )
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, first_look: int = 1) -> None:
+        """
+        Args:
+            most: The most threads there may be.
+            first_look: After how many windows fewer are tried, unless threads wait for each other.
+        """
         self.most = most
         self.level = most
         self.holds_gil = False
@@ -99,7 +104,7 @@ class Scaling:
         self._pairs = self._doubts = 0  # windows in which fewer were as good, and not
         self._downwards = True  # whether the next look, below the most, is at fewer
         self._pause = FIRST_PAUSE
-        self._pause_left = 1
+        self._pause_left = first_look
 
     def for_next_run(self, most: int) -> Scaling:
         """What the next run of the function begins with, when it may have so many threads."""

@@ -110,6 +110,23 @@ def piece_grain(job: Job[Any]) -> int:
     return grain // parts
 
 
+def even_piece(job: Job[Any], threads: int) -> int:
+    """Units of each piece of a range of a few chunks that so many threads share evenly.
+
+    Returns:
+        The size; 0 where the range is cut at the boundaries of chunks all the same: there is only
+        one, or the boundaries are given.
+
+    >>> even_piece(Job(print, 1600, min_chunk=640), 2), even_piece(Job(print, 1600, chunk=640), 2)
+    (800, 0)
+    """
+    grain, cut = undo_grain(job), piece_grain(job)
+    if threads < 2 or cut == grain or job.parts or job.reduce is not None:
+        return 0
+    pieces = max(job.size // (threads * grain), 1) * threads
+    return round_up(-(-job.size // pieces), cut)
+
+
 def chunk_size(size: int, threads: int, *, min_chunk: int, align: int) -> int:
     """padata's chunk: max(size / (4 x threads), min_chunk), rounded up to align.
 

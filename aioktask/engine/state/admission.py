@@ -19,7 +19,7 @@ from time import perf_counter_ns
 
 from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Asked, Key, Lesson, key_of
-from aioktask.engine.learning.pacing import FIXED, pacing_of
+from aioktask.engine.learning.pacing import pacing_of
 from aioktask.engine.ranges.plan import Split, split
 from aioktask.engine.state.callers import enter_caller
 from aioktask.engine.state.dispatch import State
@@ -134,21 +134,25 @@ def _begin_run(state: State, run: Run) -> None:
     job, group = run.job, run.group
     tunables, lessons, cap = state.tunables, state.lessons, state.most_threads(group)
     wanted = learns(job, group, tunables)
-    if run.growth is not None:
+    key = lesson = None
+    growth = run.growth
+    if growth is not None:
         threads = min(run.limit, cap)
-        if wanted in ("both", "threads") and run.growth.pacing.scaling is None:
-            run.growth.pacing.learn_threads(threads)
-        run.begin(Split(threads, 1, ()), run.growth.pacing, None, lessons)
+        if wanted in ("both", "threads") and growth.pacing.scaling is None:
+            if remembers(job, group, tunables):
+                key = (growth.code, run.name, threads)
+                lesson = lessons.get(key)
+            growth.pacing.learn_threads(threads, lesson)
+        run.begin(Split(threads, 1, ()), growth.pacing, key, lessons)
         run.entry.gives_way = gives_way(run.nice, group, tunables)
         return
     cut = split(job, cap)
-    key = lesson = None
     where = wanted != "nothing" and remembers(job, group, tunables)
     if where:
         key = key_of(job, cut.threads)
         lesson = lessons.get(key)
     pacing = pacing_of(job, cut.threads, wanted, lesson)
-    if pacing is FIXED:
+    if not pacing.learns:
         key = None
     directory = awaits = ""
     if key is not None and isinstance(where, str):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from aioktask.engine.learning.lessons import Key
 from aioktask.engine.learning.pacing import GrowingPacing
 from aioktask.engine.ranges.claims import GrowingClaims
 
@@ -23,6 +24,7 @@ class Growth:
     Turns change `claims`, `pacing` and `told`; whoever adds items sets all else.
 
     Attributes:
+        code: What identifies the function that the items are given to, for lessons.
         stop: The end of the range, which only moves up.
         closed: Whether nothing will be added any more.
         pending: The items that no thread has begun, each with its number, the next one first.
@@ -39,6 +41,7 @@ class Growth:
     __slots__ = (
         "claims",
         "closed",
+        "code",
         "has",
         "head",
         "is_abandoned",
@@ -49,7 +52,13 @@ class Growth:
         "waits_since",
     )
 
-    def __init__(self, pending: Sequence[tuple[int, object]], longest_ns: int | None) -> None:
+    def __init__(
+        self,
+        code: Key,
+        pending: Sequence[tuple[int, object]],
+        longest_ns: int | None,
+    ) -> None:
+        self.code = code
         self.claims = GrowingClaims()
         self.pacing = GrowingPacing(longest_ns)
         self.pending = pending

@@ -73,3 +73,38 @@ def test_what_a_unit_costs_follows_a_change() -> None:
     walked(pacing, 200, 1_000_000)
     assert 900_000 < pacing.unit_ns < 1_000_001
     assert pacing.at_once == 1
+
+
+def test_the_next_stream_of_a_function_begins_with_what_the_last_one_learned() -> None:
+    first = GrowingPacing(None)
+    first.learn_threads(4, None)
+    walked(first, 2000, 10_000, threads=4)
+    lesson = first.lesson(1.0)
+    assert lesson.speed == 0, "the source and the consumer have their part in it"
+    following = GrowingPacing(None)
+    following.learn_threads(4, lesson)
+    assert (following.at_once, following.together) == (10, 50)
+    assert walked(following, 500, 10_000)[0] == following.at_once > 1
+    assert following.scaling is not None
+    assert following.scaling.level == 4
+    another = GrowingPacing(0)  # where none may wait for others
+    another.learn_threads(4, lesson)
+    assert walked(another, 50, 1) == [1] * 50
+
+
+def test_a_short_stream_is_not_spent_on_a_trial_of_fewer_threads() -> None:
+    pacing = GrowingPacing(None)
+    pacing.learn_threads(2, None)
+    claims, steppers, now = GrowingClaims(), [pacing.stepper(1), pacing.stepper(1)], 0
+    claims.grow(10**9)
+    levels = []
+    while now < 10**9:  # two threads walk side by side, one unit in 50 us each
+        stretches = [each.next(claims, None, 2, 2, now) for each in steppers]
+        longest = max(stop - start for start, _, stop in stretches)
+        now += longest * 50_000
+        for stepper, (start, _, stop) in zip(steppers, stretches, strict=True):
+            walk_ns = (stop - start) * 50_000
+            stepper.finished(stop - start, stop - start, claims.left, 2, walk_ns, now)
+        levels.append((now, pacing.threads_of(2)))
+    assert all(level == 2 for at, level in levels if at < 100 * 10**6)
+    assert any(level == 1 for _, level in levels), "later it is tried"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -14,6 +15,7 @@ from aioktask import Job
 from aioktask.engine.learning.lessons import Lesson
 from aioktask.engine.learning.pacing import (
     FIXED,
+    EvenPacing,
     FixedPacing,
     LearnedPacing,
     Pacing,
@@ -25,6 +27,12 @@ from aioktask.engine.learning.scores import Pace
 from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.learning.stretch import MOST_CHUNKS
 from aioktask.engine.ranges.claims import Claims
+from aioktask.engine.ranges.plan import (
+    CHUNKS_PER_THREAD,
+    most_threads,
+    piece_grain,
+    undo_grain,
+)
 
 MILLISECOND = 1_000_000
 
@@ -103,6 +111,43 @@ def test_every_unit_is_taken_once_and_no_thread_takes_more_than_its_share(
         assert 1 <= pacing.threads_of(threads) <= threads
         assert pacing.chunk_of(grain) % grain == 0
     assert taken == set(range(size))
+
+
+@given(
+    start=st.integers(0, 10**9),
+    size=st.integers(1, 10**7),
+    min_chunk=st.integers(1, 2 * 10**6),
+    align=st.sampled_from([1, 2, 512, 4096]),
+    cap=st.integers(1, 6),
+)
+def test_threads_share_a_range_of_a_few_chunks_evenly(
+    start: int, size: int, min_chunk: int, align: int, cap: int
+) -> None:
+    job = Job(work, size, start=start, min_chunk=min_chunk, align=align)
+    threads = min(most_threads(job), cap)
+    pacing = pacing_of(job, threads, "both", None)
+    grain, cut = undo_grain(job), piece_grain(job)
+    few = size <= CHUNKS_PER_THREAD * grain
+    assert isinstance(pacing, EvenPacing) == (few and threads > 1 and cut < grain)
+    if not isinstance(pacing, EvenPacing):
+        return
+    claims = Claims([range(start, start + size)], pacing.grain_of(grain))
+    stepper, taken = pacing.stepper(1), []
+    while claims.left:
+        taken.append(stretch_of(stepper, claims, threads))
+    assert [*itertools.chain.from_iterable([(each.start, each.stop) for each in taken])] == [
+        start,
+        *[edge for each in taken[:-1] for edge in (each.stop, each.stop)],
+        start + size,
+    ]
+    assert all(each.stop % cut == 0 for each in taken[:-1])
+    assert len(taken) % threads == 0 or len(taken[-1]) < len(taken[0])
+    lengths = sorted(map(len, taken))
+    # A thread whose pieces are all of the longest kind has little more than one of the shortest.
+    rounds = -(-len(taken) // threads)
+    assert sum(lengths[-rounds:]) <= size / threads + (rounds + 1) * cut
+    assert lengths[-1] < 2 * grain + 2 * cut
+    assert lengths[0] >= grain - threads * rounds * cut
 
 
 def test_quick_chunks_are_taken_twice_as_many_at_a_time() -> None:
@@ -250,7 +295,7 @@ def test_what_is_learned_is_what_is_wanted_and_can_be(
     pacing = pacing_of(job, 2, wanted, None)
     assert isinstance(pacing, LearnedPacing) is learns_size
     assert (pacing.scaling is not None) is learns_threads
-    assert (pacing is FIXED) is (not learns_size and not learns_threads)
+    assert pacing.learns is (learns_size or learns_threads)
 
 
 def test_the_next_run_begins_with_what_was_learned_and_shares_nothing_with_it() -> None:

@@ -34,7 +34,7 @@ def nothing(start: int, stop: int) -> None:
 def a_growing_run(state: State, nice: int = 0) -> Run:
     """A run over units that are added, which a turn has taken in."""
     run = a_run(Job(nothing, 0, nice=nice, learn="nothing"))
-    run.growth = Growth(MANY, None)
+    run.growth = Growth((), MANY, None)
     run.limit = 1000
     return admit(state, run)
 
@@ -238,7 +238,7 @@ def test_the_item_that_holds_the_stream_up_is_told_once() -> None:
 def test_an_item_that_no_thread_has_begun_is_not_what_holds_the_stream_up() -> None:
     state = a_state(1)
     run = a_run(Job(nothing, 0, learn="nothing"))
-    growth = run.growth = Growth([(0, "item")], None)
+    growth = run.growth = Growth((), [(0, "item")], None)
     admit(state, run)
     growth.head, growth.waits_since = 0, perf_counter_ns() - 2 * STALLED_NS
     share_out(state, None)
@@ -274,7 +274,7 @@ def test_units_without_items_are_dropped() -> None:
     state = a_state(1)
     run = a_run(Job(nothing, 0, learn="nothing"))
     pending: list[tuple[int, object]] = [(4, "item"), (5, "item")]
-    growth = run.growth = Growth(pending, None)
+    growth = run.growth = Growth((), pending, None)
     admit(state, run)
     grow(state, run, 6)
     assert growth.claims.left == 2

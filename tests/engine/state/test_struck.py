@@ -100,7 +100,7 @@ class World:
         self.apply(admission.admit, self.called, self.caller, self.caller, False, True)
         assert self.caller.serving is not None
         self.stream = self.run("stream", size=0)
-        self.growth = self.stream.growth = Growth(MANY, None)
+        self.growth = self.stream.growth = Growth((), MANY, None)
         self.growth.pacing.at_once = 4
         self.apply(admission.admit, self.stream, None, None, False, False)
         self.wait(self.stream, 0)
