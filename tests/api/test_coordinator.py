@@ -111,7 +111,9 @@ async def test_progress_is_seen_in_the_middle_of_a_stretch() -> None:
 
 
 @pytest.mark.parametrize("way", ["done", "result"])
-def test_the_engine_holds_nothing_of_a_job_that_is_over(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_holds_nothing_of_a_job_that_is_over(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     over, polled = threading.Event(), threading.Event()
     send = Pool.send
 

@@ -426,9 +426,11 @@ def test_helpers_and_keeper_block_what_the_thread_does_that_submits_first(
         child.hear("begun", 3)
         masks = blocked_signals(child.process.pid)
         assert masks.pop("main") == before
-        assert len(masks["numbers"]) == 3
+        assert masks.pop("numbers") == before * 3
+        assert masks.pop("aioktask keeper") == before
+        # Several threads may set out to be the keeper. One that is being made blocks all it can.
         others = [mask for each in masks.values() for mask in each]
-        assert others == before * 4  # the three, and the keeper
+        assert all(mask == before[0] or signal.SIGSEGV in mask for mask in others)
         child.open(3)
         assert child.end() == 0, child.stderr()
 

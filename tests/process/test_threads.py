@@ -295,7 +295,7 @@ def test_the_variable_sets_how_many_helpers_work_at_a_time() -> None:
             handles = [coordinator.submit(Job(fn, 6, chunk=1)) for _ in range(2)]
         assert peak == 3, peak
         assert max(handle.result().peak_threads for handle in handles) <= 3
-        assert len(helpers()) <= 4, helpers()
+        until(lambda: len(helpers()) <= 3)  # others may have set out to be the keeper
     """
     with Child(THREADS, program, environ={"AIOKTASK_MAX_THREADS": "3"}) as child:
         assert child.end() == 0, child.stderr()

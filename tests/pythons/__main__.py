@@ -59,12 +59,6 @@ SHORT = {
             f"tests/process/test_{name}.py"
             for name in ("children", "exit", "fork", "signals", "threads")
         ),
-        # On 3.14 each finds, now and then, a helper more than the cap, as it starts: not yet
-        # understood. `make test-pythons` has them.
-        "--deselect=tests/process/test_signals.py::"
-        "test_helpers_and_keeper_block_what_the_thread_does_that_submits_first",
-        "--deselect=tests/process/test_threads.py::"
-        "test_the_variable_sets_how_many_helpers_work_at_a_time",
         "tests/interruption/test_cases.py",
         "tests/interruption/test_merged_finalizers.py",
         "--timeout=300",
