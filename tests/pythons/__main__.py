@@ -31,7 +31,7 @@ FREE_THREADED = ("3.13t", "3.14t")
 PYTHONS = (*debian.VERSIONS, *FREE_THREADED)
 
 # What does not have to be there: a new interpreter may have no wheel of it yet.
-WISHES = ("uvloop", "matplotlib")
+WISHES = ("uvloop", "matplotlib", "dask")
 
 PYTEST = ("-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", "--durations=15")
 
