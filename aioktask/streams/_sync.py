@@ -141,8 +141,7 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
         self._thread = get_ident()
         caller = self._caller = Caller(MOST_NICE, stint, main=is_main_thread())
         try:
-            consumer.feed.submit(caller, detects=stint is not None)
-            consumer.feed.enter_thread(caller)
+            consumer.feed.submit_with_thread(caller, detects=stint is not None)
             self._iterator = iter(items)
             self._consumer = consumer
             return self

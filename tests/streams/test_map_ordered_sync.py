@@ -314,6 +314,31 @@ def test_a_stream_is_not_over_while_its_consumer_works_on_an_item() -> None:
     assert found == [False]
 
 
+@pytest.mark.parametrize("way", ["handle", "coordinator"])
+def test_a_stream_that_is_cancelled_before_a_turn_takes_it_in_is_not_over_while_an_item_runs(
+    way: str,
+) -> None:
+    pool, found = current_pool(), []
+    coordinator = Coordinator()
+
+    def work(item: int) -> None:
+        if way == "handle":
+            results.handle.cancel()
+        else:
+            pool.cancel_group(results.handle._handle._run.group)
+        pool.lock.release()
+        pool_drained()
+        found.append(results.handle.done())
+
+    pool.lock.acquire()  # as another thread does that takes a turn
+    with contextlib.suppress(JobCancelled):
+        with map_ordered_sync(work, range(5), coordinator=coordinator) as results:
+            next(results)
+    assert results.handle.done()
+    assert found == [False]
+    pool_at_rest()
+
+
 def pool_drained() -> None:
     """Until all that was posted before is applied."""
     applied = threading.Event()

@@ -74,8 +74,13 @@ class Feed:
         if nice is not None:
             run.nice = nice
 
-    def submit(self, waiter: Waiter, *, detects: bool) -> None:
+    def submit(self, waiter: Waiter, *, detects: bool, caller: Caller | None = None) -> None:
         """Have a turn take the run in. `waiter` is woken when it stops and when it is over.
+
+        Args:
+            waiter: Who waits for it.
+            detects: Whether the enclosing chunk itself waits.
+            caller: A calling thread that takes part from the beginning.
 
         Raises:
             RuntimeError: The coordinator, or the process, takes no more jobs.
@@ -83,7 +88,7 @@ class Feed:
         run, outer = self._run, self._outer
         nested = outer is not None and outer.run.group is run.group
         try:
-            self._pool.submit(run, waiter=waiter, nested=nested, detects=detects)
+            self._pool.submit(run, waiter=waiter, caller=caller, nested=nested, detects=detects)
         except BaseException:
             self._pool.cancel(run)
             raise
@@ -171,11 +176,15 @@ class Feed:
 
     # A thread that takes part.
 
-    def enter_thread(self, caller: Caller) -> None:
-        """Have the calling thread serve the run, by `do_in_thread`."""
+    def submit_with_thread(self, caller: Caller, *, detects: bool) -> None:
+        """Submit the run, and have the calling thread serve it, by `do_in_thread`.
+
+        Raises:
+            RuntimeError: The coordinator, or the process, takes no more jobs.
+        """
         caller.quits = True  # it takes no stretches from turns
         caller.present.acquire()
-        self._pool.post(growing.caller_comes, self._run, caller)
+        self.submit(caller, detects=detects, caller=caller)
         self.turn(caller)
 
     def leave_thread(self, caller: Caller) -> None:
@@ -193,7 +202,7 @@ class Feed:
     def do_in_thread(self, caller: Caller, action: Callable[[], None]) -> None:
         """Do a unit's work on the calling thread, as a chunk of the run, unless it is cancelled."""
         run, stint = self._run, caller.serving
-        if stint is None:  # in the turn that would have it serve, memory was short
+        if stint is None:  # no turn took the run in yet, or memory was short in that one
             stint = run.stint_of(caller)
         outer = stint.outer = local.stint
         inside = local.inside

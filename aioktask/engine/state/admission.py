@@ -21,7 +21,7 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Asked, Key, Lesson, key_of
 from aioktask.engine.learning.pacing import pacing_of
 from aioktask.engine.ranges.plan import Split, split
-from aioktask.engine.state.callers import enter_caller
+from aioktask.engine.state.callers import enter_caller, enter_guest
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.outbox import Source
 from aioktask.engine.state.run import ADMITTED, CANCEL, FAILURE, REFUSED, Run, Wait
@@ -47,7 +47,8 @@ def admit(
     Args:
         run: It may have been cancelled already.
         waiter: Who waits for it from the beginning.
-        caller: Who begins to serve it at once, if there is anything to claim.
+        caller: Who begins to serve it at once, if there is anything to claim; of a run that grows
+            the guest.
         nested: Whether a chunk of the same coordinator submits it: such a run is never refused,
             since its chunk would fail while its coordinator waits for it.
         detects: Whether the chunk that the run is for waits itself.
@@ -92,11 +93,14 @@ def admit(
         state.growing[run] = None
     group.runs[run] = None
     state.scheduler.add(run.entry)
-    run.caller = caller  # which will serve it, whether or not helpers can
+    if run.growth is None:
+        run.caller = caller  # which will serve it, whether or not helpers can
     for each, wait in run.waiters.items():
         begin_waiting(state, run, each, wait)
     for leaver in group.leavers:
         begin_leaving(state, run, leaver)
+    if run.growth is not None and caller is not None:
+        enter_guest(state, run, caller)
     run.cancelled = run.cancel_asked
     if state.advice is not None:
         run.tell(EventKind.BOUND_TO_ONE_CPU, advice=state.advice)

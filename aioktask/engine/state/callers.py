@@ -6,6 +6,8 @@
 # A turn that claims a stretch for it hands that over; the thread walks it and posts how far it
 # came, or that it takes no further part. What it posts of a stretch that turns have taken back
 # meanwhile does nothing.
+#
+# A guest takes no stretches: it serves a run that grows, and takes that run's items itself.
 """Callers that serve their runs."""
 
 from __future__ import annotations
@@ -44,6 +46,26 @@ def enter_caller(state: State, run: Run, caller: Caller, now: int) -> bool:
         return False
     hand_over(state, stint)
     return True
+
+
+def enter_guest(state: State, run: Run, caller: Caller) -> None:
+    """Have a calling thread serve a run that grows, whose items it takes itself.
+
+    It may be at an item already, which it begins without waiting for the turn that takes the run
+    in. So it counts from that turn on, lest a cancel call the run over that came before the turn.
+    """
+    if run.over or run.never_starts:
+        return
+    stint = run.stint_of(caller)
+    if stint in state.serving:
+        return
+    run.guests += 1
+    state.follow_limit(run)
+    stint.counted = IN_GROUP  # so that it takes nobody's place under a cap
+    stint.seat = state.scheduler.enter(run.entry, stint.counted)
+    state.serving[stint] = None
+    caller.serving = stint
+    run.enter(stint, perf_counter_ns())
 
 
 def ask_caller(state: State, run: Run) -> None:

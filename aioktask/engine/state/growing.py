@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-# Runs whose range grows: how turns follow its end, how a calling thread takes part, and what keeps
-# one long unit from holding up others.
+# Runs whose range grows: how turns follow its end, how a calling thread leaves, and what keeps one
+# long unit from holding up others.
 #
 # Such a run has nothing to claim from time to time, and then stands in no queue; each time that
 # units were added it comes back, at the end of the line if it used its share. It is over when it
 # was closed and all that was claimed is done, or by a cancel. A calling thread that takes part
-# takes items itself, and no units: it counts as serving the run, beyond every cap, from when it
-# comes until it goes, so that what it waits for in an item is known to wait for.
+# takes items itself, and no units: it counts as serving the run, beyond every cap, from the turn
+# that takes the run in until it goes, so that what it waits for in an item is known to wait for.
 """Runs that grow."""
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 from time import perf_counter_ns
 
 from aioktask.engine.events import EventKind
-from aioktask.engine.scheduling.queue import IN_GROUP
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Caller
@@ -66,22 +65,6 @@ def _tell_of_head(state: State, run: Run, now: int) -> None:
         growth.told = head
         run.tell(EventKind.STALLED, item=head, waited=waited / 1e9)
         state.out.tell(run)
-
-
-def caller_comes(state: State, run: Run, caller: Caller) -> None:
-    """Have a calling thread serve the run, which takes items itself."""
-    if run.over or not run.begun:
-        return
-    stint = run.stint_of(caller)
-    if stint in state.serving:
-        return
-    run.guests += 1
-    state.follow_limit(run)
-    stint.counted = IN_GROUP  # so that it takes nobody's place under a cap
-    stint.seat = state.scheduler.enter(run.entry, stint.counted)
-    state.serving[stint] = None
-    caller.serving = stint
-    run.enter(stint, perf_counter_ns())
 
 
 def caller_goes(state: State, run: Run, caller: Caller) -> None:

@@ -5,18 +5,15 @@ from __future__ import annotations
 
 from time import perf_counter_ns
 
+import pytest
+
 from aioktask import Job
 from aioktask.engine.events import EventKind
-from aioktask.engine.state import recovery
+from aioktask.engine.state import admission, recovery
+from aioktask.engine.state.callers import enter_guest
 from aioktask.engine.state.dispatch import LASTING_NS, State
 from aioktask.engine.state.ending import cancel
-from aioktask.engine.state.growing import (
-    STALLED_NS,
-    caller_comes,
-    caller_goes,
-    follow,
-    share_out,
-)
+from aioktask.engine.state.growing import STALLED_NS, caller_goes, follow, share_out
 from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.helpers import helper_goes
 from aioktask.engine.state.run import Run, Wait
@@ -43,7 +40,7 @@ def a_caller_that_waits(state: State, run: Run) -> Caller:
     """A calling thread that takes part in the run, and waits for it."""
     caller = Caller(0)
     caller.quits = True
-    caller_comes(state, run, caller)
+    enter_guest(state, run, caller)
     run.waiters[caller] = Wait(None, detects=False)
     return caller
 
@@ -289,8 +286,8 @@ def test_a_calling_thread_serves_the_run_beyond_every_cap_until_it_goes() -> Non
     run = a_growing_run(state)
     caller = Caller(0)
     caller.quits = True
-    caller_comes(state, run, caller)
-    caller_comes(state, run, caller)  # a command that comes twice does no harm
+    enter_guest(state, run, caller)
+    enter_guest(state, run, caller)  # twice does no harm
     assert run.entry.threads == 1
     assert state.scheduler.running == 0
     grow(state, run, 1)
@@ -328,6 +325,69 @@ def test_a_cancel_waits_for_a_calling_thread_that_is_at_an_item_and_wakes_it() -
     assert caller in outbox_of(state).waiters
     caller_goes(state, run, caller)
     assert run.over
+
+
+def test_a_cancel_before_a_run_comes_waits_for_a_calling_thread_that_is_at_an_item() -> None:
+    state = a_state(1)
+    run = a_run(Job(nothing, 0, learn="nothing"))
+    run.growth = Growth((), MANY, None)
+    caller = Caller(0)
+    caller.quits = True
+    stint = run.stint_of(caller)
+    stint.stretch_stop = 1
+    assert run.may_start()
+    assert run.cancel()
+    cancel(state, run)  # which may even be posted before
+    admit(state, run, caller, caller)
+    assert not run.over
+    cancel(state, run)
+    assert not run.over
+    assert caller in outbox_of(state).waiters
+    stint.stretch_stop = 0
+    caller_goes(state, run, caller)
+    assert run.over
+    assert not state.serving
+
+
+def test_a_run_that_was_cancelled_before_its_calling_thread_began_is_over_when_it_comes() -> None:
+    state = a_state(1)
+    run = a_run(Job(nothing, 0, learn="nothing"))
+    run.growth = Growth((), MANY, None)
+    caller = Caller(0)
+    caller.quits = True
+    assert run.cancel()
+    admission.admit(state, run, caller, caller, False, False)
+    assert run.over
+    assert not run.may_start()
+    assert not state.serving
+    assert caller in outbox_of(state).waiters
+
+
+@pytest.mark.parametrize(("urgent", "other"), [(0, 5), (-5, 0), (-5, 5)])
+def test_growing_runs_share_a_helper_by_nice(urgent: int, other: int) -> None:
+    state = a_state(1, give_way=False)
+    state.may_lower = True
+    helper = idle_helper(state)
+    used: dict[Run, int] = {}
+    for nice in (urgent, other):
+        run = a_growing_run(state, nice)
+        assert run.growth is not None
+        run.growth.pending = range(10**9)  # type: ignore[assignment]
+        used[run] = 0
+        grow(state, run, 10**6)
+    now, unit_ns = perf_counter_ns(), 1_000_000
+    while sum(used.values()) < 10**10:
+        stint = stint_of(helper)
+        helper.called = False
+        stint.walked_at = now
+        walked_ns = (stint.stretch_stop - stint.chunk_start) * unit_ns
+        used[stint.run] += walked_ns
+        now += walked_ns
+        stint.chunk_start = stint.stretch_stop
+        if not state.walked(stint, stint.stretch_stop, now):
+            state.reconsider(stint, now)
+    most, least = used.values()
+    assert most / least == pytest.approx(1.25 ** (other - urgent), rel=0.1)
 
 
 def test_a_helper_that_goes_leaves_nothing_in_a_run_that_goes_on() -> None:

@@ -480,12 +480,28 @@ def share_out(world: World) -> None:
 
 
 def guest_goes(world: World) -> None:
-    world.apply(growing.caller_comes, world.stream, world.guest)
+    world.apply(callers.enter_guest, world.stream, world.guest)
     world.apply(growing.caller_goes, world.stream, world.guest)
 
 
+def admit_with_guest(world: World) -> None:
+    """A stream comes in that was cancelled while its calling thread is at an item."""
+    run = world.run("stream with guest", size=0)
+    run.growth = Growth((), MANY, None)
+    guest = Caller(0)
+    guest.quits = True
+    guest.present.acquire()
+    world.waiters.append(guest)
+    run.stint_of(guest).stretch_stop = 1
+    run.may_start()
+    run.cancel()
+    world.apply(admission.admit, run, guest, guest, False, False)
+    run.stint_of(guest).stretch_stop = 0
+    world.apply(growing.caller_goes, run, guest)
+
+
 def stream_is_cancelled(world: World) -> None:
-    world.apply(growing.caller_comes, world.stream, world.guest)
+    world.apply(callers.enter_guest, world.stream, world.guest)
     world.stream.cancel()  # in vain where the strike ended it before
     world.apply(ending.cancel, world.stream)
 
@@ -532,7 +548,8 @@ DEEDS: dict[str, Deed] = {
     "grow and close": lambda world: world.grow(9, closed=True),
     "share out": share_out,
     "units are walked": lambda world: world.come_back(world.serving(world.stream)),
-    "guest comes": lambda world: world.apply(growing.caller_comes, world.stream, world.guest),
+    "admit with guest": admit_with_guest,
+    "guest comes": lambda world: world.apply(callers.enter_guest, world.stream, world.guest),
     "guest goes": guest_goes,
     "stream is cancelled": stream_is_cancelled,
     "close": close,
