@@ -95,7 +95,9 @@ def map_ordered(
     on asyncio, uvloop and trio, and shares helpers with jobs and other streams by nice.
 
     Args:
-        fn: An ordinary function of one item, called once for each, on helper threads.
+        fn: An ordinary function of one item, called once for each, on helper threads. An awaitable
+            or a generator that it returns is a `TypeError` in the item's place, since its work was
+            not done.
         items: An iterable, an async iterable, or an anyio receive stream. An ordinary iterator is
             read on the loop's thread, while a value is asked for: one that blocks stops the loop,
             which is the caller's choice. An async one is read in a task of its own.

@@ -126,6 +126,7 @@ class Consumer(Generic[T, R]):
         self._waits = False  # whether the consumer waits for a value
         self.exchange: Exchange[T, R] = Exchange(
             options.fn,
+            name=options.name,
             ordered=options.ordered,
             ends_at_error=not options.yields_errors,
             wake=self._wake,

@@ -22,7 +22,7 @@ from typing import Any, Generic, TypeVar
 from aioktask.engine.scheduling.queue import SLICE_NS
 from aioktask.engine.state.current import local
 from aioktask.engine.state.record import raisable
-from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.stint import Stint, check_done
 from aioktask.engine.state.workers import Parking, Waiter
 
 __all__ = ["NOTHING", "Exchange", "Raised"]
@@ -65,6 +65,7 @@ class Exchange(Generic[T, R]):
 
     Args:
         fn: The user's function.
+        name: The stream's.
         ordered: Whether outcomes are taken in the order of the items.
         ends_at_error: Whether no item is begun after one for which `fn` raised.
         wake: Wakes a waiter.
@@ -82,8 +83,10 @@ class Exchange(Generic[T, R]):
         "_fn",
         "_lingering",
         "_may_linger",
+        "_name",
         "_ordered",
         "_outcomes",
+        "_plain",
         "_queue",
         "_waiting",
         "_wake",
@@ -95,12 +98,15 @@ class Exchange(Generic[T, R]):
         self,
         fn: Callable[[T], R],
         *,
+        name: str,
         ordered: bool,
         ends_at_error: bool,
         wake: Callable[[Waiter], object],
         may_linger: Callable[[Stint], bool],
     ) -> None:
         self._fn = fn
+        self._name = name
+        self._plain: type | None = None  # of the last value, which was checked
         self._ordered = ordered
         self._ends_at_error = ends_at_error
         self._wake = wake
@@ -134,6 +140,8 @@ class Exchange(Generic[T, R]):
             return
         try:
             outcome: Any = self._fn(item)
+            if type(outcome) is not self._plain:
+                self._plain = check_done(outcome, "fn", self._name, "stream")
         except BaseException as error:
             if here and not isinstance(error, Exception):
                 self.stop()

@@ -11,6 +11,8 @@ import threading
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
+from time import perf_counter_ns
 from types import FrameType
 from typing import Any
 
@@ -768,6 +770,63 @@ async def test_a_scope_that_is_cancelled_begins_nothing() -> None:
     pool_at_rest()
 
 
+async def double_async(item: int) -> int:
+    return item * 2
+
+
+class DoublesAsync:
+    async def __call__(self, item: int) -> int:
+        return item * 2
+
+
+class Later:
+    """What is awaited, and may be cancelled, as a future."""
+
+    cancelled = False
+
+    def cancel(self) -> None:
+        Later.cancelled = True
+
+    def __await__(self) -> Iterator[None]:
+        yield
+
+
+@pytest.mark.parametrize("errors", ["raise", "yield"])
+@pytest.mark.parametrize(
+    ("lazy", "kind"),
+    [
+        (double_async, "coroutine"),
+        (DoublesAsync(), "coroutine"),
+        (lambda item: (each for each in [item]), "generator"),
+        (counted, "async_generator"),
+        (lambda item: Later(), "Later"),
+    ],
+)
+async def test_what_was_not_done_is_an_error_in_its_items_place(
+    errors: str, lazy: Callable[[int], Any], kind: str
+) -> None:
+    Later.cancelled = False
+
+    def work(item: int) -> Any:
+        return lazy(item) if item == 2 else item
+
+    options: Any = {"errors": errors}
+    async with map_ordered(work, range(4), name="lazy", **options) as results:
+        assert [await anext(results), await anext(results)] == [0, 1]
+        message = f"fn of the stream 'lazy' returned a {kind}, so its work was not done"
+        if errors == "raise":
+            with pytest.raises(TypeError, match=message):
+                await anext(results)
+        else:
+            error = await anext(results)
+            assert isinstance(error, TypeError)
+            assert message in str(error)
+            assert await anext(results) == 3
+            del error
+    gc.collect()  # a coroutine that was not closed would be told of, which is an error here
+    assert Later.cancelled or kind != "Later"
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "message"),
     [
@@ -786,6 +845,10 @@ async def test_a_scope_that_is_cancelled_begins_nothing() -> None:
         ({"items": 3}, TypeError, "items"),
         ({"fn": 3}, TypeError, "fn"),
         ({"fn": counted}, TypeError, "fn"),
+        ({"fn": double_async}, TypeError, "fn runs on a helper thread and must be an ordinary"),
+        ({"fn": partial(double_async)}, TypeError, "ordinary function, got the async double_async"),
+        ({"fn": DoublesAsync()}, TypeError, "ordinary function, got the async DoublesAsync"),
+        ({"fn": lambda item: (yield item)}, TypeError, "calling the generator function"),
     ],
 )
 async def test_what_makes_no_sense_is_refused(

@@ -271,8 +271,14 @@ class Stint:
             raise ChunkCancelled(f"the job {self.run.job.name!r} wants no more work")
 
 
-def check_done(result: object, what: str, job: str) -> type:
+def check_done(result: object, what: str, name: str, of: str = "job") -> type:
     """Refuse a result of `what` that means that no work was done; else return its type.
+
+    Args:
+        result: What was returned.
+        what: Which function returned it, of what is of this name.
+        name: Of the job, or of whatever else `of` says.
+        of: What it is.
 
     Raises:
         TypeError: It is an awaitable or a generator: the work would still have to be done. It is
@@ -281,13 +287,13 @@ def check_done(result: object, what: str, job: str) -> type:
     kind = type(result)
     if kind not in _NOT_DONE and not hasattr(kind, "__await__"):
         return kind
-    for name in ("close", "cancel"):  # a coroutine or generator; a task or future
-        close = getattr(result, name, None)
+    for way in ("close", "cancel"):  # a coroutine or generator; a task or future
+        close = getattr(result, way, None)
         if callable(close):
             with contextlib.suppress(Exception):  # it refuses, and is refused anyway
                 close()
             break
     raise TypeError(
-        f"{what} of the job {job!r} returned a {kind.__name__}, so its work was not done: nobody "
+        f"{what} of the {of} {name!r} returned a {kind.__name__}, so its work was not done: nobody "
         "awaits it here. Pass an ordinary function that does the work before it returns"
     )
