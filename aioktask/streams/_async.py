@@ -14,7 +14,6 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
-    Awaitable,
     Callable,
     Iterable,
     Iterator,
@@ -126,7 +125,9 @@ def map_ordered(
 
     **Errors.** What the source raises arrives after the values before it. What a signal handler
     raises in the call that asks for a value ends the stream. Where the stream's handle or its
-    coordinator ends the stream, the consumer gets `JobCancelled`.
+    coordinator ends the stream, the consumer gets `JobCancelled`. One task at a time asks for a
+    value: a second one gets a `RuntimeError`, and the first goes on. So does who asks, or waits for
+    a value, when the scope was left before the stream had ended.
 
     **Cancellation.** Entering, and each wait for a value, are checkpoints; so is about one call in
     a millisecond of those that find their value there. Cancelled while it waits for a value no
@@ -162,12 +163,14 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
     """An open stream of values: what ``async with map_ordered(...)`` gives."""
 
     __slots__ = (
-        "_generator",
+        "_asked",
         "_iterator",
         "_loop",
+        "_own_values",
         "_reader",
         "_task",
         "_turn_ends",
+        "_values",
         "_waiter",
     )
 
@@ -182,7 +185,10 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
         self._loop: Loop
         self._task: weakref.ref[Any]  # that entered
         self._waiter: AsyncWaiter
-        self._generator: AsyncGenerator[R, None] | None = None
+        # Two generators of the same values, in turn: see `__aiter__`.
+        self._own_values: AsyncGenerator[R, None] | None = None
+        self._values: AsyncGenerator[R, None] | None = None
+        self._asked = False  # whether a task waits in one of them
         self._turn_ends = 0
 
     async def __aenter__(self) -> Stream[R]:
@@ -211,26 +217,39 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
             raise
 
     def __aiter__(self) -> AsyncIterator[R]:
-        return self._values()
+        # A generator is what `async for` gets a value from in the least time, and the task that
+        # entered is nearly always the one that asks. Python itself refuses a second task in one
+        # generator, in words that nobody understands; so others ask by `__anext__`.
+        consumer = self._open()
+        if not self._is_in_its_task():
+            return self
+        self._own_values = values = self._going_on(self._own_values, consumer)
+        return values
 
-    def __anext__(self) -> Awaitable[R]:
-        return self._values().__anext__()
+    async def __anext__(self) -> R:
+        consumer = self._open()
+        if self._asked and not consumer.over:
+            raise self._asked_twice()
+        self._values = values = self._going_on(self._values, consumer)
+        return await values.__anext__()
 
-    def _values(self) -> AsyncGenerator[R, None]:
-        """The generator of the values; another one goes on where an exception has ended the last.
-
-        A generator is what `async for` gets a value from in the least time.
-        """
-        values = self._generator
+    def _going_on(
+        self, values: AsyncGenerator[R, None] | None, consumer: Consumer[Any, Any]
+    ) -> AsyncGenerator[R, None]:
+        """The generator, or another one where an exception has ended it, or none was made."""
         if values is None or getattr(values, "ag_frame", None) is None:
-            values = self._generator = self._generate(self._entered())
+            return self._generate(consumer)
         return values
 
     async def _generate(self, consumer: Consumer[Any, Any]) -> AsyncGenerator[R, None]:
         source, reader, take = self._iterator, self._reader, consumer.exchange.take
         until_look = 0  # how many values to give before the source and the loop have their turn
+        refused = False
         try:
             while not consumer.over:
+                if self._asked:
+                    refused = True
+                    raise self._asked_twice()
                 if until_look <= 0:
                     until_look = FEW_VALUES if source is None else consumer.fill(source)
                     if perf_counter_ns() >= self._turn_ends and consumer.exchange.has(
@@ -256,15 +275,27 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
                 del outcome
         except BaseException as error:
             # What a signal handler raised may have struck between a value and its count. A cancel
-            # comes where this waits only.
-            if not isinstance(error, (GeneratorExit, anyio.get_cancelled_exc_class())):
+            # comes where this waits only, and a second task is refused before anything is done.
+            harmless = GeneratorExit, anyio.get_cancelled_exc_class()
+            if not (refused or isinstance(error, harmless)):
                 consumer.over = True
             raise
+
+    def _asked_twice(self) -> RuntimeError:
+        return RuntimeError(
+            f"two tasks ask for values of the stream {self._options.name!r} at once: have one task "
+            "iterate over it and pass the values on, through a queue or a memory object stream, or "
+            "hold a lock around each `anext`"
+        )
 
     async def _let_loop_go_on(self, consumer: Consumer[Any, Any]) -> None:
         """Be a checkpoint, although the value is there."""
         consumer.post()
-        await anyio.lowlevel.checkpoint()
+        self._asked = True
+        try:
+            await anyio.lowlevel.checkpoint()
+        finally:
+            self._asked = False
         self._turn_ends = perf_counter_ns() + MOST_NS_A_TURN
 
     async def _wait(self, consumer: Consumer[Any, Any]) -> Any:
@@ -277,6 +308,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
             if cancel_timer is None:
                 patience = 1
         try:
+            self._asked = True
             consumer.wait_begins()
             while True:
                 waiter.renew()
@@ -292,6 +324,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
                 await waiter.wait()
                 patience = 1
         finally:
+            self._asked = False
             if cancel_timer is not None:
                 cancel_timer()
             consumer.wait_ends()
@@ -335,11 +368,13 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
             return False
 
     def _close_values(self) -> None:
-        """Close the generator of the values, which waits for nothing as it is closed."""
-        values, self._generator = self._generator, None
-        if values is not None:
-            with contextlib.suppress(StopIteration, RuntimeError):  # another task is in it
-                values.aclose().send(None)
+        """Close the generators of the values, which wait for nothing as they are closed."""
+        both = self._own_values, self._values
+        self._own_values = self._values = None
+        for values in both:
+            if values is not None:
+                with contextlib.suppress(StopIteration, RuntimeError):  # another task is in it
+                    values.aclose().send(None)
 
     async def _see_to_its_end(self, consumer: Consumer[Any, Any]) -> BaseException | None:
         """Wait for the items that run, whatever strikes meanwhile; returns the first that did."""

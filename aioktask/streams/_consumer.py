@@ -114,12 +114,13 @@ class Consumer(Generic[T, R]):
         taken: How many items were taken from the source.
         source_ended: Whether no item comes any more.
         over: Whether no value comes any more.
+        left: Whether the scope was left before that.
     """
 
     def __init__(self, options: Options[T, R]) -> None:
         self.options = options
         self.given = self.taken = 0
-        self.source_ended = self.over = False
+        self.source_ended = self.over = self.left = False
         self._source_error: BaseException | None = None
         self._posted = 0  # how many items helpers may know of
         self._most_unposted = max(options.window // 2, 1)
@@ -317,7 +318,9 @@ class Consumer(Generic[T, R]):
 
         Raises:
             BaseException: What the source raised, once.
+            RuntimeError: The scope was left meanwhile.
         """
+        self.refuse_if_left()
         self.over = True
         error, self._source_error = self._source_error, None
         if error is not None:
@@ -337,8 +340,21 @@ class Consumer(Generic[T, R]):
             self.over = True
             raise self.feed.reason()
 
+    def refuse_if_left(self) -> None:
+        """Raise where a value is asked for once the scope was left: there may have been more.
+
+        Raises:
+            RuntimeError: The scope was left before the stream was over.
+        """
+        if self.left:
+            raise RuntimeError(
+                f"the scope of the stream {self.options.name!r} was left before its last value: "
+                "iterate inside the block that entered it, or make a new stream"
+            )
+
     def stop(self) -> None:
         """Begin nothing more: the consumer leaves."""
+        self.left = self.left or not self.over
         self.over = True
         self.exchange.stop()
         if self.exhausted:

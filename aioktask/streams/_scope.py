@@ -52,6 +52,16 @@ class Scope(Generic[Items]):
             raise RuntimeError(f"this stream was not entered: use `{self._entered_by}`")
         return self._consumer
 
+    def _open(self) -> Consumer[Any, Any]:
+        """The consumer of a stream that may be asked for values.
+
+        Raises:
+            RuntimeError: It was not entered yet, or left before it was over.
+        """
+        consumer = self._entered()
+        consumer.refuse_if_left()
+        return consumer
+
     def _unused_items(self) -> Items:
         """The source of a stream that was not entered yet.
 

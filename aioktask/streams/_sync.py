@@ -161,9 +161,9 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
         return next(self._values())
 
     def _values(self) -> Iterator[R]:
-        values = self._generator
+        consumer, values = self._open(), self._generator
         if values is None:
-            values = self._generator = self._generate(self._entered())
+            values = self._generator = self._generate(consumer)
         return values
 
     def _generate(self, consumer: Consumer[Any, Any]) -> Iterator[R]:
@@ -187,6 +187,7 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
                 consumer.given = number + 1
                 yield outcome
                 del outcome
+            consumer.refuse_if_left()
         finally:
             consumer.over = True
 

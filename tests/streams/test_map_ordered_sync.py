@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import os
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterator
 from time import perf_counter_ns
 from types import FrameType
@@ -572,7 +575,60 @@ def test_an_async_source_is_refused() -> None:
         map_ordered_sync(double, source())  # type: ignore[type-var]
 
 
-def test_a_stream_is_used_once_and_inside_its_scope() -> None:
+@pytest.mark.parametrize("errors", ["raise", "yield"])
+def test_what_was_not_done_is_an_error_in_its_items_place(errors: str) -> None:
+    async def later() -> None:
+        pass
+
+    def work(item: int) -> Any:
+        return later() if item == 2 else item
+
+    options: Any = {"errors": errors}
+    with map_ordered_sync(work, range(4), name="lazy", **options) as results:
+        assert [next(results), next(results)] == [0, 1]
+        if errors == "raise":
+            with pytest.raises(TypeError, match="fn of the stream 'lazy' returned a coroutine"):
+                next(results)
+        else:
+            assert isinstance(next(results), TypeError)
+            assert next(results) == 3
+    gc.collect()  # a coroutine that was not closed would be told of, which is an error here
+    with pytest.raises(TypeError, match="got the async"):
+        map_ordered_sync(later, [1])  # type: ignore[arg-type]
+
+
+def test_a_stream_that_was_left_early_is_not_asked_any_more() -> None:
+    with map_ordered_sync(double, range(3), name="left") as results:
+        values = iter(results)
+        assert next(values) == 0
+    for ask in (lambda: next(results), lambda: next(values), lambda: list(results)):
+        with pytest.raises(RuntimeError, match="the stream 'left' was left before its last value"):
+            ask()
+
+
+def test_a_stream_that_had_ended_by_itself_gives_nothing_afterwards() -> None:
+    def fail(item: int) -> int:
+        raise ValueError("planted")
+
+    with map_ordered_sync(double, range(3)) as whole:
+        assert list(whole) == [0, 2, 4]
+    with map_ordered_sync(fail, range(3)) as failed, pytest.raises(ValueError, match="planted"):
+        next(failed)
+    assert list(whole) == list(failed) == []
+
+
+def test_the_nice_of_the_process_is_that_of_streams_that_say_nothing() -> None:
+    before = aioktask.tunables()["nice"]
+    aioktask.configure(nice=3)
+    try:
+        with map_ordered_sync(double, range(3)) as results:
+            assert results.handle.nice == 3
+            assert list(results) == [0, 2, 4]
+    finally:
+        aioktask.configure(nice=before)
+
+
+def test_a_stream_is_used_once_and_not_before_its_scope() -> None:
     stream = map_ordered_sync(double, range(3))
     with pytest.raises(RuntimeError, match="not entered"):
         next(stream)
@@ -581,7 +637,6 @@ def test_a_stream_is_used_once_and_inside_its_scope() -> None:
     with stream as results:
         assert next(results) == 0
         assert "1 given" in repr(results)
-    assert list(stream) == []
     with pytest.raises(RuntimeError, match="entered already"):
         stream.__enter__()
 
