@@ -42,8 +42,10 @@ R = TypeVar("R")
 # A consumer that finds each value there lets the loop go on so often.
 MOST_NS_A_TURN = 1_000_000
 
-# How many values are given between two looks at the clock, where an async source is read.
+# How many values are given between two looks at the clock: a few, until it is known what they take,
+# and at most so many.
 FEW_VALUES = 8
+MOST_VALUES = 64
 
 
 @overload
@@ -164,7 +166,10 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
 
     __slots__ = (
         "_asked",
+        "_in_a_turn",
         "_iterator",
+        "_looked_at",
+        "_looked_given",
         "_loop",
         "_own_values",
         "_reader",
@@ -189,7 +194,9 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
         self._own_values: AsyncGenerator[R, None] | None = None
         self._values: AsyncGenerator[R, None] | None = None
         self._asked = False  # whether a task waits in one of them
-        self._turn_ends = 0
+        self._turn_ends = 0  # when the loop should go on
+        self._looked_at = self._looked_given = 0  # when that was asked, and how many were given
+        self._in_a_turn = FEW_VALUES  # how many values are likely given until then
 
     async def __aenter__(self) -> Stream[R]:
         items = self._unused_items()
@@ -251,17 +258,16 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
                     refused = True
                     raise self._asked_twice()
                 if until_look <= 0:
-                    until_look = FEW_VALUES if source is None else consumer.fill(source)
-                    if perf_counter_ns() >= self._turn_ends and consumer.exchange.has(
-                        consumer.given
-                    ):
+                    until_look = MOST_VALUES if source is None else consumer.fill(source)
+                    until_look = min(until_look, self._likely_in_a_turn(consumer))
+                    if self._looked_at >= self._turn_ends and consumer.exchange.has(consumer.given):
                         await self._let_loop_go_on(consumer)
                 until_look -= 1
                 number = consumer.given
                 outcome = take(number)
                 if outcome is NOTHING:
                     if source is not None:  # up to the whole window, now that there is time
-                        until_look = consumer.fill(source)
+                        until_look = min(consumer.fill(source), self._in_a_turn)
                     outcome = await self._wait(consumer)
                     if outcome is NOTHING:
                         consumer.no_value()
@@ -288,6 +294,23 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
             "hold a lock around each `anext`"
         )
 
+    def _likely_in_a_turn(self, consumer: Consumer[Any, Any]) -> int:
+        """How many values to give before the clock is looked at again: this looks at it now.
+
+        As many as are likely given in half a turn, by what they took since the last look.
+        """
+        given, now = consumer.given, perf_counter_ns()
+        if given > self._looked_given:
+            took = max(now - self._looked_at, 1)
+            likely = (given - self._looked_given) * MOST_NS_A_TURN // (2 * took)
+            self._in_a_turn = max(min(likely, MOST_VALUES), 1)
+        self._looked_at, self._looked_given = now, given
+        return self._in_a_turn
+
+    def _turn_begins(self, consumer: Consumer[Any, Any]) -> None:
+        self._looked_at, self._looked_given = perf_counter_ns(), consumer.given
+        self._turn_ends = self._looked_at + MOST_NS_A_TURN
+
     async def _let_loop_go_on(self, consumer: Consumer[Any, Any]) -> None:
         """Be a checkpoint, although the value is there."""
         consumer.post()
@@ -296,7 +319,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
             await anyio.lowlevel.checkpoint()
         finally:
             self._asked = False
-        self._turn_ends = perf_counter_ns() + MOST_NS_A_TURN
+        self._turn_begins(consumer)
 
     async def _wait(self, consumer: Consumer[Any, Any]) -> Any:
         """Wait for the outcome that is next; `NOTHING` where none comes any more."""
@@ -328,7 +351,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
             if cancel_timer is not None:
                 cancel_timer()
             consumer.wait_ends()
-            self._turn_ends = perf_counter_ns() + MOST_NS_A_TURN
+            self._turn_begins(consumer)
 
     async def __aexit__(
         self,

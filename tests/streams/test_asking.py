@@ -5,7 +5,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
+import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from functools import partial
 from typing import Any
 
 import anyio
@@ -195,6 +198,69 @@ async def test_a_stream_that_had_ended_by_itself_gives_nothing_afterwards() -> N
 
 
 # Checkpoints.
+
+
+@types.coroutine
+def noting(awaitable: Awaitable[Any], suspensions: list[object]) -> Generator[Any, Any, Any]:
+    """Await something, and note each time that the loop goes on meanwhile."""
+    steps: Any = awaitable.__await__()
+    sent = None
+    while True:
+        try:
+            wanted = steps.send(sent)
+        except StopIteration as stop:
+            return stop.value
+        suspensions.append(wanted)
+        sent = yield wanted
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize(
+    ("each_ns", "items"),
+    [(1_000, 10_000), (20_000, 1_000), (300_000, 200), (1_000_000, 100), (5_000_000, 100)],
+)
+async def test_about_one_call_in_a_millisecond_is_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, is_async: bool, each_ns: int, items: int
+) -> None:
+    now = 0
+    monkeypatch.setattr(_async, "perf_counter_ns", lambda: now)
+    suspensions: list[object] = []
+    waited, went_on = [], []  # when a call had to wait, and when one let the loop go on
+    source = counted(items) if is_async else range(items)
+    async with map_ordered(double, source, window=items) as results:
+        exchange, values = results._consumer.exchange, aiter(results)  # type: ignore[union-attr]
+        for number in range(items):
+            if number < results._consumer.taken:  # type: ignore[union-attr]
+                await eventually(partial(exchange.has, number))
+            there, before = exchange.has(number), len(suspensions)
+            assert await noting(values.__anext__(), suspensions) == 2 * number
+            if len(suspensions) > before:
+                (went_on if there else waited).append(now)
+            now += each_ns
+    assert went_on
+    times = sorted(waited + went_on)
+    gaps = [after - before for before, after in itertools.pairwise([*times, now])]
+    # The first values are too few to know how long they take.
+    assert all(gap <= 1_500_000 + each_ns for gap in gaps[1:])
+    assert gaps[0] <= _async.FEW_VALUES * each_ns + 1_500_000
+    for before, after in itertools.pairwise(times):
+        assert after not in went_on or after - before >= 1_000_000
+
+
+async def test_a_cancel_reaches_a_consumer_that_finds_each_value_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = given = 0
+    monkeypatch.setattr(_async, "perf_counter_ns", lambda: now)
+    with anyio.CancelScope() as scope:
+        async with map_ordered(double, range(1000), window=1000) as results:
+            async for _ in results:
+                scope.cancel()
+                given += 1
+                now += 100_000
+    assert scope.cancelled_caught
+    assert given <= 20
+    pool_at_rest()
 
 
 @pytest.mark.parametrize("is_async", [False, True])
