@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
+import itertools
 import subprocess
 import sys
 import threading
@@ -34,7 +36,7 @@ from aioktask import (
 from aioktask.engine import events
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.state import growing
-from aioktask.streams._consumer import PATIENCE_SECONDS
+from aioktask.streams._consumer import PATIENCE_SECONDS, Consumer
 from tests.streams.scenarios import ASYNC_SOURCES, Ledger, Planted, Scenario, play, scenarios
 from tests.support.gates import PATIENCE, Gate, eventually
 from tests.support.harness import pool_at_rest
@@ -152,6 +154,22 @@ async def test_an_async_source_is_read_in_one_task_although_no_value_is_asked_fo
     assert len(tasks) == 5
     assert len(set(tasks)) == 1
     assert tasks[0] != anyio.get_current_task()
+
+
+async def test_what_an_async_source_gave_is_worked_on_although_there_is_no_room_for_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # No helper comes for so few items by itself, and nobody looks for what was not posted.
+    monkeypatch.setattr(Consumer, "_enough", property(lambda consumer: 100))
+    monkeypatch.setattr(growing, "share_out", lambda state, run: None)
+
+    async def source() -> AsyncIterator[int]:
+        await eventually(lambda: bool(current_pool().state.growing))  # it is taken in
+        for item in range(100):
+            yield item
+
+    async with map_ordered(double, source(), window=5) as results:
+        await eventually(lambda: results.handle.progress().done == 5)
 
 
 async def test_one_item_that_lasts_does_not_stop_those_inside_the_window() -> None:

@@ -86,23 +86,104 @@ def test_whatever_happens_values_come_once_in_order_and_nothing_outlives_the_sco
     ledger.check(raised)
 
 
-def test_the_calling_thread_works_where_no_helper_comes() -> None:
-    # The only helper is held by another job.
-    aioktask.set_max_threads(1)
+@pytest.mark.parametrize("cap", ["the process", "the coordinator"])
+def test_the_calling_thread_works_beyond_every_cap(cap: str) -> None:
+    # The only helper that there may be is held by another job.
+    aioktask.set_max_threads(1 if cap == "the process" else 4)
     gate = Gate()
-    threads = set()
+    threads, items = set(), []
 
     def work(item: int) -> int:
         threads.add(threading.get_ident())
+        items.append(item)
         return item
 
-    with Coordinator() as coordinator:
+    with Coordinator(1 if cap == "the coordinator" else None) as coordinator:
         coordinator.submit(Job(gate.chunk, 1, chunk=1))
         gate.wait_entered()
-        with map_ordered_sync(work, range(100), window=4) as results:
+        with map_ordered_sync(work, range(100), window=4, coordinator=coordinator) as results:
             assert list(results) == list(range(100))
         gate.open()
     assert threads == {threading.get_ident()}
+    assert items == list(range(100)), "it works on the items that are next"
+
+
+def test_the_calling_thread_works_beyond_the_limit_of_the_stream() -> None:
+    gate, consumer, threads = Gate(), threading.get_ident(), set()
+
+    def work(item: int) -> int:
+        if threading.get_ident() != consumer:
+            threads.add(threading.get_ident())
+            gate.chunk(item, item + 1)
+        elif not threads:
+            gate.wait_entered()
+        elif item > 20:
+            gate.open()
+        return item
+
+    aioktask.set_max_threads(4)
+    with map_ordered_sync(work, range(40)) as results:
+        results.handle.max_threads = 1
+        assert list(results) == list(range(40))
+    assert len(threads) == 1
+
+
+def test_an_item_of_the_calling_thread_is_finished_before_a_value_that_comes_meanwhile() -> None:
+    aioktask.set_max_threads(1)
+    gate, consumer = Gate(), threading.get_ident()
+    held: list[int] = []  # the helper's item
+    came_in: list[int] = []  # the item of this thread in which its value came
+    finished: list[int] = []
+
+    def work(item: int) -> int:
+        if threading.get_ident() != consumer:
+            held.append(item)
+            gate.chunk(item, item + 1)
+            return item
+        if not finished:
+            gate.wait_entered()
+        if item > held[0] and not came_in:
+            came_in.append(item)
+            before = results.handle.progress().done
+            gate.open()
+            until = time.monotonic() + PATIENCE
+            while results.handle.progress().done == before:
+                assert time.monotonic() < until
+                os.sched_yield()
+        finished.append(item)
+        return item
+
+    with map_ordered_sync(work, range(40)) as results:
+        for value in results:
+            if value == held[0]:
+                assert came_in[0] in finished
+                break
+    assert value < came_in[0]
+
+
+def test_what_a_handler_raises_that_is_no_exception_ends_the_stream() -> None:
+    gate, consumer = Gate(), threading.get_ident()
+
+    def work(item: int) -> None:
+        signal.pthread_kill(consumer, signal.SIGUSR1)
+        if threading.get_ident() != consumer:
+            gate.chunk(item, item + 1)
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    def consume() -> None:
+        with map_ordered_sync(work, range(1)) as results:
+            with pytest.raises(KeyboardInterrupt):
+                next(results)  # at once, although the item is not done
+            assert list(results) == []
+            gate.open()
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        consume()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
 
 
 def test_what_is_no_exception_goes_on_at_once_from_the_calling_thread() -> None:
