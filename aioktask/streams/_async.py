@@ -137,7 +137,8 @@ def map_ordered(
     raised then, or at the next checkpoint. Leaving the scope, early, by an exception or a
     cancellation, begins no further item, waits for those that run, whom
     ``current_chunk().check_cancelled()`` tells, and closes the source (``aclose`` or ``close``). It
-    waits for nothing where a generator around it is closed by another task than that which entered.
+    waits for nothing where a generator around it is closed by another task than that which entered;
+    on trio that must not be where the source is async, as with any nursery in a generator.
 
     >>> import asyncio
     >>> async def main():

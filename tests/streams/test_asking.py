@@ -90,28 +90,24 @@ async def test_a_second_task_that_asks_is_refused_and_the_first_one_goes_on(
 async def test_a_second_task_is_refused_where_the_first_lets_the_loop_go_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_async, "MOST_NS_A_TURN", 0)  # at each look
-    refused: list[RuntimeError] = []
+    monkeypatch.setattr(_async, "MOST_NS_A_TURN", 0)  # at each value
+    given: list[int] = []
+    refused: list[str] = []
 
     async def ask() -> None:
-        while not refused:
-            try:
-                await anext(results)
-            except RuntimeError as error:
-                refused.append(error)
-            except StopAsyncIteration:
-                return
-            await anyio.lowlevel.checkpoint()
+        try:
+            await ask_by_anext(results, given)
+        except RuntimeError as error:
+            refused.append(str(error))
 
-    async with map_ordered(double, range(1000), window=8) as results:
+    async with map_ordered(double, counted(100), window=100) as results:
+        await eventually(lambda: results.handle.progress().done == 100)  # nobody has to wait
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
-            async for _ in results:
-                if refused:
-                    break
-        assert "two tasks" in str(refused[0])
-        rest = [value async for value in results]
-    assert rest[-1] == 1998
+            tasks.start_soon(ask)
+    assert given == [2 * item for item in range(100)]
+    assert len(refused) == 1
+    assert "two tasks ask for values of the stream" in refused[0]
 
 
 async def test_tasks_may_ask_one_after_the_other() -> None:
@@ -339,8 +335,16 @@ async def test_who_leaves_is_not_cancelled_with_who_waits() -> None:
     pool_at_rest()
 
 
-async def test_a_generator_around_a_stream_of_an_iterator_may_be_closed_by_another_task() -> None:
-    closed = []
+async def test_a_generator_that_another_task_closes_waits_for_no_item_of_its_stream() -> None:
+    gate, closed, ended = Gate(), [], []
+
+    def work(item: int) -> int:
+        if item:
+            try:
+                gate.chunk(item, item + 1)
+            finally:
+                ended.append(item)
+        return item
 
     def source() -> Generator[int, None, None]:
         try:
@@ -349,15 +353,18 @@ async def test_a_generator_around_a_stream_of_an_iterator_may_be_closed_by_anoth
             closed.append(True)
 
     async def values() -> Any:
-        async with map_ordered(double, source()) as results:
+        async with map_ordered(work, source()) as results:
             async for value in results:
                 yield value
 
     generator = values()
     assert await anext(generator) == 0
+    await gate.entered()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(generator.aclose)
     assert closed
+    assert not ended
+    gate.open()
     await anyio.lowlevel.checkpoint()
     pool_at_rest()
 
@@ -401,7 +408,7 @@ async def test_a_wakeup_that_the_loop_lost_is_sent_again() -> None:
         await turns_pass()
         gate.open()
 
-    async with map_ordered(work, range(2)) as results:
+    async with map_ordered(work, itertools.count(), window=2) as results:  # no end wakes it too
         assert await anext(results) == 0
         waiter = results._waiter
         where = "_token" if hasattr(waiter, "_token") else "_loop"

@@ -359,6 +359,7 @@ def test_a_run_that_was_cancelled_before_its_calling_thread_began_is_over_when_i
     admission.admit(state, run, caller, caller, False, False)
     assert run.over
     assert not run.may_start()
+    assert not run.first_claim
     assert not state.serving
     assert caller in outbox_of(state).waiters
 
