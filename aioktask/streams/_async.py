@@ -360,6 +360,15 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        try:
+            await self._leave(error)
+        except GeneratorExit:
+            raise
+        except BaseException:  # a signal handler may have raised in there, before all was done
+            await self._leave(error)
+            raise
+
+    async def _leave(self, error: BaseException | None) -> None:
         consumer = self._entered()
         consumer.stop()
         self._waiter.wake()  # another task may wait for a value

@@ -60,7 +60,7 @@ class SourceReader:
         Raises:
             BaseException: What closing the source raised.
         """
-        tasks, self._tasks = self._tasks, None
+        tasks = self._tasks
         if tasks is None:
             return
         self._ends = True
@@ -70,6 +70,8 @@ class SourceReader:
         except Exception:
             if self._begun:
                 raise  # else struck before, so there may be nothing to leave
+        finally:
+            self._tasks = None
         error, self._close_error = self._close_error, None
         if error is not None:
             try:

@@ -16,7 +16,7 @@ import anyio.lowlevel
 import pytest
 
 from aioktask import JobCancelled, map_ordered
-from aioktask.streams import _async
+from aioktask.streams import Stream, _async
 from tests.streams.scenarios import Planted
 from tests.support.gates import PATIENCE, Gate, eventually, turns_pass
 from tests.support.harness import pool_at_rest
@@ -307,6 +307,34 @@ async def test_a_cancel_while_the_scope_is_left_is_told_when_no_item_runs_any_mo
             raise AssertionError("the cancel was lost")
     assert scope.cancelled_caught
     assert left
+    pool_at_rest()
+
+
+async def test_what_strikes_as_the_scope_is_left_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # As a signal handler raises between two lines.
+    closed, close_values = [], Stream._close_values
+    strikes = [KeyboardInterrupt("planted")]
+
+    async def source() -> AsyncIterator[int]:
+        try:
+            for item in range(1000):
+                yield item
+                await anyio.lowlevel.checkpoint()
+        finally:
+            closed.append(True)
+
+    def strike(stream: Stream[int]) -> None:
+        if strikes:
+            raise strikes.pop()
+        close_values(stream)
+
+    monkeypatch.setattr(Stream, "_close_values", strike)
+    with pytest.raises(KeyboardInterrupt, match="planted"):
+        async with map_ordered(double, source()) as results:
+            assert await anext(results) == 0
+    assert closed
     pool_at_rest()
 
 
