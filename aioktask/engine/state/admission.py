@@ -138,7 +138,8 @@ def _begin_run(state: State, run: Run) -> None:
     job, group = run.job, run.group
     tunables, lessons, cap = state.tunables, state.lessons, state.most_threads(group)
     wanted = learns(job, group, tunables)
-    key = lesson = None
+    key: Key | None = None
+    lesson: Lesson | None = None
     growth = run.growth
     if growth is not None:
         threads = min(run.limit, cap)
