@@ -175,7 +175,7 @@ class Run:
     value: Any = None
     report: Report[Any] | None = None
     verdict: BaseException | None = None
-    dropped: tuple[object, ...] = ()  # what the end of the run lets go of, until it is finalized
+    dropped: list[object] | tuple[()] = ()  # what the run lets go of, until it is finalized
     told = False  # whether a waiter was given the verdict or the report
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
@@ -775,8 +775,7 @@ class Run:
         next runs, which may be a helper that is parked for long.
         """
         sweep = self.sweep
-        self.dropped = (
-            self.dropped,
+        self._drop_later(
             self.fn,
             self.bound,
             sweep,
@@ -795,7 +794,7 @@ class Run:
             if self.growth is None:
                 # An exception in an executor's future leads by its traceback to the frames around
                 # the chunk, which refer to the stint and to the run.
-                self.dropped = self.dropped, stint.context
+                self._drop_later(stint.context)
                 stint.context = Context()
         if not (self.heard or self.news or self.growth is not None):
             self.drop_context()
@@ -814,11 +813,19 @@ class Run:
 
         On any thread, more than once too.
         """
-        self.dropped = ()
+        dropped, self.dropped = self.dropped, ()
+        if dropped:
+            dropped.clear()  # as this thread may do; the list goes with the thread that made it
+
+    def _drop_later(self, *things: object) -> None:
+        if self.dropped:
+            self.dropped += things
+        else:
+            self.dropped = list(things)
 
     def drop_context(self) -> None:
         """Let go of the context too, in which nothing is left to be told."""
-        self.dropped = self.dropped, self.context
+        self._drop_later(self.context)
         self.context = OVER.context
 
     def check_done(self, result: object) -> type:
