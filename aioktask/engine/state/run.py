@@ -818,10 +818,9 @@ class Run:
             dropped.clear()  # as this thread may do; the list goes with the thread that made it
 
     def _drop_later(self, *things: object) -> None:
-        if self.dropped:
-            self.dropped += things
-        else:
-            self.dropped = list(things)
+        dropped = self.dropped or []  # asked once: another thread may drop it meanwhile
+        dropped += things
+        self.dropped = dropped
 
     def drop_context(self) -> None:
         """Let go of the context too, in which nothing is left to be told."""
