@@ -225,6 +225,8 @@ def test_a_cancel_ends_walks_at_their_next_chunk_before_any_turn(
 class LanePool:
     """A pool with one idle helper, a member of the lane, whose thread is the test.
 
+    The tests may run at any nice, below which no helper is.
+
     Attributes:
         waiter: Of the jobs that are submitted.
     """
@@ -242,7 +244,7 @@ class LanePool:
         assert self.thread._come()
         stint = self.thread._begin()
         assert stint is not None
-        self.helper.nice = thread_nice(0, 0, gil=pool.state.gil)
+        self.helper.nice = thread_nice(0, pool.state.base_nice, gil=pool.state.gil)
         pool.state.lane.expect(0)
         assert not self.thread._come_back(stint, 1, stint.claimed_at + 1_000, [])
         assert self.helper.in_lane
@@ -253,6 +255,16 @@ class LanePool:
         run = Run(job, state.root, nice=0, context=copy_context(), owned=True)
         self.pool.submit(run, waiter=self.waiter)
         return run
+
+
+@pytest.mark.parametrize("process", [0, 5, 19])
+def test_a_helper_at_the_nice_of_its_process_is_a_member_of_the_lane(
+    process: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapt, "process_nice", lambda: process)
+    world = LanePool(monkeypatch)
+    assert world.pool.state.base_nice == process
+    assert world.helper.in_lane
 
 
 def test_jobs_that_wait_in_the_lane_count_where_slots_are_wished_for(
