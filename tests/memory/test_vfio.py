@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +410,102 @@ def test_a_container_that_is_not_open_has_nothing() -> None:
             call()
     with pytest.raises(RuntimeError, match="this Container is new, not open"):
         container.map(bytearray(PAGE), 0)
+
+
+class Files:
+    """A backend whose files are the test's, as far as devices are concerned."""
+
+    name = "type1"
+    information = Information()
+
+    def __init__(self, devices: object, root: Path) -> None:
+        self.opened = False
+        self.misused = 0  # how often a device was asked for while they were closed
+
+    def open(self) -> None:
+        self.opened = True
+
+    def close(self) -> None:
+        self.opened = False
+
+    def open_device(self, address: str) -> io.FileIO:
+        self.misused += not self.opened
+        return io.FileIO("/dev/null")
+
+
+@pytest.fixture
+def container(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """What opens containers on `Files`."""
+    monkeypatch.setattr(_container, "_BACKENDS", {"type1": Files})
+    return lambda: Container(1, iommu="type1").open()
+
+
+def test_a_finalizer_may_close_a_container_in_any_line_of_who_opens_a_device(
+    container: Callable[[], Any],
+) -> None:
+    """Either it is refused, or the device is: none is open in a container that is closed."""
+    outcomes: set[tuple[str, str]] = set()
+
+    def begin() -> Scene:
+        opened = container()
+        device = opened.device("0000:00:08.0")
+
+        def attempt(what: Callable[[], object]) -> None:
+            with contextlib.suppress(RuntimeError):  # it is not open, or in use elsewhere
+                what()
+
+        def check() -> None:
+            outcomes.add((opened._state, device._state))
+            assert not opened._backend.misused
+            assert (opened._state, device._state) != ("closed", "open")
+            opened.close()
+            assert device._state == "closed"
+            assert not opened._held
+            assert not opened._backend.opened
+
+        return Scene(lambda: attempt(device.open), lambda: attempt(opened.close), check)
+
+    play_at_each_line(begin, _container)
+    assert outcomes == {("closed", "closed"), ("open", "open")}
+
+
+def test_a_finalizer_may_close_a_container_in_any_line_of_who_takes_iovas(
+    container: Callable[[], Any],
+) -> None:
+    def begin() -> Scene:
+        opened = container()
+        holder = opened.device("0000:00:08.0")  # stands for a mapping, which needs an IOMMU
+        holder._state = "opening"
+        iovas = range(PAGE)
+
+        def hold() -> None:
+            with contextlib.suppress(RuntimeError):
+                opened._hold(holder, iovas)
+
+        def close() -> None:
+            with contextlib.suppress(RuntimeError):
+                opened.close()
+
+        def check() -> None:
+            held = holder in opened._held
+            assert opened._taken._ranges == ([iovas] if held else [])
+            assert opened._state == ("open" if held else "closed")
+            opened._let_go(holder, iovas)
+            assert not opened._taken._ranges
+            opened.close()
+
+        return Scene(hold, close, check)
+
+    play_at_each_line(begin, _container)
+
+
+def test_whose_iovas_are_taken_is_not_held(container: Callable[[], Any]) -> None:
+    with container() as opened:
+        mine, others = (opened.device("0000:00:08.0") for _ in range(2))
+        opened._hold(mine, range(0, 2 * PAGE))
+        with pytest.raises(FileExistsError, match="maps iova 0x0 to 0x1fff already"):
+            opened._hold(others, range(PAGE, 3 * PAGE))
+        assert list(opened._held) == [mine]
+        opened._let_go(others, range(PAGE, 3 * PAGE))
+        assert opened._taken._ranges == [range(0, 2 * PAGE)]
+        opened._let_go(mine, range(0, 2 * PAGE))

@@ -242,13 +242,21 @@ class Container(Holding):
             RuntimeError: This is not open, or was opened by the process that this one is a fork of.
         """
         with self._lock:
-            self._check_open()
-            if self._inherited:
-                raise RuntimeError("this Container was opened by the parent of this process")
-            other = None if iovas is None else self._taken.add(iovas)
-            if other is None:
-                self._held[held] = None
-                return
+            # Noted first, and only then asked: a finalizer that closes this in a line after that
+            # finds what is held, and is refused; one that did before is found out by the question.
+            self._held[held] = None
+            kept = False
+            try:
+                self._check_open()
+                if self._inherited:
+                    raise RuntimeError("this Container was opened by the parent of this process")
+                other = None if iovas is None else self._taken.add(iovas)
+                kept = other is None
+            finally:
+                if not kept:
+                    self._held.pop(held, None)
+        if other is None:
+            return
         raise FileExistsError(
             errno.EEXIST,
             f"{os.strerror(errno.EEXIST)}: this container maps iova {other.start:#x} to "
