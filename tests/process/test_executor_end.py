@@ -90,3 +90,144 @@ def test_a_forked_child_has_an_executor_of_its_own_and_no_part_in_its_parents_ca
         child.open(3)  # the exit may find that the next call has begun
         assert child.end() == 0
         assert child.stderr() == ""
+
+
+# A parent's futures, of which a thread holds the locks when it forks. There is one helper, so that
+# nothing comes of the last one until the gate is opened.
+HELD = """
+coordinator = Coordinator()
+executor = coordinator.executor()
+over = executor.submit(pow, 2, 3)
+over.result()
+failed = executor.submit(int, "x")
+failed.exception()
+running = executor.submit(lambda: (say("runs"), gate()))
+until(running.running)
+queued, cancelled = executor.submit(int), executor.submit(int)
+cancelled.cancel()
+futures = [over, failed, cancelled, running, queued]
+theirs = executor.map(str, range(3))  # an iterator that the child drops
+held, forked = threading.Event(), threading.Event()
+
+def hold():
+    with contextlib.ExitStack() as locks:
+        for each in futures:
+            locks.enter_context(each._condition)
+        held.set()
+        forked.wait(15)
+
+def refused(call):
+    try:
+        call()
+    except RuntimeError as error:
+        assert str(error) == "the future belongs to the parent of this forked process", error
+    else:
+        raise AssertionError(call)
+
+def in_child(asks):
+    signal.alarm(15)
+    try:
+        asks()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+def ask_in_a_child(asks):
+    held.clear(), forked.clear()
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait(15)
+    number = os.fork()
+    if not number:
+        in_child(asks)
+    status = os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+    forked.set()
+    thread.join()
+    say("child", status)
+"""
+
+ASKS = {
+    "what is done": """
+        def asks():
+            assert over.done() and not over.cancelled() and not over.running()
+            assert over.result() == 8 and over.exception() is None
+            assert isinstance(failed.exception(), ValueError)
+            assert cancelled.cancelled() and cancelled.cancel() and not over.cancel()
+            called = []
+            over.add_done_callback(called.append)
+            assert called == [over]
+            assert concurrent.futures.wait([over, failed, cancelled]).not_done == set()
+            assert set(concurrent.futures.as_completed([over, cancelled])) == {over, cancelled}
+    """,
+    "what is not": """
+        def asks():
+            for each in (running, queued):
+                for call in (each.done, each.cancelled, each.running, each.cancel, each.result,
+                             each.exception, lambda: each.result(0), lambda: each.exception(0),
+                             lambda: each.add_done_callback(print),
+                             lambda: concurrent.futures.wait([over, each]),
+                             lambda: list(concurrent.futures.as_completed([each]))):
+                    refused(call)
+            refused(lambda: next(theirs))
+    """,
+    "what only looks": """
+        def asks():
+            assert "finished returned int" in repr(over) and "pending" in repr(queued)
+            theirs.close()
+            executor.shutdown(cancel_futures=True)
+    """,
+    "the child of the child": """
+        def asks():
+            # It holds the locks of its own, too, of which its child has other ones again.
+            with over._condition, queued._condition:
+                number = os.fork()
+                if not number:
+                    thread = threading.Thread(target=in_child, args=(grandchild,))
+                    thread.start()
+                    thread.join()
+            assert os.waitstatus_to_exitcode(os.waitpid(number, 0)[1]) == 0
+
+        def grandchild():
+            assert over.done() and over.result() == 8
+            refused(queued.cancel)
+    """,
+}
+
+
+@pytest.mark.parametrize("asks", list(ASKS.values()), ids=list(ASKS))
+def test_a_child_asks_its_parents_futures_whoever_holds_their_locks(asks: str) -> None:
+    program = "import concurrent.futures, contextlib, traceback\n" + HELD
+    with Child(program, asks, "ask_in_a_child(asks)", options=OPTIONS, environ=ONE_HELPER) as child:
+        child.hear("child 0")
+        child.open(1)
+        assert child.end() == 0, child.stderr()
+        assert child.stderr() == ""
+
+
+@pytest.mark.parametrize("end", ["return 1", "raise ValueError('lost')", "sys.exit(0)"])
+def test_a_call_that_comes_back_in_the_child_ends_that_process_and_calls_nobody(end: str) -> None:
+    program = f"""
+        parent = os.getpid()
+
+        def call():
+            number = os.fork()
+            if not number:
+                signal.alarm(15)
+                {end}
+            return os.waitstatus_to_exitcode(os.waitpid(number, 0)[1])
+
+        with Coordinator() as coordinator:
+            executor = coordinator.executor()
+            for _ in range(3):  # the later ones pass the lane
+                future = executor.submit(call)
+                future.add_done_callback(lambda _: note("called back", os.getpid() == parent))
+                say("status", future.result())
+    """
+    with Child(program, options=OPTIONS, environ=ONE_HELPER) as child:
+        child.hear("status 70", 3)
+        assert child.end() == 0
+        assert child.notes() == [["called", "back", "True"]] * 3
+        lines = child.stderr().splitlines()
+        assert len(lines) == 3
+        assert all("call' forked and returned in the child process" in each for each in lines)

@@ -10,11 +10,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, ParamSpec, SupportsIndex, TypeVar
+from typing import Any, ParamSpec, SupportsIndex, TypeVar, cast
 
 from aioktask.checks import name_of, nice_value
 from aioktask.engine.api.call import job_of_call
-from aioktask.engine.api.future import Submitted
+from aioktask.engine.api.future import HelperFuture, Submitted
 from aioktask.engine.api.scope import Scope
 from aioktask.engine.api.submission import new_run
 from aioktask.engine.state.current import local
@@ -52,6 +52,10 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
       interpreter exits), they run in a thread of the engine, in which what would wait raises.
     - `map` takes ``buffersize`` on every version of Python, and holds at most so many calls.
     - **Events** tell of a call that raised as of a job that finished: its future has the exception.
+    - **A fork's child** has the futures of its parent as they were at the fork. One that was done
+      then is as good as any; asking another one, waiting for it or cancelling it is a
+      `RuntimeError`, since its call is the parent's. A call that forks and returns in the child
+      ends that process, as a chunk does, and calls back nobody there.
 
     **Interruption.** `submit` and ``Future.cancel`` return at once, wherever they are called.
 
@@ -153,7 +157,7 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
                     yield value.pop()  # the consumer's alone from here on
             finally:
                 while futures:
-                    futures.popleft().cancel()
+                    cast("HelperFuture", futures.popleft()).drop()
 
         return results()
 
@@ -172,9 +176,8 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
         if cancel_futures:
             for call in pending:
                 future = call.future
-                # Not in a fork's child, where a thread that is not there may hold its lock.
-                if future is not None and not call.pool.dead:
-                    future.cancel()
+                if future is not None:
+                    future.drop()
         if wait:
             for call in pending:
                 call.until_ended()
@@ -185,7 +188,7 @@ def _result(future: Future[T], timeout: float | None) -> T:
     try:
         return future.result(timeout)
     except BaseException:
-        future.cancel()
+        cast("HelperFuture", future).drop()
         raise
     finally:
         del future  # which an exception's traceback would lead to

@@ -15,9 +15,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
+from threading import Condition
 from typing import Any
 
 from aioktask.engine.api.submission import park_until
@@ -88,9 +90,12 @@ class Submitted:
             try:
                 value = fn(*args, **kwargs)
             except BaseException as error:
-                future.set_exception(self._told(error))
+                if not self.pool.dead:
+                    future.set_exception(self._told(error))
             else:
-                future.set_result(value)
+                # Not where it forked, in the child, which ends here: callbacks are the parent's.
+                if not self.pool.dead:
+                    future.set_result(value)
                 del value
         finally:
             del self, future, work, fn, args, kwargs  # which the exception's traceback leads to
@@ -165,13 +170,47 @@ class HelperFuture(Future[Any]):
     """The future of a submitted call."""
 
     def __init__(self, call: Submitted) -> None:
-        super().__init__()
         self._pool = call.pool
+        super().__init__()
         self._call = call
         self._waiters: list[Any] = _Waiters(call)
         self._loop_waits = False  # whether the engine knows that a loop in a chunk may wait
 
+    @property
+    def _condition(self) -> Condition:  # type: ignore[override]
+        """What guards it, also for `concurrent.futures`: in a fork's child one of the child's."""
+        if not self._pool.dead:
+            return self._parents_condition
+        found: Condition = self.__dict__.setdefault(f"_condition_of_{os.getpid()}", Condition())
+        return found
+
+    @_condition.setter
+    def _condition(self, condition: Condition) -> None:
+        self._parents_condition = condition
+
+    def refuse_the_parents(self) -> None:
+        """Raise where it will never be done, since its call is that of another process.
+
+        Raises:
+            RuntimeError: This is a fork's child, and it was not done at the fork.
+        """
+        if self._pool.dead and self._state not in _DONE:
+            raise RuntimeError("the future belongs to the parent of this forked process")
+
+    def done(self) -> bool:
+        self.refuse_the_parents()
+        return super().done()
+
+    def cancelled(self) -> bool:
+        self.refuse_the_parents()
+        return super().cancelled()
+
+    def running(self) -> bool:
+        self.refuse_the_parents()
+        return super().running()
+
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
+        self.refuse_the_parents()
         super().add_done_callback(fn)
         # As asyncio does to await it, where nobody is among the `_waiters`. How long it waits is
         # not known: until the call is over.
@@ -184,6 +223,7 @@ class HelperFuture(Future[Any]):
         self._pool.post(wait_for_call, run, ThreadWaiter(MOST_NICE), stint, False)
 
     def cancel(self) -> bool:
+        self.refuse_the_parents()
         try:
             return super().cancel()
         finally:  # whatever a callback, or a signal handler, raises
@@ -192,6 +232,11 @@ class HelperFuture(Future[Any]):
                 run = self._call.run
                 if run is not None and not self._pool.dead:
                     self._pool.cancel(run)
+
+    def drop(self) -> None:
+        """Cancel it, if it can be: where nobody would hear that it cannot."""
+        if not self._pool.dead:
+            self.cancel()
 
     def tell_cancelled(self) -> None:
         """Tell those who wait of a cancel, as the thread of an executor does, if one came."""
@@ -227,10 +272,6 @@ class HelperFuture(Future[Any]):
             RuntimeError: The future is a forked parent's; or this is called inside the engine.
         """
         pool = self._pool
-        if pool.dead:  # where a thread that is not there may hold the lock
-            if self._state in _DONE:
-                return timeout
-            raise RuntimeError("the future belongs to the parent of this forked process")
         if self.done():
             return timeout
         refuse_waiting("waiting for a future")
@@ -268,9 +309,11 @@ class _Waiters(list[Any]):
         self._told: dict[Any, ThreadWaiter] = {}
 
     def append(self, waiter: Any) -> None:
+        if self._call.future is not None:
+            self._call.future.refuse_the_parents()
         super().append(waiter)
         run, stint = self._call.run, enclosing_stint()
-        if run is None or run.over or stint is None:
+        if run is None or run.over or stint is None or self._call.pool.dead:
             return
         known = waiter if isinstance(waiter, ChunkWaiter) else ThreadWaiter(MOST_NICE)
         self._told[waiter] = known
