@@ -26,7 +26,7 @@ from typing import Any, NoReturn, cast
 
 from aioktask.engine.learning.curve import Curve
 from aioktask.engine.learning.lessons import TOO_OFTEN, Key, Lesson
-from aioktask.engine.learning.scaling import MOST_PAUSE, Scaling
+from aioktask.engine.learning.scaling import MOST_CLOCK_NS, MOST_PAUSE, Scaling
 from aioktask.engine.learning.scores import KEPT_SAMPLES, LEAST_SPEED, MOST_NOISE, MOST_SPEED
 from aioktask.engine.learning.sizing import Sizes
 
@@ -59,7 +59,6 @@ MOST_SECONDS = 180 * 24 * 3600
 # Rates are units a nanosecond, speeds of a size relative to another one.
 _RATES = (1e-12, 1e100)
 _SPEEDS = (LEAST_SPEED, MOST_SPEED)
-_NANOSECONDS = 1e18
 
 _FILE_NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}-[0-9a-f]{16}\.json")
 
@@ -361,7 +360,7 @@ def _scaling(told: object, subject: Subject) -> Scaling:
     for name in _FLAGS:
         _flag(name, kept[name])
     for name in _CLOCKS:
-        _number(name, kept[name], (-_NANOSECONDS, _NANOSECONDS))
+        _number(name, kept[name], (-MOST_CLOCK_NS, MOST_CLOCK_NS))
     return Scaling.of_kept(kept, subject.threads)
 
 

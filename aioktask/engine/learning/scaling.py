@@ -42,6 +42,9 @@ MOST_PAUSE = 200
 # Threads that wait for so much of their time, and not for a CPU, wait for each other.
 WAITING = 0.3
 WAITING_SURE_NS = 10 * MILLISECOND
+# What all threads did counts up to so long, in sum; beyond that all of it counts half. So what is
+# remembered of a function from run to run is bounded, and what it does lately counts most.
+MOST_CLOCK_NS = 1_000_000 * MILLISECOND
 # They wait in the kernel if that is where they spend so much of their CPU time.
 MOSTLY_SYSTEM = 0.5
 # They wait for one thing, such as the GIL, if together they use about one CPU. Then fewer are as
@@ -199,6 +202,17 @@ class Scaling:
             self._waited_ns += waited_ns
             self._busy_ns += cpu_ns
             self._system_ns += system_ns
+            while self._longest_clock() > MOST_CLOCK_NS:
+                self._served_ns //= 2
+                self._elapsed_ns /= 2
+                self._waited_ns //= 2
+                self._busy_ns //= 2
+                self._system_ns //= 2
+
+    def _longest_clock(self) -> float:
+        """The largest of the sums; any of them, where they come from a file."""
+        sums = self._served_ns, self._waited_ns, self._busy_ns, self._system_ns, self._elapsed_ns
+        return max(map(abs, sums))
 
     def measured(self, threads: int, units: int, wall_ns: int, left: int) -> bool:
         """Learn from a stretch that one of so many threads finished; whether the level changed.

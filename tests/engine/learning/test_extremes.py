@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aioktask import Job
 from aioktask.engine.learning.lessons import Lesson
 from aioktask.engine.learning.pacing import LearnedPacing, LearnedStepper, pacing_of
-from aioktask.engine.learning.scaling import MOST_PAUSE, Scaling
+from aioktask.engine.learning.scaling import MOST_CLOCK_NS, MOST_PAUSE, Scaling
 from aioktask.engine.learning.scores import KEPT_SAMPLES, LEAST_SPEED, MOST_NOISE, MOST_SPEED
 from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.learning.stretch import MOST_CHUNKS
@@ -103,7 +103,8 @@ def scaling_is_in_range(scaling: Scaling, threads: int) -> None:
     assert 1 <= scaling.level <= threads
     assert 1 <= scaling._pause <= MOST_PAUSE
     assert scaling._pause_left <= MOST_PAUSE
-    assert math.isfinite(scaling._elapsed_ns)
+    clocks = scaling._served_ns, scaling._waited_ns, scaling._busy_ns, scaling._system_ns
+    assert all(abs(each) <= MOST_CLOCK_NS for each in (*clocks, scaling._elapsed_ns))
     assert all(0 < done < math.inf for level in scaling._done.values() for done in level)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.engine.learning.scaling import Scaling
+from aioktask.engine.learning.scaling import MOST_CLOCK_NS, Scaling
 from tests.engine.machines import Cost, Machine, by_size, simulate
 
 SECOND = 1_000_000_000
@@ -162,3 +162,56 @@ def test_more_threads_are_used_when_there_may_be_more(most: int, more: int) -> N
     fewer.level = 2  # it found that two do
     fewer.widen(8)
     assert (fewer.level, fewer.most) == (2, 8)
+
+
+# What threads waited, and how long that is remembered.
+
+CLOCKS = ("served_ns", "waited_ns", "busy_ns", "system_ns", "elapsed_ns")
+
+# So much of one thread's time at once: a stretch lasts so long where chunks do.
+served_at_once = st.integers(0, 10**9) | st.integers(0, 10 * MOST_CLOCK_NS)
+
+
+@given(
+    st.lists(st.tuples(served_at_once, st.floats(0, 1), st.integers(2, 64)), max_size=60),
+    st.integers(1, 4),
+)
+def test_clocks_are_bounded_over_any_number_of_runs(
+    served: list[tuple[int, float, int]], runs: int
+) -> None:
+    scaling = Scaling(64)
+    for _ in range(runs):
+        for wall, part, threads in served:
+            waited = int(wall * part)
+            scaling.served(threads, wall, waited, wall - waited, (wall - waited) // 2)
+        assert all(0 <= scaling.kept()[name] <= MOST_CLOCK_NS for name in CLOCKS)
+        scaling = scaling.for_next_run(64)
+
+
+@given(
+    st.floats(0, 1),
+    st.sampled_from([0.0, 0.1, 0.29, 0.31, 0.5, 1.0]),
+    st.integers(1, MOST_CLOCK_NS),
+    st.integers(1, 200),
+)
+def test_to_bound_the_clocks_changes_no_answer(
+    first: float, part: float, wall: int, times: int
+) -> None:
+    """Where threads always did the same, they wait or not as at the first look."""
+    scaling = Scaling(2)
+    wall = max(wall, 1_000_000_000)
+    for _ in range(times):
+        scaling.served(2, wall, int(wall * part), int(wall * first), 0)
+        assert scaling.waiting == (part > 0.3)
+
+
+@given(st.integers(1, 50), st.integers(1, 40))
+def test_what_threads_waited_long_ago_is_forgotten(before: int, pieces: int) -> None:
+    """However long they did, after twice what the clocks hold they are said to wait no more."""
+    scaling = Scaling(2)
+    for _ in range(before):
+        scaling.served(2, MOST_CLOCK_NS, MOST_CLOCK_NS, 0, 0)
+    assert scaling.waiting
+    for _ in range(pieces + 1):
+        scaling.served(2, 2 * MOST_CLOCK_NS // pieces, 0, 2 * MOST_CLOCK_NS // pieces, 0)
+    assert not scaling.waiting
