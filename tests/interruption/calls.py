@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import os
@@ -271,6 +272,33 @@ def use_executor(world: World) -> None:
         list(executor.map(world.work().fn, [0], [UNITS], buffersize=1))
 
 
+def executor_cancel(world: World) -> None:
+    """Calls that are cancelled where they have not begun, by name and by a shutdown."""
+    work = world.work()
+    work.must_finish = False
+    with world.coordinator(1) as coordinator:
+        executor = coordinator.executor()
+        futures = [executor.submit(work.fn, unit, unit + 1) for unit in range(UNITS)]
+        futures[-1].add_done_callback(lambda _: None)
+        for future in futures[UNITS // 2 :]:
+            future.cancel()
+        executor.shutdown(cancel_futures=True)
+        assert all(future.done() for future in futures)
+        concurrent.futures.wait(futures)
+
+
+def executor_fails(world: World) -> None:
+    with world.coordinator() as coordinator, coordinator.executor() as executor:
+        executor.submit(world.work(fails_at=3).fn, 0, UNITS).result()
+
+
+def executor_nested(world: World) -> None:
+    """A call that waits for another one, which needs no free helper."""
+    work = world.work()
+    with world.coordinator(1) as coordinator, coordinator.executor() as executor:
+        executor.submit(lambda: executor.submit(work.fn, 0, UNITS).result()).result()
+
+
 def ondemand_sync(world: World) -> None:
     with OnDemand(world.work().job(undo="none"), section=2, first=1) as table:
         table.ensure_sync(4, 5)
@@ -501,6 +529,9 @@ SYNC: list[Body] = [
     submit_and_cancel,
     use_handle,
     use_executor,
+    executor_cancel,
+    executor_fails,
+    executor_nested,
     ondemand_sync,
     stream_sync,
     process,
@@ -527,6 +558,7 @@ MAY_RAISE: dict[str, type[Exception]] = {
     "sync_fails": Planted,
     "submit_fails": Planted,
     "submit_and_cancel": JobCancelled,
+    "executor_fails": Planted,
     "run_short_undo": Planted,
     "run_fails": Planted,
     "run_fails_coroutine": Planted,
