@@ -496,18 +496,41 @@ def failure(exc: BaseException) -> Failure:
     """What is known beside the exception that a job raised.
 
     Args:
-        exc: An exception that came out of a job: of a chunk, a `JobCancelled` or an `UndoFailed`.
+        exc: An exception that came out of a job: of a chunk, a `JobCancelled`, an `UndoFailed` or a
+            cancellation. The TimeoutError of `asyncio.timeout` has that as its ``__cause__``.
 
     Raises:
-        LookupError: No job raised it.
+        LookupError: No job raised it; the message says so where one raised its cause or context.
         TypeError: `exc` is no exception.
     """
     if not isinstance(exc, BaseException):
         raise TypeError(f"exc must be an exception, got {exc!r}")
     found = told_of(exc)
     if found is None:
-        raise LookupError(f"{type(exc).__name__} was not raised by a job of aioktask")
+        raise LookupError(
+            f"{type(exc).__name__} was not raised by a job of aioktask{_behind(exc)}"
+        )
     return found
+
+
+# So far along the causes of an exception `failure` looks for one to name.
+_MOST_BEHIND = 8
+
+
+def _behind(exc: BaseException) -> str:
+    """Where it stands, if a job raised what this exception was raised from, as by a timeout."""
+    name, each = "error", exc
+    for _ in range(_MOST_BEHIND):
+        link, found = "__cause__", each.__cause__
+        if found is None:
+            link, found = "__context__", each.__context__
+        if found is None:
+            break
+        name, each = f"{name}.{link}", found
+        if told_of(each) is not None:
+            kind = type(each).__name__
+            return f", but the {kind} behind it was: failure({name}) tells of that"
+    return ""
 
 
 class _Attributes(dict[str, Any]):

@@ -393,6 +393,32 @@ async def test_cancelled_while_leaving_a_coordinator_undoes_its_jobs() -> None:
 
 
 @anywhere
+@on_asyncio
+async def test_the_error_of_a_timeout_says_where_the_failure_stands() -> None:
+    """It is asyncio's own; the cancellation that it was made of came out of the job."""
+    loop, gate = asyncio.get_running_loop(), Gate()
+
+    def expire() -> None:
+        timeout.reschedule(loop.time() - 1)  # it comes with the next turn of the loop
+        gate.open()
+
+    def chunk(start: int, stop: int) -> None:
+        loop.call_soon_threadsafe(expire)
+        gate.chunk(start, stop)
+
+    with pytest.raises(TimeoutError) as caught:
+        async with asyncio.timeout(None) as timeout:
+            await run_multithreaded(Job(chunk, 1, name="slow"))
+    with pytest.raises(LookupError, match=r"TimeoutError was not raised by a job") as refused:
+        failure(caught.value)
+    assert str(refused.value).endswith(
+        ", but the CancelledError behind it was: failure(error.__cause__) tells of that"
+    )
+    assert caught.value.__cause__ is not None
+    assert failure(caught.value.__cause__).job.name == "slow"
+
+
+@anywhere
 async def test_the_awaiter_of_a_cancelled_coordinator_s_job_gets_job_cancelled() -> None:
     gate = Gate()
     coordinator = Coordinator()

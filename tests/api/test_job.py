@@ -585,6 +585,31 @@ def test_failure_of_an_exception_that_no_job_raised_is_a_lookup_error(error: Bas
         failure(error)
 
 
+@given(st.lists(st.sampled_from(["__cause__", "__context__"]), max_size=8))
+def test_where_the_failure_of_an_earlier_exception_stands_is_said(links: list[str]) -> None:
+    errors = [ValueError() for _ in links]
+    errors.append(KeyError())  # type: ignore[arg-type]
+    for each, link, behind in zip(errors, links, errors[1:], strict=False):
+        setattr(each, link, behind)
+    for each in errors:
+        with pytest.raises(LookupError, match=r"was not raised by a job of aioktask$"):
+            failure(each)
+    set_failure(errors[-1], example_failure())
+    assert failure(errors[-1])
+    if links:
+        with pytest.raises(LookupError) as caught:
+            failure(errors[0])
+        path = ".".join(["error", *links])
+        assert f", but the KeyError behind it was: failure({path}) tells" in str(caught.value)
+
+
+def test_causes_in_a_circle_are_looked_at_once_or_so() -> None:
+    one, other = ValueError(), ValueError()
+    one.__cause__, other.__cause__ = other, one
+    with pytest.raises(LookupError, match="by a job of aioktask$"):
+        failure(one)
+
+
 class StubbornError(Exception):
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(name)
