@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
 import os
@@ -44,10 +45,31 @@ UNITS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong."""
+    """Says in one line what is wrong, and what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            options = [each for action in self._actions for each in action.option_strings]
+            self.error(f"unrecognized arguments: {' '.join(left)}{_meant(left, options)}")
+        return found, left
+
+
+def _meant(given: Sequence[str], options: Sequence[str]) -> str:
+    """Which option may have been meant, as --min-chunk by min_chunk=5; empty if none is near.
+
+    >>> _meant(["min_chunk=5"], ["--min-chunk", "--align"])
+    ': did you mean --min-chunk?'
+    """
+    for each in given:
+        name = each.partition("=")[0].lstrip("-").replace("_", "-")
+        near = difflib.get_close_matches(f"--{name}", options, 1, 0.75)
+        if near:
+            return f": did you mean {near[0]}?"
+    return ""
 
 
 def size(text: str) -> int:
