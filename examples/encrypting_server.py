@@ -14,8 +14,8 @@ from aioktask import map_ordered
 
 try:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-except ImportError:
-    print("this example encrypts with `cryptography`, which is not installed: nothing to show")
+except ImportError as error:
+    print(f"this example needs cryptography, which is not there ({error}): pip install cryptography")
     sys.exit()
 
 PACKETS = 400

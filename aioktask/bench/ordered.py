@@ -277,7 +277,8 @@ def _packets(
 ) -> None:
     """Packets that are encrypted by AES-GCM, and leave in order."""
     if importlib.util.find_spec("cryptography") is None:
-        rows: list[tuple[object, ...]] = [("cryptography", "not installed", None, None)]
+        missing = "not installed: pip install cryptography"
+        rows: list[tuple[object, ...]] = [("cryptography", missing, None, None)]
         result.tables.append(Table("Packets, AES-GCM", ("", "", "", ""), rows))
         return
     for text, size, count in (("1 MiB", 1 << 20, 300), ("64 KiB", 1 << 16, 4000)):
