@@ -357,6 +357,7 @@ def test_a_user_without_rights_runs_jobs_all_the_same(place: Path) -> None:
     not_used(script(become, RUN, remember=str(place)), errno.EACCES, *BOTH)
     told = script(become, RUN, remember="disk", HOME="/nonexistent")
     not_used(told, errno.EACCES, "lesson_not_kept")
+    assert "directory='/nonexistent/.cache/aioktask'" in told.events[0]
 
 
 def test_where_no_directory_can_be_made_jobs_run(tmp_path: Path) -> None:

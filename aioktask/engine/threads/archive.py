@@ -265,7 +265,7 @@ class Archive:
         if cause in self._told or len(self._told) >= MOST_TOLD:
             return
         self._told.add(cause)
-        details = {"directory": source.directory, "error": error}
+        details = {"directory": _named(source.directory), "error": error}
         job = source.key[1]
         assert isinstance(job, str)
         self._pool.news.append((Context(), Event(kind, job, source.run, details, False)))
@@ -273,3 +273,11 @@ class Archive:
 
 def _path(directory: str) -> str:
     return store.default_directory() if directory == DISK else directory
+
+
+def _named(directory: str) -> str:
+    """The path, for a reader; as it was asked for where there is none, since no home is known."""
+    try:
+        return _path(directory)
+    except OSError:
+        return directory
