@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import threading
 from typing import Any
@@ -154,6 +155,42 @@ async def test_submit_after_leaving_is_refused() -> None:
         coordinator.submit(Job(print, 1))
     with pytest.raises(RuntimeError, match="takes no more jobs"):
         await aioktask.run_multithreaded(Job(print, 1), coordinator=coordinator)
+
+
+CLOSED = "left or shut down: it takes no more jobs; make a new one"
+
+
+@everywhere
+@pytest.mark.parametrize("how", ["left", "left by an exception", "shut down", "cancelled"])
+async def test_one_that_was_left_is_not_entered_again_and_has_no_executor(how: str) -> None:
+    coordinator = Coordinator()
+    executor = coordinator.executor()
+    assert repr(executor).endswith(": open>")
+    with contextlib.suppress(ZeroDivisionError):
+        async with coordinator:
+            if how == "left by an exception":
+                raise ZeroDivisionError
+            if how != "left":
+                await coordinator.shutdown(cancel=how == "cancelled")
+    assert repr(executor).endswith(": shut down>")
+    with pytest.raises(RuntimeError, match=CLOSED):
+        async with coordinator:
+            pytest.fail("it was entered")
+    with pytest.raises(RuntimeError, match=CLOSED):
+        coordinator.executor()
+    await coordinator.shutdown()  # may be called again, as before
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_one_that_was_left_is_not_entered_again_by_a_plain_with(fails: bool) -> None:
+    coordinator = Coordinator()
+    with contextlib.suppress(ZeroDivisionError), coordinator:
+        if fails:
+            raise ZeroDivisionError
+    with pytest.raises(RuntimeError, match=CLOSED), coordinator:
+        pytest.fail("it was entered")
+    with pytest.raises(RuntimeError, match=CLOSED):
+        coordinator.executor()
 
 
 @everywhere

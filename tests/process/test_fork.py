@@ -153,6 +153,27 @@ def test_a_coordinator_of_the_parent_is_an_empty_one_in_the_child() -> None:
         end_of_running_job(child)
 
 
+def test_a_coordinator_that_the_parent_left_is_a_new_one_in_the_child() -> None:
+    program = """
+        with Coordinator() as left:
+            pass
+
+        def in_child():
+            assert left.executor().submit(pow, 2, 3).result() == 8
+            with left:
+                left.submit(Job(lambda start, stop: None, 8))
+            try:
+                with left:
+                    raise AssertionError
+            except RuntimeError as error:
+                assert "was left" in str(error), error
+
+        number = fork(in_child)
+    """
+    with forks(RUNNING_JOB, program, END) as child:
+        end_of_running_job(child)
+
+
 def test_leaving_a_parents_coordinator_in_the_child_cancels_nothing() -> None:
     program = """
         job = Job(fill_at_gate, 4, chunk=1, undo=clear, name="numbers")

@@ -39,7 +39,8 @@ class Coordinator(Scope):
 
     Use it with ``async with`` (a server's lifespan) or, in a thread without a loop, with plain
     ``with``. Leaving it normally waits for its jobs; leaving it by an exception cancels them and
-    waits until they are undone. After that `submit` is refused.
+    waits until they are undone. After that `submit` is refused, and so are `executor` and entering
+    it once more.
 
     The failure of a job that nothing awaits is told in an event; leaving raises only an
     `UndoFailed` that no waiter has been given yet.
@@ -168,11 +169,13 @@ class Coordinator(Scope):
 
         Raises:
             TypeError, ValueError: `nice` is no integer, or not from -20 to 19.
+            RuntimeError: The coordinator was left or shut down.
 
         >>> with Coordinator() as coordinator, coordinator.executor() as executor:
         ...     list(executor.map(abs, [-1, 2]))
         [1, 2]
         """
+        self._refuse_if_closed()
         return HelperThreadPoolExecutor(self, nice)
 
     async def shutdown(self, *, cancel: bool = False) -> None:
@@ -200,7 +203,14 @@ class Coordinator(Scope):
             raise
         _raise_undo_failed(leaver, None)
 
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError(
+                "the coordinator was left or shut down: it takes no more jobs; make a new one"
+            )
+
     async def __aenter__(self) -> Coordinator:
+        self._refuse_if_closed()
         return self
 
     async def __aexit__(
@@ -223,6 +233,7 @@ class Coordinator(Scope):
     def __enter__(self) -> Coordinator:
         refuse_running_loop("leaving the coordinator", "use `async with`")
         refuse_waiting("leaving the coordinator")
+        self._refuse_if_closed()
         return self
 
     def __exit__(

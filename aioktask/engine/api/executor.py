@@ -75,7 +75,7 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
         self._pending: dict[Submitted, None] = {}
 
     def __repr__(self) -> str:
-        state = "shut down" if self._shutdown else "open"
+        state = "shut down" if self._shutdown or self._coordinator._closed else "open"
         return f"<{type(self).__name__} of {self._coordinator!r}: {state}>"
 
     @property

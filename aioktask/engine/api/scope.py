@@ -32,6 +32,11 @@ class Scope:
         threads: int | None = self._tunables.get("max_threads")
         return threads
 
+    @property
+    def _closed(self) -> bool:
+        """Whether it was left or shut down in this process; a fork's child may enter it anew."""
+        return any(group.closed for pool, group in list(self._groups.items()) if not pool.dead)
+
     def scope(self) -> tuple[Pool, RunGroup]:
         """The pool of this process and this coordinator's group in it: a new one after a fork."""
         pool = current_pool()
