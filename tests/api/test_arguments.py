@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from aioktask import (
+    Coordinator,
     Job,
     OnDemand,
     failure,
@@ -52,6 +53,24 @@ TAKES_A_COORDINATOR: dict[str, Callable[[Any], object]] = {
 def test_what_is_no_coordinator_is_refused(call: Callable[[Any], object], wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"^coordinator must be a Coordinator or None, got "):
         call(wrong)
+
+
+TAKES_A_JOB: dict[str, Callable[[Any], object]] = {
+    "run_multithreaded": lambda it: asyncio.run(run_multithreaded(it)),
+    "run_multithreaded_sync": run_multithreaded_sync,
+    "submit": lambda it: Coordinator().submit(it),
+    "plan": plan,
+}
+
+
+@pytest.mark.parametrize("call", TAKES_A_JOB.values(), ids=list(TAKES_A_JOB))
+def test_a_function_in_place_of_a_job_is_refused_with_the_way_to_make_one(
+    call: Callable[[Any], object],
+) -> None:
+    with pytest.raises(TypeError, match=r"^a Job is needed, got .*: make one of it, Job\(never, si"):
+        call(never)
+    with pytest.raises(TypeError, match=r"^a Job is needed, got 5$"):
+        call(5)
 
 
 @pytest.mark.parametrize("wrong", [5, None, "x", ValueError])

@@ -149,6 +149,20 @@ async def test_what_makes_no_sense_is_refused_before_any_work(
         await run(fn, **options)
 
 
+@either
+async def test_a_keyword_argument_of_the_function_is_refused_with_the_way_to_pass_it(
+    run: Any,
+) -> None:
+    with pytest.raises(TypeError) as caught:
+        await run(sorted, [2, 3], reverse=True)
+    what = "Coordinator.run()" if run is in_a_coordinator else "run()"
+    assert str(caught.value) == (
+        f"{what} takes no argument 'reverse': where it is one of sorted, pass "
+        "functools.partial(sorted, reverse=...)"
+    )
+    assert await run(functools.partial(sorted, reverse=True), [2, 3]) == [3, 2]
+
+
 async def test_a_coordinator_that_was_left_takes_no_calls() -> None:
     async with Coordinator() as coordinator:
         pass

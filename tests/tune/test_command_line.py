@@ -147,6 +147,11 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         (["plan", "-5"], {}, "size must be at least 0, got -5"),
         (["plan", "5", "--align", "0"], {}, "align must be at least 1, got 0"),
         (["plan", "5", "--chunk", "3", "--align", "2"], {}, "multiple of align"),
+        (["plan", "5", "--min_chunk", "3"], {}, "--min_chunk 3: did you mean --min-chunk?"),
+        (["plan", "5", "min_chunk=3"], {}, "min_chunk=3: did you mean --min-chunk?"),
+        (["plan", "5", "--maxthreads=3"], {}, "did you mean --max-threads?"),
+        (["plan", "5", "6"], {}, "plan: unrecognized arguments: 6\n"),
+        (["plan", "5", "--rounds", "6"], {}, "unrecognized arguments: --rounds 6\n"),
         (["bench", "nonsense"], {}, "nonsense"),
         (["bench", "overhead", "--json", "/nowhere/at/all"], {}, "/nowhere/at"),
         (["bench", "tune", "--svg", "/nowhere/at/all"], {}, "/nowhere/at"),
@@ -167,6 +172,31 @@ def test_bad_arguments_are_told_in_one_line(
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 1
     assert said in ended.stderr
+
+
+@pytest.mark.parametrize("program", ["encrypting_server.py", "bench ordered"])
+def test_without_cryptography_it_is_said_what_to_install(program: str) -> None:
+    if program.startswith("bench"):
+        source = (
+            "from aioktask.bench import ordered; from aioktask.bench.promises import Result; "
+            "ordered.importlib.util.find_spec = lambda name: None; result = Result('', True); "
+            "ordered._packets(result, True, 1, None, None, print); print(result.text())"
+        )
+    else:
+        source = (
+            "import runpy, sys; sys.modules['cryptography'] = None; "
+            f"runpy.run_path('examples/{program}', run_name='__main__')"
+        )
+    ended = subprocess.run(
+        [sys.executable, "-c", source],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "pip install cryptography" in ended.stdout
 
 
 @pytest.mark.parametrize("command", ["tune json:dumps 5", "bench latency", "demo"])

@@ -9,9 +9,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import FunctionType
-from typing import Any, Generic, SupportsIndex, TypeVar, TypeVarTuple
+from typing import Any, Generic, NoReturn, SupportsIndex, TypeVar, TypeVarTuple
 
 from aioktask.checks import check_function, check_name, is_plain, name_of, nice_value
 from aioktask.engine.ranges.plan import facts_of
@@ -75,6 +75,20 @@ def checked_call(fn: object, nice: SupportsIndex | None, name: str | None) -> tu
     return (
         0 if nice is None else nice_value("nice", nice),
         name_of(fn) if name is None else check_name(name),
+    )
+
+
+def refuse_keywords(what: str, fn: object, given: Mapping[str, object]) -> NoReturn:
+    """Raise for keyword arguments that are not of the call that runs `fn`, but may be of `fn`.
+
+    Raises:
+        TypeError: Always.
+    """
+    name = name_of(fn)
+    named = ", ".join(f"{each}=..." for each in given)
+    raise TypeError(
+        f"{what} takes no argument {', '.join(map(repr, given))}: where it is one of {name}, pass "
+        f"functools.partial({name}, {named})"
     )
 
 

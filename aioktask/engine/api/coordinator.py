@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, SupportsIndex, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Never, SupportsIndex, TypeVar, TypeVarTuple, Unpack
 
+from aioktask.engine.api.call import refuse_keywords
 from aioktask.engine.api.executor import HelperThreadPoolExecutor
 from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.run_job import run
@@ -152,11 +153,14 @@ class Coordinator(Scope):
         *args: *Ts,
         nice: SupportsIndex | None = None,
         name: str | None = None,
+        **others: Never,
     ) -> T:
         """Call a function on a helper thread, and wait for what it returns: see `aioktask.run`.
 
         **Cancellation.** As `aioktask.run`.
         """
+        if others:
+            refuse_keywords("Coordinator.run()", fn, others)
         return await run(fn, *args, nice=nice, name=name, coordinator=self)
 
     def executor(self, nice: SupportsIndex = 0) -> HelperThreadPoolExecutor:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, Never, SupportsIndex, TypeVar, TypeVarTuple, Unpack
 
-from aioktask.engine.api.call import Call, checked_call, job_of_call
+from aioktask.engine.api.call import Call, checked_call, job_of_call, refuse_keywords
 from aioktask.engine.api.interrupts import Interrupts
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.api.scope import group_in
@@ -123,6 +123,7 @@ async def run(
     nice: SupportsIndex | None = None,
     name: str | None = None,
     coordinator: Coordinator | None = None,
+    **others: Never,
 ) -> T:
     """Call a function on a helper thread, and wait for what it returns.
 
@@ -140,6 +141,7 @@ async def run(
             or a `priority` block says.
         name: For events, errors and thread names; by default the function's.
         coordinator: As in `run_multithreaded`.
+        others: Refused, with the way to pass them to `fn`.
 
     Returns:
         What `fn` returned, whatever that is.
@@ -163,6 +165,8 @@ async def run(
     >>> asyncio.run(run(pow, 7, 2))
     49
     """
+    if others:
+        refuse_keywords("run()", fn, others)
     of_nice, of_name = checked_call(fn, nice, name)
     call = Call(fn, args)
     job = job_of_call(call, of_nice, of_name)

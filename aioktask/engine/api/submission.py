@@ -12,6 +12,7 @@ from contextvars import Context, copy_context
 from threading import TIMEOUT_MAX
 from typing import Any
 
+from aioktask.checks import name_of
 from aioktask.engine.loops.coroutine_undo import UndoLoop
 from aioktask.engine.loops.loop import Loop, running_loop
 from aioktask.engine.machine.imported import imported
@@ -68,7 +69,8 @@ def checked_job(job: object) -> Job[Any]:
         TypeError: It is none.
     """
     if not isinstance(job, Job):
-        raise TypeError(f"a Job is needed, got {job!r}")
+        how = f": make one of it, Job({name_of(job)}, size)" if callable(job) else ""
+        raise TypeError(f"a Job is needed, got {job!r}{how}")
     return job
 
 
