@@ -16,6 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -34,6 +35,8 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
+from aioktask.engine.api import executor as executor_module
+from aioktask.engine.api.executor import HelperThreadPoolExecutor
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.machine.os_threads import EngineThread
 from tests.conftest import LOOPS
@@ -119,6 +122,69 @@ def test_a_done_callback_may_wait_for_another_call(coordinator: Coordinator) -> 
     future.result(PATIENCE)
     executor.shutdown()  # waits for callbacks
     assert found == [9]
+
+
+@pytest.mark.usefixtures("_no_room_for_blocked_calls")
+def test_done_callbacks_run_in_the_chunk_of_the_call_or_in_the_thread_that_cancels(
+    coordinator: Coordinator,
+) -> None:
+    ran: list[tuple[object, object]] = []
+
+    def callback(future: Future[Any]) -> None:
+        try:
+            ran.append((threading.current_thread(), current_chunk()))
+        except RuntimeError:
+            ran.append((threading.current_thread(), None))
+
+    executor, gate, threads = coordinator.executor(), Gate(), []
+
+    def call() -> None:
+        threads.append(threading.current_thread())
+        gate.chunk(0, 1)
+
+    running = [executor.submit(call) for _ in range(HELPERS)]
+    gate.wait_entered(HELPERS)
+    for each in running:
+        each.add_done_callback(callback)
+    queued = executor.submit(pytest.fail, "it was called")
+    queued.add_done_callback(callback)
+    queued.cancel()
+    assert ran == [(threading.current_thread(), None)]
+    ran.clear()
+    gate.open()
+    executor.shutdown()
+    assert {thread for thread, _ in ran} == set(threads)
+    assert all(chunk is not None for _, chunk in ran)
+
+
+def test_a_done_callback_of_a_future_that_is_done_runs_at_once(coordinator: Coordinator) -> None:
+    future = coordinator.executor().submit(int)
+    future.result(PATIENCE)
+    ran: list[object] = []
+    future.add_done_callback(lambda done: ran.append((done, threading.current_thread())))
+    assert ran == [(future, threading.current_thread())]
+
+
+def test_events_tell_of_a_call_that_raised_as_of_a_job_that_finished(
+    coordinator: Coordinator, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails() -> None:
+        raise KeyError
+
+    caplog.set_level(logging.DEBUG, logger="aioktask")
+    executor = coordinator.executor()
+    for _ in range(5):  # the later ones come when the lane is open
+        assert isinstance(executor.submit(fails).exception(PATIENCE), KeyError)
+    executor.shutdown()
+
+    def told() -> list[str]:
+        return [text.split()[0] for text in caplog.messages if fails.__qualname__ in text]
+
+    deadline = time.monotonic() + PATIENCE
+    while told().count("job_finished") < 5 and time.monotonic() < deadline:
+        os.sched_yield()
+    assert told().count("job_finished") == 5
+    assert not {"job_failed", "job_cancelled"} & set(told())
 
 
 # Cancelling.
@@ -523,14 +589,15 @@ def test_a_wait_in_a_chunk_that_times_out_is_over(coordinator: Coordinator) -> N
     )
 
 
-def test_waits_in_a_circle_are_refused(coordinator: Coordinator) -> None:
+@pytest.mark.parametrize("way", ["result", "exception"])
+def test_waits_in_a_circle_are_refused(way: str, coordinator: Coordinator) -> None:
     executor = coordinator.executor()
     futures: list[Future[Any]] = []
     both = threading.Barrier(2)
 
     def wait_for(index: int) -> None:
         both.wait(PATIENCE)
-        futures[1 - index].result(PATIENCE)
+        getattr(futures[1 - index], way)(PATIENCE)
 
     begin = threading.Event()
 
@@ -542,6 +609,27 @@ def test_waits_in_a_circle_are_refused(coordinator: Coordinator) -> None:
     begin.set()
     refused = [each.exception(PATIENCE) for each in futures]
     assert any(isinstance(each, DeadlockError) for each in refused)
+
+
+def test_a_shutdown_in_a_job_that_one_of_its_calls_waits_for_is_a_deadlock(
+    coordinator: Coordinator,
+) -> None:
+    """Whichever of the two waits begins last."""
+    executor, both = coordinator.executor(), threading.Barrier(2)
+    raised: list[BaseException] = []
+
+    def refused(wait: Callable[[], object]) -> None:
+        both.wait(PATIENCE)
+        try:
+            wait()
+        except DeadlockError as error:
+            raised.append(error)
+
+    handle = coordinator.submit(Job(lambda a, b: refused(executor.shutdown), 1, name="shuts"))
+    call = executor.submit(refused, lambda: handle.result(PATIENCE))
+    call.result(PATIENCE)
+    handle.result(PATIENCE)
+    assert len(raised) == 1
 
 
 # Mapping.
@@ -602,6 +690,51 @@ def test_map_reads_an_endless_source_as_far_as_the_buffer(coordinator: Coordinat
     with coordinator.executor() as executor:
         results = executor.map(str, itertools.count(), buffersize=3)
         assert list(itertools.islice(results, 50)) == [str(each) for each in range(50)]
+
+
+@pytest.mark.parametrize("buffersize", [None, 2])
+def test_map_gives_up_where_a_value_does_not_come_in_time_and_cancels_the_rest(
+    buffersize: int | None, coordinator: Coordinator, busy: Gate
+) -> None:
+    submitted: list[Future[Any]] = []
+
+    class Noting(HelperThreadPoolExecutor):
+        def submit(self, *given: Any, **named: Any) -> Future[Any]:
+            submitted.append(super().submit(*given, **named))
+            return submitted[-1]
+
+    executor = Noting(coordinator)
+    results = executor.map(str, range(5), timeout=0.001, chunksize=3, buffersize=buffersize)
+    with pytest.raises(TimeoutError):
+        next(results)
+    assert len(submitted) == (5 if buffersize is None else buffersize)
+    assert all(each.cancelled() for each in submitted)
+    assert list(results) == []
+
+
+@pytest.mark.parametrize("buffersize", [None, 2])
+def test_the_time_for_a_value_of_map_is_counted_from_the_call(
+    buffersize: int | None, coordinator: Coordinator, busy: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So who takes values slowly may find that it is over; a value that has come is given."""
+    now = 0.0
+    monkeypatch.setattr(executor_module, "time", SimpleNamespace(monotonic=lambda: now))
+    executor = coordinator.executor()
+    results = executor.map(str, range(5), timeout=60, buffersize=buffersize)
+    busy.open()
+    assert next(results) == "0"
+    if buffersize is None:
+        executor.shutdown()  # all have come
+        now = 61.0
+        assert list(results) == ["1", "2", "3", "4"]
+        return
+    now, blocks = 61.0, Gate()
+    handle = coordinator.submit(Job(blocks.chunk, HELPERS, chunk=1))
+    blocks.wait_entered(HELPERS)
+    with pytest.raises(TimeoutError):
+        list(results)
+    blocks.open()
+    handle.result(PATIENCE)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +29,8 @@ from aioktask import (
     run_multithreaded,
 )
 from aioktask.engine.api.process import current_pool
-from tests.support.gates import Gate, eventually, turns_pass
+from aioktask.engine.state.current import enclosing_run
+from tests.support.gates import PATIENCE, Gate, eventually, turns_pass
 
 pytestmark = [pytest.mark.anyio, pytest.mark.max_threads(2)]
 
@@ -101,6 +104,72 @@ async def test_the_call_has_the_name_of_its_function_or_the_given_one(run: Any) 
         with pytest.raises(LookupError) as caught:
             await run(fn, name="reading")
         assert failure(caught.value).job.name == "reading"
+
+
+@either
+@pytest.mark.parametrize("given", [None, "reading"])
+async def test_events_and_threads_have_its_name(
+    run: Any, given: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def thread_name() -> str:
+        return threading.current_thread().name
+
+    name = given or thread_name.__qualname__
+    caplog.set_level(logging.DEBUG, logger="aioktask")
+    for _ in range(3):  # the later ones pass the lane
+        assert await run(thread_name, name=given) == name
+    told = f"job_finished job={name!r}"
+    await eventually(lambda: sum(text.startswith(told) for text in caplog.messages) == 3)
+
+
+async def test_it_is_of_the_coordinator_that_is_given_or_of_the_chunk_around_it() -> None:
+    def groups() -> list[object]:
+        """Whose call this is, and whose the one that it makes in a loop of its own."""
+        own = enclosing_run()
+        assert own is not None
+        return [own.group]
+
+    def nested() -> list[object]:
+        return [*groups(), *asyncio.run(aioktask.run(groups))]
+
+    async with Coordinator() as coordinator, Coordinator() as other:
+        mine, others = coordinator.scope()[1], other.scope()[1]
+        assert await aioktask.run(nested, coordinator=coordinator) == [mine, mine]
+        assert await coordinator.run(nested) == [mine, mine]
+        assert await other.run(nested) == [others, others]
+        root = current_pool().state.root
+        assert await aioktask.run(nested) == [root, root]
+
+
+async def test_it_is_lent_the_nice_of_the_chunk_that_waits_and_lends_it_on() -> None:
+    def is_lent(name: str) -> int | None:
+        """What the run of this name is lent, once it is: the wait may begin after it does."""
+        pool, until = current_pool(), time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            loans = pool.take_turn(
+                None, lambda: [each.entry.loan for each in pool.state.runs if each.name == name]
+            )
+            if loans and loans != [None]:
+                return loans[0]
+        return None
+
+    found: dict[str, int | None] = {}
+
+    def background(start: int, stop: int) -> None:
+        found["job"] = is_lent("background")
+
+    def call() -> None:
+        found["call"] = is_lent("call")
+        job = Job(background, 1, nice=12, name="background")
+        coordinator.submit(job).result(PATIENCE)
+
+    def chunk(start: int, stop: int) -> None:
+        asyncio.run(coordinator.run(call, nice=10, name="call"))
+
+    async with Coordinator() as coordinator:
+        job = Job(chunk, 1, nice=3, name="waits")
+        await run_multithreaded(job, coordinator=coordinator)
+    assert found == {"call": 3, "job": 3}
 
 
 def test_without_a_loop_nothing_is_called() -> None:

@@ -44,6 +44,26 @@ def test_exit_waits_for_calls_that_run_and_cancels_the_others() -> None:
         assert child.stderr() == ""
 
 
+def test_callbacks_of_calls_that_exit_cancels_run_in_the_engine_and_may_not_wait() -> None:
+    program = """
+        def callback(future):
+            say(type(threading.current_thread()).__name__, future.cancelled())
+            try:
+                run_multithreaded_sync(Job(print, 1))
+            except RuntimeError as error:
+                say("where nothing may wait" in str(error) or error)
+
+        queued = coordinator.executor().submit(print)
+        queued.add_done_callback(callback)
+    """
+    with Child(CALLS, program, environ=ONE_HELPER) as child:
+        child.hear("EngineThread True")
+        child.hear("True")
+        child.open()
+        assert child.end() == 0
+        assert child.stderr() == ""
+
+
 def test_a_submit_after_the_end_is_refused() -> None:
     # Registered before the library's own hook, so called after that.
     early = """

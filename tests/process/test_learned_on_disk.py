@@ -215,6 +215,22 @@ def test_a_plan_in_a_loop_s_thread_does_not_wait_and_knows_what_was_read(place: 
     assert told.began == first.chunk
 
 
+def test_the_thread_that_asks_the_disk_is_there_when_something_is_asked(place: Path) -> None:
+    program = f"""
+        def archives():
+            return [thread.name for thread in threading.enumerate()].count("aioktask archive")
+
+        run_multithreaded_sync(the_job())
+        print("before", archives())
+        for _ in range(2):
+            run_multithreaded_sync(the_job(remember="{place}"))
+        print("after", archives())
+    """
+    output = output_of(program)
+    assert "before 0\n" in output
+    assert "after 1\n" in output
+
+
 def test_zero_and_one_mean_what_they_meant_and_nothing_is_kept_unasked(tmp_path: Path) -> None:
     for said in ("", "0", "1"):
         for _ in range(2):
@@ -483,6 +499,23 @@ def test_a_directory_that_hangs_keeps_no_job_waiting_and_no_exit(place: Path) ->
     told = told_by(output)
     assert not told.remembered
     assert told.planned == told.chunk  # from what this process learned
+
+
+def test_a_run_tells_how_long_it_waited_and_a_plan_waits_no_longer_than_it_says(
+    place: Path,
+) -> None:
+    program = """
+        import aioktask.engine.api.run_job as run_job
+        print("a plan waits", run_job.PLAN_SECONDS)
+        run_job.PLAN_SECONDS = 0.01
+        report = run_multithreaded_sync(the_job())
+        print("waited", report.queued >= 0.1)
+        print("planned", plan(Job(work, 1 << 20, max_threads=1, name="another")).chunk)
+    """
+    output = output_of(HANGS, program, remember=str(place))
+    assert "a plan waits 1.0\n" in output
+    assert "waited True\n" in output
+    assert f"planned {(1 << 20) // 4}\n" in output  # padata's rule
 
 
 def test_a_wait_for_a_directory_that_hangs_is_interrupted(place: Path) -> None:

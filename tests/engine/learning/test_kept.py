@@ -39,6 +39,7 @@ from aioktask.engine.learning.kept import (
 )
 from aioktask.engine.learning.lessons import Lesson, code_of, key_of
 from aioktask.engine.learning.pacing import LearnedPacing, pacing_of
+from aioktask.engine.learning.sizing import Sizes
 from aioktask.engine.ranges.claims import Claims
 
 NOW = 1_800_000_000.0
@@ -327,6 +328,50 @@ def test_lines_files_and_data_make_no_difference() -> None:
     assert hash_of(made(source)) == hash_of(namespace["work"])
     partial = functools.partial(work, b=1)
     assert hash_of(partial) == hash_of(functools.partial(work, b=2)) != hash_of(work)
+
+
+def test_what_a_function_calls_by_a_global_name_makes_no_difference() -> None:
+    sources = [
+        f"def helper(): return {number}\ndef work(a, b): return helper()" for number in range(2)
+    ]
+    first, second = map(made, sources)
+    assert (first(0, 0), second(0, 0)) == (0, 1)
+    assert hash_of(first) == hash_of(second)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"name": "another"},
+        {"align": 8},
+        {"min_chunk": 8},
+        {"size": 2000},
+        {"threads": 3},
+        {"machine": "another"},
+    ],
+    ids=lambda how: next(iter(how)),
+)
+def test_each_of_what_a_lesson_is_found_by_makes_another_file(how: dict[str, Any]) -> None:
+    def named(
+        size: int = 1000, threads: int = 2, machine: str = "a machine", **rest: Any
+    ) -> str:
+        return file_name(the_subject(the_job(size, **rest), threads, machine))
+
+    assert named(**how) != named() == named(size=1001)
+
+
+def test_a_file_is_about_a_kibibyte_whatever_was_learned() -> None:
+    """Of the largest range that there is: as many sizes have scores as can."""
+    job, threads = the_job(1 << 60), 2
+    lesson = a_lesson(JOB, threads, [900_000, 1_100_000], waits=True)
+    sizes = Sizes((1 << 60) + 1, 1, threads)
+    sizes.rate = 1 / 3
+    for number in range(sizes._curve.top + 1):
+        if number != sizes.best:
+            sizes._curve.scores.put(number, 1 / 3, 11)
+    full = Lesson(sizes, lesson.scaling, 1 / 3)
+    assert len(DATA) <= 2 << 10
+    assert len(encode(the_subject(job, threads), full, NOW)) <= 4 << 10
 
 
 def closing_over(inner: Callable[..., object], number: int) -> Callable[[int, int], object]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aioktask.engine.machine import identity
 from aioktask.engine.machine.identity import cpu_named_in, describe_machine
 
 if TYPE_CHECKING:
@@ -58,6 +60,16 @@ def test_cpus_and_the_build_of_python_make_a_difference(monkeypatch: pytest.Monk
     told.add(describe_machine(2))
     assert len(told) == 5
     assert all(each.isprintable() for each in told)
+
+
+def test_the_host_has_no_part_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = describe_machine(2)
+    identity._cpu.cache_clear()
+    real = os.uname()
+    fields = [real.sysname, "another-host", real.release, real.version, real.machine]
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(fields))
+    assert describe_machine(2) == here
+    identity._cpu.cache_clear()
 
 
 def test_another_process_finds_the_same() -> None:
