@@ -507,9 +507,7 @@ def failure(exc: BaseException) -> Failure:
         raise TypeError(f"exc must be an exception, got {exc!r}")
     found = told_of(exc)
     if found is None:
-        raise LookupError(
-            f"{type(exc).__name__} was not raised by a job of aioktask{_behind(exc)}"
-        )
+        raise LookupError(f"{type(exc).__name__} was not raised by a job of aioktask{_behind(exc)}")
     return found
 
 

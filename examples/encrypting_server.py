@@ -15,7 +15,7 @@ from aioktask import map_ordered
 try:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 except ImportError as error:
-    print(f"this example needs cryptography, which is not there ({error}): pip install cryptography")
+    print(f"this needs cryptography, which is not there ({error}): pip install cryptography")
     sys.exit()
 
 PACKETS = 400

@@ -606,7 +606,7 @@ def test_where_the_failure_of_an_earlier_exception_stands_is_said(links: list[st
 def test_causes_in_a_circle_are_looked_at_once_or_so() -> None:
     one, other = ValueError(), ValueError()
     one.__cause__, other.__cause__ = other, one
-    with pytest.raises(LookupError, match="by a job of aioktask$"):
+    with pytest.raises(LookupError, match=r"by a job of aioktask$"):
         failure(one)
 
 

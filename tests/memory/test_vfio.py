@@ -500,12 +500,13 @@ def test_a_finalizer_may_close_a_container_in_any_line_of_who_takes_iovas(
 
 
 def test_whose_iovas_are_taken_is_not_held(container: Callable[[], Any]) -> None:
-    with container() as opened:
-        mine, others = (opened.device("0000:00:08.0") for _ in range(2))
-        opened._hold(mine, range(0, 2 * PAGE))
-        with pytest.raises(FileExistsError, match="maps iova 0x0 to 0x1fff already"):
-            opened._hold(others, range(PAGE, 3 * PAGE))
-        assert list(opened._held) == [mine]
-        opened._let_go(others, range(PAGE, 3 * PAGE))
-        assert opened._taken._ranges == [range(0, 2 * PAGE)]
-        opened._let_go(mine, range(0, 2 * PAGE))
+    opened = container()
+    mine, others = (opened.device("0000:00:08.0") for _ in range(2))
+    opened._hold(mine, range(0, 2 * PAGE))
+    with pytest.raises(FileExistsError, match="maps iova 0x0 to 0x1fff already"):
+        opened._hold(others, range(PAGE, 3 * PAGE))
+    assert list(opened._held) == [mine]
+    opened._let_go(others, range(PAGE, 3 * PAGE))
+    assert opened._taken._ranges == [range(0, 2 * PAGE)]
+    opened._let_go(mine, range(0, 2 * PAGE))
+    opened.close()

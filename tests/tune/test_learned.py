@@ -162,7 +162,7 @@ def test_only_what_can_be_printed_is_shown_and_not_too_much_of_it(
     text = learned_text("/place", found)
     lines = text.split("\n")
     assert all(line.isprintable() for line in lines)
-    assert len(lines) == 10
+    assert len(lines) == 11
     assert max(map(len, lines)) <= 2 * (MOST_SHOWN + 3) + len("  not used    , job ")
 
 

@@ -177,7 +177,7 @@ class HelperFuture(Future[Any]):
         self._loop_waits = False  # whether the engine knows that a loop in a chunk may wait
 
     @property
-    def _condition(self) -> Condition:  # type: ignore[override]
+    def _condition(self) -> Condition:
         """What guards it, also for `concurrent.futures`: in a fork's child one of the child's."""
         if not self._pool.dead:
             return self._parents_condition

@@ -352,9 +352,7 @@ def test_what_a_function_calls_by_a_global_name_makes_no_difference() -> None:
     ids=lambda how: next(iter(how)),
 )
 def test_each_of_what_a_lesson_is_found_by_makes_another_file(how: dict[str, Any]) -> None:
-    def named(
-        size: int = 1000, threads: int = 2, machine: str = "a machine", **rest: Any
-    ) -> str:
+    def named(size: int = 1000, threads: int = 2, machine: str = "a machine", **rest: Any) -> str:
         return file_name(the_subject(the_job(size, **rest), threads, machine))
 
     assert named(**how) != named() == named(size=1001)
