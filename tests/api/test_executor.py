@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import gc
 import itertools
 import logging
 import os
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, _base
 from types import SimpleNamespace
 from typing import Any
 
@@ -399,6 +401,79 @@ def test_the_exception_of_a_future_keeps_nothing_of_the_submitters_context(
         error = future.exception(PATIENCE)
         assert isinstance(error, KeyError)
         assert is_gone(gone), "the exception keeps a context"
+
+
+# Memory that ends: where exactly, the sweep of tests/interruption tries out.
+
+
+class ShortOfMemory:
+    """A waiter of `concurrent.futures` that memory ends for the first time that it is told."""
+
+    def __init__(self, waiter: Any) -> None:
+        self.waiter = waiter
+        self.told = 0
+
+    def add_result(self, future: Future[Any]) -> None:
+        self.told += 1
+        if self.told == 1:
+            raise MemoryError
+        self.waiter.add_result(future)
+
+    add_exception = add_cancelled = add_result
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.waiter, name)
+
+
+@pytest.mark.parametrize("ends", ["by its value", "by its exception", "by a cancel"])
+def test_who_waits_is_told_by_the_end_of_the_call_where_memory_ended_as_it_was_to_be(
+    ends: str, coordinator: Coordinator, busy: Gate
+) -> None:
+    executor = coordinator.executor()
+    future: Any = executor.submit(divmod, 1, 0 if ends == "by its exception" else 1)
+    behind = _base._AsCompletedWaiter()  # type: ignore[attr-defined]
+    struck = ShortOfMemory(behind)
+    future._waiters.append(struck)
+    waiting = threading.Thread(
+        target=concurrent.futures.wait, args=([future], PATIENCE), daemon=True
+    )
+    waiting.start()
+
+    def block() -> None:
+        with contextlib.suppress(CancelledError):
+            future.exception(PATIENCE)
+
+    blocked = threading.Thread(target=block, daemon=True)
+    blocked.start()
+    while len(future._waiters) < 2 or not future._condition._waiters:
+        os.sched_yield()
+    if ends == "by a cancel":
+        with pytest.raises(MemoryError):
+            future.cancel()
+    busy.open()
+    for each in (waiting, blocked):
+        each.join(PATIENCE)
+        assert not each.is_alive()
+    assert shuts_down(executor)
+    assert behind.finished_futures == [future]
+    assert struck.told == 2
+
+
+def test_the_lock_of_a_future_is_let_go_of_without_a_call_of_python(
+    coordinator: Coordinator,
+) -> None:
+    """Such a call may find no memory, and then the lock would be held for ever."""
+    future: Any = coordinator.executor().submit(int)
+    condition = future._condition
+    assert type(condition).__exit__.__get__(condition) == condition._lock.__exit__
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, _: called.append(f"{event} {frame.f_code.co_name}"))
+    try:
+        with condition:
+            pass
+    finally:
+        sys.setprofile(None)
+    assert not [each for each in called if each.startswith("call ")]
 
 
 # Shutting down.

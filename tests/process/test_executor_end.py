@@ -130,11 +130,12 @@ theirs = executor.map(str, range(3))  # an iterator that the child drops
 held, forked = threading.Event(), threading.Event()
 
 def hold():
-    with contextlib.ExitStack() as locks:
-        for each in futures:
-            locks.enter_context(each._condition)
-        held.set()
-        forked.wait(15)
+    for each in futures:
+        each._condition.acquire()
+    held.set()
+    forked.wait(15)
+    for each in futures:
+        each._condition.release()
 
 def refused(call):
     try:
@@ -217,7 +218,7 @@ ASKS = {
 
 @pytest.mark.parametrize("asks", list(ASKS.values()), ids=list(ASKS))
 def test_a_child_asks_its_parents_futures_whoever_holds_their_locks(asks: str) -> None:
-    program = "import concurrent.futures, contextlib, traceback\n" + HELD
+    program = "import concurrent.futures, traceback\n" + HELD
     with Child(program, asks, "ask_in_a_child(asks)", options=OPTIONS, environ=ONE_HELPER) as child:
         child.hear("child 0")
         child.open(1)

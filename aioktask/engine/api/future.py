@@ -10,6 +10,14 @@
 # which `concurrent.futures` keeps who waits: so `result`, `exception`, `wait` and `as_completed`
 # all have the awaited run owed a helper. Only the first two can raise a `DeadlockError`. Of a loop
 # in a chunk, whose task awaits the future, it hears where a done callback is added.
+#
+# A fork's child has a copy of each future, as it was at the fork, of whose call it will never hear.
+# One that was done there is as good as any; what asks the others raises. No lock of the parent's is
+# taken for that, since a thread that is not there may hold it.
+#
+# Memory may end in any line of `concurrent.futures`, after a future is done and before all who wait
+# have heard. So the run's waiter tells those who have not; and the future's lock is let go of by
+# code that needs no memory, since turns take it too.
 """Submitted calls and their futures."""
 
 from __future__ import annotations
@@ -17,9 +25,9 @@ from __future__ import annotations
 import contextlib
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
-from threading import Condition
+from threading import Condition, RLock
 from typing import Any
 
 from aioktask.engine.api.submission import park_until
@@ -123,19 +131,21 @@ class Submitted:
         finally:  # whatever a callback raises
             if future is None or future.done():
                 if future is not None:
-                    future.tell_cancelled()  # by a cancel that was struck half-way
+                    future.tell_again()  # of what was struck half-way
                 self.end()
 
     def end(self) -> None:
-        """Let go of everything, and wake who waits for that."""
+        """Let go of everything, and wake who waits for that; again, where memory was short."""
         self._pending.pop(self, None)
-        self.future = self.run = self._work = None
         self.ended = True
         while self._watchers:
             try:
-                self._watchers.popleft().parking.unpark()
-            except IndexError:
-                return
+                self._watchers[0].parking.unpark()
+                self._watchers.popleft()
+            except IndexError:  # another thread was quicker
+                break
+        self.future = self._work = None
+        self.run = None  # last, since `wake` asks for it
 
     def until_ended(self) -> None:
         """Wait in this thread until the run is over; not at all in a fork's child.
@@ -166,12 +176,28 @@ class Submitted:
 _DONE = ("CANCELLED", "CANCELLED_AND_NOTIFIED", "FINISHED")
 
 
+class _Condition(Condition):
+    """A condition whose lock is let go of by that itself, in C.
+
+    `Condition.__exit__` is Python, whose call may find no memory: then the lock is held for ever.
+    """
+
+    __slots__ = ("__enter__", "__exit__")
+
+    def __init__(self) -> None:
+        lock = RLock()
+        super().__init__(lock)
+        self.__enter__ = lock.__enter__  # type: ignore[method-assign]
+        self.__exit__ = lock.__exit__  # type: ignore[method-assign]
+
+
 class HelperFuture(Future[Any]):
     """The future of a submitted call."""
 
     def __init__(self, call: Submitted) -> None:
         self._pool = call.pool
         super().__init__()
+        self._condition = _Condition()
         self._call = call
         self._waiters: list[Any] = _Waiters(call)
         self._loop_waits = False  # whether the engine knows that a loop in a chunk may wait
@@ -181,7 +207,7 @@ class HelperFuture(Future[Any]):
         """What guards it, also for `concurrent.futures`: in a fork's child one of the child's."""
         if not self._pool.dead:
             return self._parents_condition
-        found: Condition = self.__dict__.setdefault(f"_condition_of_{os.getpid()}", Condition())
+        found: Condition = self.__dict__.setdefault(f"_condition_of_{os.getpid()}", _Condition())
         return found
 
     @_condition.setter
@@ -244,6 +270,21 @@ class HelperFuture(Future[Any]):
             if self._state == "CANCELLED":
                 self.set_running_or_notify_cancel()
 
+    def tell_again(self) -> None:
+        """Once it is done, tell those who wait and have not heard, since something struck."""
+        with self._condition:
+            self.tell_cancelled()
+            for each in self._waiters:
+                if self in getattr(each, "finished_futures", ()):
+                    _let_hear(each)
+                elif self._state != "FINISHED":
+                    each.add_cancelled(self)
+                elif self._exception is not None:
+                    each.add_exception(self)
+                else:
+                    each.add_result(self)
+            self._condition.notify_all()
+
     def begins(self) -> bool:
         """On a helper: have the future be running; False if it was cancelled before."""
         with self._condition:
@@ -290,6 +331,14 @@ class HelperFuture(Future[Any]):
         return 0
 
 
+def _let_hear(waiter: Any) -> None:
+    """Wake a waiter of `concurrent.futures` that was told, and struck before it could act on it."""
+    if getattr(waiter, "num_pending_calls", 0):
+        waiter._decrement_pending_calls()
+    else:
+        waiter.event.set()
+
+
 class ChunkWaiter(ThreadWaiter):
     """A chunk's thread that waits for a future; a waiter of `concurrent.futures`, too."""
 
@@ -302,15 +351,31 @@ class ChunkWaiter(ThreadWaiter):
 
 
 class _Waiters(list[Any]):
-    """Those who wait for a future. The engine hears of the ones that are in a chunk."""
+    """Those who wait for a future. The engine hears of the ones that are in a chunk.
+
+    Who tells them that it is done iterates over this, and comes to each that has not heard, until
+    it could be told.
+    """
 
     def __init__(self, call: Submitted) -> None:
         self._call = call
         self._told: dict[Any, ThreadWaiter] = {}
+        self._unheard: deque[Any] = deque()
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._each_unheard() if self._unheard else iter(())
+
+    def _each_unheard(self) -> Iterator[Any]:
+        while self._unheard:
+            yield self._unheard[0]
+            self._unheard.popleft()  # which needs no memory
 
     def append(self, waiter: Any) -> None:
-        if self._call.future is not None:
-            self._call.future.refuse_the_parents()
+        future = self._call.future
+        if future is not None:
+            future.refuse_the_parents()
+            if future._state not in ("CANCELLED_AND_NOTIFIED", "FINISHED"):  # else it sees that
+                self._unheard.append(waiter)
         super().append(waiter)
         run, stint = self._call.run, enclosing_stint()
         if run is None or run.over or stint is None or self._call.pool.dead:
@@ -322,6 +387,8 @@ class _Waiters(list[Any]):
 
     def remove(self, waiter: Any) -> None:
         super().remove(waiter)
+        with contextlib.suppress(ValueError):
+            self._unheard.remove(waiter)
         known = self._told.pop(waiter, None)
         run = self._call.run
         if known is not None and run is not None:
