@@ -12,6 +12,8 @@ from typing import SupportsIndex
 from aioktask.checks import integer, optional
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.loops.loop import refuse_running_loop
+from aioktask.engine.loops.waiting import CALLS_OF_LEAVING
+from aioktask.engine.stack import need_stack
 from aioktask.engine.state.current import local, refuse_waiting
 from aioktask.job import ChunkFunction, Job, Progress
 from aioktask.ondemand._sections import Request, Sections
@@ -204,6 +206,7 @@ class OnDemand:
     # Entering and leaving.
 
     async def __aenter__(self) -> OnDemand:
+        need_stack(CALLS_OF_LEAVING)
         self._enter()
         try:
             await self.ensure(self._start, self._start + self._first)

@@ -28,7 +28,9 @@ import anyio.lowlevel
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.submission import needed_loop
 from aioktask.engine.loops.loop import AsyncWaiter, Loop
+from aioktask.engine.loops.waiting import CALLS_OF_LEAVING
 from aioktask.engine.priority import MOST_NICE
+from aioktask.engine.stack import need_stack
 from aioktask.streams._consumer import PATIENCE_SECONDS, WINDOW, Consumer, Errors, Options
 from aioktask.streams._exchange import NOTHING, Raised
 from aioktask.streams._scope import Scope, close_iterator
@@ -201,6 +203,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
 
     async def __aenter__(self) -> Stream[R]:
         items = self._unused_items()
+        need_stack(CALLS_OF_LEAVING)
         loop = self._loop = needed_loop("map_ordered()")
         await loop.checkpoint_if_cancelled()
         self._task = weakref.ref(loop.current_task())

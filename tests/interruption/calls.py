@@ -233,6 +233,12 @@ def submit(world: World) -> None:
         world.submit(coordinator, world.work().job())
 
 
+def leave_idle_sync(world: World) -> None:
+    """A coordinator that has no job: nothing before it is left needs much of the stack."""
+    with world.coordinator():
+        pass
+
+
 def submit_and_wait(world: World) -> None:
     with world.coordinator() as coordinator:
         world.submit(coordinator, world.work().job()).result()
@@ -448,6 +454,29 @@ async def submit_and_await(world: World) -> None:
         await world.submit(coordinator, world.work().job(undo="coroutine"))
 
 
+async def leave_idle(world: World) -> None:
+    async with world.coordinator():
+        pass
+
+
+async def await_submitted_elsewhere(world: World) -> None:
+    """A handle is awaited, and a coordinator left, where there may be no stack for a submit."""
+    work = world.work()
+    soon = soon_on_this_loop()
+    async with world.coordinator() as coordinator:
+        soon(lambda: world.submit(coordinator, work.job(undo="coroutine")))
+        while not world.handles:
+            await anyio.lowlevel.checkpoint()
+        await world.handles[0]
+
+
+async def stream_of_nothing(world: World) -> None:
+    work = world.work()
+    work.must_finish = False
+    async with map_ordered(item_of(work), ()):
+        pass
+
+
 async def shutdown(world: World) -> None:
     work = world.work()
     work.must_finish = False
@@ -524,6 +553,7 @@ SYNC: list[Body] = [
     sync_priority,
     sync_coordinator,
     submit,
+    leave_idle_sync,
     submit_and_wait,
     submit_fails,
     submit_and_cancel,
@@ -547,9 +577,12 @@ ASYNC: list[AsyncBody] = [
     run_fails_coroutine,
     run_cancelled,
     submit_and_await,
+    leave_idle,
+    await_submitted_elsewhere,
     shutdown,
     ondemand,
     stream,
+    stream_of_nothing,
     stream_of_async,
 ]
 

@@ -231,6 +231,65 @@ def test_a_recursion_error_at_any_depth_leaves_no_run_behind() -> None:
         assert child.end() == 0, child.stderr()
 
 
+ENTERED = {
+    "coordinator": "Coordinator()",
+    "on demand": "aioktask.OnDemand(Job(empty, 4), section=2)",
+    "stream": "aioktask.map_ordered(abs, ())",
+}
+
+
+@pytest.mark.parametrize("scope", list(ENTERED.values()), ids=list(ENTERED))
+@on_each_loop
+def test_a_scope_is_entered_at_no_depth_at_which_it_could_not_be_left(
+    loop: str, scope: str
+) -> None:
+    """Where it is given a job by code that is less deep. Leaving would try again for ever."""
+    program = f"""
+        import anyio.lowlevel, itertools
+        entered = refused = 0
+
+        def soon(call):
+            if kind_of_loop() == "trio":
+                sys.modules["trio"].lowlevel.current_trio_token().run_sync_soon(call)
+            else:
+                asyncio.get_running_loop().call_soon(call)
+
+        async def deeper(depth):
+            global entered
+            if depth:
+                return await deeper(depth - 1)
+            made = []
+            soon(lambda: made.append({scope}))
+            while not made:
+                await anyio.lowlevel.checkpoint()
+            async with made[0] as scope:
+                entered += 1
+                if isinstance(scope, Coordinator):
+                    soon(lambda: made.append(scope.submit(Job(empty, 4, chunk=1))))
+                    while len(made) < 2:
+                        await anyio.lowlevel.checkpoint()
+
+        async def main():
+            global refused
+            await run_multithreaded(Job(empty, 4, chunk=1))  # what is imported late was then
+            for depth in itertools.count(900):
+                before = entered
+                try:
+                    await deeper(depth)
+                except RuntimeError:  # a RecursionError, of which anyio makes that there is no loop
+                    refused += 1
+                if entered == before and refused > 40:
+                    return
+
+        {RUN_MAIN[loop]}
+        say(entered, refused)
+        assert entered and refused, (entered, refused)
+        later_jobs_run()
+    """
+    with Child(ALARM, program) as child:
+        assert child.end() == 0, child.stderr()
+
+
 @pytest.mark.parametrize("turn", range(4))
 @on_each_loop
 def test_ctrl_c_between_and_during_awaited_jobs_ends_the_program(loop: str, turn: int) -> None:

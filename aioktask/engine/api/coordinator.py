@@ -17,7 +17,13 @@ from aioktask.engine.api.run_job import run
 from aioktask.engine.api.scope import Scope
 from aioktask.engine.api.submission import needed_loop, new_run, park_until
 from aioktask.engine.loops.loop import Loop, refuse_running_loop, running_loop
-from aioktask.engine.loops.waiting import wait_until, wait_until_shielded
+from aioktask.engine.loops.waiting import (
+    CALLS_OF_A_WAIT,
+    CALLS_OF_LEAVING,
+    wait_until,
+    wait_until_shielded,
+)
+from aioktask.engine.stack import need_stack
 from aioktask.engine.state import ending
 from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
 from aioktask.engine.state.group import Leaver, RunGroup
@@ -191,6 +197,10 @@ class Coordinator(Scope):
         Raises:
             UndoFailed: An undo failed, and no waiter has been given that yet.
         """
+        need_stack(CALLS_OF_A_WAIT)
+        await self._leave(cancel=cancel)
+
+    async def _leave(self, *, cancel: bool) -> None:
         pool, group = self.scope()
         loop = needed_loop("Coordinator.shutdown()")
         waiter = loop.waiter(_NO_LOAN)
@@ -215,6 +225,7 @@ class Coordinator(Scope):
 
     async def __aenter__(self) -> Coordinator:
         self._refuse_if_closed()
+        need_stack(CALLS_OF_LEAVING)
         return self
 
     async def __aexit__(
@@ -224,7 +235,7 @@ class Coordinator(Scope):
         trace: TracebackType | None,
     ) -> None:
         if exc is None:
-            await self.shutdown()
+            await self._leave(cancel=False)
             return
         pool, group = self.scope()
         pool.cancel_group(group)

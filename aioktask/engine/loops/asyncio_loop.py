@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -51,18 +50,15 @@ class AsyncioWaiter:
         if self.left:
             return
         self._woken = True
-        if self._lost is None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._set)
-            return
-        posted = Posted(self._set, self._lost)
+        posted = None if self._lost is None else Posted(self._set, self._lost)
         try:
-            self._loop.call_soon_threadsafe(posted)
-        except RuntimeError:  # the loop is closed: `posted` tells of the loss
-            pass
-        except BaseException:  # memory was short
-            posted.withdraw()
-            raise
+            self._loop.call_soon_threadsafe(self._set if posted is None else posted)
+        except BaseException as error:
+            # Where the loop is closed, `posted` tells of the loss; else memory or stack was short.
+            if not isinstance(error, RuntimeError) or isinstance(error, RecursionError):
+                if posted is not None:
+                    posted.withdraw()
+                raise
         self._lost = None  # which refers to the run
 
     def _look(self) -> None:
@@ -132,8 +128,12 @@ class AsyncioLoop:
                 raise RecursionError("maximum recursion depth exceeded") from error
 
     def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
-        with contextlib.suppress(RuntimeError):  # closed: `Posted` tells of the loss
+        try:
             self._loop.call_soon_threadsafe(Posted(callback, lost, completed=True))
+        except RecursionError:
+            raise
+        except RuntimeError:  # closed: `Posted` tells of the loss
+            pass
 
     def spawn(self, undo: CoroutineUndo) -> None:
         # Not by create_task(context=...), which many task factories do not take.

@@ -78,6 +78,9 @@ async def _wait_across_cancellations(
 # innermost of a task's coroutines, for which Python counts none of those around it, and there seems
 # to be more stack than there is when the wait goes on.
 CALLS_OF_A_WAIT = 16
+# What a scope needs that ends with such a wait, however often something strikes. It asks for that
+# as it is entered, since it is left by the same code: an `AsyncExitStack` goes a little deeper.
+CALLS_OF_LEAVING = CALLS_OF_A_WAIT + 8
 
 
 class _Shield:

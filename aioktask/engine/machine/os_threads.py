@@ -123,6 +123,8 @@ def start_thread(target: Callable[[], None], name: str) -> threading.Thread:
     try:
         thread = EngineThread(target, name)
         thread.start()
+    except RecursionError:  # no fault of the system's
+        raise
     except (MemoryError, OSError, RuntimeError) as error:
         note_denial("start a thread", errno.EAGAIN)
         if isinstance(error, RuntimeError):

@@ -43,7 +43,7 @@ from aioktask.engine.events import EventKind, show_exception
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
-from aioktask.engine.stack import has_stack
+from aioktask.engine.stack import has_stack, need_stack
 from aioktask.engine.state import admission, callers, ending, growing, helpers, recovery
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
@@ -177,6 +177,8 @@ class Pool:
                 return
         try:
             self.keeper.wake()
+        except RecursionError:  # a RuntimeError too, but of the calling code
+            raise
         except RuntimeError:
             self._without_threads()
 
@@ -184,8 +186,12 @@ class Pool:
         """Take a turn here, if there is no helper, since the system has no thread for the keeper.
 
         This is the only case, but for the exit, in which the main thread, or a loop's, takes one.
+
+        Raises:
+            RecursionError: A turn goes deeper than there is stack for it.
         """
         if not self.state.helpers:
+            need_stack(TURN_DEPTH)
             self.turn()
 
     # Turns.

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from contextvars import copy_context
 from dataclasses import replace
@@ -156,6 +157,26 @@ def test_threads_that_have_no_archive_answer_each_question_once(
         return Scene(pool.archive._without_thread, pool.archive._without_thread, check)
 
     play_at_each_bytecode(begin, archive)
+
+
+@pytest.mark.parametrize(
+    ("error", "taken"), [(RecursionError("deep"), False), (RuntimeError("no thread"), True)]
+)
+def test_a_thread_at_the_end_of_its_stack_takes_no_turn_for_want_of_a_keeper(
+    error: RuntimeError, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would come to the end of that in the middle: runs would be neither taken in nor over."""
+    pool = Pool(read_topology(), Tunables())
+    applied: list[str] = []
+
+    def wake() -> None:
+        raise error
+
+    monkeypatch.setattr(pool.keeper, "wake", wake)
+    with contextlib.nullcontext() if taken else pytest.raises(RecursionError, match="deep"):
+        pool.post(lambda state, run: applied.append("here"), None)
+    assert bool(applied) == taken
+    assert bool(pool.inbox) != taken
 
 
 def test_waiting_for_the_lock_makes_stretches_no_shorter(monkeypatch: pytest.MonkeyPatch) -> None:
