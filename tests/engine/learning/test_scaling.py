@@ -191,7 +191,7 @@ def test_clocks_are_bounded_over_any_number_of_runs(
 @given(
     st.floats(0, 1),
     st.sampled_from([0.0, 0.1, 0.29, 0.31, 0.5, 1.0]),
-    st.integers(1, MOST_CLOCK_NS),
+    st.integers(MOST_CLOCK_NS // 50, MOST_CLOCK_NS),
     st.integers(1, 200),
 )
 def test_to_bound_the_clocks_changes_no_answer(
@@ -199,7 +199,6 @@ def test_to_bound_the_clocks_changes_no_answer(
 ) -> None:
     """Where threads always did the same, they wait or not as at the first look."""
     scaling = Scaling(2)
-    wall = max(wall, 1_000_000_000)
     for _ in range(times):
         scaling.served(2, wall, int(wall * part), int(wall * first), 0)
         assert scaling.waiting == (part > 0.3)
