@@ -199,7 +199,7 @@ class HelperFuture(Future[Any]):
         super().__init__()
         self._condition = _Condition()
         self._call = call
-        self._waiters: list[Any] = _Waiters(call)
+        self._waiters: _Waiters = _Waiters(call)
         self._loop_waits = False  # whether the engine knows that a loop in a chunk may wait
 
     @property
@@ -272,6 +272,10 @@ class HelperFuture(Future[Any]):
 
     def tell_again(self) -> None:
         """Once it is done, tell those who wait and have not heard, since something struck."""
+        # Without the lock: whoever comes now finds that it is done.
+        parked = self._parents_condition._waiters  # type: ignore[attr-defined]
+        if self._state != "CANCELLED" and not parked and not self._waiters.unheard:
+            return
         with self._condition:
             self.tell_cancelled()
             for each in self._waiters:
@@ -355,27 +359,30 @@ class _Waiters(list[Any]):
 
     Who tells them that it is done iterates over this, and comes to each that has not heard, until
     it could be told.
+
+    Attributes:
+        unheard: Those who have not heard, whom it was not done for when they came.
     """
 
     def __init__(self, call: Submitted) -> None:
         self._call = call
         self._told: dict[Any, ThreadWaiter] = {}
-        self._unheard: deque[Any] = deque()
+        self.unheard: deque[Any] = deque()
 
     def __iter__(self) -> Iterator[Any]:
-        return self._each_unheard() if self._unheard else iter(())
+        return self._each_unheard() if self.unheard else iter(())
 
     def _each_unheard(self) -> Iterator[Any]:
-        while self._unheard:
-            yield self._unheard[0]
-            self._unheard.popleft()  # which needs no memory
+        while self.unheard:
+            yield self.unheard[0]
+            self.unheard.popleft()  # which needs no memory
 
     def append(self, waiter: Any) -> None:
         future = self._call.future
         if future is not None:
             future.refuse_the_parents()
             if future._state not in ("CANCELLED_AND_NOTIFIED", "FINISHED"):  # else it sees that
-                self._unheard.append(waiter)
+                self.unheard.append(waiter)
         super().append(waiter)
         run, stint = self._call.run, enclosing_stint()
         if run is None or run.over or stint is None or self._call.pool.dead:
@@ -388,7 +395,7 @@ class _Waiters(list[Any]):
     def remove(self, waiter: Any) -> None:
         super().remove(waiter)
         with contextlib.suppress(ValueError):
-            self._unheard.remove(waiter)
+            self.unheard.remove(waiter)
         known = self._told.pop(waiter, None)
         run = self._call.run
         if known is not None and run is not None:
