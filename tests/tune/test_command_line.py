@@ -402,7 +402,7 @@ def test_demo_shows_every_way_and_leaves_nothing_half_done() -> None:
     lines = ended.stdout.splitlines()
     assert max(map(len, lines)) <= 100
     for way in ("in the coroutine", "asyncio.to_thread", "run_multithreaded"):
-        assert sum(line.strip().startswith(way) for line in lines) == 2
+        assert sum(line.strip().startswith(way) for line in lines) == 3
     cancelled, failed = (
         next(line.split() for line in lines if word in line)
         for word in ("JobCancelled", "ValueError")
