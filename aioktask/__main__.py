@@ -150,7 +150,9 @@ def _parser() -> _Parser:
     command.add_argument("--quick", action="store_true", help="in some seconds, figures of no use")
     text = "of overhead: only where the time of a short job goes, on both threads"
     command.add_argument("--segments", action="store_true", help=text)
-    text = "of memory: only the operations with this in their names"
+    text = (
+        "of memory and tune: only the operations with this in their names, or parts with ; between"
+    )
     command.add_argument("--only", metavar="WORDS", help=text)
     return parser
 
@@ -293,8 +295,8 @@ def _bench(parser: _Parser, asked: argparse.Namespace) -> None:
     name = asked.benchmark
     if asked.segments and name != "overhead":
         parser.error("--segments: only overhead has them")
-    if asked.only is not None and name != "memory":
-        parser.error("--only: only memory has operations to choose from")
+    if asked.only is not None and name not in ("memory", "tune"):
+        parser.error("--only: only memory and tune have operations to choose from")
     if asked.segments and asked.svg is not None:
         parser.error("--svg: --segments are told in tables only")
     _check_files(parser, asked)

@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from aioktask.bench.promises import Result
 
-__all__ = ["BENCHMARKS", "UnknownOperation", "run"]
+__all__ = ["BENCHMARKS", "UnknownOperation", "chosen", "run"]
 
 # Name and what it measures, for the command line's help.
 BENCHMARKS = {
@@ -33,6 +33,23 @@ _MODULES = {"tune": "learning"}
 
 class UnknownOperation(ValueError):  # noqa: N818 - said to a user, who names another
     """A benchmark has no operation of that name; the message tells those that it has."""
+
+
+def chosen(only: str, names: Iterable[str]) -> list[str]:
+    """The names that `only` is a part of, or one of its parts between semicolons.
+
+    >>> chosen("fill; hist", ["fill", "copy", "histogram, reduce"])
+    ['fill', 'histogram, reduce']
+
+    Raises:
+        UnknownOperation: There is none.
+    """
+    every = list(names)
+    parts = [part.strip() for part in only.split(";")]
+    found = [name for name in every if any(part in name for part in parts)]
+    if not found:
+        raise UnknownOperation(f"{only!r} is in none of these names: {'; '.join(every)}")
+    return found
 
 
 def run(

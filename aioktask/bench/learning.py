@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any
 
 from aioktask import Job, Learned, max_threads, run_multithreaded
+from aioktask.bench import chosen
 from aioktask.bench.beside import SERVED, Waits, lateness, short_jobs, waits_table
 from aioktask.bench.compiled import Compiled
 from aioktask.bench.promises import PAIRS, Promise, Result
@@ -111,25 +112,24 @@ class Bench:
         return None if found is None else cell_name(found.chunk, found.threads)
 
 
-def run(quick: bool, progress: Progress, only: frozenset[str] | None = None) -> Result:
+def run(quick: bool, progress: Progress, only: str = "") -> Result:
     """Compare what is learned with the best of a sweep, on the suite or some of it.
 
     Args:
         quick: Small workloads and few rounds, to see that it works.
         progress: Called with a line about what is measured now.
-        only: Names of `SUITE`; None for all of it.
+        only: Workloads without this in their names are left out.
 
     Raises:
-        ValueError: A name that is not in the suite.
+        UnknownOperation: All are.
     """
-    if only is not None and not only <= SUITE.keys():
-        raise ValueError(f"no workloads named {sorted(only - SUITE.keys())}: {sorted(SUITE)}")
+    wanted = chosen(only, SUITE)
     result = Result("tune", quick)
     summary: list[tuple[object, ...]] = []
     waits: list[Waits] = []
     with asyncio.Runner() as runner:
         for name, make in SUITE.items():
-            if only is None or name in only:
+            if name in wanted:
                 with make(0.01 if quick else 1.0) as workload:
                     bench = Bench(name, workload, runner, quick)
                     summary.append(_compare(result, bench, progress))

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 from aioktask import max_threads
-from aioktask.bench import UnknownOperation, cloops
+from aioktask.bench import chosen, cloops
 from aioktask.bench.operations import (
     GIB,
     Operation,
@@ -59,12 +59,11 @@ def run(quick: bool, progress: Callable[[str], object], only: str = "") -> Resul
     Raises:
         UnknownOperation: All are.
     """
-    wanted = [each for each in operations(quick) if only in each.name]
-    names = [each.name for each in tree_kinds(quick) if only in each.name]
-    if not wanted and not names:
-        every = [each.name for each in operations(quick)]
-        every += [each.name for each in tree_kinds(quick)]
-        raise UnknownOperation(f"{only!r} is in none of these names: {'; '.join(every)}")
+    every = operations(quick)
+    of_trees = [each.name for each in tree_kinds(quick)]
+    asked = chosen(only, [*(each.name for each in every), *of_trees])
+    wanted = [each for each in every if each.name in asked]
+    names = [name for name in of_trees if name in asked]
     result = Result("memory", quick)
     try:
         loop: cloops.CLoop | str = cloops.compile_loop()
