@@ -463,10 +463,22 @@ async def await_submitted_elsewhere(world: World) -> None:
     """A handle is awaited, and a coordinator left, where there may be no stack for a submit."""
     work = world.work()
     soon = soon_on_this_loop()
+    struck: list[BaseException | None] = []
     async with world.coordinator() as coordinator:
-        soon(lambda: world.submit(coordinator, work.job(undo="coroutine")))
-        while not world.handles:
+
+        def submit() -> None:
+            error: BaseException | None = None
+            try:
+                world.submit(coordinator, work.job(undo="coroutine"))
+            except BaseException as raised:  # here, and not in the loop's own code
+                error = raised
+            struck.append(error)
+
+        soon(submit)
+        while not struck:
             await anyio.lowlevel.checkpoint()
+        if struck[0] is not None:
+            raise struck[0]
         await world.handles[0]
 
 
