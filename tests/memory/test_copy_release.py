@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import mmap
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from aioktask import Coordinator, JobCancelled, run_multithreaded, run_multithreaded_sync
 from aioktask.memory import copy, populate, release
+from aioktask.memory._copy import MIN_CHUNK, SC_LEVEL3_CACHE_SIZE
 from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.page_size import largest_page, largest_page_in, may_be_huge
 from tests.memory.sweep import cancelled_at, fails, shim
@@ -257,3 +259,28 @@ def test_a_kernel_that_answers_no_query_is_asked_another_way(
     assert largest_page(address, PAGE) == PAGE
     monkeypatch.setattr(libc, "ioctl", ioctl)
     assert largest_page(address, PAGE) == PAGE
+
+
+@pytest.mark.parametrize(
+    ("told", "chunk"),
+    [
+        (32 << 20, 24 << 20),
+        (384 << 20, 288 << 20),
+        ((32 << 20) + 4, 26 << 20),  # in whole huge pages
+        (0, MIN_CHUNK),  # not known to the kernel
+        (-1, MIN_CHUNK),
+        (OSError(errno.EINVAL, "unrecognized configuration name"), MIN_CHUNK),
+    ],
+)
+def test_a_copy_is_in_calls_that_go_past_the_caches(
+    told: int | OSError, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sysconf(name: int) -> int:
+        assert name == SC_LEVEL3_CACHE_SIZE
+        if isinstance(told, OSError):
+            raise told
+        return told
+
+    monkeypatch.setattr(os, "sysconf", sysconf)
+    assert copy(bytearray(10), bytes(10)).min_chunk == chunk
+    assert copy(bytearray(10), bytes(10), chunk=4096).chunk == 4096
