@@ -95,6 +95,8 @@ class Running:
         # From here on never more than that.
         until(lambda: self.handle.progress().done > done + 20 or not self.keeps(expected.threads))
         assert self.keeps(expected.threads), (self.look(), expected)
+        # A helper may be bound once more by what was read before: the next look mends that.
+        until(lambda: self.look().affinities == expected.affinities)
         assert self.look().affinities == expected.affinities
 
     def keeps(self, threads: int) -> bool:
