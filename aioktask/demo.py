@@ -92,7 +92,7 @@ async def _demo(quick: bool, say: Callable[[str], object]) -> Result:
     alone = await lateness(lambda: asyncio.sleep(0.05 if quick else 0.5))
     rows += await _rows(result, _expression(fitting((8 if quick else 256) * MIB)))
     _give_back()
-    rows += await _rows(result, _pure_python(24 if quick else 160))
+    rows += await _rows(result, _pure_python(24 if quick else 320))
     try:
         with anonymous(fitting((64 if quick else 3072) * MIB), huge=True) as memory_map:
             rows += await _rows(result, _populate(memory_map, _worthwhile(memory_map)))
