@@ -943,3 +943,22 @@ def test_any_program_ends_as_the_model_says(
         assert calls == sorted(calls)
     executor.shutdown()
     assert not executor._pending
+
+
+def test_who_holds_a_future_s_lock_keeps_no_helper_from_work(
+    coordinator: Coordinator, busy: Gate
+) -> None:
+    """As a finalizer that runs in the middle of `concurrent.futures.wait`, and waits for a job."""
+    future = coordinator.executor().submit(pow, 7, 2)
+    call = future._call  # type: ignore[attr-defined]
+    together = threading.Barrier(HELPERS)
+    with future._condition:
+        assert call.pool.cancel(call.run)  # the run ends without the call
+        busy.open()
+        coordinator.submit(Job(lambda a, b: together.wait(PATIENCE), HELPERS, chunk=1)).result(
+            PATIENCE
+        )
+        assert not call.heard
+    with pytest.raises((CancelledError, JobCancelled)):
+        future.result(PATIENCE)
+    assert call.heard

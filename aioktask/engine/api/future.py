@@ -54,21 +54,22 @@ class Submitted:
         future: Of the call; None when the run is over.
         nice: That of the run, so that nothing is lent.
         ended: Whether the run is over, and the future's callbacks have been called.
+        heard: Whether no wake-up is due: it had to be put off.
     """
 
     __slots__ = (
+        "__weakref__",
         "_pending",
         "_watchers",
         "_work",
         "ended",
         "future",
+        "heard",
         "nice",
         "pool",
         "refused",
         "run",
     )
-
-    heard = True
 
     def __init__(
         self,
@@ -86,6 +87,7 @@ class Submitted:
         self.nice = 0
         self.refused: DeadlockError | None = None
         self.ended = False
+        self.heard = True
         self.future: HelperFuture | None = HelperFuture(self)
 
     def __call__(self, start: int, stop: int) -> None:
@@ -122,22 +124,34 @@ class Submitted:
         if run is None or not run.over:  # it may be called without a reason
             return
         future = self.future
+        # Who holds the future's lock may wait for what this thread does next: a finalizer that runs
+        # in the middle of `concurrent.futures`. The keeper comes again.
+        if future is not None and not future.is_free:
+            if self.heard:
+                self.heard = False
+                self.pool.keeper.watch(self._comes_again)
+            return
         try:
-            if future is not None and not future.done():  # the run ended without the call
+            if future is not None and future._state not in _DONE:  # the run ended without the call
                 if run.verdict is not None:
                     future.fail(run.verdict)
                 elif not future.cancel():
                     future.fail(run.cancellation())
         finally:  # whatever a callback raises
-            if future is None or future.done():
+            if future is None or future._state in _DONE:
                 if future is not None:
                     future.tell_again()  # of what was struck half-way
                 self.end()
 
+    def _comes_again(self) -> bool:
+        """On the keeper: end it if that can be done now; whether to come again."""
+        self.wake()
+        return not self.ended
+
     def end(self) -> None:
         """Let go of everything, and wake who waits for that; again, where memory was short."""
         self._pending.pop(self, None)
-        self.ended = True
+        self.ended = self.heard = True
         while self._watchers:
             try:
                 self._watchers[0].parking.unpark()
@@ -270,11 +284,28 @@ class HelperFuture(Future[Any]):
             if self._state == "CANCELLED":
                 self.set_running_or_notify_cancel()
 
+    @property
+    def is_free(self) -> bool:
+        """Whether it can be ended, and those who wait be told, without waiting for its lock."""
+        if self._all_heard:
+            return True
+        lock = self._parents_condition
+        if not lock.acquire(blocking=False):
+            return False
+        lock.release()
+        return True
+
+    @property
+    def _all_heard(self) -> bool:
+        """Whether it is done, and nobody is to be told so; whoever comes now finds that it is."""
+        if self._state not in _DONE or self._state == "CANCELLED":
+            return False
+        parked = self._parents_condition._waiters  # type: ignore[attr-defined]
+        return not (parked or self._waiters.unheard)
+
     def tell_again(self) -> None:
         """Once it is done, tell those who wait and have not heard, since something struck."""
-        # Without the lock: whoever comes now finds that it is done.
-        parked = self._parents_condition._waiters  # type: ignore[attr-defined]
-        if self._state != "CANCELLED" and not parked and not self._waiters.unheard:
+        if self._all_heard:
             return
         with self._condition:
             self.tell_cancelled()
