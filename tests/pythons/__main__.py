@@ -100,7 +100,7 @@ def environment(version: str) -> list[str]:
     # No more than a wish: what its tests need is skipped where it is not there.
     for wish in WISHES:
         try:
-            run_tool(*pip, wish)
+            run_tool(*pip, *[each for each in every if each.startswith(wish)])  # no older release
         except Unavailable:
             say(f"{wish} has no wheel for {version}: its tests are skipped")
     return python
