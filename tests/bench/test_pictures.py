@@ -167,7 +167,7 @@ def test_what_is_missing_has_no_row() -> None:
 def test_the_demo_is_drawn_with_all_its_rounds() -> None:
     told = FIGURES.told["demo"]
     made = pictures(told.data)["demo"]
-    assert len(made.panels) == 2
+    assert len(made.panels) == 3
     for panel in made.panels:
         assert isinstance(panel, Bars)
         times = told.samples[panel.title]
