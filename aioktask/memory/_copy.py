@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from typing import TYPE_CHECKING, SupportsIndex
 
 from aioktask.job import Job
@@ -29,7 +30,7 @@ SC_LEVEL3_CACHE_SIZE = 194  # glibc's; Python has no name for it
 def min_chunk() -> int:
     """Bytes of a call that is certainly worth it, in whole huge pages."""
     try:
-        cache = os.sysconf(SC_LEVEL3_CACHE_SIZE)
+        cache = os.sysconf(SC_LEVEL3_CACHE_SIZE) if sys.platform == "linux" else 0
     except OSError:  # another libc
         cache = 0
     least = int(cache * PAST_CACHES) if cache > 0 else MIN_CHUNK

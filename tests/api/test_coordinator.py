@@ -400,6 +400,9 @@ def test_a_plan_says_what_decides() -> None:
         shown = plan(Job(print, 100), coordinator=coordinator)
     assert shown.limited_by == "the coordinator's max_threads=1"
     assert shown.threads == 1
+    [note] = plan(Job(print, 1600, min_chunk=640, max_threads=2, learn="both")).notes[-1:]
+    assert note.endswith("share it evenly, in pieces of 800 units")
+    assert "evenly" not in str(plan(Job(print, 1600, min_chunk=640, learn="nothing")).notes)
     with pytest.raises(TypeError, match="a Job is needed"):
         plan(print)  # type: ignore[arg-type]
 

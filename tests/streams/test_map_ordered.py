@@ -231,6 +231,22 @@ async def test_the_item_that_holds_the_stream_up_is_told(monkeypatch: pytest.Mon
             assert [value async for value in results] == [2, 3, 4]
 
 
+async def test_a_stream_begins_with_what_the_last_one_of_its_function_learned() -> None:
+    name, lessons = "a stream that learns", current_pool().state.lessons._found
+
+    def is_kept() -> bool:
+        return any(name in key for key in lessons)
+
+    async with map_ordered(double, range(200), name=name) as results:
+        assert [value async for value in results] == [2 * item for item in range(200)]
+    await eventually(is_kept)
+    async with map_ordered(double, (), name=name) as results:  # which learns nothing itself
+        assert results._consumer is not None
+        pacing = results._consumer.feed.growth.pacing
+        await eventually(lambda: pacing.scaling is not None)
+        assert pacing.unit_ns > 0
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("delay", [0, PATIENCE_SECONDS / 2])
 async def test_nothing_waits_for_what_is_looked_for_too_late(ordered: bool, delay: float) -> None:

@@ -31,8 +31,12 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """`python -m aioktask` in a process of its own."""
+    return run_python("-m", "aioktask", *arguments, **environ)
+
+
+def run_python(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "aioktask", *arguments],
+        [sys.executable, *arguments],
         cwd=ROOT,
         env={**os.environ, **environ},
         capture_output=True,
@@ -188,14 +192,7 @@ def test_without_cryptography_it_is_said_what_to_install(program: str) -> None:
             "import runpy, sys; sys.modules['cryptography'] = None; "
             f"runpy.run_path('examples/{program}', run_name='__main__')"
         )
-    ended = subprocess.run(
-        [sys.executable, "-c", source],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    ended = run_python("-c", source)
     assert ended.returncode == 0, ended.stderr
     assert "pip install cryptography" in ended.stdout
 
@@ -535,14 +532,7 @@ def test_bench_names_the_peers_that_are_not_installed() -> None:
         "import sys; sys.modules.update(joblib=None, dask=None, uvloop=None);"
         "from aioktask.__main__ import main; main(['bench', 'overhead', '--quick'])"
     )
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
+    ended = run_python("-c", program)
     assert ended.returncode == 0, ended.stderr
     rows = [line for line in ended.stdout.splitlines() if "not installed" in line]
     assert [row.split()[0].rstrip(",") for row in sorted(rows)] == [

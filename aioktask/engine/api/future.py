@@ -17,7 +17,10 @@
 #
 # Memory may end in any line of `concurrent.futures`, after a future is done and before all who wait
 # have heard. So the run's waiter tells those who have not; and the future's lock is let go of by
-# code that needs no memory, since turns take it too.
+# code that needs no memory.
+#
+# Who holds that lock may wait for the engine, in a finalizer that runs in `concurrent.futures`. So
+# the run's waiter, which a helper wakes before it begins what it was given, never waits for it.
 """Submitted calls and their futures."""
 
 from __future__ import annotations
@@ -124,12 +127,10 @@ class Submitted:
         if run is None or not run.over:  # it may be called without a reason
             return
         future = self.future
-        # Who holds the future's lock may wait for what this thread does next: a finalizer that runs
-        # in the middle of `concurrent.futures`. The keeper comes again.
         if future is not None and not future.is_free:
             if self.heard:
                 self.heard = False
-                self.pool.keeper.watch(self._comes_again)
+                self.pool.keeper.watch(self._comes_again)  # whoever holds the lock waits perhaps
             return
         try:
             if future is not None and future._state not in _DONE:  # the run ended without the call

@@ -26,11 +26,11 @@ from aioktask.engine.api.submission import (
     see_to_its_end,
 )
 from aioktask.engine.learning.lessons import Lesson, key_of
-from aioktask.engine.learning.pacing import pacing_of
+from aioktask.engine.learning.pacing import EvenPacing, pacing_of
 from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop, running_loop
 from aioktask.engine.loops.waiting import CALLS_OF_A_WAIT, wait_until_shielded
 from aioktask.engine.priority import MOST_NICE
-from aioktask.engine.ranges.plan import Plan, make_plan, with_learned
+from aioktask.engine.ranges.plan import Plan, make_plan, with_even_pieces, with_learned
 from aioktask.engine.stack import need_stack
 from aioktask.engine.state import waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
@@ -344,7 +344,8 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
     """Say how a job would be run now, without running it.
 
     Where an earlier run of the function left what it learned, the numbers are those that this run
-    would begin with. Else they are those of padata's rule, which learning changes during the run.
+    would begin with. Else they are those of padata's rule, which learning changes during the run. A
+    note tells of a range of a few chunks that its threads share evenly.
     Where the function was found to hold the GIL, a note names the ways there are. What is kept on
     disk is read for this, and waited for, at most a second; but in the thread of a running loop
     only what was read by now is known.
@@ -373,6 +374,9 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
         most = coordinator.max_threads
         caps.append((most, f"the coordinator's max_threads={most}"))
     made = make_plan(checked_job(job), caps)
+    pacing = pacing_of(job, made.threads, learns(job, group, tunables), None)
+    if isinstance(pacing, EvenPacing):
+        return with_even_pieces(made, pacing.piece)
     lesson = _lesson(pool, job, made.threads, group)
     if lesson is None:
         return made

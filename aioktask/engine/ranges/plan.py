@@ -263,6 +263,12 @@ def make_plan(job: Job[Any], caps: Iterable[tuple[int, str]]) -> Plan:
     )
 
 
+def with_even_pieces(made: Plan, piece: int) -> Plan:
+    """The plan of a run whose threads share its range in pieces of so many units, with a note."""
+    note = f"too short to learn anything: its threads share it evenly, in pieces of {piece} units"
+    return replace(made, notes=(*made.notes, note))
+
+
 def with_learned(
     made: Plan, job: Job[Any], chunk: int | None, threads: int | None, advice: str = ""
 ) -> Plan:

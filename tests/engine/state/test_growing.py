@@ -327,12 +327,18 @@ def test_a_cancel_waits_for_a_calling_thread_that_is_at_an_item_and_wakes_it() -
     assert run.over
 
 
-def test_a_cancel_before_a_run_comes_waits_for_a_calling_thread_that_is_at_an_item() -> None:
-    state = a_state(1)
+def a_run_that_comes_with_its_thread() -> tuple[Run, Caller]:
+    """A growing run that no turn has taken in, and the calling thread that comes with it."""
     run = a_run(Job(nothing, 0, learn="nothing"))
     run.growth = Growth((), MANY, None)
     caller = Caller(0)
     caller.quits = True
+    return run, caller
+
+
+def test_a_cancel_before_a_run_comes_waits_for_a_calling_thread_that_is_at_an_item() -> None:
+    state = a_state(1)
+    run, caller = a_run_that_comes_with_its_thread()
     stint = run.stint_of(caller)
     stint.stretch_stop = 1
     assert run.may_start()
@@ -351,10 +357,7 @@ def test_a_cancel_before_a_run_comes_waits_for_a_calling_thread_that_is_at_an_it
 
 def test_a_run_that_was_cancelled_before_its_calling_thread_began_is_over_when_it_comes() -> None:
     state = a_state(1)
-    run = a_run(Job(nothing, 0, learn="nothing"))
-    run.growth = Growth((), MANY, None)
-    caller = Caller(0)
-    caller.quits = True
+    run, caller = a_run_that_comes_with_its_thread()
     assert run.cancel()
     admission.admit(state, run, caller, caller, False, False)
     assert run.over
