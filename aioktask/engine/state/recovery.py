@@ -133,8 +133,11 @@ def find_unattended(state: State, run: None) -> None:
     cancelled its run before.
     """
     looked = list(itertools.islice(state.unasked, ATTENDANCE_LOOKS))
-    if len(looked) < ATTENDANCE_LOOKS:
+    if not looked:
+        # A round begins as it is looked at, and not at the end of the last one: else each run were
+        # referred to from here until the next look, also once it is over.
         state.unasked = iter(list(state.runs))
+        looked = list(itertools.islice(state.unasked, ATTENDANCE_LOOKS))
     for each in looked:
         if each.cancel_asked and not (each.cancelled or each.over):
             cancel(state, each)  # the thread that cancelled was struck before it could post that
