@@ -15,10 +15,12 @@ __all__ = [
     "JobCancelled",
     "Learned",
     "OnDemand",
+    "Overloaded",
     "Part",
     "Plan",
     "Progress",
     "Report",
+    "Snapshot",
     "Speed",
     "StreamProgress",
     "UndoFailed",
@@ -37,6 +39,7 @@ __all__ = [
     "run_multithreaded",
     "run_multithreaded_sync",
     "set_max_threads",
+    "snapshot",
     "tunables",
 ]
 
@@ -53,10 +56,12 @@ _NAMES = {
     "JobCancelled": "aioktask.errors",
     "Learned": "aioktask.job",
     "OnDemand": "aioktask.ondemand",
+    "Overloaded": "aioktask.errors",
     "Part": "aioktask.job",
     "Plan": "aioktask.engine.ranges.plan",
     "Progress": "aioktask.job",
     "Report": "aioktask.job",
+    "Snapshot": "aioktask.status",
     "Speed": "aioktask.job",
     "StreamProgress": "aioktask.job",
     "UndoFailed": "aioktask.errors",
@@ -75,6 +80,7 @@ _NAMES = {
     "run_multithreaded": "aioktask.engine.api.run_job",
     "run_multithreaded_sync": "aioktask.engine.api.run_job",
     "set_max_threads": "aioktask.engine.api.process",
+    "snapshot": "aioktask.engine.api.snapshots",
     "tunables": "aioktask.engine.api.process",
 }
 
@@ -85,10 +91,11 @@ if TYPE_CHECKING:
     from aioktask.engine.api.handle import Handle
     from aioktask.engine.api.process import configure, max_threads, set_max_threads, tunables
     from aioktask.engine.api.run_job import plan, run, run_multithreaded, run_multithreaded_sync
+    from aioktask.engine.api.snapshots import snapshot
     from aioktask.engine.priority import priority
     from aioktask.engine.ranges.plan import Plan
     from aioktask.engine.state.current import current_chunk
-    from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, UndoFailed
+    from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, Overloaded, UndoFailed
     from aioktask.job import (
         Chunk,
         Failure,
@@ -102,6 +109,7 @@ if TYPE_CHECKING:
         failure,
     )
     from aioktask.ondemand import OnDemand
+    from aioktask.status import Snapshot
     from aioktask.streams import map_ordered, map_ordered_sync
 else:
 

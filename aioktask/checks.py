@@ -6,9 +6,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import SupportsIndex, TypeVar, cast
 
@@ -79,6 +80,49 @@ def check_remember(name: str, value: object) -> bool | str:
     if path != DISK and (not os.path.isabs(path) or "\0" in path):
         raise ValueError(f"{wanted}, got {value!r}")
     return path
+
+
+def seconds(name: str, value: object, *, may_be_zero: bool = True) -> float:
+    """`value` as a time in seconds: a number that is finite and not negative.
+
+    Raises:
+        TypeError: It is no number.
+        ValueError: It is negative, not finite, or zero where it may not be.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
+    if not 0 <= value < math.inf or not (value or may_be_zero):
+        least = "at least 0" if may_be_zero else "above 0"
+        raise ValueError(f"{name} must be {least} seconds and finite, got {value!r}")
+    return float(value)
+
+
+# Labels are told with every event of a job, and shown in lists of a thousand.
+MOST_LABELS = 32
+LONGEST_LABEL = 1024
+
+
+def check_labels(labels: object) -> dict[str, str]:
+    """A copy of `labels`, a mapping of strings to strings.
+
+    Raises:
+        TypeError: It is none.
+        ValueError: There are too many, or one is too long; a name is empty.
+    """
+    if not isinstance(labels, Mapping):
+        raise TypeError(f"labels must be a mapping of strings to strings, got {labels!r}")
+    found = dict(labels)
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"labels must be strings, got {name!r}: {value!r}")
+        if not name or max(len(name), len(value)) > LONGEST_LABEL:
+            raise ValueError(
+                f"a label must have a name, and neither may be longer than {LONGEST_LABEL} "
+                f"characters, got {name[:40]!r} with {len(value)} characters"
+            )
+    if len(found) > MOST_LABELS:
+        raise ValueError(f"there may be at most {MOST_LABELS} labels, got {len(found)}")
+    return found
 
 
 def optional(name: str, value: object, kind: type[T]) -> T | None:

@@ -2,7 +2,8 @@
 # What can go wrong beside the job's own exception, each with what it carries.
 #
 # A chunk's exception reaches the caller as it is; the classes here exist only where there is no
-# such exception: a job that was cancelled, a wait that could never end, an undo that failed.
+# such exception: a job that was cancelled or not taken in, a wait that could never end, an undo
+# that failed.
 """The exceptions of aioktask."""
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["ChunkCancelled", "DeadlockError", "JobCancelled", "UndoFailed"]
+__all__ = ["ChunkCancelled", "DeadlockError", "JobCancelled", "Overloaded", "UndoFailed"]
 
 
 class JobCancelled(Exception):  # noqa: N818 - the field says "cancelled", not "cancelled error"
@@ -22,6 +23,26 @@ class JobCancelled(Exception):  # noqa: N818 - the field says "cancelled", not "
     Raised to whoever waits for the handle. A waiter that is itself cancelled sees its loop's own
     cancellation instead. What was done has been undone if the job has an `undo`.
     """
+
+
+class Overloaded(Exception):  # noqa: N818 - a state that passes, and no fault
+    """A job could not begin in the time that it, its coordinator or the process allows it.
+
+    It was refused as it was submitted, or ended before any of its chunks began: nothing was done.
+
+    Attributes:
+        queued: How many jobs of the coordinator were waiting to begin.
+        retry_after: Seconds after which the queue is likely to have room, by the rate at which jobs
+            began lately.
+    """
+
+    def __init__(self, message: str, queued: int, retry_after: float) -> None:
+        super().__init__(message, queued, retry_after)
+        self.queued = queued
+        self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class ChunkCancelled(BaseException):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import EllipsisType, GetSetDescriptorType
 from typing import (
@@ -28,6 +28,7 @@ from typing import (
 
 from aioktask.checks import (
     check_function,
+    check_labels,
     check_learn,
     check_name,
     check_remember,
@@ -43,6 +44,7 @@ __all__ = [
     "Chunk",
     "Failure",
     "Job",
+    "Labels",
     "Learn",
     "Learned",
     "Part",
@@ -64,6 +66,34 @@ Learn = Literal["both", "chunk", "threads", "nothing"]
 Remember = bool | str | os.PathLike[str]
 
 UndoFunction = Callable[[int, int], object] | Callable[[int, int], Coroutine[Any, Any, object]]
+
+
+class Labels(Mapping[str, str]):
+    """What a program says of a job for whoever looks at it: strings by name, which never change.
+
+    >>> Labels({"request": "7f3a"})["request"]
+    '7f3a'
+    """
+
+    __slots__ = ("_labels",)
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self._labels = check_labels(labels)
+
+    def __getitem__(self, name: str) -> str:
+        return self._labels[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._labels)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __repr__(self) -> str:
+        return f"Labels({self._labels!r})"
+
+
+NO_LABELS = Labels({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +175,8 @@ class Job(Generic[T]):
             or ``AIOKTASK_REMEMBER`` says, else within this process.
         name: For errors, events and thread names, and to tell functions apart in what is
             remembered. By default the function's name.
+        labels: Strings by name, such as the number of a request, for whoever looks at the job: they
+            go with its events and stand in snapshots. At most 32, of 1,024 characters.
 
     Raises:
         TypeError: An argument of the wrong kind; a bool or float where an integer is meant; an
@@ -174,6 +206,7 @@ class Job(Generic[T]):
     learn: Learn | None
     remember: bool | str | None
     name: str
+    labels: Labels
     _bind: Callable[[], Bound[T]] | None = field(repr=False)
     # Whether it is one call of a function that knows nothing of ranges: see `engine/api/call.py`.
     single_call: ClassVar[bool] = False
@@ -195,6 +228,7 @@ class Job(Generic[T]):
         learn: Learn | None = None,
         remember: Remember | None = None,
         name: str | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> None: ...
 
     @overload
@@ -216,6 +250,7 @@ class Job(Generic[T]):
         learn: Learn | None = None,
         remember: Remember | None = None,
         name: str | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> None: ...
 
     def __init__(
@@ -236,6 +271,7 @@ class Job(Generic[T]):
         learn: Learn | None = None,
         remember: Remember | None = None,
         name: str | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         check_function("fn", fn)
         if undo is not None:
@@ -262,6 +298,7 @@ class Job(Generic[T]):
         put("learn", None if learn is None else check_learn("learn", learn))
         put("remember", None if remember is None else check_remember("remember", remember))
         put("name", name_of(fn) if name is None else check_name(name))
+        put("labels", NO_LABELS if labels is None else Labels(labels))
         put("_bind", None)
         if self.chunk is not None:
             if self.chunk % self.align:
@@ -285,6 +322,18 @@ class Job(Generic[T]):
     def stop(self) -> int:
         """One past the last unit: ``start + size``."""
         return self.start + self.size
+
+    def with_labels(self, labels: Mapping[str, str]) -> Job[T]:
+        """A copy of the job with these labels, in place of those that it has.
+
+        For jobs that a function has made, as those of `aioktask.arrays` and `aioktask.memory`.
+
+        Raises:
+            TypeError, ValueError: They are not what labels may be: the message names it.
+        """
+        job = copy.copy(self)
+        object.__setattr__(job, "labels", Labels(labels))
+        return job
 
     @property
     def undo_is_async(self) -> bool:

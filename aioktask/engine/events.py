@@ -9,15 +9,18 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
 
 class EventKind(Enum):
     SUBMITTED = "job_submitted"
+    REFUSED = "job_refused"
     STARTED = "job_started"
     LEARNED = "job_learned"
     HOLDS_GIL = "job_holds_gil"
     STALLED = "stream_stalled"
+    STUCK = "chunk_stuck"
     BOUND_TO_ONE_CPU = "process_bound_to_one_cpu"
     FINISHED = "job_finished"
     FAILED = "job_failed"
@@ -26,6 +29,7 @@ class EventKind(Enum):
     UNDO_FAILED = "job_undo_failed"
     NOT_REMEMBERED = "lesson_not_used"
     NOT_KEPT = "lesson_not_kept"
+    LEFT_BEHIND = "jobs_left_behind"
     ENGINE_FAILED = "engine_failed"
 
 
@@ -38,6 +42,7 @@ class Event(NamedTuple):
         run: A number of this run of the job, in this process.
         details: Figures and errors, by name.
         awaited: Whether the job has an owner or a waiter, who is told by other means too.
+        labels: Those of the job.
     """
 
     kind: EventKind
@@ -45,6 +50,7 @@ class Event(NamedTuple):
     run: int
     details: Mapping[str, object]
     awaited: bool
+    labels: Mapping[str, str] = MappingProxyType({})
 
 
 Listener = Callable[[Event], None]

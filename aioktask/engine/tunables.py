@@ -13,11 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from aioktask.checks import DISK, check_flag, check_learn, check_remember, integer, nice_value
+from aioktask.checks import (
+    DISK,
+    check_flag,
+    check_learn,
+    check_remember,
+    integer,
+    nice_value,
+    seconds,
+)
 
 __all__ = ["NO_SHARE", "TUNABLES", "Tunable", "Tunables", "checked", "process_tunables"]
 
 NO_SHARE = "off"
+OFF = "off"  # in the environment, for None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,15 @@ def _integer(text: str) -> object:
         return text
 
 
+def _seconds(text: str) -> object:
+    if text.strip() == OFF:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _flag(text: str) -> object:
     return {"0": False, "1": True}.get(text.strip(), text)
 
@@ -71,6 +89,18 @@ def _threads(name: str, value: object) -> object:
 
 def _count(name: str, value: object) -> object:
     return integer(name, value, least=0)
+
+
+def _limit(name: str, value: object) -> object:
+    return None if value is None else integer(name, value, least=0)
+
+
+def _time(name: str, value: object) -> object:
+    return None if value is None else seconds(name, value)
+
+
+def _time_above_zero(name: str, value: object) -> object:
+    return None if value is None else seconds(name, value, may_be_zero=False)
 
 
 def _nice(name: str, value: object) -> object:
@@ -110,6 +140,29 @@ TUNABLES = {
             _count,
             _integer,
             scoped=False,
+        ),
+        Tunable(
+            "max_queued",
+            "The most jobs of a coordinator that may wait for a thread, beside as many as there "
+            "are threads for them; one more is refused with `Overloaded`. None for any number. "
+            "Jobs without a coordinator count together.",
+            _limit,
+            _integer,
+        ),
+        Tunable(
+            "max_wait",
+            "The longest, in seconds, that a job may wait to begin: one that would wait longer, by "
+            "the rate at which jobs begin, is refused with `Overloaded`, and one that has waited "
+            "so long ends with it. None for any time.",
+            _time,
+            _seconds,
+        ),
+        Tunable(
+            "stuck_after",
+            "After how many seconds in one chunk the event `chunk_stuck` tells of it, with the "
+            "Python stack of its thread; again after twice the time, and so on. None for never.",
+            _time_above_zero,
+            _seconds,
         ),
         Tunable(
             "nice",
@@ -156,6 +209,9 @@ class Tunables:
     max_threads: int | None = None
     max_threads_per_node: int | None = None
     max_blocked: int = 32
+    max_queued: int | None = None
+    max_wait: float | None = None
+    stuck_after: float | None = 30.0
     nice: int | None = None
     give_way: bool = True
     share: str = "default"
@@ -236,6 +292,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
 
 _WANTED: dict[Callable[[str], object], str] = {
     _integer: "an integer",
+    _seconds: f"a number of seconds or {OFF}",
     _flag: "0 or 1",
     _memory: f"0, 1, {DISK} or the absolute path of a directory",
     _word: "a word",

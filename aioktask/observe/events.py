@@ -17,11 +17,18 @@ from aioktask.engine.events import Event, EventKind
 _logger = logging.getLogger("aioktask")
 
 _ROUTINE = (EventKind.SUBMITTED, EventKind.STARTED, EventKind.LEARNED)
-_ADVICE = (EventKind.HOLDS_GIL, EventKind.STALLED, EventKind.BOUND_TO_ONE_CPU)
+_ADVICE = (
+    EventKind.HOLDS_GIL,
+    EventKind.STALLED,
+    EventKind.STUCK,
+    EventKind.BOUND_TO_ONE_CPU,
+    EventKind.LEFT_BEHIND,
+)
 # What the system refused is worth a warning; a file that is damaged, or a function that was changed
 # since, is not.
 _LESSONS = (EventKind.NOT_REMEMBERED, EventKind.NOT_KEPT)
-_ENDINGS = (EventKind.FINISHED, EventKind.CANCELLED, EventKind.UNDONE)
+# A refusal is told to whoever submits.
+_ENDINGS = (EventKind.FINISHED, EventKind.CANCELLED, EventKind.UNDONE, EventKind.REFUSED)
 
 
 def level_of(event: Event) -> int:
@@ -41,13 +48,18 @@ def log(event: Event) -> None:
     """Send an event to structlog, or to logging where that is not configured."""
     level = level_of(event)
     if structlog.is_configured():
-        structlog.get_logger(_logger.name).log(
-            level, event.kind.value, job=event.job, run=event.run, **event.details
-        )
+        structlog.get_logger(_logger.name).log(level, event.kind.value, **_fields(event))
     elif _logger.isEnabledFor(level):
-        fields = {"job": event.job, "run": event.run, **event.details}
+        fields = _fields(event)
         told = " ".join(f"{key}={value!r}" for key, value in fields.items())
         _logger.log(level, "%s %s", event.kind.value, told, extra={"aioktask": fields})
+
+
+def _fields(event: Event) -> dict[str, object]:
+    fields = {"job": event.job, "run": event.run, **event.details}
+    if event.labels:
+        fields["labels"] = dict(event.labels)
+    return fields
 
 
 def wants_routine() -> bool:

@@ -17,6 +17,7 @@ from collections.abc import (
     Callable,
     Iterable,
     Iterator,
+    Mapping,
 )
 from time import perf_counter_ns
 from types import TracebackType
@@ -62,6 +63,8 @@ def map_ordered(
     nice: SupportsIndex | None = ...,
     name: str | None = ...,
     coordinator: Coordinator | None = ...,
+    timeout: float | None = ...,
+    labels: Mapping[str, str] | None = ...,
 ) -> Stream[R]: ...
 
 
@@ -77,6 +80,8 @@ def map_ordered(
     nice: SupportsIndex | None = ...,
     name: str | None = ...,
     coordinator: Coordinator | None = ...,
+    timeout: float | None = ...,
+    labels: Mapping[str, str] | None = ...,
 ) -> Stream[R | Exception]: ...
 
 
@@ -91,6 +96,8 @@ def map_ordered(
     nice: SupportsIndex | None = None,
     name: str | None = None,
     coordinator: Coordinator | None = None,
+    timeout: float | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Stream[Any]:
     """Call a function for items as they come, on helpers, and give its values in their order.
 
@@ -120,6 +127,11 @@ def map_ordered(
         name: For errors, events and thread names; by default the function's name.
         coordinator: The one whose cap applies and that may end the stream. By default that of the
             chunk on behalf of which this is called, else none.
+        timeout: How long the stream may take from when it is entered, in seconds; None for any
+            time. One whose first item could not begin in time raises `Overloaded`, at the latest
+            where a value is asked for; one that is not over in time is cancelled, and its consumer
+            gets a `TimeoutError`.
+        labels: Of the stream, as of a `Job`.
 
     Returns:
         The stream, an async context manager and, once entered, an async iterator.
@@ -158,6 +170,8 @@ def map_ordered(
         nice=nice,
         name=name,
         coordinator=coordinator,
+        timeout=timeout,
+        labels=labels,
     )
     if not isinstance(items, (AsyncIterable, Iterable)):
         raise TypeError(f"items must be an iterable or an async iterable, got {items!r}")

@@ -14,8 +14,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter_ns
 from typing import Generic, Literal, SupportsIndex, TypeVar
 
@@ -27,6 +26,7 @@ from aioktask.checks import (
     name_of,
     nice_value,
     optional,
+    seconds,
 )
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.feed import Feed, StreamHandle
@@ -34,6 +34,7 @@ from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Waiter
 from aioktask.engine.threads.keeper import WATCH_SECONDS
 from aioktask.errors import ChunkCancelled
+from aioktask.job import NO_LABELS, Labels
 from aioktask.streams._exchange import Exchange, Raised
 
 __all__ = ["PATIENCE_SECONDS", "WINDOW", "Consumer", "Errors", "Options"]
@@ -77,6 +78,8 @@ class Options(Generic[T, R]):
         nice: SupportsIndex | None,
         name: str | None,
         coordinator: Coordinator | None,
+        timeout: float | None,
+        labels: Mapping[str, str] | None,
     ) -> None:
         check_function("fn", fn)
         self.fn = fn
@@ -86,24 +89,12 @@ class Options(Generic[T, R]):
             kind = ValueError if type(errors) is str else TypeError
             raise kind(f"errors must be 'raise' or 'yield', got {errors!r}")
         self.yields_errors = errors == "yield"
-        self.longest_ns = None if max_delay is None else _nanoseconds("max_delay", max_delay)
+        self.longest_ns = None if max_delay is None else int(seconds("max_delay", max_delay) * 1e9)
         self.nice = None if nice is None else nice_value("nice", nice)
         self.name = name_of(fn) if name is None else check_name(name)
         self.coordinator = optional("coordinator", coordinator, Coordinator)
-
-
-def _nanoseconds(name: str, value: object) -> int:
-    """`value`, in seconds, in nanoseconds.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is negative, or no number that a time can have.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be at least 0 and finite, got {value!r}")
-    return int(value * 1e9)
+        self.timeout = None if timeout is None else seconds("timeout", timeout)
+        self.labels = NO_LABELS if labels is None else Labels(labels)
 
 
 class Consumer(Generic[T, R]):
@@ -141,6 +132,8 @@ class Consumer(Generic[T, R]):
             nice=options.nice,
             longest_ns=options.longest_ns,
             coordinator=options.coordinator,
+            timeout=options.timeout,
+            labels=options.labels,
         )
         self._growth = self.feed.growth
         self._growth.has = self.exchange.has

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from threading import get_ident
 from types import TracebackType
@@ -39,6 +39,8 @@ def map_ordered_sync(
     nice: SupportsIndex | None = ...,
     name: str | None = ...,
     coordinator: Coordinator | None = ...,
+    timeout: float | None = ...,
+    labels: Mapping[str, str] | None = ...,
 ) -> SyncStream[R]: ...
 
 
@@ -54,6 +56,8 @@ def map_ordered_sync(
     nice: SupportsIndex | None = ...,
     name: str | None = ...,
     coordinator: Coordinator | None = ...,
+    timeout: float | None = ...,
+    labels: Mapping[str, str] | None = ...,
 ) -> SyncStream[R | Exception]: ...
 
 
@@ -68,6 +72,8 @@ def map_ordered_sync(
     nice: SupportsIndex | None = None,
     name: str | None = None,
     coordinator: Coordinator | None = None,
+    timeout: float | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> SyncStream[Any]:
     """Call a function for items as they come, on helpers and the calling thread: `map_ordered` for
     scripts and for chunks.
@@ -78,8 +84,8 @@ def map_ordered_sync(
     when its value is done by another thread is finished first.
 
     Args:
-        fn, items, window, ordered, errors, max_delay, nice, name, coordinator: As in
-            `map_ordered`, but `items` is an ordinary iterable, read by the calling thread.
+        fn, items, window, ordered, errors, max_delay, nice, name, coordinator, timeout, labels: As
+            in `map_ordered`, but `items` is an ordinary iterable, read by the calling thread.
 
     Returns:
         The stream, a context manager and, once entered, an iterator.
@@ -111,6 +117,8 @@ def map_ordered_sync(
         nice=nice,
         name=name,
         coordinator=coordinator,
+        timeout=timeout,
+        labels=labels,
     )
     if not isinstance(items, Iterable):
         raise TypeError(f"items must be an iterable, got {items!r}")

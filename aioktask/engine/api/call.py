@@ -16,7 +16,7 @@ from typing import Any, Generic, NoReturn, SupportsIndex, TypeVar, TypeVarTuple
 from aioktask.checks import check_function, check_name, is_plain, name_of, nice_value
 from aioktask.engine.ranges.plan import facts_of
 from aioktask.engine.threads.helper import _OWN_FILES
-from aioktask.job import Job
+from aioktask.job import NO_LABELS, Job, Labels
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -92,11 +92,15 @@ def refuse_keywords(what: str, fn: object, given: Mapping[str, object]) -> NoRet
     )
 
 
-def job_of_call(call: Callable[[int, int], object], nice: int, name: str) -> Job[None]:
+def job_of_call(
+    call: Callable[[int, int], object], nice: int, name: str, labels: Labels = NO_LABELS
+) -> Job[None]:
     """The job whose one chunk is this call."""
     job = object.__new__(CallJob)
     # A frozen class would set its fields one by one. The facts stand where `facts_of` looks.
     job.__dict__.update(fn=call, nice=nice, name=name, _facts=_FACTS)
+    if labels is not NO_LABELS:
+        job.__dict__["labels"] = labels
     return job
 
 

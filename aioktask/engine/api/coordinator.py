@@ -6,15 +6,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Generator, Mapping
+from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, Never, SupportsIndex, TypeVar, TypeVarTuple, Unpack
 
+from aioktask.checks import seconds
 from aioktask.engine.api.call import refuse_keywords
 from aioktask.engine.api.executor import HelperThreadPoolExecutor
 from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.run_job import run
 from aioktask.engine.api.scope import Scope
+from aioktask.engine.api.snapshots import take_snapshot
 from aioktask.engine.api.submission import needed_loop, new_run, park_until
 from aioktask.engine.loops.loop import Loop, refuse_running_loop, running_loop
 from aioktask.engine.loops.waiting import (
@@ -27,12 +31,13 @@ from aioktask.engine.stack import need_stack
 from aioktask.engine.state import ending
 from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
 from aioktask.engine.state.group import Leaver, RunGroup
-from aioktask.engine.state.run import Run
+from aioktask.engine.state.run import Run, numbers
 from aioktask.engine.state.workers import ThreadWaiter
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import TUNABLES, checked
 from aioktask.errors import UndoFailed
 from aioktask.job import Job, Learn, Remember
+from aioktask.status import JobStatus, Snapshot
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -68,6 +73,13 @@ class Coordinator(Scope):
         give_way: Whether its jobs of a nice above 0 leave the CPUs to other processes.
         learn: What its jobs learn while they run, unless a job itself says; see `Job`.
         remember: Whether its jobs remember it, and where, unless a job itself says; see `Job`.
+        max_queued: The most of its jobs that may wait for a thread, beside as many as there are
+            threads for them; one more is refused with `Overloaded`. Jobs that its own chunks submit
+            are never refused.
+        max_wait: The longest, in seconds, that one of its jobs may wait to begin; then it ends with
+            `Overloaded`, as it does at once where it would wait longer by the rate at which jobs
+            begin.
+        stuck_after: After how many seconds in one chunk the event `chunk_stuck` tells of it.
 
     Raises:
         TypeError, ValueError: An argument is not what it may be: the message names it.
@@ -82,6 +94,9 @@ class Coordinator(Scope):
         give_way: bool | None = None,
         learn: Learn | None = None,
         remember: Remember | None = None,
+        max_queued: SupportsIndex | None = None,
+        max_wait: float | None = None,
+        stuck_after: float | None = None,
     ) -> None:
         given = {
             "max_threads": max_threads,
@@ -90,6 +105,9 @@ class Coordinator(Scope):
             "give_way": give_way,
             "learn": learn,
             "remember": remember,
+            "max_queued": max_queued,
+            "max_wait": max_wait,
+            "stuck_after": stuck_after,
         }
         said = {name: value for name, value in given.items() if value is not None}
         super().__init__(checked("Coordinator()", said, scoped=True))
@@ -134,17 +152,26 @@ class Coordinator(Scope):
         pool, group = self.scope()
         pool.adapter.set_group(group)
 
-    def submit(self, job: Job[T]) -> Handle[T]:
+    def submit(self, job: Job[T], *, timeout: float | None = None) -> Handle[T]:
         """Run a job, whether or not anyone waits for it.
 
         May be called from any thread; a job with a coroutine `undo` from a running loop only.
 
+        Args:
+            job: What to run.
+            timeout: How long it may take from now on, in seconds, its undo apart; None for any
+                time. The handle of one that has not begun by then raises `Overloaded`; one that
+                runs is cancelled and undone, and its handle raises a `TimeoutError`.
+
         Raises:
-            RuntimeError: The coordinator was left or shut down, or the interpreter exits.
-            TypeError: `job` is no Job, or its coroutine undo has no loop to run on.
+            Overloaded: The job could not begin in time, as is known already: it is not taken in.
+            RuntimeError: The coordinator was drained, left or shut down, or the interpreter exits.
+            TypeError: `job` is no Job, or its coroutine undo has no loop to run on; `timeout` is no
+                number.
+            ValueError: `timeout` is negative or not finite.
         """
         pool, group = self.scope()
-        run = new_run(pool, group, job, running_loop(), parent=None, owned=False)
+        run = new_run(pool, group, job, running_loop(), parent=None, owned=False, timeout=timeout)
         outer = local.stint
         try:
             pool.submit(run, nested=outer is not None and outer.run.group is group)
@@ -159,6 +186,8 @@ class Coordinator(Scope):
         *args: *Ts,
         nice: SupportsIndex | None = None,
         name: str | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - it ends the job, not the wait
+        labels: Mapping[str, str] | None = None,
         **others: Never,
     ) -> T:
         """Call a function on a helper thread, and wait for what it returns: see `aioktask.run`.
@@ -167,7 +196,9 @@ class Coordinator(Scope):
         """
         if others:
             refuse_keywords("Coordinator.run()", fn, others)
-        return await run(fn, *args, nice=nice, name=name, coordinator=self)
+        return await run(
+            fn, *args, nice=nice, name=name, coordinator=self, timeout=timeout, labels=labels
+        )
 
     def executor(self, nice: SupportsIndex = 0) -> HelperThreadPoolExecutor:
         """An executor of `concurrent.futures` whose calls are jobs of this coordinator.
@@ -188,44 +219,96 @@ class Coordinator(Scope):
         self._refuse_if_closed()
         return HelperThreadPoolExecutor(self, nice)
 
-    async def shutdown(self, *, cancel: bool = False) -> None:
+    @property
+    def ready(self) -> bool:
+        """Whether it takes jobs: what a health check may ask. False once it was drained."""
+        return not (self._closed or self.scope()[0].state.closing)
+
+    def drain(self) -> None:
+        """Take no more jobs, and return at once: those there are go on.
+
+        `submit` is refused from now on, and so are calls and streams; `ready` is False. Only chunks
+        of its own jobs may still submit to it. May be called from any thread, in a signal handler
+        too, and any number of times.
+        """
+        self.scope()[1].closed = True
+
+    async def shutdown(
+        self,
+        *,
+        cancel: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109 - it comes back, and is not cancelled
+    ) -> tuple[JobStatus, ...]:
         """Take no more jobs, and wait for those there are; with `cancel`, cancel them first.
 
-        **Cancellation** while it waits cancels the jobs, waits until they are undone, and goes on.
-        What a signal handler raises in here does the same.
+        Args:
+            cancel: Whether to cancel them.
+            timeout: How long to wait, in seconds; None for any time. Jobs that are left then go on.
+                Leaving the coordinator afterwards does not wait for them: the event
+                `jobs_left_behind` names them. The exit of the interpreter cancels them, and waits.
+
+        Returns:
+            The jobs that are left, as they stand; none without `timeout`.
+
+        **Cancellation** while it waits cancels the jobs, waits until they are undone or the time is
+        up, and goes on. What a signal handler raises in here does the same.
 
         Raises:
             UndoFailed: An undo failed, and no waiter has been given that yet.
+            TypeError, ValueError: `timeout` is no number, negative or not finite.
+
+        >>> import asyncio
+        >>> async def main():
+        ...     async with Coordinator() as coordinator:
+        ...         coordinator.drain()
+        ...         return coordinator.ready, await coordinator.shutdown(timeout=10)
+        >>> asyncio.run(main())
+        (False, ())
         """
         need_stack(CALLS_OF_A_WAIT)
-        await self._leave(cancel=cancel)
+        until = None
+        if timeout is not None:
+            until = perf_counter_ns() + int(seconds("timeout", timeout) * 1e9)
+        await self._leave(cancel=cancel, until=until)
+        return self.snapshot().jobs if until is not None else ()
 
-    async def _leave(self, *, cancel: bool) -> None:
+    def snapshot(self) -> Snapshot:
+        """What there is to see of this coordinator's jobs, and of the process: see `snapshot`."""
+        pool, group = self.scope()
+        return take_snapshot(pool, group)
+
+    async def _leave(self, *, cancel: bool, until: int | None = None) -> None:
         pool, group = self.scope()
         loop = needed_loop("Coordinator.shutdown()")
         waiter = loop.waiter(_NO_LOAN)
         leaver = Leaver(waiter, enclosing_stint(), detects=False)
         try:
-            pool.leave(group, leaver, cancels=cancel)
-            await loop.checkpoint_if_cancelled()
-            await wait_until(waiter, lambda: leaver.gone)
+            with _time_limit(pool, group, leaver, until):
+                pool.leave(group, leaver, cancels=cancel)
+                await loop.checkpoint_if_cancelled()
+                await wait_until(waiter, lambda: leaver.waits_no_more)
         except GeneratorExit:
             pool.cancel_group(group)
             raise
         except BaseException as error:
-            await _end_all(pool, group, loop, error)
+            await _end_all(pool, group, loop, error, until)
             raise
+        if not leaver.gone:
+            group.given_up = True
         _raise_undo_failed(leaver, None)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
             raise RuntimeError(
-                "the coordinator was left or shut down: it takes no more jobs; make a new one"
+                "the coordinator was drained, left or shut down: it takes no more jobs; make a "
+                "new one"
             )
 
     async def __aenter__(self) -> Coordinator:
         self._refuse_if_closed()
         need_stack(CALLS_OF_LEAVING)
+        loop = needed_loop("entering a coordinator")
+        self.scope()[0].loops.add(loop)
         return self
 
     async def __aexit__(
@@ -234,10 +317,16 @@ class Coordinator(Scope):
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        pool, group = self.scope()
+        loop = running_loop()
+        if loop is not None:
+            pool.loops.remove(loop)
+        if group.given_up:
+            _leave_behind(pool, group, cancels=exc is not None)
+            return
         if exc is None:
             await self._leave(cancel=False)
             return
-        pool, group = self.scope()
         pool.cancel_group(group)
         if isinstance(exc, GeneratorExit):  # the loop is gone, and nobody can wait
             return
@@ -258,6 +347,9 @@ class Coordinator(Scope):
         trace: TracebackType | None,
     ) -> None:
         pool, group = self.scope()
+        if group.given_up:
+            _leave_behind(pool, group, cancels=exc is not None)
+            return
         try:
             _leave_in_thread(pool, group, exc, cancels=exc is not None)
         except UndoFailed:
@@ -265,6 +357,30 @@ class Coordinator(Scope):
         except BaseException as error:  # KeyboardInterrupt: a second one gives up
             _leave_in_thread(pool, group, error, cancels=True)
             raise
+
+
+def _leave_behind(pool: Pool, group: RunGroup, *, cancels: bool) -> None:
+    """Wait for nothing, since a shutdown gave up, and say so where jobs are left."""
+    if cancels:
+        pool.cancel_group(group)
+    if group.runs:
+        pool.post(ending.tell_left_behind, None, group)
+
+
+@contextlib.contextmanager
+def _time_limit(
+    pool: Pool, group: RunGroup, leaver: Leaver, until: int | None
+) -> Generator[None, None, None]:
+    """Have the leaver give up at this time, in ns, if it is still in the block."""
+    if until is None:
+        yield
+        return
+    number = next(numbers)
+    pool.post_at(until, number, ending.give_up_leaving, None, group, leaver)
+    try:
+        yield
+    finally:
+        pool.deadlines.drop(number)
 
 
 def _leave_in_thread(
@@ -292,9 +408,16 @@ def _leave_in_thread(
 
 
 async def _end_all(
-    pool: Pool, group: RunGroup, loop: Loop, cause: BaseException
+    pool: Pool, group: RunGroup, loop: Loop, cause: BaseException, until: int | None = None
 ) -> asyncio.CancelledError | None:
     """Cancel all runs of a group and wait for their end across cancels; returns the first cancel.
+
+    Args:
+        pool: Of the process.
+        group: Of the coordinator.
+        loop: That runs here.
+        cause: Why they are cancelled.
+        until: When to give up, in ns; None for never.
 
     Raises:
         UndoFailed: An undo failed, and no waiter has been given that yet.
@@ -302,15 +425,18 @@ async def _end_all(
     first = struck = None
     waiter = loop.waiter(_NO_LOAN)
     leaver = Leaver(waiter, enclosing_stint(), detects=False)
-    while not leaver.gone:
+    while not leaver.waits_no_more:
         try:
-            pool.leave(group, leaver, cancels=True)
-            cancelled = await wait_until_shielded(loop, waiter, lambda: leaver.gone)
+            with _time_limit(pool, group, leaver, until):
+                pool.leave(group, leaver, cancels=True)
+                cancelled = await wait_until_shielded(loop, waiter, lambda: leaver.waits_no_more)
             first = first or cancelled
         except GeneratorExit:
             raise
         except BaseException as another:  # a signal handler raised in here
             struck = another
+    if not leaver.gone:
+        group.given_up = True
     _raise_undo_failed(leaver, struck or cause)
     if struck is not None:
         raise struck from cause

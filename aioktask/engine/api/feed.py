@@ -28,8 +28,7 @@ from aioktask.engine.state.current import enclosing_stint, local
 from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, ThreadWaiter, Waiter
-from aioktask.errors import JobCancelled
-from aioktask.job import Job, StreamProgress
+from aioktask.job import Job, Labels, StreamProgress
 
 __all__ = ["Feed", "StreamHandle"]
 
@@ -46,6 +45,8 @@ class Feed:
         longest_ns: How long a unit may wait for others that go to a helper with it, in ns: 0 for
             not at all, None for what is best.
         coordinator: The one whose cap applies.
+        timeout: How long the stream may take, in seconds; None for any time.
+        labels: Of the run.
 
     Attributes:
         growth: What is known of the range's end.
@@ -63,12 +64,16 @@ class Feed:
         nice: int | None,
         longest_ns: int | None,
         coordinator: Coordinator | None,
+        timeout: float | None,
+        labels: Labels,
     ) -> None:
         self._pool = pool = current_pool()
         self._outer = outer = enclosing_stint()
         group = group_in(pool, coordinator, outer)
-        self._job: Job[None] = Job(fn, 0, name=name, nice=nice or 0)
-        self._run = run = new_run(pool, group, self._job, None, parent=outer, owned=False)
+        self._job: Job[None] = Job(fn, 0, name=name, nice=nice or 0, labels=labels)
+        self._run = run = new_run(
+            pool, group, self._job, None, parent=outer, owned=False, timeout=timeout
+        )
         self.growth = run.growth = Growth(code_of(function), pending, longest_ns)
         run.limit = sys.maxsize
         if nice is not None:
@@ -84,6 +89,7 @@ class Feed:
 
         Raises:
             RuntimeError: The coordinator, or the process, takes no more jobs.
+            Overloaded: It could not begin in time.
         """
         run, outer = self._run, self._outer
         nested = outer is not None and outer.run.group is run.group
@@ -151,13 +157,13 @@ class Feed:
         return run.over and not self.growth.closed
 
     def reason(self) -> BaseException:
-        """Why it stops: what struck the engine, or a new `JobCancelled`."""
+        """Why it stops: what struck the engine, or a new exception that tells of the cancel."""
         run = self._run
         if self._pool.dead:
             return RuntimeError(
                 f"the stream {run.name!r} belongs to the parent of this forked process"
             )
-        return run.error or JobCancelled(f"the stream {run.name!r} was cancelled")
+        return run.error or run.cancellation()
 
     async def until_over(self, loop: Loop, waiter: AsyncWaiter) -> asyncio.CancelledError | None:
         """Wait until it is over, across any number of cancels; returns asyncio's first one."""
@@ -181,6 +187,7 @@ class Feed:
 
         Raises:
             RuntimeError: The coordinator, or the process, takes no more jobs.
+            Overloaded: It could not begin in time.
         """
         caller.quits = True  # it takes no stretches from turns
         caller.present.acquire()

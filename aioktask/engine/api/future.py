@@ -136,7 +136,7 @@ class Submitted:
             if future is not None and future._state not in _DONE:  # the run ended without the call
                 if run.verdict is not None:
                     future.fail(run.verdict)
-                elif not future.cancel():
+                elif run.expired or not future.cancel():
                     future.fail(run.cancellation())
         finally:  # whatever a callback raises
             if future is None or future._state in _DONE:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, Never, SupportsIndex, TypeVar, TypeVarTuple, Unpack
 
@@ -42,7 +42,7 @@ from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller
 from aioktask.engine.threads.archive import Reading
 from aioktask.engine.threads.pool import Pool
-from aioktask.job import Job, Report
+from aioktask.job import NO_LABELS, Job, Labels, Report
 
 if TYPE_CHECKING:
     from aioktask.engine.api.coordinator import Coordinator
@@ -54,7 +54,12 @@ Ts = TypeVarTuple("Ts")
 PLAN_SECONDS = 1.0
 
 
-async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
+async def run_multithreaded(
+    job: Job[T],
+    *,
+    coordinator: Coordinator | None = None,
+    timeout: float | None = None,  # noqa: ASYNC109 - it ends the job, not the wait
+) -> Report[T]:
     """Run a job on helper threads and wait until all of it is done, or all of it is undone.
 
     The event loop (asyncio, uvloop or trio) stays free meanwhile.
@@ -63,6 +68,9 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
         job: What to run.
         coordinator: The one whose cap applies and that may cancel the job. By default that of the
             chunk in which, or on behalf of which, this is called, else none.
+        timeout: How long the job may take from this call on, in seconds, its undo apart; None for
+            any time. One that has not begun by then ends with `Overloaded`; one that runs is
+            cancelled and undone, and ends with a `TimeoutError`.
 
     Returns:
         The report, with `value` what `reduce` made.
@@ -73,8 +81,13 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
             is an `undo`.
         UndoFailed: An undo raised: part of the work is still there.
         JobCancelled: The coordinator ended the job.
+        Overloaded: The job could not begin in time, by `timeout` or by what the coordinator or the
+            process sets (`max_queued`, `max_wait`): nothing was done.
+        TimeoutError: The job was not over in time; what was done has been undone if there is an
+            `undo`.
         TypeError: `job` is no Job, or `coordinator` no Coordinator; a function of the job returned
-            an awaitable or a generator, so its work was not done.
+            an awaitable or a generator, so its work was not done; `timeout` is no number.
+        ValueError: `timeout` is negative or not finite.
         RuntimeError: No event loop runs here, or the coordinator takes no more jobs.
 
     **Cancellation.** This is always a checkpoint: in a scope that is cancelled already nothing
@@ -98,7 +111,7 @@ async def run_multithreaded(job: Job[T], *, coordinator: Coordinator | None = No
     need_stack(CALLS_OF_A_WAIT)
     outer = enclosing_stint()
     group = group_in(pool, coordinator, outer)
-    run = new_run(pool, group, job, loop, parent=outer, owned=True)
+    run = new_run(pool, group, job, loop, parent=outer, owned=True, timeout=timeout)
     nested = outer is not None and outer.run.group is group
     waiter = loop.waiter(
         run.nice if outer is None else MOST_NICE,  # see `nice_of_waiter`
@@ -123,6 +136,8 @@ async def run(
     nice: SupportsIndex | None = None,
     name: str | None = None,
     coordinator: Coordinator | None = None,
+    timeout: float | None = None,  # noqa: ASYNC109 - it ends the call, not the wait
+    labels: Mapping[str, str] | None = None,
     **others: Never,
 ) -> T:
     """Call a function on a helper thread, and wait for what it returns.
@@ -141,6 +156,10 @@ async def run(
             or a `priority` block says.
         name: For events, errors and thread names; by default the function's.
         coordinator: As in `run_multithreaded`.
+        timeout: How long the call may take from now on, in seconds; None for any time. One that has
+            not begun by then ends with `Overloaded`. A function that runs is not stopped: this
+            waits until it returns or raises, drops the result, and ends with a `TimeoutError`.
+        labels: Of the call, as of a `Job`.
         others: Refused, with the way to pass them to `fn`.
 
     Returns:
@@ -151,6 +170,8 @@ async def run(
             but a `StopIteration`, a `GeneratorExit` or a loop's cancellation, which would be
             misread here, is the cause of a `RuntimeError`. `failure` tells the job.
         JobCancelled: The coordinator ended the call.
+        Overloaded: The call could not begin in time: the function was not called.
+        TimeoutError: The function returned or raised too late.
         TypeError, ValueError: An argument is not what it may be, `fn` an async or a generator
             function for one.
         RuntimeError: No event loop runs here, or the coordinator takes no more jobs.
@@ -169,10 +190,10 @@ async def run(
         refuse_keywords("run()", fn, others)
     of_nice, of_name = checked_call(fn, nice, name)
     call = Call(fn, args)
-    job = job_of_call(call, of_nice, of_name)
+    job = job_of_call(call, of_nice, of_name, NO_LABELS if labels is None else Labels(labels))
     del fn, args  # which an exception's traceback would lead to
     try:
-        await run_multithreaded(job, coordinator=coordinator)
+        await run_multithreaded(job, coordinator=coordinator, timeout=timeout)
         return call.value
     except GeneratorExit:
         raise  # the call may run still
@@ -246,7 +267,9 @@ def _has_ended(run: Run) -> bool:
     return run.ended
 
 
-def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = None) -> Report[T]:
+def run_multithreaded_sync(
+    job: Job[T], *, coordinator: Coordinator | None = None, timeout: float | None = None
+) -> Report[T]:
     """Run a job, the calling thread taking chunks too, until all is done or all is undone.
 
     It is for scripts, and for jobs nested in a chunk, to any depth, since it needs no free helper.
@@ -254,6 +277,7 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
     Args:
         job: What to run. Its `undo` must be a plain function: no loop runs here.
         coordinator: As in `run_multithreaded`.
+        timeout: As in `run_multithreaded`.
 
     Returns:
         The report.
@@ -262,11 +286,14 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
         BaseException: What the first failing chunk raised, as in `run_multithreaded`.
         UndoFailed: An undo raised: part of the work is still there.
         JobCancelled: The coordinator ended the job.
+        Overloaded, TimeoutError: As in `run_multithreaded`.
         KeyboardInterrupt: Ctrl-C in the main thread, after the undo. A second one gives up: it
             names what is left, and helpers end the undo in the background.
         RuntimeError: This thread runs an event loop, or the coordinator takes no more jobs; or a
             finalizer or callback calls this inside the engine, where nothing may wait.
-        TypeError: `job` is no Job, `coordinator` no Coordinator, or the undo a coroutine function.
+        TypeError: `job` is no Job, `coordinator` no Coordinator, `timeout` no number, or the undo
+            a coroutine function.
+        ValueError: `timeout` is negative or not finite.
 
     **Interruption.** A signal handler may call it like any other code. What a handler raises in
     here, in whatever line, cancels the job, has it undone, and goes on.
@@ -280,7 +307,7 @@ def run_multithreaded_sync(job: Job[T], *, coordinator: Coordinator | None = Non
     refuse_waiting("run_multithreaded_sync()")
     stint = local.stint
     group = group_in(pool, coordinator, stint)
-    run = new_run(pool, group, job, None, parent=stint, owned=True)
+    run = new_run(pool, group, job, None, parent=stint, owned=True, timeout=timeout)
     caller = Caller(nice_of_waiter(stint, run), stint, main=is_main_thread())
     nested = stint is not None and stint.run.group is group
     asked: Interrupts | None = None

@@ -12,7 +12,7 @@ from contextvars import Context, copy_context
 from threading import TIMEOUT_MAX
 from typing import Any
 
-from aioktask.checks import name_of
+from aioktask.checks import name_of, seconds
 from aioktask.engine.loops.coroutine_undo import UndoLoop
 from aioktask.engine.loops.loop import Loop, running_loop
 from aioktask.engine.machine.imported import imported
@@ -22,8 +22,9 @@ from aioktask.engine.state import callers, waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
-from aioktask.engine.state.settings import own_nice
+from aioktask.engine.state.settings import admission_limits, own_nice
 from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.terms import Terms
 from aioktask.engine.state.workers import Caller, ThreadWaiter
 from aioktask.engine.threads.pool import Pool
 from aioktask.job import Job
@@ -37,11 +38,23 @@ def new_run(
     *,
     parent: Stint | None,
     owned: bool,
+    timeout: float | None = None,
 ) -> Run:
     """A run of the job, for a turn to take in.
 
+    Args:
+        pool: Of the process.
+        group: Of its coordinator.
+        job: What to run.
+        loop: Where a coroutine undo runs.
+        parent: The stint of the chunk in which, or on behalf of which, it is awaited.
+        owned: Whether one call waits for it and will take the result.
+        timeout: How long it may take from now on, in seconds, undo apart; None for any time.
+
     Raises:
-        TypeError: `job` is no Job, or its coroutine undo has no loop to run on.
+        TypeError: `job` is no Job, or its coroutine undo has no loop to run on; `timeout` is no
+            number.
+        ValueError: `timeout` is negative or not finite.
     """
     undo_loop = None
     if facts_of(checked_job(job)).undo_is_async:
@@ -51,15 +64,26 @@ def new_run(
                 "that is running at submit, and none is: pass an ordinary function"
             )
         undo_loop = UndoLoop(pool, loop)
-    return Run(
+    tunables = pool.adapter.tunables
+    run = Run(
         job,
         group,
-        nice=submitted_nice(own_nice(job, group, pool.adapter.tunables)),
+        nice=submitted_nice(own_nice(job, group, tunables)),
         context=_context_for_threads(),
         loop=undo_loop,
         parent=parent,
         owned=owned,
     )
+    most_queued, max_wait = admission_limits(group, tunables)
+    if most_queued is not None or max_wait is not None or timeout is not None:
+        run.terms = Terms(
+            group.gate,
+            pool.deadlines,
+            most_queued,
+            max_wait,
+            None if timeout is None else seconds("timeout", timeout),
+        )
+    return run
 
 
 def checked_job(job: object) -> Job[Any]:

@@ -108,6 +108,17 @@ class AsyncioLoop:
         self._task = task  # which runs now
 
     @property
+    def kind(self) -> str:
+        return "uvloop" if type(self._loop).__module__.startswith("uvloop") else "asyncio"
+
+    @property
+    def identity(self) -> object:
+        return self._loop
+
+    def without_task(self) -> AsyncioLoop:
+        return AsyncioLoop(self._loop)
+
+    @property
     def may_be_cancelled(self) -> bool:
         # A native cancel that is pending. Where a Task does not tell, it may be.
         return getattr(self._task, "_must_cancel", True) or _ANYIO_ON_ASYNCIO in sys.modules

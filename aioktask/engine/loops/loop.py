@@ -64,6 +64,19 @@ class Loop(Protocol):
 
     shields_at_once: bool
 
+    @property
+    def kind(self) -> str:
+        """ "asyncio", "uvloop" or "trio"."""
+        ...
+
+    @property
+    def identity(self) -> object:
+        """What is the same for all objects about one running loop, and for no others."""
+
+    def without_task(self) -> Loop:
+        """The same loop, without what refers to the running task."""
+        ...
+
     def waiter(self, nice: int, lost: Callable[[], None] | None = None) -> AsyncWaiter:
         """A waiter for the running task; `lost` is called if the loop drops the wake-up."""
 

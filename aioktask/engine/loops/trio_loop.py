@@ -103,6 +103,17 @@ class TrioLoop:
         self._finished = trio.RunFinishedError
 
     @property
+    def kind(self) -> str:
+        return "trio"
+
+    @property
+    def identity(self) -> object:
+        return self._token
+
+    def without_task(self) -> TrioLoop:
+        return self
+
+    @property
     def may_be_cancelled(self) -> bool:
         return True
 

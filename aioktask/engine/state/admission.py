@@ -21,6 +21,7 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Asked, Key, Lesson, key_of
 from aioktask.engine.learning.pacing import pacing_of
 from aioktask.engine.ranges.plan import Split, split
+from aioktask.engine.state import record
 from aioktask.engine.state.callers import enter_caller, enter_guest
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.outbox import Source
@@ -117,6 +118,11 @@ def admit(
     state.out.tell(run)
 
 
+def tell_refused(state: State, run: None, refused: Run) -> None:
+    """A command: tell the news of a run that was refused at submit."""
+    state.out.tell(refused)
+
+
 def do_not_begin(state: State, run: Run, error: BaseException | None = None) -> None:
     """End a run that did not begin: by an error, or else as one that was cancelled."""
     if run.decide(CANCEL if error is None else FAILURE) is CANCEL:
@@ -125,6 +131,7 @@ def do_not_begin(state: State, run: Run, error: BaseException | None = None) -> 
         run.break_down(error)
     else:
         run.do_not_begin(error)
+    state.past.append(record.ended(run, perf_counter_ns()))
     state.out.waiters += run.waiters
     run.waiters = {}
     if run.lane_waiter is not None:

@@ -20,6 +20,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from time import perf_counter_ns
+from typing import Any
 
 from aioktask.engine.learning.lessons import Lessons
 from aioktask.engine.priority import gil_is_on
@@ -27,6 +29,7 @@ from aioktask.engine.scheduling.background import BackgroundShare
 from aioktask.engine.scheduling.loans import Loans
 from aioktask.engine.scheduling.queue import BACKGROUND, LENT, SLICE_NS, Scheduler
 from aioktask.engine.scheduling.waits import Waits
+from aioktask.engine.state import record
 from aioktask.engine.state.callers import ask_caller, enter_caller
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lane import Lane
@@ -57,6 +60,9 @@ CONTENDED_NS = 1_000_000
 # up by one of its units.
 LASTING_NS = 2_000_000
 
+# So many runs that are over are remembered, for who looks.
+MOST_PAST = 100
+
 # Where a job was seen beside another, the next one is expected within this time.
 CROWDED_NS = 1_000_000_000
 
@@ -82,6 +88,7 @@ class State:
         no_more_threads: Whether the system refused the last thread.
         crowded_until: Until when a job expects another one beside it.
         all_over: The waiter for the end of all runs, at exit.
+        past: What is kept of the last runs that are over, the items of a `record.Ended` each.
         unasked: Runs whose owners have not been looked for yet, in this round of the keeper's.
         advice: What to tell, once, where the process is bound to one CPU.
         reads: Whether any run may have waited for what is on disk, or does.
@@ -124,6 +131,7 @@ class State:
         self.all_over: Waiter | None = None
         self.advice: str | None = None
         self.unasked: Iterable[Run] = iter(())
+        self.past: deque[tuple[Any, ...]] = deque(maxlen=MOST_PAST)
 
     def __repr__(self) -> str:
         return (
@@ -199,6 +207,7 @@ class State:
         group = run.group
         out = self.out
         out.ended.append(run)
+        self.past.append(record.ended(run, perf_counter_ns()))
         if run.key is not None and run.lesson is not None and not run.stopping:
             self.lessons.put(run.key, run.lesson)
             if run.directory:

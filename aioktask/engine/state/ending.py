@@ -8,17 +8,23 @@
 
 from __future__ import annotations
 
+from contextvars import Context
 from time import perf_counter_ns
 
+from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state.admission import do_not_begin
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.lane_turns import admit_waiting
 from aioktask.engine.state.run import CANCEL, SETTLED, SUCCESS, Run
 from aioktask.engine.state.short import take_in_settled
+from aioktask.engine.state.terms import Expiry
 from aioktask.engine.state.waiting import begin_leaving, deadlock, end_leaving, let_leave
 from aioktask.engine.state.workers import Waiter
 from aioktask.errors import DeadlockError
+
+# How many of the jobs that are left behind are named.
+MOST_NAMED = 100
 
 
 def cancel(state: State, run: Run) -> None:
@@ -38,6 +44,22 @@ def cancel(state: State, run: Run) -> None:
         state.signals.change()
     state.update(run)
     state.summon(perf_counter_ns())
+
+
+def expire(state: State, run: Run) -> None:
+    """End a run whose time has passed, unless its end is decided already.
+
+    In a turn no run begins meanwhile. The keeper is told when to look again, if it should.
+    """
+    terms = run.terms
+    if run.over or run.decided is not None or terms is None:
+        return
+    found = terms.expired(run, state.most_threads(run.group), perf_counter_ns())
+    if isinstance(found, Expiry):
+        run.cancel(found)
+        cancel(state, run)
+    elif found is not None:
+        terms.deadlines.add(run.number, (expire, run), found)
 
 
 def committed(state: State, run: Run) -> None:
@@ -79,6 +101,42 @@ def leave_group(state: State, run: None, group: RunGroup, leaver: Leaver, cancel
             begin_leaving(state, each, leaver)
     let_leave(state, group)
     state.summon(perf_counter_ns())
+
+
+def give_up_leaving(state: State, run: None, group: RunGroup, leaver: Leaver) -> None:
+    """Wake a leaver whose time is up, unless no run is left."""
+    if not leaver.gone:
+        leaver.gives_up = True
+        stay_in_group(state, None, group, leaver)
+        state.out.waiters.append(leaver.waiter)
+
+
+def tell_stuck(
+    state: State, run: Run, chunk: range | None, seconds: float, stack: tuple[str, ...]
+) -> None:
+    """A command: tell that a thread has been at one chunk for long, or a coroutine undo."""
+    if run.over:
+        return
+    run.tell(
+        EventKind.STUCK,
+        chunk=chunk,
+        seconds=seconds,
+        undoing=run.undoing,
+        stopping=run.stopping,
+        stack=stack,
+    )
+    state.out.tell(run)
+
+
+def tell_left_behind(state: State, run: None, group: RunGroup) -> None:
+    """A command: tell of the runs that are left although their coordinator was left."""
+    names = tuple(each.name for each in list(group.runs))
+    if names:
+        details = {"jobs": names[:MOST_NAMED], "count": len(names)}
+        event = Event(
+            EventKind.LEFT_BEHIND, names[0], next(iter(group.runs)).number, details, False
+        )
+        state.out.events.append((Context(), event))
 
 
 def stay_in_group(state: State, run: None, group: RunGroup, leaver: Leaver) -> None:

@@ -45,6 +45,8 @@ def enter(run: Run, stint: Stint, chunk: int, now: int) -> None:
     job = run.job
     run.peak_threads = 1
     run.first_claim = stint.entered_at = stint.claimed_at = now
+    if run.terms is not None:
+        run.terms.began(run, now)
     stint.chunk = chunk
     stint.chunk_start = stint.stretch_start = job.start
     stint.first_chunk_stop = stint.stretch_stop = job.start + job.size

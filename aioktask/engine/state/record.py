@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aioktask.engine.learning.pacing import learned_with_given_size
 from aioktask.engine.machine.imported import imported
 from aioktask.engine.ranges.undo import merge, subtract
 from aioktask.errors import UndoFailed
-from aioktask.job import Failure, Progress, Report, set_failure, told_within
+from aioktask.job import Failure, Labels, Progress, Report, set_failure, told_within
+from aioktask.status import JobPhase, Kind
 
 if TYPE_CHECKING:
     from aioktask.engine.state.run import Run
     from aioktask.engine.state.stint import Stint
+    from aioktask.engine.state.terms import Expiry
 
 
 def report(run: Run) -> Report[Any]:
@@ -118,6 +120,95 @@ def _elapsed(run: Run) -> float:
         return 0.0
     end = perf_counter_ns() if run.working and run.unfinished else run.last_chunk
     return max(end - run.first_claim, 0) / 1e9
+
+
+class Ended(NamedTuple):
+    """What is kept of a run that is over, for a while.
+
+    Times are in ns, of the clock that `submitted_at` is of.
+    """
+
+    number: int
+    kind: Kind
+    name: str
+    labels: Labels
+    nice: int
+    how: JobPhase
+    submitted_at: int
+    first_claim: int
+    ended_at: int
+    done: int
+    size: int
+    chunks: int
+    threads: int
+    undone: int
+    group: int  # the id of its group
+
+
+def kind_of(run: Run) -> Kind:
+    """Whether it is a job, a stream or a call."""
+    if run.growth is not None:
+        return "stream"
+    return "call" if run.job.single_call else "job"
+
+
+def ended(run: Run, now: int) -> Ended:
+    """What is kept of a run that is over."""
+    told = run.failure
+    return Ended(
+        run.number,
+        kind_of(run),
+        run.name,
+        run.labels,
+        run.nice,
+        "finished" if run.report is not None and not run.stopping else how_it_failed(run),
+        run.submitted_at,
+        run.first_claim,
+        now,
+        run.done_units,
+        run.size,
+        run.chunks_done,
+        run.peak_threads,
+        0 if told is None else sum(map(len, told.undone)),
+        id(run.group),
+    )
+
+
+def ended_in_lane(run: Run, now: int) -> tuple[Any, ...]:
+    """The items of an `Ended` for a run of one chunk that passed the lane, and ended well.
+
+    A plain tuple, since one is made for every short job.
+    """
+    size = run.size
+    return (
+        run.number,
+        "call" if run.job.single_call else "job",
+        run.name,
+        run.labels,
+        run.nice,
+        "finished",
+        run.submitted_at,
+        run.first_claim,
+        now,
+        size,
+        size,
+        1,
+        1,
+        0,
+        id(run.group),
+    )
+
+
+def how_it_failed(run: Run) -> JobPhase:
+    """How a run ended that did not end well."""
+    if run.undo_failed:
+        return "undo failed"
+    if run.error is not None:
+        return "failed"
+    expiry: Expiry | None = run.decisions.get("expiry")
+    if expiry is None:
+        return "cancelled"
+    return "timed out" if expiry.overloaded is None else "overloaded"
 
 
 def failure(run: Run) -> Failure:

@@ -40,9 +40,10 @@ from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.stint import Stint, check_done
 from aioktask.engine.state.sweep import NOTHING, Sweep, undo_sweep, work_sweep
+from aioktask.engine.state.terms import Expiry, Terms
 from aioktask.engine.state.workers import Caller, Helper, Waiter
-from aioktask.errors import ChunkCancelled, JobCancelled, UndoFailed
-from aioktask.job import Bound, Failure, Job, Report, set_failure, told_of
+from aioktask.errors import ChunkCancelled, JobCancelled, Overloaded, UndoFailed
+from aioktask.job import NO_LABELS, Bound, Failure, Job, Labels, Report, set_failure, told_of
 
 # How long a thread serves before it is asked for the first time what it waited for.
 LOOK_NS = 5_000_000
@@ -94,7 +95,8 @@ ADMITTED, REFUSED = Entrance
 CLAIMED, NEVER = Start
 
 
-_numbers = itertools.count()
+# Of runs and of what else is awaited by a deadline.
+numbers = itertools.count()
 
 
 class UndoLoop(Protocol):
@@ -140,6 +142,8 @@ class Run:
     lane_waiter: Waiter | None = None  # who waits for it while it is in the lane
     caller: Caller | None = None  # a calling thread that would take more chunks
     initial: object | EllipsisType = ...
+    labels: Labels = NO_LABELS
+    terms: Terms | None = None  # on which it is taken in, if on any
     growth: Growth | None = None  # of a run whose range grows while it is worked on
     guests = 0  # calling threads that serve it beyond its limit, taking no units
     entry: Entry
@@ -227,7 +231,7 @@ class Run:
         self.parent = None if parent is None else parent.run
         self.parent_stint = parent  # the chunk that waits for it from the beginning
         self.parent_number = 0 if parent is None else parent.run.number
-        self.number: int = next(_numbers)  # of this run in the process
+        self.number: int = next(numbers)  # of this run in the process
         self.owned = owned
         self.hold = owned and job.undo is not None  # a cancel may come until `commit`
         # Held by the call that owns it while that is there: whichever way the call goes, the
@@ -239,6 +243,8 @@ class Run:
         self.stints: dict[object, Stint] = {}
         self.decisions: dict[str, Any] = {}  # once each, on any thread
         self.heard = events.routine_is_heard()
+        if job.labels is not NO_LABELS:
+            self.labels = job.labels
         self.submitted_at = perf_counter_ns()
         # From its 31st attribute on an object has a dictionary, which is made as that is set.
         # CPython 3.11 crashed there, in a turn, in random schedules with finalizers: so it is made
@@ -270,11 +276,15 @@ class Run:
         """
         return self.decisions.setdefault("entrance", what)
 
-    def cancel(self) -> bool:
+    def cancel(self, expiry: Expiry | None = None) -> bool:
         """Have the run end by a cancel, unless it is decided otherwise; whether that came in time.
 
         Where no chunk has begun, none will.
+
+        Args:
+            expiry: Why, where a time has passed; of several cancels the first one is told.
         """
+        self.decisions.setdefault("expiry", expiry)
         if self.decide(CANCEL) is not CANCEL:
             return False
         self.decisions.setdefault("start", NEVER)
@@ -394,6 +404,11 @@ class Run:
         return self.decided is CANCEL
 
     @property
+    def expired(self) -> bool:
+        """Whether it was ended since a time had passed."""
+        return self.decided is CANCEL and self.decisions.get("expiry") is not None
+
+    @property
     def refused(self) -> bool:
         """Whether it was not taken in, and will not be."""
         return self.decisions.get("entrance") is REFUSED
@@ -471,6 +486,8 @@ class Run:
             self.peak_threads = self.entry.threads
         if not self.first_claim:
             self.first_claim = now
+            if self.terms is not None:
+                self.terms.began(self, now)
             if self.heard:
                 self.tell(EventKind.STARTED, queued=(now - self.submitted_at) / 1e9)
 
@@ -775,6 +792,8 @@ class Run:
         next runs, which may be a helper that is parked for long.
         """
         sweep = self.sweep
+        if self.terms is not None:
+            self.terms.ended(self, perf_counter_ns())
         self._drop_later(
             self.fn,
             self.bound,
@@ -806,7 +825,7 @@ class Run:
         self.loop = self.parent = self.parent_stint = self.caller = None
         if self.reduces:
             self.initial = ...
-        self.job = OVER.job
+        self.job = OVER.job if not self.job.single_call else _OVER_CALL
 
     def drop(self) -> None:
         """Have what the run let go of be finalized; outside the lock, since user code may run.
@@ -844,9 +863,15 @@ class Run:
             self._plain_value = check_done(value, "reduce", self.name)
         return value
 
-    def cancellation(self) -> JobCancelled:
-        """A new exception that tells a waiter of the cancel."""
-        error = JobCancelled(f"the job {self.name!r} was cancelled")
+    def cancellation(self) -> JobCancelled | Overloaded | TimeoutError:
+        """A new exception that tells a waiter of the cancel, or of the time that has passed."""
+        expiry: Expiry | None = self.decisions.get("expiry")
+        error: JobCancelled | Overloaded | TimeoutError
+        if expiry is not None:
+            error = expiry.exception()
+        else:
+            what = "job" if self.growth is None else "stream"
+            error = JobCancelled(f"the {what} {self.name!r} was cancelled")
         if self.failure is not None:
             set_failure(error, self.failure, self.parent_number)
         return error
@@ -906,9 +931,8 @@ class Run:
         set_failure(error, found, self.parent_number)
 
     def tell(self, kind: EventKind, **details: object) -> None:
-        self.news.append(
-            Event(kind, self.name, self.number, details, awaited=self.owned or bool(self.waiters))
-        )
+        awaited = self.owned or bool(self.waiters)
+        self.news.append(Event(kind, self.name, self.number, details, awaited, self.labels))
 
 
 _UNBOUND: Bound[Any] = Bound(NOTHING.fn)
@@ -918,3 +942,12 @@ Run.bound = _UNBOUND  # of a run whose job binds nothing
 # What stints of a run that is over refer to: a run that wants nothing any more and holds nothing.
 OVER = Run(Job(NOTHING.fn, 0, name="over"), RunGroup(), nice=0, context=Context())
 OVER.phase = DONE
+
+
+class _CallJob(Job[None]):
+    """Stands for the job of a call that is over."""
+
+    single_call = True
+
+
+_OVER_CALL = _CallJob(NOTHING.fn, 0, name="over")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# What a job is to be run with: its nice, whether it gives way, learns and remembers.
+# What a job is to be run with: its nice, its terms, whether it gives way, learns and remembers.
 #
 # A job's own setting overrides its coordinator's, and that the process's. Only with the nice is it
 # otherwise: the job's own holds where neither of the two sets one.
@@ -21,6 +21,12 @@ def own_nice(job: Job[Any], group: RunGroup, tunables: Tunables) -> int:
         if said is not None:
             return int(said)
     return job.nice
+
+
+def admission_limits(group: RunGroup, tunables: Tunables) -> tuple[int | None, float | None]:
+    """How many jobs of the group may wait for a thread, and how long one may wait to begin."""
+    own = group.tunables
+    return own.get("max_queued", tunables.max_queued), own.get("max_wait", tunables.max_wait)
 
 
 def gives_way(nice: int, group: RunGroup, tunables: Tunables) -> bool:

@@ -63,6 +63,7 @@ class Helper:
 
     Attributes:
         native: The kernel's number of the thread; 0 before it runs.
+        ident: Python's number of it, in the same way.
         nice: The thread's nice.
         born_nice: The one it began with: no new thread could have a lower one.
         node: The NUMA node that the thread is bound to, None for what the process may use.
@@ -90,6 +91,7 @@ class Helper:
         "called",
         "ends",
         "express",
+        "ident",
         "idle",
         "in_background",
         "in_lane",
@@ -106,7 +108,7 @@ class Helper:
     def __init__(self, nice: int = 0) -> None:
         self.parking = Parking()
         self.present = threading.Lock()
-        self.native = 0
+        self.native = self.ident = 0
         self.nice = self.born_nice = nice
         self.node: int | None = None
         self.boost: int | None = None
@@ -133,6 +135,7 @@ class Caller:
         stints: Those that the thread is in, the innermost first.
         stint: The stretch that it should walk next.
         serving: The stint that turns count as its own, whether it has begun or not.
+        ident: Python's number of the thread.
         main: Whether it is the main thread, where signal handlers run at any line.
         quits: Whether it takes no further part: a second Ctrl-C, or it went away.
         present: Held by the thread as long as it takes part. Whichever way it leaves, the
@@ -140,6 +143,7 @@ class Caller:
     """
 
     __slots__ = (
+        "ident",
         "main",
         "nice",
         "parking",
@@ -153,6 +157,7 @@ class Caller:
 
     def __init__(self, nice: int, chunk: Stint | None = None, *, main: bool = False) -> None:
         self.stints: list[Stint] = []
+        self.ident = threading.get_ident()
         self.nice = nice
         while chunk is not None:
             self.stints.append(chunk)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 from aioktask.engine.machine.monitor import Monitor, Observation
@@ -20,6 +21,7 @@ from aioktask.engine.machine.os_threads import (
     process_nice,
     set_thread_nice,
 )
+from aioktask.engine.machine.slot_holders import holders_of
 from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.scheduling.caps import Cap, bound_to_one_cpu, process_cap
 from aioktask.engine.state import following
@@ -32,6 +34,10 @@ from aioktask.engine.tunables import NO_SHARE, Tunables
 if TYPE_CHECKING:
     from aioktask.engine.threads.pool import Pool
 
+# Who holds slots is looked for this often, and for so long after somebody wanted to know.
+HOLDERS_NS = 1_000_000_000
+HOLDERS_WANTED_NS = 3_000_000_000
+
 
 class Adapter:
     """What is known of the machine and of what the user set.
@@ -42,6 +48,7 @@ class Adapter:
         tunables: The process's.
         topology: The machine as it was seen last.
         share: The most helpers by what other processes want; None where they want nothing.
+        holders: Processes that hold slots, each with how many, where that was asked for of late.
         monitor: The keeper's own.
     """
 
@@ -51,6 +58,8 @@ class Adapter:
         self.tunables = tunables
         self.share: int | None = None
         self.monitor = Monitor(topology)
+        self.holders: tuple[tuple[int, int], ...] = ()
+        self._holders_wanted = self._holders_at = 0
         self._rests = True
         self._followed = topology  # what the keeper saw last
         state = pool.state
@@ -99,6 +108,23 @@ class Adapter:
             self._followed = self.topology
             self.monitor.doubt()
         self._follow(self.monitor.sample(wish, share, asked))
+        self._find_holders()
+
+    def want_holders(self) -> None:
+        """Have the keeper find out, for a while, which processes hold slots. On any thread."""
+        self._holders_wanted = perf_counter_ns()
+
+    def _find_holders(self) -> None:
+        """Find out who holds slots, if somebody wants to know: some ms with hundreds of processes.
+
+        Where no other process is busy nobody has to be looked for.
+        """
+        slots, now = self.monitor.slots, perf_counter_ns()
+        if slots is None or slots.members <= 1 or now - self._holders_wanted > HOLDERS_WANTED_NS:
+            self.holders = ()
+        elif now - self._holders_at > HOLDERS_NS:
+            self._holders_at = now
+            self.holders = holders_of(slots.path)
 
     def _look_at_state(self) -> tuple[int, dict[int, bool]]:
         """In a turn: the wish, and of each helper whether it served the background meanwhile."""

@@ -27,7 +27,7 @@ from aioktask.engine.machine.os_threads import (
     start_thread,
     thread_nice_now,
 )
-from aioktask.engine.state import admission, ending, growing, helpers, one_chunk
+from aioktask.engine.state import admission, ending, growing, helpers, one_chunk, record
 from aioktask.engine.state.current import local
 from aioktask.engine.state.helpers import helper_came, helper_goes
 from aioktask.engine.state.lane_turns import adopt_late
@@ -81,6 +81,7 @@ class HelperThread:
             local.inside = True
             try:
                 name_this_thread(NAME)
+                helper.ident = threading.get_ident()
                 helper.native = threading.get_native_id()
                 nice = thread_nice_now(helper.native)
                 helper.nice = process_nice() if nice is None else nice
@@ -246,7 +247,9 @@ class HelperThread:
                     assert waiter is not None
                     lane = self._state.lane
                     lane.parked.append(helper)
-                    if run.hold:
+                    if not run.hold:
+                        self._state.past.append(record.ended_in_lane(run, now))
+                    else:
                         lane.settled.append(run)
                         if self._state.closing:  # a turn may have looked there just before
                             run.cancel()

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 import weakref
@@ -52,6 +53,9 @@ class Kept(Protocol):
     def look_at_calls(self) -> bool:
         """Find calls that block; whether to do so again soon."""
 
+    def next_deadline(self) -> int | None:
+        """Have what is due be done; when the next one is due, in ns, if any is."""
+
 
 class Keeper:
     """The keeper of one pool.
@@ -68,6 +72,7 @@ class Keeper:
         self._seat = threading.Lock()  # held by the one keeper; only tried
         self._coming: dict[object, None] = {}  # for each thread that was started to be the keeper
         self.running = False
+        self._wakes_at = 0  # when it looks at deadlines next, in ns
         self._stops = False
         self._ended = threading.Lock()  # held by the thread while it runs
 
@@ -91,6 +96,15 @@ class Keeper:
                 self._coming.pop(mark, None)
                 raise
         self._parking.unpark()
+
+    def see_by(self, due: int) -> None:
+        """Have the keeper look at deadlines by this time, in ns: one was added before.
+
+        Raises:
+            RuntimeError: As in `wake`.
+        """
+        if due < self._wakes_at or not self.running:
+            self.wake()
 
     def soon(self, errand: Callable[[], None]) -> None:
         """Have `errand` called on the keeper.
@@ -144,12 +158,27 @@ class Keeper:
                         busy = kept.look_around() or bool(self._watched)
                         next_look = now + WATCH_SECONDS
                     soon = kept.look_at_calls()
-                    kept = None
                     pause = CLOSE_SECONDS if soon else WATCH_SECONDS if busy else -1
+                    pause = self._until_deadline(kept, pause)
+                    kept = None
                     if self._parking.wait(pause):
                         busy = True
                 except BaseException:
                     show_exception()
+
+    def _until_deadline(self, kept: Kept, pause: float) -> float:
+        """How long to wait, in seconds: `pause`, or less where a deadline comes before."""
+        while True:
+            now = time.perf_counter_ns()
+            self._wakes_at = wakes_at = now + int(pause * 1e9) if pause >= 0 else sys.maxsize
+            # In this order: a thread adds a deadline, then asks when the keeper wakes.
+            due = kept.next_deadline()
+            if due is None or due >= wakes_at:
+                return pause
+            if due > now:
+                self._wakes_at = due
+                return (due - now) / 1e9
+            pause = 0.0 if pause < 0 else pause
 
     def _run_errand(self) -> None:
         errand = self._errands.popleft()

@@ -43,8 +43,9 @@ from aioktask.engine.events import EventKind, show_exception
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
+from aioktask.engine.scheduling.deadlines import Deadlines
 from aioktask.engine.stack import has_stack, need_stack
-from aioktask.engine.state import admission, callers, ending, growing, helpers, recovery
+from aioktask.engine.state import admission, callers, ending, growing, helpers, record, recovery
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
@@ -52,10 +53,12 @@ from aioktask.engine.state.lane_turns import close_lane, leave_lane, settle_lane
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import REFUSED, Run
 from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.terms import Terms
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
 from aioktask.engine.threads.adapt import Adapter, find_cap
 from aioktask.engine.threads.archive import Archive, Reading
 from aioktask.engine.threads.call_watch import CallWatch
+from aioktask.engine.threads.chunk_watch import ChunkWatch
 from aioktask.engine.threads.helper import (
     _OWN_FILES,
     HelperThread,
@@ -64,7 +67,9 @@ from aioktask.engine.threads.helper import (
     look_at_member,
 )
 from aioktask.engine.threads.keeper import Keeper
+from aioktask.engine.threads.loop_watch import LoopWatch
 from aioktask.engine.tunables import Tunables
+from aioktask.errors import Overloaded
 
 T = TypeVar("T")
 
@@ -107,10 +112,13 @@ class Pool:
         self.state = State(find_cap(topology, tunables).threads, tunables)
         self.signals = self.state.signals
         self.keeper = Keeper(self)
+        self.deadlines: Deadlines[tuple[Any, ...]] = Deadlines()  # commands to come
         self.dead = False
         self.adapter = Adapter(self, topology, tunables)
         self.archive = Archive(self)
         self._calls = CallWatch(self)  # the keeper's own
+        self.chunks = ChunkWatch(self)
+        self.loops = LoopWatch()
         self._may_skip_wake = gil_is_on()
         self.news: deque[tuple[Context, events.Event]] = deque()  # to be told, in this order
         self._pending: dict[tuple[Any, ...], tuple[Any, ...]] = {}  # see `post_once`
@@ -131,6 +139,17 @@ class Pool:
         """
         self.inbox.append(command)
         self.wake()
+
+    def post_at(self, due: int, number: int, *command: Any) -> None:
+        """Have this command be posted at a time, in ns, unless `number` is dropped before.
+
+        Args:
+            due: By the clock of `time.perf_counter_ns`.
+            number: Of a run, or another one of `run.numbers`.
+            command: As for `post`.
+        """
+        self.deadlines.add(number, command, due)
+        self.keeper.see_by(due)
 
     def post_once(self, key: tuple[Any, ...], *command: Any) -> None:
         """Post a command that applies what was published before, unless one is on its way.
@@ -487,8 +506,11 @@ class Pool:
         Raises:
             RuntimeError: The coordinator, or the process, takes no more jobs; never for a `nested`
                 run. The run has not begun then, and will not.
+            Overloaded: It could not begin in time, by its terms; never for a `nested` run.
         """
         group, state = run.group, self.state
+        if run.terms is not None and not (group.closed or state.closing):
+            self._take_in_on_terms(run, run.terms, nested)
         lane = state.lane
         if waiter is not None and caller is None and lane.takes(run, group, waiter):
             run.lane_waiter = waiter
@@ -505,6 +527,25 @@ class Pool:
                 raise RuntimeError("the interpreter is exiting: no job can be submitted")
             raise RuntimeError("the coordinator was left or shut down: it takes no more jobs")
         self.wake()
+
+    def _take_in_on_terms(self, run: Run, terms: Terms, nested: bool) -> None:
+        """Count the run at its coordinator's gate, and have the keeper look when it is due.
+
+        Raises:
+            Overloaded: It may not come.
+        """
+        threads = self.state.most_threads(run.group)
+        try:
+            due = terms.refuse_or_enter(run, threads, always=nested)
+        except Overloaded as error:
+            run.decide_entrance(REFUSED)
+            if run.heard:
+                details = {"queued": error.queued, "retry_after": error.retry_after}
+                run.tell(EventKind.REFUSED, **details)
+                self.post(admission.tell_refused, None, run)
+            raise
+        if due is not None:
+            self.post_at(due, run.number, ending.expire, run)
 
     def grow(self, run: Run) -> None:
         """Have turns follow the run's `Growth`, which has moved up or was closed.
@@ -547,6 +588,7 @@ class Pool:
             return False
         if not run.begun:  # it passed the lane, where nobody else has to know
             run.lane_waiter = None
+            self.state.past.append(record.ended_in_lane(run, time.perf_counter_ns()))
             return True
         # A turn will only strike out the run, and tell of it if a listener hears that: else this
         # can wait for the next turn.
@@ -691,10 +733,14 @@ class Pool:
             if self.state.growing:
                 self._end_abandoned()
                 self.inbox.append((growing.share_out, None))
+            self.loops.look()
+            self.chunks.look()
             self.turn()
             self._look_at_members()
             self.archive.look(quiet=not self.state.runs)
             return True
+        self.loops.rest()
+        self.chunks.rest()
         self.adapter.rest()
         return bool(self.inbox or self._woken or self.archive.look(quiet=True))
 
@@ -703,6 +749,18 @@ class Pool:
         for run in list(self.state.growing):
             if run.growth is not None and run.growth.is_abandoned():
                 self.cancel(run)
+
+    def next_deadline(self) -> int | None:
+        """On the keeper: have what is due be done; when the next one is due, in ns, if any is."""
+        if self.dead:
+            return None
+        due = self.deadlines.next_due()
+        if due is not None and due <= time.perf_counter_ns():
+            found = self.deadlines.take_due(time.perf_counter_ns())
+            self.inbox += found
+            self.turn()
+            due = self.deadlines.next_due()
+        return due
 
     def look_at_calls(self) -> bool:
         """On the keeper: find calls that block; whether to do so again soon."""

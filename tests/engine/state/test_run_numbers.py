@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 
-from aioktask.engine.state.run import _numbers
+from aioktask.engine.state.run import numbers as run_numbers
 
 THREADS, EACH = 4, 5_000
 
@@ -16,7 +16,7 @@ def test_threads_that_make_runs_at_a_time_get_different_numbers() -> None:
 
     def take(mine: list[int]) -> None:
         together.wait(10)
-        mine += [next(_numbers) for _ in range(EACH)]
+        mine += [next(run_numbers) for _ in range(EACH)]
 
     threads = [threading.Thread(target=take, args=(mine,)) for mine in found]
     for thread in threads:

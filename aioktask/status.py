@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: MIT
+# All there is to see of a process's jobs, as frozen values: what `snapshot()` returns.
+#
+# Nothing here knows of threads or of the engine. Whatever shows something (a page, a terminal,
+# metrics, a bar) reads these values and nothing else. Times are in seconds; those that say how long
+# something has lasted end at `Snapshot.taken_at`.
+"""Snapshots of jobs, helpers and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from aioktask.job import Progress, StreamProgress
+
+__all__ = [
+    "HelperStatus",
+    "JobStatus",
+    "Limits",
+    "LoopStatus",
+    "SlotHolder",
+    "Slots",
+    "Snapshot",
+]
+
+Kind = Literal["job", "stream", "call"]
+JobPhase = Literal[
+    "waiting",
+    "running",
+    "stopping",
+    "undoing",
+    "settled",
+    "finished",
+    "failed",
+    "cancelled",
+    "overloaded",
+    "timed out",
+    "undo failed",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class JobStatus:
+    """One job, stream or call.
+
+    Attributes:
+        number: Of this run in the process; the events of the job have it as `run`.
+        kind: "job", "stream", or "call" of a single function.
+        name: The job's name.
+        labels: The job's labels.
+        nice: Its nice, as it was asked for last.
+        loan: The nice of a waiter that is lent to it, if that is more urgent; else None.
+        phase: "waiting" until its first chunk begins, then "running"; "stopping" where no further
+            chunk begins and some have not ended; "undoing"; "settled" where all is done and the
+            caller could still cancel. Of one that is over how it ended: "finished", "failed",
+            "cancelled", "overloaded" (it did not begin in time), "timed out", or "undo failed".
+        progress: Where it stands.
+        threads: How many threads work on it now; of one that is over the most that ever did.
+        queued: How long it has waited, or did, until its first chunk began.
+        elapsed: How long it has worked, or did, since then.
+        age: How long ago it was submitted.
+        ended: How long ago it was over; None where it is not.
+        undone: How many units were undone, of one that is over.
+        waits_for: In words, what it waits for, and which limit decides that; empty where it waits
+            for nothing.
+    """
+
+    number: int
+    kind: Kind
+    name: str
+    labels: Mapping[str, str]
+    nice: int
+    loan: int | None
+    phase: JobPhase
+    progress: Progress | StreamProgress
+    threads: int
+    queued: float
+    elapsed: float
+    age: float
+    ended: float | None = None
+    undone: int = 0
+    waits_for: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HelperStatus:
+    """One thread that works on jobs, or is there for them.
+
+    Attributes:
+        kind: "helper", or "caller" for a thread of the program that takes part in a job.
+        thread: The kernel's number of the thread; 0 while it starts, and of a caller.
+        state: "working", "idle" or "starting".
+        job: The number of the job that it works on; None for none.
+        since: How long it has worked on that, or 0.
+        nice: The thread's nice.
+        node: The NUMA node that it is bound to; None for none.
+        chunk: The chunk that it is at, or about to begin; None for none.
+        stuck: How long it has been at that chunk, where that is longer than `stuck_after`; else 0.
+        stack: Where it was in the program when that was told last, the innermost call last.
+    """
+
+    kind: Literal["helper", "caller"]
+    thread: int
+    state: Literal["working", "idle", "starting"]
+    job: int | None
+    since: float
+    nice: int
+    node: int | None
+    chunk: range | None
+    stuck: float = 0.0
+    stack: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SlotHolder:
+    """A process that holds slots of the set that this one shares.
+
+    Attributes:
+        pid: Its number.
+        held: How many slots.
+    """
+
+    pid: int
+    held: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """The set of slots that this process shares with the user's others.
+
+    Attributes:
+        name: Of the set.
+        held: How many slots this process holds.
+        busy: How many processes want some of the CPUs of this one, itself included; 0 while it has
+            nothing to do.
+        refused: Why it takes no part although it should; else empty.
+        holders: The processes that hold slots, this one included. They are looked for within a
+            second where a snapshot was taken and other processes are busy; else this is empty.
+    """
+
+    name: str
+    held: int
+    busy: int
+    refused: str = ""
+    holders: tuple[SlotHolder, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What limits the threads of the process.
+
+    Attributes:
+        threads: The most helpers.
+        reason: What decides that, in words.
+        share: The most of them while other processes want the same CPUs; None while none does.
+        background: The most of them for jobs that leave the CPUs to other processes.
+        working: How many threads work on jobs now.
+        blocked: How many of those are in calls that block without using a CPU, for each of which
+            there may be one more.
+        slots: The slots that it shares; None where it shares with nobody.
+    """
+
+    threads: int
+    reason: str
+    share: int | None
+    background: int
+    working: int
+    blocked: int
+    slots: Slots | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStatus:
+    """How late an event loop is, in which a coordinator was entered, while there are jobs.
+
+    Attributes:
+        kind: "asyncio", "uvloop" or "trio".
+        late: How long the loop took to come to the last callback that another thread gave it, or
+            has taken by now where it has not come to it.
+        worst: The longest of the last 10 seconds.
+    """
+
+    kind: str
+    late: float
+    worst: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What there is to see at one moment.
+
+    Attributes:
+        pid: Of the process.
+        taken_at: When, in seconds since the epoch.
+        jobs: Those that are not over, the oldest first.
+        ended: The last ones that are, at most 100, the latest first.
+        helpers: The threads, those that work first.
+        limits: Of the process.
+        loops: The loops that are looked after.
+        coordinator_limits: Where the snapshot is that of a coordinator, what it sets, by name.
+    """
+
+    pid: int
+    taken_at: float
+    jobs: tuple[JobStatus, ...]
+    ended: tuple[JobStatus, ...]
+    helpers: tuple[HelperStatus, ...]
+    limits: Limits
+    loops: tuple[LoopStatus, ...]
+    coordinator_limits: Mapping[str, object] | None = None
