@@ -24,7 +24,7 @@ import aioktask
 DEADLINE_SECONDS = 20.0
 
 PRELUDE = """
-import asyncio, functools, os, signal, sys, threading, time
+import asyncio, functools, os, select, signal, sys, threading, time
 import aioktask
 from aioktask import (
     ChunkCancelled, Coordinator, Job, JobCancelled, current_chunk, failure, run_multithreaded,
@@ -42,8 +42,18 @@ def note(*words):
 def say(*words):
     os.write(1, (" ".join(map(str, words)) + "\\n").encode())
 
+# Not in a read that blocks: a signal may come between the interpreter's last look and the system
+# call, whose handler would wait for as long as that.
+os.set_blocking(0, False)
+
 def gate():
-    os.read(0, 1)
+    while True:
+        select.select([0], [], [], 0.05)
+        try:
+            os.read(0, 1)
+        except BlockingIOError:  # not yet, or another thread was quicker
+            continue
+        return
 
 def until(condition):
     deadline = time.monotonic() + 15

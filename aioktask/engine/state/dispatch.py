@@ -18,8 +18,8 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
-from collections.abc import Iterable
 from time import perf_counter_ns
 from typing import Any
 
@@ -130,7 +130,7 @@ class State:
         self.no_more_threads = False
         self.all_over: Waiter | None = None
         self.advice: str | None = None
-        self.unasked: Iterable[Run] = iter(())
+        self.unasked: deque[weakref.ref[Run]] = deque()
         self.past: deque[tuple[Any, ...]] = deque(maxlen=MOST_PAST)
 
     def __repr__(self) -> str:

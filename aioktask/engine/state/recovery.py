@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-import itertools
+import weakref
 from collections import deque
 from time import perf_counter_ns
 
@@ -132,13 +132,15 @@ def find_unattended(state: State, run: None) -> None:
     Their calls ended early, since exceptions struck faster than they could act. A call may have
     cancelled its run before.
     """
-    looked = list(itertools.islice(state.unasked, ATTENDANCE_LOOKS))
-    if not looked:
-        # A round begins as it is looked at, and not at the end of the last one: else each run were
-        # referred to from here until the next look, also once it is over.
-        state.unasked = iter(list(state.runs))
-        looked = list(itertools.islice(state.unasked, ATTENDANCE_LOOKS))
-    for each in looked:
+    # Weakly, or each run were referred to from here until its turn in the round, also when it is
+    # over, and for good where no look follows.
+    unasked = state.unasked
+    if not unasked:
+        unasked.extend(map(weakref.ref, state.runs))
+    for _ in range(min(len(unasked), ATTENDANCE_LOOKS)):
+        each = unasked.popleft()()
+        if each is None:
+            continue
         if each.cancel_asked and not (each.cancelled or each.over):
             cancel(state, each)  # the thread that cancelled was struck before it could post that
         if each.over or each.attended is None or each.attended.locked():

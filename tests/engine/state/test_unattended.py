@@ -36,15 +36,16 @@ def test_every_run_whose_owner_is_gone_is_ended_in_one_round_of_looks(count: int
     assert all(run.cancelled for run in runs)
 
 
-def test_a_look_for_owners_keeps_no_run_that_ends_before_the_next_one() -> None:
+@pytest.mark.parametrize("count", [1, ATTENDANCE_LOOKS, ATTENDANCE_LOOKS + 1])
+def test_a_look_for_owners_keeps_no_run_that_ends_before_the_next_one(count: int) -> None:
     state = a_state(1)
-    run = admit(state, a_run(Job(nothing, 10), state.root))
+    runs = [admit(state, a_run(Job(nothing, 10), state.root)) for _ in range(count)]
     find_unattended(state, None)
-    there = weakref.ref(run)
-    assert run.cancel()
-    cancel(state, run)
-    assert run.over
+    there = [weakref.ref(run) for run in runs]
+    while runs:
+        assert runs[-1].cancel()
+        cancel(state, runs[-1])
+        assert runs.pop().over
     outbox_of(state)
-    del run
     gc.collect()
-    assert there() is None
+    assert not any(each() for each in there)
