@@ -23,6 +23,7 @@ __all__ = [
     "Snapshot",
     "Speed",
     "StreamProgress",
+    "Timeline",
     "UndoFailed",
     "arrays",
     "configure",
@@ -64,6 +65,7 @@ _NAMES = {
     "Snapshot": "aioktask.status",
     "Speed": "aioktask.job",
     "StreamProgress": "aioktask.job",
+    "Timeline": "aioktask.timeline",
     "UndoFailed": "aioktask.errors",
     "arrays": "aioktask.arrays",
     "configure": "aioktask.engine.api.process",
@@ -111,6 +113,7 @@ if TYPE_CHECKING:
     from aioktask.ondemand import OnDemand
     from aioktask.status import Snapshot
     from aioktask.streams import map_ordered, map_ordered_sync
+    from aioktask.timeline import Timeline
 else:
 
     def __getattr__(name):

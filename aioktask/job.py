@@ -27,6 +27,7 @@ from typing import (
 )
 
 from aioktask.checks import (
+    check_flag,
     check_function,
     check_labels,
     check_learn,
@@ -39,6 +40,7 @@ from aioktask.checks import (
     name_of,
     nice_value,
 )
+from aioktask.timeline import Timeline
 
 __all__ = [
     "Chunk",
@@ -177,6 +179,9 @@ class Job(Generic[T]):
             remembered. By default the function's name.
         labels: Strings by name, such as the number of a request, for whoever looks at the job: they
             go with its events and stand in snapshots. At most 32, of 1,024 characters.
+        trace: Whether it is kept which thread was at which part when, for `Report.timeline`. A
+            thread's last 1,024 stretches of chunks are. By default what the coordinator or
+            ``AIOKTASK_TRACE`` says, else not.
 
     Raises:
         TypeError: An argument of the wrong kind; a bool or float where an integer is meant; an
@@ -207,6 +212,7 @@ class Job(Generic[T]):
     remember: bool | str | None
     name: str
     labels: Labels
+    trace: bool | None
     _bind: Callable[[], Bound[T]] | None = field(repr=False)
     # Whether it is one call of a function that knows nothing of ranges: see `engine/api/call.py`.
     single_call: ClassVar[bool] = False
@@ -229,6 +235,7 @@ class Job(Generic[T]):
         remember: Remember | None = None,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        trace: bool | None = None,
     ) -> None: ...
 
     @overload
@@ -251,6 +258,7 @@ class Job(Generic[T]):
         remember: Remember | None = None,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        trace: bool | None = None,
     ) -> None: ...
 
     def __init__(
@@ -272,6 +280,7 @@ class Job(Generic[T]):
         remember: Remember | None = None,
         name: str | None = None,
         labels: Mapping[str, str] | None = None,
+        trace: bool | None = None,
     ) -> None:
         check_function("fn", fn)
         if undo is not None:
@@ -299,6 +308,7 @@ class Job(Generic[T]):
         put("remember", None if remember is None else check_remember("remember", remember))
         put("name", name_of(fn) if name is None else check_name(name))
         put("labels", NO_LABELS if labels is None else Labels(labels))
+        put("trace", None if trace is None else check_flag("trace", trace))
         put("_bind", None)
         if self.chunk is not None:
             if self.chunk % self.align:
@@ -414,6 +424,7 @@ class Report(Generic[T_co]):
         learned: The chunk size and number of threads that the run came to.
         lent: How a helper came to the priority of somebody more urgent who waited: "at once" or "at
             a chunk boundary", because this process may not lower a thread's nice; else "no".
+        timeline: Which thread was at which part when, where the job has `trace`; else None.
     """
 
     value: T_co
@@ -425,6 +436,7 @@ class Report(Generic[T_co]):
     busy: tuple[float, ...]
     learned: Learned
     lent: Literal["no", "at once", "at a chunk boundary"]
+    timeline: Timeline | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -520,6 +532,8 @@ class Failure:
         unknown: The part of failed chunks for which `advance` was not called: whether it is done is
             known to the chunk's function only.
         inner: When the exception came from a nested job, the failure of that job.
+        timeline: Which thread was at which part when, the undo included, where the job has `trace`;
+            else None.
     """
 
     job: Job[Any]
@@ -529,10 +543,11 @@ class Failure:
     undone: tuple[range, ...]
     unknown: tuple[range, ...]
     inner: Failure | None = None
+    timeline: Timeline | None = None
 
     def __reduce__(self) -> tuple[type[Failure], tuple[object, ...]]:
         told = (self.chunk, self.errors, self.done, self.undone, self.unknown, self.inner)
-        return Failure, (_without_functions(self.job), *told)
+        return Failure, (_without_functions(self.job), *told, self.timeline)
 
     def __copy__(self) -> Failure:
         return self

@@ -194,6 +194,13 @@ TUNABLES = {
             check_remember,
             _memory,
         ),
+        Tunable(
+            "trace",
+            "Whether jobs that do not say so keep which thread was at which part when, for "
+            "`Report.timeline`.",
+            check_flag,
+            _flag,
+        ),
     )
 }
 
@@ -217,6 +224,7 @@ class Tunables:
     share: str = "default"
     learn: str = "both"
     remember: bool | str = True
+    trace: bool = False
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def data(self) -> dict[str, object]:

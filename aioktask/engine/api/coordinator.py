@@ -80,6 +80,7 @@ class Coordinator(Scope):
             `Overloaded`, as it does at once where it would wait longer by the rate at which jobs
             begin.
         stuck_after: After how many seconds in one chunk the event `chunk_stuck` tells of it.
+        trace: Whether its jobs keep what `Report.timeline` shows, unless a job itself says.
 
     Raises:
         TypeError, ValueError: An argument is not what it may be: the message names it.
@@ -97,6 +98,7 @@ class Coordinator(Scope):
         max_queued: SupportsIndex | None = None,
         max_wait: float | None = None,
         stuck_after: float | None = None,
+        trace: bool | None = None,
     ) -> None:
         given = {
             "max_threads": max_threads,
@@ -108,6 +110,7 @@ class Coordinator(Scope):
             "max_queued": max_queued,
             "max_wait": max_wait,
             "stuck_after": stuck_after,
+            "trace": trace,
         }
         said = {name: value for name, value in given.items() if value is not None}
         super().__init__(checked("Coordinator()", said, scoped=True))

@@ -29,6 +29,7 @@ from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, ThreadWaiter, Waiter
 from aioktask.job import Job, Labels, StreamProgress
+from aioktask.timeline import Timeline
 
 __all__ = ["Feed", "StreamHandle"]
 
@@ -293,6 +294,13 @@ class StreamHandle:
     def done(self) -> bool:
         """Whether the stream is over: no item runs, and none will be begun."""
         return self._handle.done()
+
+    def timeline(self) -> Timeline | None:
+        """Which thread has been at how many items when, while the stream is open.
+
+        None where its coordinator or the process does not set `trace`, and when it is over.
+        """
+        return self._handle.timeline()
 
     def progress(self) -> StreamProgress:
         """Where the stream stands."""

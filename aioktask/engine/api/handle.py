@@ -18,6 +18,7 @@ from aioktask.engine.state.current import enclosing_stint
 from aioktask.engine.state.run import Run
 from aioktask.engine.threads.pool import Pool
 from aioktask.job import Job, Progress, Report
+from aioktask.timeline import Timeline
 
 T = TypeVar("T")
 
@@ -129,6 +130,15 @@ class Handle(Generic[T]):
         """
         self._own_pool()
         return record.progress(self._run)
+
+    def timeline(self) -> Timeline | None:
+        """Which thread has been at which part when, until now; None where the job has no `trace`.
+
+        Raises:
+            RuntimeError: The handle belongs to the parent of this forked process.
+        """
+        self._own_pool()
+        return record.timeline(self._run)
 
     def result(self, timeout: float | None = None) -> Report[T]:
         """Wait in this thread until the job is over.

@@ -22,7 +22,7 @@ from aioktask.engine.state import callers, waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_own, refuse_waiting
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import Run
-from aioktask.engine.state.settings import admission_limits, own_nice
+from aioktask.engine.state.settings import admission_limits, own_nice, traces
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.terms import Terms
 from aioktask.engine.state.workers import Caller, ThreadWaiter
@@ -83,6 +83,8 @@ def new_run(
             max_wait,
             None if timeout is None else seconds("timeout", timeout),
         )
+    if traces(job, group, tunables):
+        run.have_traced()
     return run
 
 

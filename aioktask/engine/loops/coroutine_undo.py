@@ -18,6 +18,7 @@ import contextlib
 import inspect
 import threading
 from collections import deque
+from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 from aioktask.engine.machine.os_threads import start_thread
@@ -194,8 +195,11 @@ class CoroutineUndo:
                 self._in_hand = piece
                 if self._over:  # who takes over says so first, and then looks what is in hand
                     return
+                began = perf_counter_ns()
                 await self._undo_piece(piece)
                 pieces.popleft()
+                if self._run.trace is not None:
+                    self._run.trace.piece(piece, began, perf_counter_ns(), self._run.nice)
             except GeneratorExit:
                 raise
             except BaseException as error:

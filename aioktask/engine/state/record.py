@@ -18,6 +18,7 @@ from aioktask.engine.ranges.undo import merge, subtract
 from aioktask.errors import UndoFailed
 from aioktask.job import Failure, Labels, Progress, Report, set_failure, told_within
 from aioktask.status import JobPhase, Kind
+from aioktask.timeline import Timeline
 
 if TYPE_CHECKING:
     from aioktask.engine.state.run import Run
@@ -40,6 +41,7 @@ def report(run: Run) -> Report[Any]:
             run.sweep.claims.chunk, min(run.threads_planned, run.limit)
         ),
         lent=run.lent,
+        timeline=timeline(run),
     )
 
 
@@ -69,6 +71,7 @@ def report_of_one_chunk(
         busy=(elapsed,),
         learned=learned_with_given_size(run.only_chunk, threads, False),
         lent="no",
+        timeline=None,
     )
     return told
 
@@ -120,6 +123,15 @@ def _elapsed(run: Run) -> float:
         return 0.0
     end = perf_counter_ns() if run.working and run.unfinished else run.last_chunk
     return max(end - run.first_claim, 0) / 1e9
+
+
+def timeline(run: Run) -> Timeline | None:
+    """Which thread was at which part of the run when, until now, if that is kept. Any thread."""
+    trace = run.trace
+    if trace is not None:
+        return trace.timeline(run, perf_counter_ns())
+    told: Report[Any] | Failure | None = run.report or run.failure
+    return None if told is None else told.timeline
 
 
 class Ended(NamedTuple):
@@ -223,6 +235,7 @@ def failure(run: Run) -> Failure:
         undone=merge(piece for each in run.to_undo for piece in subtract(each, kept) if undone),
         unknown=run.unknown,
         inner=None if run.error is None else told_within(run.error, run.number),
+        timeline=timeline(run),
     )
 
 

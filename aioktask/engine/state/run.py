@@ -41,6 +41,7 @@ from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.stint import Stint, check_done
 from aioktask.engine.state.sweep import NOTHING, Sweep, undo_sweep, work_sweep
 from aioktask.engine.state.terms import Expiry, Terms
+from aioktask.engine.state.trace import Trace
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.errors import ChunkCancelled, JobCancelled, Overloaded, UndoFailed
 from aioktask.job import NO_LABELS, Bound, Failure, Job, Labels, Report, set_failure, told_of
@@ -143,6 +144,7 @@ class Run:
     caller: Caller | None = None  # a calling thread that would take more chunks
     initial: object | EllipsisType = ...
     labels: Labels = NO_LABELS
+    trace: Trace | None = None  # of one that is to be drawn
     terms: Terms | None = None  # on which it is taken in, if on any
     growth: Growth | None = None  # of a run whose range grows while it is worked on
     guests = 0  # calling threads that serve it beyond its limit, taking no units
@@ -254,6 +256,11 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.number} of {self.name!r}: {self.phase.value}>"
+
+    def have_traced(self) -> None:
+        """Before it is posted: have it be kept which thread is at which part when."""
+        self.trace = Trace(self.submitted_at)
+        self.only_chunk = 0  # it takes the way of all runs, where turns see each stretch
 
     # Decided in one step, on any thread.
 
@@ -488,6 +495,8 @@ class Run:
             self.first_claim = now
             if self.terms is not None:
                 self.terms.began(self, now)
+            if self.trace is not None:
+                self.trace.mark("the first chunk begins", now)
             if self.heard:
                 self.tell(EventKind.STARTED, queued=(now - self.submitted_at) / 1e9)
 
@@ -525,6 +534,8 @@ class Run:
 
     def chunk_raised(self, stint: Stint, error: BaseException, now: int) -> None:
         """Take in that the chunk at ``stint.chunk_start`` raised `error`."""
+        if self.trace is not None:
+            self.trace.mark(f"raised {type(error).__name__}", now, stint.thread)
         chunk = range(stint.chunk_start, stint.chunk_stop())
         upto = stint.advanced_to if stint.advanced_from == chunk.start else chunk.start
         self._close_stretch(stint, chunk.start, chunk.stop, now)
@@ -555,6 +566,9 @@ class Run:
         """End the stint's stretch, which is done up to `done`, and free again from `free` on."""
         if done > stint.stretch_stop:  # what it had not begun was taken back: see `take_back`
             done = free = stint.stretch_stop
+        if self.trace is not None:
+            chunks = stint.chunks_up_to(done)
+            self.trace.stretch(stint, done, chunks, now, undoing=self.undoing)
         if self.sweep.learn(stint, done, self.entry.threads - self.guests, now):
             self._tell_of_gil()
         self.version += 1
@@ -708,6 +722,9 @@ class Run:
         pacing = self.sweep.pacing.for_undo()
         sweep = undo_sweep(self.job, undo, self.to_undo, self.threads_planned, pacing)
         self.sweep, self.phase = sweep, UNDO
+        if self.trace is not None:
+            why = "cancelled" if self.error is None else "failed"
+            self.trace.mark(f"{why}: undo begins", perf_counter_ns())
         if self.async_undo:
             claims, pieces = sweep.claims, []
             while claims.left:
@@ -818,6 +835,7 @@ class Run:
         if not (self.heard or self.news or self.growth is not None):
             self.drop_context()
         self.stints = {}
+        self.trace = None  # what it kept is told by now
         self.sweep = NOTHING
         self.fn = sweep.fn = NOTHING.fn
         sweep.tree = None

@@ -55,6 +55,13 @@ def remembers(job: Job[Any], group: RunGroup, tunables: Tunables) -> bool | str:
     return said
 
 
+def traces(job: Job[Any], group: RunGroup, tunables: Tunables) -> bool:
+    """Whether it is kept which thread was at which part of the job when."""
+    if job.trace is not None:
+        return job.trace
+    return bool(group.tunables.get("trace", tunables.trace))
+
+
 class Beginning(NamedTuple):
     """What a run would begin with.
 
