@@ -12,6 +12,7 @@ import html
 import io
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,7 +205,10 @@ class Timeline:
             ImportError: There is no matplotlib: the extra `plot` brings it.
         """
         buffer = io.StringIO()
-        self.figure().savefig(buffer, format="svg", metadata={"Date": None})
+        figure = self.figure()
+        with warnings.catch_warnings():  # of letters that the font has not, which are boxes then
+            warnings.filterwarnings("ignore", "Glyph")
+            figure.savefig(buffer, format="svg", metadata={"Date": None})
         text = buffer.getvalue()
         return text[text.index("<svg") :]
 
@@ -249,7 +253,7 @@ class Timeline:
             axes.axvline(mark.at * scale, color="0.4", linewidth=0.6, linestyle=":")
         self._name_marks(axes, scale)
         axes.set_yticks(list(rows.values()), [thread.name for thread in self.threads])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         axes.set_xlim(0, max(self.seconds * scale, 1e-9))
         axes.set_xlabel(f"{unit} since the job was submitted")
         axes.set_title(_plain(self.name), fontsize="medium", loc="left", pad=16)
