@@ -37,7 +37,7 @@ from aioktask.status import (
     Snapshot,
 )
 
-__all__ = ["snapshot", "take_snapshot"]
+__all__ = ["runs_of", "snapshot", "take_snapshot"]
 
 
 def snapshot() -> Snapshot:
@@ -65,7 +65,7 @@ def take_snapshot(pool: Pool, group: RunGroup | None = None) -> Snapshot:
     now = time.perf_counter_ns()
     jobs = [
         _job_status(pool, run, now)
-        for run in _runs(pool)
+        for run in runs_of(pool)
         if (group is None or run.group is group) and not run.over
     ]
     ended = [record.Ended._make(each) for each in reversed(list(pool.state.past))]
@@ -89,7 +89,7 @@ def take_snapshot(pool: Pool, group: RunGroup | None = None) -> Snapshot:
 # Jobs.
 
 
-def _runs(pool: Pool) -> Iterator[Run]:
+def runs_of(pool: Pool) -> Iterator[Run]:
     """Every run that is not over, once: taken in, in the lane, or on its way."""
     state = pool.state
     found: dict[int, Run] = {run.number: run for run in list(state.runs)}

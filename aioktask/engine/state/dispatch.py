@@ -32,6 +32,7 @@ from aioktask.engine.scheduling.waits import Waits
 from aioktask.engine.state import record
 from aioktask.engine.state.callers import ask_caller, enter_caller
 from aioktask.engine.state.group import RunGroup
+from aioktask.engine.state.history import History
 from aioktask.engine.state.lane import Lane
 from aioktask.engine.state.lending import (
     can_serve_at,
@@ -88,6 +89,7 @@ class State:
         no_more_threads: Whether the system refused the last thread.
         crowded_until: Until when a job expects another one beside it.
         all_over: The waiter for the end of all runs, at exit.
+        history: What threads served of late, where somebody wants to know.
         past: What is kept of the last runs that are over, the items of a `record.Ended` each.
         unasked: Runs whose owners have not been looked for yet, in this round of the keeper's.
         advice: What to tell, once, where the process is bound to one CPU.
@@ -131,6 +133,7 @@ class State:
         self.all_over: Waiter | None = None
         self.advice: str | None = None
         self.unasked: deque[weakref.ref[Run]] = deque()
+        self.history: History | None = None
         self.past: deque[tuple[Any, ...]] = deque(maxlen=MOST_PAST)
 
     def __repr__(self) -> str:
@@ -476,6 +479,8 @@ class State:
             del self.blocking[stint]
             self.count_blocked()
         run = stint.run
+        if self.history is not None and began:
+            self.history.served(stint, run, now)
         self.scheduler.leave(run.entry, now - stint.entered_at, stint.seat)
         if stint.seat.account is LENT:
             helper = helper_beneath(stint)

@@ -249,6 +249,8 @@ class HelperThread:
                     lane.parked.append(helper)
                     if not run.hold:
                         self._state.past.append(record.ended_in_lane(run, now))
+                        if self._state.history is not None:
+                            self._state.history.served(stint, run, now)
                     else:
                         lane.settled.append(run)
                         if self._state.closing:  # a turn may have looked there just before

@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: MIT
+# How the processes of one user tell each other what there is to see, and pass on changes.
+#
+# A process that publishes listens on a Unix socket in a directory that only its user may enter,
+# whose name is that of the set of slots that it shares; the kernel tells each side the user of the
+# other. A request is one line of JSON, and so is the answer. Who asks waits for each process for a
+# bounded time, all at once, so that one that hangs holds nobody up: it is told as one that does not
+# answer. The socket of a process that died is removed by the next one that finds nobody there.
+#
+# Nothing is published unless the program, or ``AIOKTASK_PUBLISH``, says so.
+"""The processes of this user that publish their jobs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import socket
+import socketserver
+import stat
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from aioktask.engine import events
+from aioktask.engine.api.control import cancel_job, history_since, keep_history, renice_job
+from aioktask.engine.api.process import tunables
+from aioktask.engine.api.snapshots import snapshot
+from aioktask.engine.events import Event, EventKind
+from aioktask.engine.tunables import NO_SHARE
+from aioktask.observe.data import snapshot_data
+
+__all__ = ["Publisher", "Told", "ask", "ask_all", "directory", "publish"]
+
+# How long a process may take for an answer, in seconds.
+ANSWER_SECONDS = 1.0
+
+# The longest request; an answer may be as long as it is.
+MOST_REQUEST = 65_536
+
+# So many processes are asked at a time.
+MOST_ASKED = 32
+
+# So many pieces of advice are kept, the last ones.
+MOST_ADVICE = 50
+
+_PEER = struct.Struct("3i")  # pid, uid, gid: see SO_PEERCRED in socket(7)
+
+
+def directory(share: str | None = None) -> Path:
+    """The directory of the sockets, made if need be.
+
+    Args:
+        share: The name of the set of slots; by default that of this process.
+
+    Raises:
+        OSError: There is none, and none can be made; or it is not this user's alone (EPERM).
+    """
+    name = str(tunables()["share"]) if share is None else share
+    root = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    path = Path(root, f"aioktask-{os.geteuid()}-{name if name != NO_SHARE else 'unshared'}.jobs")
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+    found = path.lstat()
+    private = stat.S_IMODE(found.st_mode) & 0o077 == 0
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or not private:
+        raise OSError(
+            errno.EPERM,
+            "not fit for the sockets of this user: it must be a directory of its own, mode 700",
+            str(path),
+        )
+    return path
+
+
+# Publishing.
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Answers requests, each in a thread of its own."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 64
+
+    def __init__(self, path: str, answer: Callable[[Mapping[str, Any]], object]) -> None:
+        self.answer = answer
+        super().__init__(path, _Handler)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return _is_own(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing: who asked went away, and nobody else is to be told."""
+
+
+class _Handler(socketserver.StreamRequestHandler):
+    timeout = ANSWER_SECONDS  # for the one who asks to say what
+
+    server: _Server
+
+    def handle(self) -> None:
+        line = self.rfile.readline(MOST_REQUEST)
+        try:
+            request = json.loads(line)
+            if not isinstance(request, dict):
+                raise TypeError(f"a request must be an object, got {type(request).__name__}")
+            reply: object = {"answer": self.server.answer(request)}
+        except (TypeError, ValueError, KeyError, LookupError) as error:
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        self.wfile.write(json.dumps(reply).encode() + b"\n")
+
+
+def _is_own(connection: socket.socket) -> bool:
+    """Whether the other end is a process of this user, or of root."""
+    told = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    _, user, _ = _PEER.unpack(told)
+    return user in (os.geteuid(), 0)
+
+
+class Publisher:
+    """This process, as others may see it. There is one at a time: see `publish`."""
+
+    def __init__(self) -> None:
+        self.path = directory() / f"{os.getpid()}.socket"
+        self._advice: OrderedDict[tuple[str, str], dict[str, object]] = OrderedDict()
+        self._closed = False
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()  # of a process that had this number before
+        self._server = _Server(os.fspath(self.path), self.answer)
+        keep_history()
+        events.listen(self._hear, lambda: False)
+        threading.Thread(target=self._serve, name="aioktask published", daemon=True).start()
+
+    def __repr__(self) -> str:
+        return f"<Publisher at {self.path}{': closed' if self._closed else ''}>"
+
+    def _serve(self) -> None:
+        # Not by `serve_forever`, which comes by several times a second for nothing.
+        while not self._closed:
+            self._server.handle_request()
+        self._server.server_close()
+
+    def answer(self, request: Mapping[str, Any]) -> object:
+        """What is told of this process, or done to one of its jobs.
+
+        Args:
+            request: What to `do`: "snapshot" (with `history`, the seconds of it that are wanted),
+                "cancel" the job `number`, or "renice" it to `nice`.
+
+        Raises:
+            TypeError, ValueError, LookupError: The request makes no sense.
+        """
+        asked = request.get("do")
+        if asked == "snapshot":
+            return self._snapshot(float(request.get("history", 0.0)))
+        if asked == "cancel":
+            return cancel_job(request["number"])
+        if asked == "renice":
+            return renice_job(request["number"], request["nice"])
+        raise LookupError(f"do must be snapshot, cancel or renice, got {asked!r}")
+
+    def _snapshot(self, seconds: float) -> dict[str, Any]:
+        data = snapshot_data(snapshot())
+        data["command"] = " ".join(sys.orig_argv)[:200]
+        data["advice"] = list(self._advice.values())
+        if seconds > 0:
+            now = time.perf_counter_ns()
+            data["history"] = [
+                {
+                    "thread": each.thread,
+                    "job": each.run,
+                    "name": each.name,
+                    "kind": each.kind,
+                    "lent": each.lent,
+                    "began": (now - each.start) / 1e9,
+                    "ended": (now - each.stop) / 1e9,
+                }
+                for each in history_since(now - int(seconds * 1e9))
+            ]
+        return data
+
+    def _hear(self, event: Event) -> None:
+        """Keep what the library advises, once for each function."""
+        if self._closed:
+            return
+        text = _advice_of(event)
+        if text:
+            key = event.kind.value, event.job
+            self._advice.pop(key, None)
+            self._advice[key] = {"event": event.kind.value, "job": event.job, "text": text}
+            while len(self._advice) > MOST_ADVICE:
+                self._advice.popitem(last=False)
+
+    def close(self) -> None:
+        """Tell nothing any more. May be called again."""
+        if self._closed:
+            return
+        self._closed = True
+        if _publishers.get("publisher") is self:
+            del _publishers["publisher"]
+        keep_history(keep=False)
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ANSWER_SECONDS)
+            connection.connect(os.fspath(self.path))  # so that its thread finds out
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+
+    def forget(self) -> None:
+        """In a fork's child: have no part in the parent's socket."""
+        self._closed = True
+        self._server.socket.close()
+
+
+def _advice_of(event: Event) -> str:
+    details = event.details
+    if event.kind in (EventKind.HOLDS_GIL, EventKind.BOUND_TO_ONE_CPU):
+        return str(details["advice"])
+    if event.kind is EventKind.STUCK:
+        seconds = details["seconds"]
+        return f"at one chunk for {seconds:.3g} s: a cancel and a stop wait until that ends"
+    return ""
+
+
+_publishers: dict[str, Publisher] = {}  # the one there is
+
+
+def publish() -> Publisher:
+    """Have other processes of this user see the jobs of this one, and change them.
+
+    `python -m aioktask top` and the page show them. May be called again, also after a fork; the
+    variable ``AIOKTASK_PUBLISH=1`` does the same for a program that does not call it.
+
+    Returns:
+        What ends that by `close`. The exit of the interpreter does so too.
+
+    Raises:
+        OSError: The socket cannot be made, or its directory is not this user's alone.
+
+    >>> publisher = publish()
+    >>> [each.pid for each in ask_all()] == [os.getpid()]
+    True
+    >>> publisher.close()
+    """
+    found = _publishers.get("publisher")
+    if found is None:
+        found = _publishers.setdefault("publisher", Publisher())
+    return found
+
+
+def _forget_in_child() -> None:
+    found = _publishers.pop("publisher", None)
+    if found is not None:
+        found.forget()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
+# Asking.
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one process answered.
+
+    Attributes:
+        pid: Of the process.
+        answer: What it told; None where it did not.
+        problem: Why not, in words; empty where it did.
+    """
+
+    pid: int
+    answer: Any
+    problem: str = ""
+
+
+def ask(pid: int, request: Mapping[str, object], *, seconds: float = ANSWER_SECONDS) -> Told:
+    """Ask one process of this user that publishes its jobs.
+
+    Args:
+        pid: Of the process.
+        request: As `Publisher.answer` takes it.
+        seconds: How long to wait for the answer.
+    """
+    return _ask(directory() / f"{pid}.socket", request, seconds)
+
+
+def ask_all(
+    request: Mapping[str, object] | None = None, *, seconds: float = ANSWER_SECONDS
+) -> list[Told]:
+    """Ask every process of this user that publishes its jobs, all at once.
+
+    Args:
+        request: As `Publisher.answer` takes it; by default for a snapshot.
+        seconds: How long to wait, for all of them together.
+
+    Returns:
+        What each told, by number of the process. One that hangs, is stopped or is gone is told as
+        such.
+    """
+    wanted = {"do": "snapshot"} if request is None else request
+    paths = sorted(directory().glob("*.socket"))
+    if not paths:
+        return []
+    with ThreadPoolExecutor(min(len(paths), MOST_ASKED), "aioktask asks") as threads:
+        answers: Iterable[Told] = threads.map(lambda path: _ask(path, wanted, seconds), paths)
+        return sorted((each for each in answers if each.pid), key=lambda each: each.pid)
+
+
+def _ask(path: Path, request: Mapping[str, object], seconds: float) -> Told:
+    pid = int(path.stem) if path.stem.isdecimal() else 0
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(seconds)
+            connection.connect(os.fspath(path))
+            if not _is_own(connection):
+                return Told(pid, None, "its socket is another user's")
+            connection.sendall(json.dumps(dict(request)).encode() + b"\n")
+            reply = _read_all(connection, time.monotonic() + seconds)
+    except (ConnectionRefusedError, FileNotFoundError):
+        with contextlib.suppress(OSError):
+            path.unlink()  # nobody will ever listen there again
+        return Told(pid, None, "it is gone")
+    except TimeoutError:
+        return Told(pid, None, f"it did not answer in {seconds:.3g} s: it hangs, or is stopped")
+    except OSError as error:
+        return Told(pid, None, str(error))
+    try:
+        told = json.loads(reply)
+    except ValueError:
+        return Told(pid, None, "it went away as it answered")
+    if "error" in told:
+        return Told(pid, None, str(told["error"]))
+    return Told(pid, told["answer"])
+
+
+def _read_all(connection: socket.socket, until: float) -> bytes:
+    """All that comes, by a time of the monotonic clock."""
+    parts: list[bytes] = []
+    while True:
+        left = until - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        connection.settimeout(left)
+        part = connection.recv(1 << 20)
+        if not part:
+            return b"".join(parts)
+        parts.append(part)
