@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import structlog
 
@@ -68,3 +69,8 @@ def wants_routine() -> bool:
 
 
 events.listen(log, wants_routine)
+
+if "AIOKTASK_PUBLISH" in os.environ:
+    from aioktask.observe.processes import publish_if_asked
+
+    publish_if_asked()

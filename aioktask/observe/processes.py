@@ -39,7 +39,9 @@ from aioktask.engine.events import Event, EventKind
 from aioktask.engine.tunables import NO_SHARE
 from aioktask.observe.data import snapshot_data
 
-__all__ = ["Publisher", "Told", "ask", "ask_all", "directory", "publish"]
+__all__ = ["Publisher", "Told", "ask", "ask_all", "directory", "publish", "publish_if_asked"]
+
+VARIABLE = "AIOKTASK_PUBLISH"
 
 # How long a process may take for an answer, in seconds.
 ANSWER_SECONDS = 1.0
@@ -256,10 +258,20 @@ def publish() -> Publisher:
     return found
 
 
+def publish_if_asked() -> None:
+    """Publish where ``AIOKTASK_PUBLISH=1`` says so; what prevents that is only shown."""
+    if os.environ.get(VARIABLE) == "1":
+        try:
+            publish()
+        except OSError as error:
+            print(f"aioktask: {VARIABLE}=1: the jobs are not published: {error}", file=sys.stderr)
+
+
 def _forget_in_child() -> None:
     found = _publishers.pop("publisher", None)
     if found is not None:
         found.forget()
+        publish_if_asked()
 
 
 if hasattr(os, "register_at_fork"):
