@@ -40,12 +40,14 @@ from aioktask.checks import (
     name_of,
     nice_value,
 )
+from aioktask.markup import card
 from aioktask.timeline import Timeline
 
 __all__ = [
     "Chunk",
     "Failure",
     "Job",
+    "JobPhase",
     "Labels",
     "Learn",
     "Learned",
@@ -66,6 +68,21 @@ ChunkFunction = Callable[[int, int], T]
 Learn = Literal["both", "chunk", "threads", "nothing"]
 # Whether what it found out is remembered; "disk" or a directory: across processes.
 Remember = bool | str | os.PathLike[str]
+
+# Where a job stands: see `Progress.phase`.
+JobPhase = Literal[
+    "waiting",
+    "running",
+    "stopping",
+    "undoing",
+    "settled",
+    "finished",
+    "failed",
+    "cancelled",
+    "overloaded",
+    "timed out",
+    "undo failed",
+]
 
 UndoFunction = Callable[[int, int], object] | Callable[[int, int], Coroutine[Any, Any, object]]
 
@@ -409,6 +426,19 @@ class Learned:
     curve: tuple[Speed, ...] = ()
 
 
+# So much of a value is shown.
+_MOST_SHOWN = 200
+
+
+def _shortened(value: object) -> str:
+    """The value's repr, or its beginning; in place of one that fails, what it is."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = object.__repr__(value)
+    return text if len(text) <= _MOST_SHOWN else f"{text[:_MOST_SHOWN]}\N{HORIZONTAL ELLIPSIS}"
+
+
 @dataclass(frozen=True)
 class Report(Generic[T_co]):
     """What a finished job tells. All times are in seconds.
@@ -438,18 +468,55 @@ class Report(Generic[T_co]):
     lent: Literal["no", "at once", "at a chunk boundary"]
     timeline: Timeline | None = None
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows; of the value a short form, whatever that is."""
+        learned = self.learned
+        figures = [
+            ("value", _shortened(self.value)),
+            ("elapsed", f"{self.elapsed:.3g} s, after {self.queued:.3g} s in the queue"),
+            ("threads", f"{self.peak_threads} at most, {self.cpu_time:.3g} s of CPU time"),
+            ("chunks", f"{self.chunks:,}, {learned.chunk:,} units each in the end"),
+        ]
+        return card("Report", figures=figures)
+
+
+# The phases in which nothing changes any more.
+OVER_PHASES: frozenset[JobPhase] = frozenset(
+    ("finished", "failed", "cancelled", "overloaded", "timed out", "undo failed")
+)
+
+
+def eta_of(left: int, done: int, elapsed: float) -> float | None:
+    """Seconds that `left` units take, where `done` took so long; None where that is not known.
+
+    >>> eta_of(30, 10, 2.0), eta_of(30, 0, 2.0), eta_of(0, 0, 0.0)
+    (6.0, None, 0.0)
+    """
+    if left <= 0:
+        return 0.0
+    return left * elapsed / done if done > 0 and elapsed > 0 else None
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Where a job stands at one moment.
 
     Attributes:
-        done: Units that are done. Units in the chunks that run at the moment are not counted.
+        done: Units that were done, those that were undone since among them. Units in the chunks
+            that run at the moment are not counted.
         size: Units in all.
         threads: Threads that work on the job now.
         chunks: Chunks that are done.
         elapsed: Seconds since the first claim, up to the last chunk's end; 0 before the first.
         rate: Units a second since the first claim; 0 before anything is done.
+        phase: "waiting" until the first chunk begins, then "running"; "stopping" where no further
+            chunk begins and some have not ended; "undoing"; "settled" where all is done and who
+            waits for it could still cancel. Of one that is over how it ended: "finished", "failed",
+            "cancelled", "overloaded" (it did not begin in time), "timed out", or "undo failed".
+            Unless it is that, whatever was done by then is undone, if the job has an `undo`.
+        undone: Units that were undone, those in the calls of `undo` that run not counted.
+        eta: Seconds until the job is over, or until its undo is, at the rate that was measured
+            since that began; None where nothing was measured yet, 0 when it is over.
     """
 
     done: int
@@ -458,6 +525,14 @@ class Progress:
     chunks: int
     elapsed: float
     rate: float
+    phase: JobPhase = "waiting"
+    undone: int = 0
+    eta: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing changes any more."""
+        return self.phase in OVER_PHASES
 
 
 @dataclass(frozen=True, slots=True)
@@ -470,6 +545,10 @@ class StreamProgress:
         threads: Threads that work on the stream now.
         elapsed: Seconds since the first item was begun; 0 before.
         rate: Items a second since then; 0 before anything is done.
+        phase: As a job's, with nothing to undo: "failed" by what `fn` or the source raised;
+            "cancelled" also where its scope was left before the last value.
+        eta: Seconds until the last item is done, at that rate; None while the source has not come
+            to its end or nothing was measured, 0 when the stream is over.
     """
 
     done: int
@@ -477,6 +556,13 @@ class StreamProgress:
     threads: int
     elapsed: float
     rate: float
+    phase: JobPhase = "waiting"
+    eta: float | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing changes any more."""
+        return self.phase in OVER_PHASES
 
 
 class LeftBehind:

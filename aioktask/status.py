@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from aioktask.job import Progress, StreamProgress
+from aioktask.job import JobPhase, Progress, StreamProgress
+from aioktask.markup import card, table
+from aioktask.telling import bar_of, told
 
 __all__ = [
     "HelperStatus",
@@ -25,19 +27,6 @@ __all__ = [
 ]
 
 Kind = Literal["job", "stream", "call"]
-JobPhase = Literal[
-    "waiting",
-    "running",
-    "stopping",
-    "undoing",
-    "settled",
-    "finished",
-    "failed",
-    "cancelled",
-    "overloaded",
-    "timed out",
-    "undo failed",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,3 +198,34 @@ class Snapshot:
     limits: Limits
     loops: tuple[LoopStatus, ...]
     coordinator_limits: Mapping[str, object] | None = None
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the jobs that are not over, the last ones that are, the limits."""
+        limits = self.limits
+        heads = ("number", "kind", "job", "", "", "", "threads", "nice", "waits for")
+        jobs = [_row(each) for each in (*self.jobs, *self.ended[:_MOST_ENDED])]
+        figures = [
+            ("process", self.pid),
+            ("threads", f"{limits.working} work, {limits.threads} at most: {limits.reason}"),
+            ("jobs", f"{len(self.jobs)} under way"),
+        ]
+        return card("Snapshot", table(jobs, heads) if jobs else "no jobs", figures=figures)
+
+
+# So many jobs that are over are shown.
+_MOST_ENDED = 10
+
+
+def _row(job: JobStatus) -> tuple[object, ...]:
+    shown = told(job.name, job.progress)
+    labels = " ".join(f"{name}={value}" for name, value in job.labels.items())
+    nice = job.nice if job.loan is None else f"{job.nice}, lent {job.loan}"
+    return (
+        job.number,
+        job.kind,
+        f"{job.name} {labels}".rstrip(),
+        *bar_of(shown),
+        job.threads,
+        nice,
+        job.waits_for,
+    )

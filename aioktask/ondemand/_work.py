@@ -34,11 +34,14 @@ from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Caller
 from aioktask.errors import JobCancelled
 from aioktask.job import (
+    OVER_PHASES,
     Bound,
     ChunkFunction,
     Failure,
     Job,
+    JobPhase,
     Progress,
+    eta_of,
     job_that_makes,
     set_failure,
     told_of,
@@ -319,11 +322,28 @@ class Work:
         """Where it stands."""
         with self.lock:
             units, chunks, threads = self._units, self._chunks, len(self.running)
+            phase = self._phase()
             active = threads or (not self.closed and self.sections.first_left() is not None)
             until = time.perf_counter() if active else self._ended
         elapsed = max(until - self._began, 0.0) if self._began else 0.0
         rate = units / elapsed if elapsed else 0.0
-        return Progress(units, self._job.size, threads, chunks, elapsed, rate)
+        eta: float | None = None
+        if phase in OVER_PHASES:
+            eta = 0.0
+        elif phase == "running":
+            eta = eta_of(self._job.size - units, units, elapsed)
+        return Progress(units, self._job.size, threads, chunks, elapsed, rate, phase=phase, eta=eta)
+
+    def _phase(self) -> JobPhase:
+        """Where it stands, with the lock held."""
+        done, failed, count = self._chunks, len(self._failed), self.sections.count
+        if done == count:
+            return "finished"
+        if self.running:
+            return "stopping" if self.closed else "running"
+        if self.closed or done + failed == count:
+            return "failed" if failed else "cancelled"
+        return "running" if done or failed else "waiting"
 
 
 class _Raised:

@@ -29,7 +29,7 @@ from aioktask.checks import (
     seconds,
 )
 from aioktask.engine.api.coordinator import Coordinator
-from aioktask.engine.api.feed import Feed, StreamHandle
+from aioktask.engine.api.feed import Count, Feed, StreamHandle
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Waiter
 from aioktask.engine.threads.keeper import WATCH_SECONDS
@@ -106,12 +106,13 @@ class Consumer(Generic[T, R]):
         source_ended: Whether no item comes any more.
         over: Whether no value comes any more.
         left: Whether the scope was left before that.
+        failed: Whether what `fn` or the source raised ends the stream.
     """
 
     def __init__(self, options: Options[T, R]) -> None:
         self.options = options
         self.given = self.taken = 0
-        self.source_ended = self.over = self.left = False
+        self.source_ended = self.over = self.left = self.failed = False
         self._source_error: BaseException | None = None
         self._posted = 0  # how many items helpers may know of
         self._most_unposted = max(options.window // 2, 1)
@@ -145,9 +146,11 @@ class Consumer(Generic[T, R]):
     def _may_linger(self, stint: Stint) -> bool:
         return self.feed.may_linger(stint)
 
-    def _count(self) -> tuple[int, int | None]:
+    def _count(self) -> Count:
         done = self.given + self.exchange.ready
-        return done, self.taken if self.source_ended else None
+        size = self.taken if self.source_ended else None
+        raised = self._source_error is not None or self.exchange.ends_early
+        return Count(done, size, raised, self.failed)
 
     # The source.
 
@@ -295,7 +298,7 @@ class Consumer(Generic[T, R]):
             self.raise_if_stopped()
         if self.options.yields_errors and isinstance(error, Exception):
             return error
-        self.over = True
+        self.over = self.failed = True
         self.given += 1
         with contextlib.suppress(Exception):  # its class refuses
             BaseException.add_note(
@@ -317,6 +320,7 @@ class Consumer(Generic[T, R]):
         self.over = True
         error, self._source_error = self._source_error, None
         if error is not None:
+            self.failed = True
             try:
                 raise error
             finally:

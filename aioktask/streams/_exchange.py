@@ -213,6 +213,11 @@ class Exchange(Generic[T, R]):
         return self.last < sys.maxsize
 
     @property
+    def ends_early(self) -> bool:
+        """Whether the stream ends by what `fn` raised, which the consumer may not have yet."""
+        return 0 <= self.last < sys.maxsize
+
+    @property
     def lingers(self) -> bool:
         """Whether a helper waits for an item."""
         return bool(self._lingering)

@@ -107,10 +107,15 @@ def test_inherited_handles_raise_and_name_the_job() -> None:
         async def wait():
             await handle
 
+        watch = handle.watch(1000)
+        assert next(watch).phase == "running"
+
         def in_child():
             for use in (
                 handle.cancel,
                 handle.progress,
+                handle.watch,
+                lambda: next(watch),
                 handle.result,
                 lambda: handle.result(timeout=0.1),
                 lambda: handle.renice(5),

@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.api.scope import group_in
 from aioktask.engine.api.submission import new_run, park_until
+from aioktask.engine.api.watch import Watch
 from aioktask.engine.learning.lessons import code_of
 from aioktask.engine.loops.loop import AsyncWaiter, Loop
 from aioktask.engine.loops.waiting import wait_until_shielded
@@ -28,10 +29,28 @@ from aioktask.engine.state.current import enclosing_stint, local
 from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, ThreadWaiter, Waiter
-from aioktask.job import Job, Labels, StreamProgress
+from aioktask.job import Job, Labels, StreamProgress, eta_of
+from aioktask.markup import card
+from aioktask.telling import counted, html_of, told
 from aioktask.timeline import Timeline
 
-__all__ = ["Feed", "StreamHandle"]
+__all__ = ["Count", "Feed", "StreamHandle"]
+
+
+class Count(NamedTuple):
+    """What who feeds a run knows of it.
+
+    Attributes:
+        done: How many units are done.
+        size: How many there will be; None where that is not known.
+        raised: Whether what was raised ends it, once the consumer comes to that.
+        failed: Whether the consumer has.
+    """
+
+    done: int
+    size: int | None
+    raised: bool
+    failed: bool
 
 
 class Feed:
@@ -100,8 +119,8 @@ class Feed:
             self._pool.cancel(run)
             raise
 
-    def handle(self, count: Callable[[], tuple[int, int | None]]) -> StreamHandle:
-        """The run's handle; `count()` tells how many units are done, and how many there will be."""
+    def handle(self, count: Callable[[], Count]) -> StreamHandle:
+        """The run's handle, with who counts."""
         return StreamHandle(Handle(self._pool, self._run, self._job), count)
 
     # Adding units.
@@ -251,12 +270,29 @@ class StreamHandle:
 
     __slots__ = ("_count", "_handle")
 
-    def __init__(self, handle: Handle[None], count: Callable[[], tuple[int, int | None]]) -> None:
+    def __init__(self, handle: Handle[None], count: Callable[[], Count]) -> None:
         self._handle = handle
         self._count = count
 
     def __repr__(self) -> str:
         return repr(self._handle)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        found = self.progress()
+        figures = [
+            ("phase", found.phase),
+            ("items", f"{counted(found.done)} done"),
+            ("rate", f"{counted(round(found.rate))} items a second"),
+            ("threads", found.threads),
+            ("nice", self.nice),
+        ]
+        return card("Stream", html_of(told(self.name, found)), figures=figures)
+
+    @property
+    def name(self) -> str:
+        """The stream's name."""
+        return self._handle.name
 
     @property
     def nice(self) -> int:
@@ -305,6 +341,39 @@ class StreamHandle:
     def progress(self) -> StreamProgress:
         """Where the stream stands."""
         found = self._handle.progress()
-        done, size = self._count()
+        done, size, raised, failed = self._count()
         rate = done / found.elapsed if found.elapsed > 0 else 0.0
-        return StreamProgress(done, size, found.threads, found.elapsed, rate)
+        phase = found.phase
+        eta: float | None = None
+        if found.over:
+            # Who leaves by an exception cancels; and all may be done before the consumer has it.
+            if failed or (raised and phase == "finished"):
+                phase = "failed"
+            eta = 0.0
+        elif failed or raised:
+            phase = "stopping"
+        elif phase == "waiting" and done:  # the thread of the sync form takes items without units
+            phase = "running"
+        elif size is not None and phase == "running":
+            eta = eta_of(size - done, done, found.elapsed)
+        return StreamProgress(done, size, found.threads, found.elapsed, rate, phase, eta)
+
+    def watch(self, interval: float = 0.1) -> Watch[StreamProgress]:
+        """Where the stream stands, again and again until it is over, as `Handle.watch` does.
+
+        It is over when its last item is done, which may be before the consumer has its value, or
+        when its scope was left.
+
+        Args:
+            interval: Seconds from one state to the next, above 0.
+
+        Raises:
+            TypeError, ValueError: `interval` is no number, or not above 0 and finite.
+
+        **Cancellation**: each state is a checkpoint; cancelled while it waits, the stream goes on.
+        """
+        return self._handle.watch_by(self.progress, interval)
+
+    def as_handle(self) -> Handle[None]:
+        """For modules that stand on the engine: the handle of the stream's run."""
+        return self._handle

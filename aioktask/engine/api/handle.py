@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, SupportsIndex, TypeVar, cast
 
-from aioktask.checks import integer, nice_value
+from aioktask.checks import integer, nice_value, seconds_above_0
 from aioktask.engine.api.submission import needed_loop, nice_of_waiter, wait_in_thread
+from aioktask.engine.api.watch import State, Watch, wait_and_look, wait_and_look_in_thread
 from aioktask.engine.loops.loop import refuse_running_loop
 from aioktask.engine.loops.waiting import wait_until, wait_until_shielded
 from aioktask.engine.state import following, record, waiting
@@ -18,6 +19,8 @@ from aioktask.engine.state.current import enclosing_stint
 from aioktask.engine.state.run import Run
 from aioktask.engine.threads.pool import Pool
 from aioktask.job import Job, Progress, Report
+from aioktask.markup import card
+from aioktask.telling import counted, html_of, told
 from aioktask.timeline import Timeline
 
 T = TypeVar("T")
@@ -52,10 +55,28 @@ class Handle(Generic[T]):
     def __repr__(self) -> str:
         return f"<Handle of {self._run.name!r}: {self._run.phase.value}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        found = record.progress(self._run)  # also in a fork's child
+        figures = [
+            ("phase", found.phase),
+            ("units", f"{counted(found.done)} of {counted(found.size)} done"),
+            ("undone", counted(found.undone)),
+            ("rate", f"{counted(round(found.rate))} units a second"),
+            ("threads", found.threads),
+            ("nice", self._run.nice),
+        ]
+        return card("Job", html_of(told(self._run.name, found)), figures=figures)
+
     @property
     def job(self) -> Job[T]:
         """The job."""
         return self._job
+
+    @property
+    def name(self) -> str:
+        """The job's name."""
+        return self._run.name
 
     @property
     def nice(self) -> int:
@@ -140,6 +161,37 @@ class Handle(Generic[T]):
         self._own_pool()
         return record.timeline(self._run)
 
+    def watch(self, interval: float = 0.1) -> Watch[Progress]:
+        """Where the job stands, again and again until it is over.
+
+        Iterate over what this returns, with ``async for`` on any loop, or with ``for`` in a thread
+        without one. The first state comes at once, then one each interval, and as soon as the job
+        is over the last one, once. How the job ended is its `phase`: its exception is not raised
+        here, and it is told in an event as long as nobody else waits for the job. A watch that is
+        left early needs no closing.
+
+        Args:
+            interval: Seconds from one state to the next, above 0; longer where whoever iterates
+                takes longer.
+
+        Raises:
+            TypeError, ValueError: `interval` is no number, or not above 0 and finite.
+            RuntimeError: The handle belongs to the parent of this forked process; while iterating,
+                too. ``async for`` finds no loop, or ``for`` finds one.
+            DeadlockError: While iterating with ``for`` in a chunk that the job waits for.
+
+        **Cancellation**: each state is a checkpoint; cancelled while it waits, the job goes on.
+
+        >>> from aioktask import Coordinator, Job
+        >>> with Coordinator() as coordinator:
+        ...     handle = coordinator.submit(Job(lambda start, stop: None, 100))
+        ...     for progress in handle.watch():
+        ...         pass
+        >>> progress.phase, progress.done, progress.eta
+        ('finished', 100, 0.0)
+        """
+        return self.watch_by(self.progress, interval)
+
     def result(self, timeout: float | None = None) -> Report[T]:
         """Wait in this thread until the job is over.
 
@@ -183,7 +235,13 @@ class Handle(Generic[T]):
         finally:
             del self
 
-    # For modules that stand on the engine: waits that do not raise how the job ended.
+    # For modules that stand on the engine: a watch that reads something else of the run, and waits
+    # that do not raise how the job ended.
+
+    def watch_by(self, read: Callable[[], State], interval: float) -> Watch[State]:
+        """What `watch` returns, with `read()` in place of `progress`."""
+        seconds = seconds_above_0("interval", interval)
+        return Watch(self._own_pool(), self._run, read, seconds)
 
     async def until_over(self) -> None:
         """Wait until the job is over, however it ends. A checkpoint."""
@@ -223,3 +281,46 @@ class Handle(Generic[T]):
                 "which has no part in it"
             )
         return self._pool
+
+
+async def look_until_over(
+    handles: Sequence[Handle[Any]], look: Callable[[], object], interval: float
+) -> None:
+    """Wait until all of these jobs are over, however they end, looking meanwhile. A checkpoint.
+
+    Args:
+        handles: One or more.
+        look: Called each interval.
+        interval: Seconds.
+    """
+    pool = _pool_of(handles)
+    await wait_and_look(pool, _runs_of(handles), interval, _going_on(look), watches=False)
+
+
+def look_until_over_in_thread(
+    handles: Sequence[Handle[Any]], look: Callable[[], object], interval: float
+) -> None:
+    """As `look_until_over`, in this thread.
+
+    Raises:
+        DeadlockError: One of them waits for the calling chunk's job.
+        RuntimeError: The calling code runs inside the engine, where nothing may wait.
+    """
+    pool = _pool_of(handles)
+    wait_and_look_in_thread(pool, _runs_of(handles), interval, _going_on(look), watches=False)
+
+
+def _pool_of(handles: Sequence[Handle[Any]]) -> Pool:
+    return next(iter([each._own_pool() for each in handles]))
+
+
+def _runs_of(handles: Sequence[Handle[Any]]) -> list[Run]:
+    return [each._run for each in handles]
+
+
+def _going_on(look: Callable[[], object]) -> Callable[[], bool]:
+    def go_on() -> bool:
+        look()
+        return True
+
+    return go_on

@@ -19,7 +19,7 @@ from aioktask.engine.machine.os_threads import process_nice
 from aioktask.engine.scheduling.reasons import Kept, kept_from_threads
 from aioktask.engine.state import admission, record
 from aioktask.engine.state.group import RunGroup
-from aioktask.engine.state.run import SETTLED, UNDO, Run
+from aioktask.engine.state.run import SETTLED, Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, Helper
 from aioktask.engine.threads.chunk_watch import At
@@ -28,7 +28,6 @@ from aioktask.engine.tunables import NO_SHARE
 from aioktask.job import Progress, StreamProgress
 from aioktask.status import (
     HelperStatus,
-    JobPhase,
     JobStatus,
     Limits,
     LoopStatus,
@@ -113,7 +112,9 @@ def _job_status(pool: Pool, run: Run, now: int) -> JobStatus:
     kind = record.kind_of(run)
     progress: Progress | StreamProgress = told
     if kind == "stream":
-        progress = StreamProgress(told.done, None, told.threads, told.elapsed, told.rate)
+        progress = StreamProgress(
+            told.done, None, told.threads, told.elapsed, told.rate, told.phase
+        )
     loan = run.entry.loan if run.begun else None
     return JobStatus(
         number=run.number,
@@ -122,7 +123,7 @@ def _job_status(pool: Pool, run: Run, now: int) -> JobStatus:
         labels=run.labels,
         nice=run.nice,
         loan=loan,
-        phase=_phase(run),
+        phase=told.phase,
         progress=progress,
         threads=told.threads,
         queued=((first or now) - run.submitted_at) / 1e9,
@@ -130,16 +131,6 @@ def _job_status(pool: Pool, run: Run, now: int) -> JobStatus:
         age=(now - run.submitted_at) / 1e9,
         waits_for=_waits_for(pool, run, told.threads),
     )
-
-
-def _phase(run: Run) -> JobPhase:
-    if run.phase is SETTLED:
-        return "settled"
-    if run.phase is UNDO:
-        return "undoing"
-    if run.stopping or run.cancel_asked:
-        return "stopping"
-    return "running" if run.first_claim else "waiting"
 
 
 def _waits_for(pool: Pool, run: Run, threads: int) -> str:
@@ -181,9 +172,11 @@ def _ended_status(told: record.Ended, now: int) -> JobStatus:
     rate = told.done / elapsed if elapsed > 0 else 0.0
     progress: Progress | StreamProgress
     if told.kind == "stream":
-        progress = StreamProgress(told.done, told.done, 0, elapsed, rate)
+        progress = StreamProgress(told.done, told.done, 0, elapsed, rate, told.how, 0.0)
     else:
-        progress = Progress(told.done, told.size, 0, told.chunks, elapsed, rate)
+        progress = Progress(
+            told.done, told.size, 0, told.chunks, elapsed, rate, told.how, told.undone, 0.0
+        )
     return JobStatus(
         number=told.number,
         kind=told.kind,

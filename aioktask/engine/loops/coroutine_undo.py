@@ -200,6 +200,8 @@ class CoroutineUndo:
                 pieces.popleft()
                 if self._run.trace is not None:
                     self._run.trace.piece(piece, began, perf_counter_ns(), self._run.nice)
+                if not self._over:  # else it counts as not undone
+                    self._run.undone_units += len(piece)
             except GeneratorExit:
                 raise
             except BaseException as error:

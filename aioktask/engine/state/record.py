@@ -16,8 +16,18 @@ from aioktask.engine.learning.pacing import learned_with_given_size
 from aioktask.engine.machine.imported import imported
 from aioktask.engine.ranges.undo import merge, subtract
 from aioktask.errors import UndoFailed
-from aioktask.job import Failure, Labels, Progress, Report, set_failure, told_within
-from aioktask.status import JobPhase, Kind
+from aioktask.job import (
+    OVER_PHASES,
+    Failure,
+    JobPhase,
+    Labels,
+    Progress,
+    Report,
+    eta_of,
+    set_failure,
+    told_within,
+)
+from aioktask.status import Kind
 from aioktask.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -84,14 +94,29 @@ def progress(run: Run) -> Progress:
     """Where a run stands, the chunks that were walked of a stretch included.
 
     May be called on any thread, without the lock: `Run.version` is odd while a turn changes what is
-    read here, and another number afterwards.
+    read here, and another number afterwards. The phase is read first, so of a run that it says is
+    over all is counted.
     """
     for _ in range(READS):
         version = run.version
-        done, chunks, threads = _read_progress(run)
+        phase = phase_of(run)
+        done, undone, chunks, threads = _read_progress(run)
         if run.version == version and not version & 1:
             break
-    elapsed = _elapsed(run)
+    report = run.report
+    if phase in ("settled", "finished") and run.growth is None:
+        done = run.size
+        chunks = chunks if report is None else report.chunks
+    elapsed = _elapsed(run) if report is None else report.elapsed
+    eta: float | None = None
+    if phase in OVER_PHASES:
+        eta, threads = 0.0, 0
+    elif phase == "running":
+        eta = eta_of(run.size - done, done, elapsed)
+    elif phase == "undoing":
+        failed = sum([len(piece) for piece, _ in run.undo_errors])
+        lasts = (perf_counter_ns() - run.undo_began) / 1e9
+        eta = eta_of(done - undone - failed, undone, lasts)
     return Progress(
         done=done,
         size=run.size,
@@ -99,22 +124,48 @@ def progress(run: Run) -> Progress:
         chunks=chunks,
         elapsed=elapsed,
         rate=done / elapsed if elapsed > 0 else 0.0,
+        phase=phase,
+        undone=undone,
+        eta=eta,
     )
 
 
-def _read_progress(run: Run) -> tuple[int, int, int]:
-    done, chunks = run.done_units, run.chunks_done
-    threads = 0
+def phase_of(run: Run) -> JobPhase:
+    """Where a run stands, as programs are told."""
+    if run.over:
+        return "finished" if run.failure is None else how_it_failed(run)
+    if run.never_starts:
+        return how_it_failed(run)
+    if run.undoing:
+        return "undoing"
+    if run.stopping or run.cancel_asked:
+        return "stopping"
+    if run.settled:
+        return "finished" if run.ended else "settled"  # ended: its owner has the result
+    return "running" if run.first_claim else "waiting"
+
+
+def _read_progress(run: Run) -> tuple[int, int, int, int]:
+    done, undone, chunks = run.done_units, run.undone_units, run.chunks_done
+    threads = walked = 0
     undoing = run.undoing
     for stint in list(run.stints.values()):
         if not stint.live:
             continue
         threads += 1
         position = stint.chunk_start
-        if not undoing and position > stint.stretch_start:
-            done += position - stint.stretch_start
-            chunks += stint.chunks_up_to(position)
-    return done, chunks, threads
+        if position > stint.stretch_start:
+            walked += position - stint.stretch_start
+            if not undoing:
+                chunks += stint.chunks_up_to(position)
+    told = run.failure
+    # A run that passed the lane was counted nowhere before it came to be undone.
+    if told is not None:  # it is over
+        undone = sum(map(len, told.undone))
+        return max(done, undone), undone, chunks, threads
+    if undoing:
+        return max(done, sum(map(len, run.to_undo))), undone + walked, chunks, threads
+    return done + walked, undone, chunks, threads
 
 
 def _elapsed(run: Run) -> float:

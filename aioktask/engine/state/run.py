@@ -121,14 +121,16 @@ class Wait:
         stint: The chunk that waits, or on behalf of which something waits; None for neither.
         run: The run of that chunk.
         detects: Whether the chunk itself waits, so that a cycle of waits would never end.
+        watches: Whether the waiter only sees that the run is over, and is not told how it ended.
     """
 
-    __slots__ = ("detects", "run", "stint")
+    __slots__ = ("detects", "run", "stint", "watches")
 
-    def __init__(self, stint: Stint | None, *, detects: bool) -> None:
+    def __init__(self, stint: Stint | None, *, detects: bool, watches: bool = False) -> None:
         self.stint = stint
         self.run = None if stint is None else stint.run
         self.detects = detects
+        self.watches = watches
 
 
 class Run:
@@ -170,7 +172,9 @@ class Run:
     note: tuple[BaseException, str] | None = None  # to be attached to the error, outside the lock
     errors: tuple[BaseException, ...] = ()
     failed: tuple[Failed, ...] = ()
-    # What of it is undone.
+    # What of it is undone. Of a coroutine undo its task counts the units, piece by piece.
+    undone_units = 0
+    undo_began = 0
     async_undo = False  # a coroutine undo is on its way
     undo_task: UndoOnLoop | None = None
     undo_pieces: tuple[range, ...] = ()  # for a coroutine undo
@@ -576,6 +580,8 @@ class Run:
             self.done_units += done - stint.stretch_start
             self.chunks_done += stint.chunks_up_to(done)
             self.last_chunk = now
+        else:
+            self.undone_units += done - stint.stretch_start
         self.sweep.give_back(stint, free)
         self.version += 1
 
@@ -719,6 +725,7 @@ class Run:
             self._finish()
             return
         self.async_undo = self.job.undo_is_async
+        self.undo_began = perf_counter_ns()
         pacing = self.sweep.pacing.for_undo()
         sweep = undo_sweep(self.job, undo, self.to_undo, self.threads_planned, pacing)
         self.sweep, self.phase = sweep, UNDO
@@ -949,8 +956,12 @@ class Run:
         set_failure(error, found, self.parent_number)
 
     def tell(self, kind: EventKind, **details: object) -> None:
-        awaited = self.owned or bool(self.waiters)
+        awaited = self.owned or self._is_awaited()
         self.news.append(Event(kind, self.name, self.number, details, awaited, self.labels))
+
+    def _is_awaited(self) -> bool:
+        """Whether somebody waits for it who is told how it ends."""
+        return not all(wait.watches for wait in self.waiters.values())
 
 
 _UNBOUND: Bound[Any] = Bound(NOTHING.fn)

@@ -26,7 +26,14 @@ if TYPE_CHECKING:
     from aioktask.engine.state.dispatch import State
 
 
-def add_waiter(state: State, run: Run, waiter: Waiter, stint: Stint | None, detects: bool) -> None:
+def add_waiter(
+    state: State,
+    run: Run,
+    waiter: Waiter,
+    stint: Stint | None,
+    detects: bool,
+    watches: bool = False,
+) -> None:
     """Have `waiter` woken when the run is over; or at once, when it would wait for ever.
 
     Args:
@@ -35,6 +42,7 @@ def add_waiter(state: State, run: Run, waiter: Waiter, stint: Stint | None, dete
         stint: The chunk that it waits in, or on behalf of; that may have a helper more.
         detects: Whether the chunk itself waits, so that a cycle is a deadlock: then the waiter
             is refused.
+        watches: Whether it is not told how the run ended, so that somebody else has to be.
     """
     if run.over:
         state.out.waiters.append(waiter)
@@ -49,7 +57,7 @@ def add_waiter(state: State, run: Run, waiter: Waiter, stint: Stint | None, dete
             waiter.refused = error
             state.out.waiters.append(waiter)
             return
-    wait = run.waiters[waiter] = Wait(stint, detects=detects)
+    wait = run.waiters[waiter] = Wait(stint, detects=detects, watches=watches)
     if run.begun:  # else when it begins
         begin_waiting(state, run, waiter, wait)
         state.summon(perf_counter_ns())
