@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import assert_type
+from typing import Any, assert_type
 
 import numpy as np
 from numpy.typing import NDArray  # noqa: TC002 - used by annotations of locals
@@ -39,6 +39,7 @@ from aioktask import (
     run_multithreaded_sync,
     set_max_threads,
 )
+from aioktask.progress import Bar, rich_bar, tqdm_bar
 from aioktask.streams import Stream, StreamHandle, SyncStream
 
 
@@ -120,6 +121,23 @@ async def owned_by_a_coordinator() -> None:
         report = await run_multithreaded(Job(count, 10, reduce=add), coordinator=coordinator)
         assert_type(report.value, int)
         await coordinator.shutdown(cancel=True)
+
+
+async def watched(first: Handle[int], second: Handle[None], stream: StreamHandle) -> None:
+    async for progress in first.watch(interval=0.5):
+        assert_type(progress, Progress)
+    for state in stream.watch():
+        assert_type(state, StreamProgress)
+    assert_type(first.progress().eta, float | None)
+    assert_type(rich_bar(first), Bar[Report[int]])
+    assert_type(await rich_bar(first), Report[int])
+    assert_type(tqdm_bar(second).result(), Report[None])
+    assert_type(await tqdm_bar(stream), StreamProgress)
+    assert_type(rich_bar(first, second).result(), tuple[Report[Any] | StreamProgress, ...])
+    with tqdm_bar(first, stream) as bar:
+        assert_type(bar, Bar[tuple[Report[Any] | StreamProgress, ...]])
+    rich_bar()  # type: ignore[call-overload]
+    tqdm_bar(first, progress=None)  # type: ignore[call-overload]
 
 
 async def texts() -> AsyncIterator[str]:
