@@ -124,13 +124,22 @@ class Wait:
         watches: Whether the waiter only sees that the run is over, and is not told how it ended.
     """
 
-    __slots__ = ("detects", "run", "stint", "watches")
+    __slots__ = ("detects", "run", "stint")
 
-    def __init__(self, stint: Stint | None, *, detects: bool, watches: bool = False) -> None:
+    watches = False
+
+    def __init__(self, stint: Stint | None, *, detects: bool) -> None:
         self.stint = stint
         self.run = None if stint is None else stint.run
         self.detects = detects
-        self.watches = watches
+
+
+class WatchingWait(Wait):
+    """The wait of one that watches."""
+
+    __slots__ = ()
+
+    watches = True
 
 
 class Run:

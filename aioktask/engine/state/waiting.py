@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.lending import helper_beneath, lend
-from aioktask.engine.state.run import Run, Wait
+from aioktask.engine.state.run import Run, Wait, WatchingWait
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper, Waiter
 from aioktask.errors import DeadlockError
@@ -57,7 +57,8 @@ def add_waiter(
             waiter.refused = error
             state.out.waiters.append(waiter)
             return
-    wait = run.waiters[waiter] = Wait(stint, detects=detects, watches=watches)
+    kind = WatchingWait if watches else Wait
+    wait = run.waiters[waiter] = kind(stint, detects=detects)
     if run.begun:  # else when it begins
         begin_waiting(state, run, waiter, wait)
         state.summon(perf_counter_ns())
