@@ -31,6 +31,7 @@ PUBLIC = (
     "aioktask.memory",
     "aioktask.memory.vfio",
     "aioktask.ondemand",
+    "aioktask.progress",
 )
 MORE_PAIRS = 40
 
