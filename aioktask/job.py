@@ -475,7 +475,7 @@ class Report(Generic[T_co]):
             ("value", _shortened(self.value)),
             ("elapsed", f"{self.elapsed:.3g} s, after {self.queued:.3g} s in the queue"),
             ("threads", f"{self.peak_threads} at most, {self.cpu_time:.3g} s of CPU time"),
-            ("chunks", f"{self.chunks:,}, {learned.chunk:,} units each in the end"),
+            ("chunks", f"{self.chunks:,}, of {learned.chunk:,} in the end"),
         ]
         return card("Report", figures=figures)
 

@@ -199,9 +199,7 @@ class GivenRows:
         self.show(rows)
         for task in self._tasks:
             with contextlib.suppress(KeyError):
-                progress = self._progress
-                if not progress.finished:
-                    progress.stop_task(task)
+                self._progress.stop_task(task)  # its time, too, ends here
 
 
 def _refreshes(live: Live) -> bool:

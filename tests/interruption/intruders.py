@@ -41,7 +41,9 @@ def progress(world: World) -> None:
     for handle in _handles(world):
         handle.progress()
         handle.done()
+        handle.watch()
         repr(handle)
+        handle._repr_html_()
 
 
 def renice(world: World) -> None:

@@ -37,7 +37,14 @@ def later_jobs_run():
     assert "jobs=0" in repr(coordinator)
 """
 
-USES_OF_A_HANDLE = ["progress()", "cancel()", "renice(3)", "done()", "result(timeout=0)"]
+USES_OF_A_HANDLE = [
+    "progress()",
+    "cancel()",
+    "renice(3)",
+    "done()",
+    "result(timeout=0)",
+    "watch().__next__()",
+]
 
 
 @pytest.mark.parametrize("use", USES_OF_A_HANDLE)
