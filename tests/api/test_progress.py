@@ -24,10 +24,13 @@ from aioktask import (
     UndoFailed,
     map_ordered,
     map_ordered_sync,
+    run_multithreaded,
 )
 from aioktask.engine import events
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state import record
+from aioktask.engine.state.current import local
+from aioktask.engine.state.run import Run
 from aioktask.job import JobPhase
 from tests.support.gates import PATIENCE, Gate, eventually
 
@@ -134,11 +137,13 @@ def test_a_job_that_failed_without_undo_says_how_far_it_came() -> None:
     assert (ended.phase, ended.done, ended.undone) == ("failed", 7, 0)
 
 
+@pytest.mark.parametrize("piece", [1, 2, 3, 4, 5, 6])
 @pytest.mark.parametrize("how", ["failed", "cancelled"])
-def test_what_is_undone_is_counted_chunk_by_chunk(how: str) -> None:
-    """Pieces of an undo are claimed many at a time; what is undone of them counts at once."""
-    gate, undoing = Gate(), Gate()
+def test_what_is_undone_is_counted_chunk_by_chunk(how: str, piece: int) -> None:
+    """Pieces of an undo are claimed several at a time; what is undone of them counts at once."""
+    gate, undoing, holder = Gate(), Gate(), Gate()
     undone = 0
+    calls = itertools.count()
 
     def chunk(start: int, stop: int) -> None:
         if start == 70:
@@ -148,11 +153,14 @@ def test_what_is_undone_is_counted_chunk_by_chunk(how: str) -> None:
 
     def undo(start: int, stop: int) -> None:
         nonlocal undone
-        if undone:
+        if next(calls) == piece:
             undoing.chunk(start, stop)
         undone += stop - start
 
-    with Coordinator(max_threads=1) as coordinator:
+    with Coordinator() as coordinator:
+        # The undo is cut for two threads, of which this job gets one.
+        coordinator.submit(Job(holder.chunk, 1))
+        holder.wait_entered()
         handle = coordinator.submit(Job(chunk, 100, chunk=1, undo=undo))
         gate.wait_entered()
         if how == "cancelled":
@@ -169,6 +177,7 @@ def test_what_is_undone_is_counted_chunk_by_chunk(how: str) -> None:
         undoing.open()
         with pytest.raises((OSError, JobCancelled)):
             handle.result()
+        holder.open()
     ended = handle.progress()
     assert (ended.phase, ended.done, ended.undone, ended.eta) == (how, done, done, 0.0)
 
@@ -270,6 +279,25 @@ def test_a_settled_run_is_all_done() -> None:
             from aioktask.engine.state import ending
 
             pool.post(ending.committed, run)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@everywhere
+async def test_a_job_that_passed_the_lane_is_all_done() -> None:
+    """Nothing of it is counted, since no turn has to do with it."""
+    runs: list[Run] = []
+
+    def chunk(start: int, stop: int) -> None:
+        assert local.stint is not None
+        runs.append(local.stint.run)
+
+    for _ in range(100):
+        await run_multithreaded(Job(chunk, 10, chunk=10))
+        if not runs[-1].begun:
+            break
+    assert not runs[-1].begun, "no job passed the lane"
+    found = record.progress(runs[-1])
+    assert (found.phase, found.done, found.size, found.eta) == ("finished", 10, 10, 0.0)
 
 
 # Watching.

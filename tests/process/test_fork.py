@@ -107,6 +107,9 @@ def test_inherited_handles_raise_and_name_the_job() -> None:
         async def wait():
             await handle
 
+        async def next_state():
+            await anext(watch)
+
         watch = handle.watch(1000)
         assert next(watch).phase == "running"
 
@@ -116,6 +119,7 @@ def test_inherited_handles_raise_and_name_the_job() -> None:
                 handle.progress,
                 handle.watch,
                 lambda: next(watch),
+                lambda: asyncio.run(next_state()),
                 handle.result,
                 lambda: handle.result(timeout=0.1),
                 lambda: handle.renice(5),

@@ -32,8 +32,8 @@ class Handle(Generic[T]):
     Awaiting a handle is only waiting. **Cancellation**: a cancelled waiter is detached and the job
     goes on. Any number of waiters get the same report, or the same exception.
 
-    **Interruption.** `cancel`, `renice`, `max_threads`, `done`, `progress` and `watch` return at once,
-    wherever they are called: in a signal handler, a finalizer, a weak reference callback or a
+    **Interruption.** `cancel`, `renice`, `max_threads`, `done`, `progress` and `watch` return at
+    once, wherever they are called: in a signal handler, a finalizer, a weak reference callback or a
     listener of events too. `result` waits, so it is refused where the engine itself is interrupted.
 
     >>> import asyncio
