@@ -24,6 +24,7 @@ from aioktask import (
     UndoFailed,
     map_ordered,
     map_ordered_sync,
+    priority,
     run_multithreaded,
 )
 from aioktask.engine import events
@@ -466,14 +467,21 @@ def test_a_failure_that_is_only_watched_is_told_as_one_that_nobody_awaits(
 def test_a_watch_lends_no_nice() -> None:
     gate = Gate()
     with Coordinator() as coordinator:
-        handle = coordinator.submit(Job(gate.chunk, 2, chunk=1, nice=15))
-        gate.wait_entered(2)
-        watch = handle.watch(0.01)
-        next(watch)
-        for _ in range(3):
-            next(watch)
-            assert handle._run.entry.loan is None
+        handle = coordinator.submit(Job(gate.chunk, 1, nice=15))
+        gate.wait_entered()
+
+        def watch() -> None:
+            with priority(3):
+                assert len(list(handle.watch(HOURS))) == 2
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        while not handle._run.waiters:
+            thread.join(0.001)
+        coordinator.submit(Job(nothing, 1)).result()  # so the turn that counts the waiter is over
+        assert handle._run.entry.loan is None
         gate.open()
+        thread.join()
 
 
 def test_a_chunk_that_watches_its_own_job_is_refused() -> None:
