@@ -30,6 +30,7 @@ class EventKind(Enum):
     NOT_REMEMBERED = "lesson_not_used"
     NOT_KEPT = "lesson_not_kept"
     LEFT_BEHIND = "jobs_left_behind"
+    INITIALIZER_FAILED = "helper_initializer_failed"
     ENGINE_FAILED = "engine_failed"
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from aioktask.checks import (
     DISK,
     check_flag,
+    check_function,
     check_learn,
     check_remember,
     integer,
@@ -23,10 +24,13 @@ from aioktask.checks import (
     seconds,
 )
 
-__all__ = ["NO_SHARE", "TUNABLES", "Tunable", "Tunables", "checked", "process_tunables"]
+__all__ = ["NO_SHARE", "PROCESS", "TUNABLES", "Tunable", "Tunables", "checked", "process_tunables"]
 
 NO_SHARE = "off"
 OFF = "off"  # in the environment, for None
+
+# As a value of `limit_native_threads`: of the whole process as well.
+PROCESS = "process"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,14 @@ def _memory(text: str) -> object:
     return text if text == DISK or text.startswith("/") else None
 
 
+def _limit(text: str) -> object:
+    return _flag(text) if text.strip() != PROCESS else PROCESS
+
+
+def _unparsed(text: str) -> object:
+    return text
+
+
 def _word(text: str) -> object:
     return text.strip()
 
@@ -105,6 +117,19 @@ def _time_above_zero(name: str, value: object) -> object:
 
 def _nice(name: str, value: object) -> object:
     return None if value is None else nice_value(name, value)
+
+
+def _function(name: str, value: object) -> object:
+    if value is not None:
+        check_function(name, value)
+    return value
+
+
+def _native(name: str, value: object) -> object:
+    if isinstance(value, bool) or value == PROCESS:
+        return value
+    kind = ValueError if isinstance(value, str) else TypeError
+    raise kind(f"{name} must be True, False or {PROCESS!r}, got {value!r}")
 
 
 def _share(name: str, value: object) -> object:
@@ -201,6 +226,22 @@ TUNABLES = {
             check_flag,
             _flag,
         ),
+        Tunable(
+            "initializer",
+            "A function without arguments that is called once in each helper, before that takes "
+            "work; None for none. Only calls set it.",
+            _function,
+            _unparsed,
+            scoped=False,
+        ),
+        Tunable(
+            "limit_native_threads",
+            "Whether BLAS, OpenMP and their like have one thread in each helper, as far as that "
+            f"leaves other threads alone; {PROCESS!r}: in the whole process, while helpers work.",
+            _native,
+            _limit,
+            scoped=False,
+        ),
     )
 }
 
@@ -225,6 +266,8 @@ class Tunables:
     learn: str = "both"
     remember: bool | str = True
     trace: bool = False
+    initializer: Callable[[], object] | None = None
+    limit_native_threads: bool | str = True
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def data(self) -> dict[str, object]:
@@ -304,4 +347,6 @@ _WANTED: dict[Callable[[str], object], str] = {
     _flag: "0 or 1",
     _memory: f"0, 1, {DISK} or the absolute path of a directory",
     _word: "a word",
+    _limit: f"0, 1 or {PROCESS}",
+    _unparsed: "left unset, since a call of configure sets a function",
 }

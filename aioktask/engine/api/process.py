@@ -72,8 +72,8 @@ def configure(**values: Any) -> None:
     Args:
         values: By name, as in the table of tunables in the documentation: `max_threads`,
             `max_threads_per_node`, `max_blocked`, `nice`, `give_way`, `share`, `learn`,
-            `remember`. What is not named stays as it is. They override ``AIOKTASK_`` variables of
-            the same names.
+            `remember`, `initializer`, `limit_native_threads`. What is not named stays as it is.
+            They override ``AIOKTASK_`` variables of the same names.
 
     Raises:
         TypeError, ValueError: There is no such tunable, or a value is not what it may be; then
@@ -134,6 +134,7 @@ def _after_fork_in_child() -> None:
     pool.dead = True
     pool.signals.change()
     pool.adapter.monitor.forget()
+    pool.natives.forget()
     # The forking thread may be in a chunk: what it runs here is not nested in that.
     local.stint = None
     local.inside = False

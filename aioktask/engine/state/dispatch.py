@@ -86,7 +86,11 @@ class State:
         starting: Helpers that are being started.
         closing: Whether the interpreter exits.
         ended: Whether the engine has ended at exit: nothing is taken in any more.
-        no_more_threads: Whether the system refused the last thread.
+        no_more_threads: Whether the last thread could not be had, or not be prepared.
+        refusal: Why, for those whose runs end by it.
+        starts_again_at: Until when no helper is started, since one could not be prepared; 0 for no
+            such time.
+        natives: Another number each time that helpers should limit native libraries anew.
         crowded_until: Until when a job expects another one beside it.
         all_over: The waiter for the end of all runs, at exit.
         history: What threads served of late, where somebody wants to know.
@@ -130,6 +134,9 @@ class State:
         self.closing = self.ended = False
         self.crowded_until = 0
         self.no_more_threads = False
+        self.refusal = ""
+        self.starts_again_at = 0
+        self.natives = 0
         self.all_over: Waiter | None = None
         self.advice: str | None = None
         self.unasked: deque[weakref.ref[Run]] = deque()
@@ -346,6 +353,9 @@ class State:
         Returns:
             Whether more work may be waiting for others.
         """
+        if helper.initializer is not self.tunables.initializer:
+            self.dismiss(helper)
+            return True
         entry = self.scheduler.choose()
         if entry is None:
             self.rest(helper)
@@ -362,6 +372,18 @@ class State:
         if not helper.idle:
             helper.idle = True
             self.idle.append(helper)
+
+    def dismiss(self, helper: Helper) -> None:
+        """Strike out a helper that serves nothing, and whose thread is to end."""
+        helper.stint = None
+        helper.called = False
+        if helper.idle:
+            helper.idle = False
+            self.idle.remove(helper)
+        self.helpers.pop(helper, None)
+        helper.ends = True
+        for run in self.growing:
+            run.forget_thread(helper)
 
     def _take_idle(self, nice: int) -> Helper | None:
         """Take an idle helper whose thread can have the nice that a job of this nice wants.
@@ -399,7 +421,7 @@ class State:
             idle = self._take_idle(urgency_offered(entry))
             if idle is None:
                 wanted = self.scheduler.wanted(SUMMON_AHEAD) - len(self.starting)
-                if wanted > 0 and starts:
+                if wanted > 0 and starts and not self.starts_again_at:
                     fresh = [Helper() for _ in range(wanted)]
                     self.starting |= dict.fromkeys(fresh)
                     self.out.starts += fresh

@@ -71,12 +71,39 @@ def set_group(state: State, run: None, group: RunGroup) -> None:
 
 
 def configure(state: State, run: None, wanted: Wanted) -> None:
-    """Have all runs follow other tunables of the process; its cap follows from them."""
-    state.tunables = wanted.tunables
+    """Have all runs follow other tunables of the process; its cap follows from them.
+
+    Helpers that were prepared by another initializer end when they have nothing in hand.
+    """
+    before, state.tunables = state.tunables, wanted.tunables
+    if before.limit_native_threads != state.tunables.limit_native_threads:
+        state.natives += 1
+    if before.initializer is not state.tunables.initializer:
+        state.starts_again_at = 0
+        for helper in list(state.idle):
+            state.dismiss(helper)
+            state.out.parkings.append(helper.parking)
     state.node_limit = wanted.tunables.max_threads_per_node
     state.count_blocked()
     set_caps(state, wanted.cap.threads, wanted.share)
     _reconsider_runs(state, state.runs)
+
+
+def limit_anew(state: State, run: None) -> None:
+    """Have helpers limit native libraries anew before they serve on: some were loaded."""
+    state.natives += 1
+    state.signals.change()
+
+
+def native_threads_rest(state: State) -> bool:
+    """In a turn: whether no helper works, so that the process may have its native threads back.
+
+    A helper limits them again then before it serves.
+    """
+    if state.runs or state.lane.waiting:
+        return False
+    state.natives += 1
+    return True
 
 
 def follow_machine(

@@ -5,18 +5,25 @@
 # then in `State.helpers` until it goes. Guarantees: none goes that was given work; the work of one
 # that failed, or that may not have the nice for it, is given to others or fails; and where the
 # system has no more threads, the helpers that there are serve jobs of any nice, and runs that none
-# of them will ever serve fail.
+# of them will ever serve fail. So it is where the program's initializer raises: that helper does
+# not come, and another one is tried after a pause.
 """The coming and going of helpers."""
 
 from __future__ import annotations
 
+from contextvars import Context
 from time import perf_counter_ns
 
+from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.lane_turns import struck_in_lane
 from aioktask.engine.state.lending import recall
 from aioktask.engine.state.waiting import end_unservable
 from aioktask.engine.state.workers import Helper
+
+# After an initializer raised, the next helper is started so much later: else each stretch that
+# leaves work to be done would start one, whose initializer may raise again.
+RETRY_NS = 500_000_000
 
 
 def helper_came(state: State, helper: Helper) -> bool:
@@ -24,9 +31,12 @@ def helper_came(state: State, helper: Helper) -> bool:
     state.starting.pop(helper, None)
     if state.closing and not state.runs:
         return False
+    now = perf_counter_ns()
+    if helper.initializer is not state.tunables.initializer:  # it was set while this one started
+        state.summon(now)
+        return False
     state.no_more_threads = False
     state.helpers[helper] = None
-    now = perf_counter_ns()
     state.find_work(helper, now)
     state.summon(now)
     return True
@@ -36,11 +46,7 @@ def helper_goes(state: State, helper: Helper) -> bool:
     """Strike out a helper that had nothing to do for long; whether it may end."""
     if not helper.idle:  # it gets work at this very moment
         return False
-    helper.idle = False
-    state.idle.remove(helper)
-    del state.helpers[helper]
-    for run in state.growing:
-        run.forget_thread(helper)
+    state.dismiss(helper)
     return True
 
 
@@ -82,8 +88,38 @@ def not_started(state: State, run: None, helper: Helper, error: BaseException) -
         _strike_out(state, helper)
     elif helper not in state.starting:
         return
+    _do_without(state, helper, error, "can't start new thread for a helper")
+
+
+def initializer_failed(
+    state: State, run: None, helper: Helper, error: BaseException, name: str
+) -> None:
+    """Do without a helper whose initializer raised, tell of it, and try another one later."""
+    if helper not in state.starting:
+        return
+    details = {"error": error, "initializer": name}
+    state.out.events.append((Context(), Event(EventKind.INITIALIZER_FAILED, "", 0, details, False)))
+    if helper.initializer is not state.tunables.initializer:  # another one was set meanwhile
+        del state.starting[helper]
+        state.summon(perf_counter_ns())
+        return
+    state.starts_again_at = 0  # whom no helper serves now fails, and does not wait for the next try
+    why = f"no helper is ready: the initializer {name} raised {type(error).__name__}"
+    _do_without(state, helper, error, why)
+    state.starts_again_at = perf_counter_ns() + RETRY_NS
+
+
+def start_again(state: State, run: None) -> None:
+    """Try anew to have helpers, some time after an initializer raised."""
+    if state.starts_again_at and perf_counter_ns() >= state.starts_again_at:
+        state.starts_again_at = 0
+        state.summon(perf_counter_ns())
+
+
+def _do_without(state: State, helper: Helper, error: BaseException, why: str) -> None:
     state.starting.pop(helper, None)
     state.no_more_threads = True
+    state.refusal = why
     if state.idle:  # one of too high a nice is better than none
         state.summon(perf_counter_ns(), starts=False)
     if not state.starting:

@@ -108,10 +108,13 @@ def _open_lane(state: State) -> bool:
         return False
     room = scheduler.room
     nice = thread_nice(lane.nice, state.base_nice, gil=state.gil)
+    # One whose libraries should be limited anew passes a job that comes by turns before.
     fitting = [
         each
         for each in state.idle
-        if each.node is None and (each.nice == nice or not state.may_set_nice)
+        if each.node is None
+        and (each.nice == nice or not state.may_set_nice)
+        and each.natives == state.natives
     ][:room]
     full = len(fitting) == room
     if not full and (not fitting or len(lane.waiting) > len(fitting)):  # more may be had

@@ -142,11 +142,11 @@ def end_wait(state: State, run: Run, wait: Wait) -> None:
 
 
 def end_unservable(state: State, error: BaseException | None = None) -> None:
-    """End the runs that no thread will ever serve, since the system has no more of them.
+    """End the runs that no thread will ever serve, since no more can be had.
 
     Where all helpers wait for runs that no thread serves, none of them will ever come free.
     """
-    if state.starting or state.idle:
+    if state.starting or state.idle or state.starts_again_at:
         return
     blocked = all(_blocked(helper, state.waiting) for helper in state.helpers)
     if not blocked:
@@ -156,7 +156,7 @@ def end_unservable(state: State, error: BaseException | None = None) -> None:
             continue
         if state.helpers and not run.entry.owed:
             continue
-        wanting = RuntimeError("can't start new thread for a helper")
+        wanting = RuntimeError(state.refusal)
         wanting.__cause__ = error
         run.no_helper(wanting)
         state.update(run)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from aioktask.errors import DeadlockError
@@ -79,6 +80,8 @@ class Helper:
         idle: Whether it is among the idle ones, so may be given work.
         ends: Whether it was woken to end.
         relays: Whether it should wake more helpers before it works.
+        initializer: The tunable with which its thread was prepared.
+        natives: The `State.natives` for which its thread's native libraries were limited.
         asked_for: Whether the keeper was told, or is being told, to start it.
         present: Held by the thread as long as it runs.
     """
@@ -95,8 +98,10 @@ class Helper:
         "idle",
         "in_background",
         "in_lane",
+        "initializer",
         "looks",
         "native",
+        "natives",
         "nice",
         "node",
         "parking",
@@ -122,6 +127,8 @@ class Helper:
         self.idle = False
         self.ends = False
         self.relays = False
+        self.initializer: Callable[[], object] | None = None
+        self.natives = 0
         self.asked_for = False
 
 

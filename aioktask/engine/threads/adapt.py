@@ -50,6 +50,7 @@ class Adapter:
         share: The most helpers by what other processes want; None where they want nothing.
         holders: Processes that hold slots, each with how many, where that was asked for of late.
         monitor: The keeper's own.
+        quiet_looks: At how many looks in a row nothing was to be done; the keeper's own.
     """
 
     def __init__(self, pool: Pool, topology: Topology, tunables: Tunables) -> None:
@@ -60,6 +61,7 @@ class Adapter:
         self.monitor = Monitor(topology)
         self.holders: tuple[tuple[int, int], ...] = ()
         self._holders_wanted = self._holders_at = 0
+        self.quiet_looks = 0
         self._rests = True
         self._followed = topology  # what the keeper saw last
         state = pool.state
@@ -103,6 +105,7 @@ class Adapter:
         """Sample the machine, and post what follows from what changed."""
         self._rests = False
         wish, asked = self._pool.take_turn(None, self._look_at_state)
+        self.quiet_looks = 0 if wish else self.quiet_looks + 1
         share = None if self.tunables.share == NO_SHARE else self.tunables.share
         if self.topology is not self._followed:  # a `refresh`, which may have read it long ago
             self._followed = self.topology

@@ -17,6 +17,7 @@ from time import perf_counter_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
+from aioktask.checks import name_of
 from aioktask.engine.events import show_exception
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.os_threads import (
@@ -36,6 +37,7 @@ from aioktask.engine.state.run import Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Helper
 from aioktask.engine.threads.keeper import WATCH_SECONDS
+from aioktask.engine.tunables import PROCESS
 
 if TYPE_CHECKING:
     from aioktask.engine.threads.pool import Pool
@@ -52,13 +54,16 @@ HUNGRY_SECONDS_MOST = 0.016
 # A member of the lane that got no job between so many looks of the keeper goes by its own name.
 FEW_LOOKS = 2
 
+# As `natives` of a helper that has not had the process limited, since it has not served yet.
+NOT_YET = -1
+
 EXIT_STATUS_OF_FORK = 70  # EX_SOFTWARE
 
 
 class HelperThread:
     """One helper thread of a pool, from its start to its end."""
 
-    __slots__ = ("_helper", "_name", "_pool", "_state", "_topology")
+    __slots__ = ("_helper", "_limits", "_name", "_pool", "_state", "_topology")
 
     def __init__(self, pool: Pool, helper: Helper) -> None:
         self._pool = pool
@@ -66,11 +71,13 @@ class HelperThread:
         self._topology = pool.adapter.topology
         self._helper = helper
         self._name = NAME
+        self._limits: dict[tuple[str, str], int] = {}  # see `NativeThreads.limit_thread`
 
     def start(self) -> None:
         """On the keeper: start the thread."""
         try:
             self._helper.nice = process_nice()
+            self._pool.look_at_natives()
             start_thread(self._live, NAME)
         except BaseException as error:  # the system has no more threads for us
             self._pool.post(helpers.not_started, None, self._helper, error)
@@ -86,7 +93,7 @@ class HelperThread:
                 nice = thread_nice_now(helper.native)
                 helper.nice = process_nice() if nice is None else nice
                 helper.born_nice = helper.nice
-                came = self._come()
+                came = self._initialize() and self._come()
             except BaseException as error:
                 pool.post(helpers.not_started, None, helper, error)
                 return
@@ -96,6 +103,49 @@ class HelperThread:
                         return
                 except BaseException as error:
                     self._failed(error)
+
+    def _initialize(self) -> bool:
+        """Call the program's initializer, if any; False where it raised, so that this ends here.
+
+        What it loaded is limited with the rest: helpers that start later find that there already.
+        """
+        helper, pool = self._helper, self._pool
+        initializer = helper.initializer = self._state.tunables.initializer
+        if initializer is not None:
+            raised: BaseException | None = None
+            try:
+                local.inside = False
+                initializer()
+            except BaseException as error:
+                raised = error
+            local.inside = True
+            name = name_of(initializer)
+            if pool.dead:  # it forked, and this is the child
+                end_forked(f"the initializer {name}")
+            if raised is not None:
+                raised.with_traceback(beyond_engine(raised.__traceback__))
+                pool.post(helpers.initializer_failed, None, helper, raised, name)
+                raised = None  # no cycle with this frame
+                return False
+        self._limit_natives(serves=False)
+        return True
+
+    def _limit_natives(self, *, serves: bool = True) -> None:
+        """Have the thread's native libraries follow what holds now.
+
+        Args:
+            serves: Whether the thread has work, for which the process is limited too.
+        """
+        helper, natives = self._helper, self._pool.natives
+        mode = self._state.tunables.limit_native_threads
+        # First: what changes from here on is followed the next time.
+        helper.natives = self._state.natives if serves or mode != PROCESS else NOT_YET
+        if mode:
+            natives.limit_thread(self._limits)
+        elif self._limits:
+            natives.release_thread(self._limits)
+        if serves and mode == PROCESS:
+            natives.limit_process()
 
     def _come(self) -> bool:
         """Be one of the helpers; False if none is wanted any more."""
@@ -157,6 +207,8 @@ class HelperThread:
         if helper.begun is None and helper.stint is not None:  # given to it in another's turn
             pool.take_turn(helper, pool.begin, helper)
         stint, helper.begun = helper.begun, None
+        if stint is not None and helper.natives != self._state.natives:
+            self._limit_natives()
         return stint
 
     def _serve_lane(self) -> bool:
@@ -321,6 +373,8 @@ class HelperThread:
                 stint.read_clocks(signals, now)
                 if not self._come_back(stint, 0 if raised else position, now, raised):
                     return
+                if self._helper.natives != self._state.natives:
+                    self._limit_natives()
         finally:
             local.inside = True
             local.stint = outer
@@ -440,9 +494,14 @@ def look_at_member(helper: Helper) -> None:
 
 def end_child(stint: Stint) -> NoReturn:
     """End a forked child in which a chunk returned: it has no part in the parent's job."""
+    end_forked(f"a chunk of the job {stint.run.name!r}")
+
+
+def end_forked(what: str) -> NoReturn:
+    """End a forked child in which `what` returned on a thread that was a helper in the parent."""
     os.write(
         2,
-        f"aioktask: a chunk of the job {stint.run.name!r} forked and returned in the child "
+        f"aioktask: {what} forked and returned in the child "
         f"process {os.getpid()}, which ends here\n".encode(),
     )
     os._exit(EXIT_STATUS_OF_FORK)

@@ -41,11 +41,21 @@ from typing import Any, TypeVar, cast
 from aioktask.engine import events
 from aioktask.engine.events import EventKind, show_exception
 from aioktask.engine.inherited import entered
+from aioktask.engine.machine.native_threads import NativeThreads
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on
 from aioktask.engine.scheduling.deadlines import Deadlines
 from aioktask.engine.stack import has_stack, need_stack
-from aioktask.engine.state import admission, callers, ending, growing, helpers, record, recovery
+from aioktask.engine.state import (
+    admission,
+    callers,
+    ending,
+    following,
+    growing,
+    helpers,
+    record,
+    recovery,
+)
 from aioktask.engine.state.current import local
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import Leaver, RunGroup
@@ -68,7 +78,7 @@ from aioktask.engine.threads.helper import (
 )
 from aioktask.engine.threads.keeper import Keeper
 from aioktask.engine.threads.loop_watch import LoopWatch
-from aioktask.engine.tunables import Tunables
+from aioktask.engine.tunables import PROCESS, Tunables
 from aioktask.errors import Overloaded
 
 T = TypeVar("T")
@@ -92,6 +102,9 @@ MOST_TURNS = 8
 # How many calls deep a turn may go.
 TURN_DEPTH = 60
 
+# After so many looks of the keeper at which nothing was to be done, native threads are given back.
+QUIET_LOOKS = 2
+
 # How often something is tried again that failed for want of memory.
 TRIES = 3
 
@@ -104,6 +117,7 @@ class Pool:
             renices wait for it; all others only try it.
         inbox: The commands that were posted: a function of `state/`, and its arguments.
         dead: Whether this process is a fork's child, where the pool is the parent's.
+        natives: The native libraries, which helpers limit.
     """
 
     def __init__(self, topology: Topology, tunables: Tunables) -> None:
@@ -116,6 +130,7 @@ class Pool:
         self.dead = False
         self.adapter = Adapter(self, topology, tunables)
         self.archive = Archive(self)
+        self.natives = NativeThreads()
         self._calls = CallWatch(self)  # the keeper's own
         self.chunks = ChunkWatch(self)
         self.loops = LoopWatch()
@@ -727,6 +742,12 @@ class Pool:
         self._post_left_behind()
         if self.state.busy or self.state.out:
             self.adapter.look_around()
+            if self.look_at_natives():
+                self.inbox.append((following.limit_anew, None))
+            if self.natives.limits_process:
+                self._give_back_natives()
+            if self.state.starts_again_at:
+                self.inbox.append((helpers.start_again, None))
             self.inbox.append((recovery.find_unattended, None))
             if self.state.reads:
                 self.inbox.append((admission.wait_no_longer, None))
@@ -742,7 +763,25 @@ class Pool:
         self.loops.rest()
         self.chunks.rest()
         self.adapter.rest()
+        if self.natives.limits_process:
+            self.natives.give_back(self.natives.services)
         return bool(self.inbox or self._woken or self.archive.look(quiet=True))
+
+    def look_at_natives(self) -> bool:
+        """On the keeper: find the native libraries there are; whether any are new."""
+        return bool(self.state.tunables.limit_native_threads) and self.natives.look()
+
+    def _give_back_natives(self) -> None:
+        """Let the process have its native threads back where helpers rest, or need not limit them.
+
+        Not at once: between two jobs that come one after the other they stay as they are.
+        """
+        services = self.natives.services
+        if self.state.tunables.limit_native_threads != PROCESS or (
+            self.adapter.quiet_looks >= QUIET_LOOKS
+            and self.take_turn(None, following.native_threads_rest, self.state)
+        ):
+            self.natives.give_back(services)
 
     def _end_abandoned(self) -> None:
         """Cancel the growing runs that nobody feeds or ends any more."""
@@ -796,6 +835,7 @@ class Pool:
             self.archive.close(EXIT_THREADS_SECONDS)
         finally:
             self.adapter.close()
+            self.natives.give_back(self.natives.services)
         if struck is not None:
             raise struck
 
