@@ -84,7 +84,7 @@ def _memory(text: str) -> object:
 
 
 def _limit(text: str) -> object:
-    return _flag(text) if text.strip() != PROCESS else PROCESS
+    return {"0": False, "1": True, PROCESS: PROCESS}.get(text.strip())
 
 
 def _unparsed(text: str) -> object:

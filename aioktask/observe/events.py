@@ -48,12 +48,20 @@ def level_of(event: Event) -> int:
 def log(event: Event) -> None:
     """Send an event to structlog, or to logging where that is not configured."""
     level = level_of(event)
+    # What the program's own function raised where nobody can catch it comes with its traceback.
+    shown = event.details["error"] if event.kind is EventKind.INITIALIZER_FAILED else None
     if structlog.is_configured():
-        structlog.get_logger(_logger.name).log(level, event.kind.value, **_fields(event))
+        fields = _fields(event)
+        if shown is not None:
+            fields["exc_info"] = shown
+        structlog.get_logger(_logger.name).log(level, event.kind.value, **fields)
     elif _logger.isEnabledFor(level):
         fields = _fields(event)
         told = " ".join(f"{key}={value!r}" for key, value in fields.items())
-        _logger.log(level, "%s %s", event.kind.value, told, extra={"aioktask": fields})
+        error = shown if isinstance(shown, BaseException) else None
+        _logger.log(
+            level, "%s %s", event.kind.value, told, extra={"aioktask": fields}, exc_info=error
+        )
 
 
 def _fields(event: Event) -> dict[str, object]:

@@ -16,12 +16,14 @@ import sysconfig
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from aioktask.checks import name_of
 from aioktask.engine.api.process import current_pool
+from aioktask.engine.machine.native_threads import NativeLibrary, NativeThreads, Scope
 from aioktask.engine.machine.probe import probe
 from aioktask.engine.machine.slots import Slots, slots_path
 from aioktask.engine.machine.topology import Topology
 from aioktask.engine.priority import gil_is_on, may_lower, process_nice, thread_nice
-from aioktask.engine.tunables import NO_SHARE
+from aioktask.engine.tunables import NO_SHARE, PROCESS, Tunables
 from aioktask.figures.table import size_text
 
 __all__ = ["available_memory", "info", "info_text", "machine_text", "packages_text"]
@@ -54,9 +56,10 @@ def info() -> dict[str, object]:
     cap, topology = pool.adapter.cap, pool.adapter.topology
     return {
         "cap": {"threads": cap.threads, "reason": cap.reason},
-        "tunables": pool.adapter.tunables.data(),
+        "tunables": _tunables(pool.adapter.tunables),
         "slots": _slots(share, len(topology.cpus)),
         "nice": _nice(),
+        "native_threads": _native_threads(pool.adapter.tunables.limit_native_threads),
         "denied": probe(None if share == NO_SHARE else share),
         "cpus": sorted(topology.cpus),
         "online": sorted(topology.online),
@@ -99,6 +102,7 @@ def info_text(facts: Mapping[str, object]) -> str:
     else:
         lines.append(("quota", "none on the path of this process's cgroup to the root"))
     lines += [("slots", _slots_text(facts["slots"])), ("nice", _nice_text(facts["nice"]))]
+    lines.append(("native", _native_text(facts["native_threads"])))
     lines.append(("denied", _denied_text(facts["denied"])))
     for node in nodes:
         distances = " ".join(map(str, node["distances"])) or "unknown"
@@ -204,10 +208,55 @@ def _nice_text(facts: object) -> str:
     return f"process {facts['process']}; helpers {levels}; a thread {back} be lowered again"
 
 
+def _native_threads(mode: bool | str) -> dict[str, object]:
+    """The native libraries that are loaded, and what becomes of their threads in helpers."""
+    natives = NativeThreads()
+    natives.look()
+    libraries = [
+        {
+            "name": each.name,
+            "path": each.path,
+            "threads": each.count(),
+            "of": each.scope.value,
+            "left_alone": _left_alone(each, mode),
+        }
+        for each in natives.libraries
+    ]
+    return {"why_none": natives.why_not, "libraries": libraries}
+
+
+def _left_alone(library: NativeLibrary, mode: bool | str) -> str:
+    """Why helpers do not limit the library; empty if they do."""
+    if not mode:
+        return "limit_native_threads is off"
+    if library.scope is Scope.PROCESS and mode != PROCESS:
+        return f"its number is the process's, which limit_native_threads={PROCESS} limits"
+    return library.note
+
+
+def _native_text(facts: object) -> str:
+    assert isinstance(facts, dict)
+    if facts["why_none"]:
+        return f"threads of libraries are not limited: {facts['why_none']}"
+    told = []
+    for each in facts["libraries"]:
+        why = f"left alone, {each['left_alone']}" if each["left_alone"] else "one in a helper"
+        told.append(f"{each['name']} with {each['threads']} threads: {why}")
+    return "; ".join(told) or "no library with threads of its own is loaded"
+
+
 def _denied_text(facts: object) -> str:
     assert isinstance(facts, dict)
     told = "; ".join(f"{call}: {error}" for call, error in facts.items())
     return told or "nothing that jobs ask of the system"
+
+
+def _tunables(tunables: Tunables) -> dict[str, object]:
+    """The values, and a function by its name."""
+    data = tunables.data()
+    if tunables.initializer is not None:
+        data["initializer"] = name_of(tunables.initializer)
+    return data
 
 
 def _tunables_text(facts: object) -> str:
