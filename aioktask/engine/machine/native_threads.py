@@ -90,22 +90,31 @@ class NativeThreads:
         self._in_threads: tuple[NativeLibrary, ...] = ()
         self._of_process: tuple[NativeLibrary, ...] = ()
         self._modules = 0  # how many there were at the last look
-        self._not_before = 0  # when the next look may be
+        self._not_before = 0  # when the next look may be that nobody waits for
+        self._looking = threading.Lock()  # guards the looks; helpers and the keeper wait for it
         # Guards the process's numbers, and `_before`. Helpers and the keeper wait for it, for as
         # long as the libraries take to set a number.
         self._lock = threading.Lock()
         self._before: dict[tuple[str, str], int] = {}  # of libraries limited for the process
 
-    # What there is: on the keeper.
+    # What there is: on the keeper and on helpers.
 
-    def look(self) -> bool:
-        """Look for libraries that came with modules since the last look; whether there are any."""
-        modules = len(sys.modules)
-        if modules == self._modules or self.why_not:
+    def look(self, *, at_once: bool = True) -> bool:
+        """Look for libraries that came with modules since the last look; whether there are any.
+
+        Args:
+            at_once: Whether a helper is about to need it; else it is left for later where looks
+                took much time lately.
+        """
+        if self.why_not or len(sys.modules) == self._modules:
             return False
-        began = perf_counter_ns()
-        if began < self._not_before:
+        if not at_once and perf_counter_ns() < self._not_before:
             return False
+        with self._looking:
+            return self._look()
+
+    def _look(self) -> bool:
+        modules, began = len(sys.modules), perf_counter_ns()
         try:
             found, complete = _loaded_libraries()
         except Exception as error:  # also a warning that the program has made an error

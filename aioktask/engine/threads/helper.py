@@ -28,7 +28,7 @@ from aioktask.engine.machine.os_threads import (
     start_thread,
     thread_nice_now,
 )
-from aioktask.engine.state import admission, ending, growing, helpers, one_chunk, record
+from aioktask.engine.state import admission, ending, following, growing, helpers, one_chunk, record
 from aioktask.engine.state.current import local
 from aioktask.engine.state.helpers import helper_came, helper_goes
 from aioktask.engine.state.lane_turns import adopt_late
@@ -77,7 +77,8 @@ class HelperThread:
         """On the keeper: start the thread."""
         try:
             self._helper.nice = process_nice()
-            self._pool.look_at_natives()
+            if self._pool.look_at_natives():
+                self._pool.inbox.append((following.limit_anew, None))
             start_thread(self._live, NAME)
         except BaseException as error:  # the system has no more threads for us
             self._pool.post(helpers.not_started, None, self._helper, error)
@@ -127,6 +128,8 @@ class HelperThread:
                 pool.post(helpers.initializer_failed, None, helper, raised, name)
                 raised = None  # no cycle with this frame
                 return False
+            if pool.look_at_natives():
+                pool.inbox.append((following.limit_anew, None))
         self._limit_natives(serves=False)
         return True
 

@@ -742,7 +742,7 @@ class Pool:
         self._post_left_behind()
         if self.state.busy or self.state.out:
             self.adapter.look_around()
-            if self.look_at_natives():
+            if self.look_at_natives(at_once=False):
                 self.inbox.append((following.limit_anew, None))
             if self.natives.limits_process:
                 self._give_back_natives()
@@ -767,9 +767,10 @@ class Pool:
             self.natives.give_back(self.natives.services)
         return bool(self.inbox or self._woken or self.archive.look(quiet=True))
 
-    def look_at_natives(self) -> bool:
-        """On the keeper: find the native libraries there are; whether any are new."""
-        return bool(self.state.tunables.limit_native_threads) and self.natives.look()
+    def look_at_natives(self, *, at_once: bool = True) -> bool:
+        """Find the native libraries there are, if any are to be limited; whether any are new."""
+        limits = self.state.tunables.limit_native_threads
+        return bool(limits) and self.natives.look(at_once=at_once)
 
     def _give_back_natives(self) -> None:
         """Let the process have its native threads back where helpers rest, or need not limit them.
