@@ -56,12 +56,12 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     return heard
 
 
-class Boom(Exception):
+class BoomError(Exception):
     pass
 
 
 def raises() -> None:
-    raise Boom("no such device")
+    raise BoomError("no such device")
 
 
 def test_each_helper_has_been_prepared_before_it_takes_work() -> None:
@@ -110,15 +110,15 @@ async def test_a_job_that_no_helper_serves_fails_by_it_and_the_next_may_do(
     configure(initializer=raises)
     done: list[int] = []
     job = Job(lambda start, stop: done.append(start), 1, name="numbers")
-    with pytest.raises(RuntimeError, match="the initializer raises raised Boom") as caught:
+    with pytest.raises(RuntimeError, match="the initializer raises raised BoomError") as caught:
         await run_multithreaded(job)
-    assert isinstance(caught.value.__cause__, Boom)
-    with pytest.raises(RuntimeError, match="the initializer raises raised Boom"):
+    assert isinstance(caught.value.__cause__, BoomError)
+    with pytest.raises(RuntimeError, match="the initializer raises raised BoomError"):
         await aioktask.run(done.append, 1)
     assert done == []
     assert told
     for event in told:
-        assert isinstance(event.details["error"], Boom)
+        assert isinstance(event.details["error"], BoomError)
         assert event.details["initializer"] == "raises"
     configure(initializer=None)
     await run_multithreaded(job)
@@ -131,7 +131,7 @@ def test_it_is_tried_again_by_itself(told: list[Event]) -> None:
 
     def prepare() -> None:
         if next(failures, False):
-            raise Boom
+            raise BoomError
 
     configure(initializer=prepare)
     with Coordinator() as coordinator:
@@ -146,7 +146,7 @@ def test_where_some_helpers_fail_the_others_do_the_job(told: list[Event]) -> Non
 
     def prepare() -> None:
         if not first.acquire(blocking=False):
-            raise Boom
+            raise BoomError
         thread.prepared = "yes"
 
     configure(initializer=prepare)
