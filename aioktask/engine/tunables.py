@@ -83,7 +83,7 @@ def _memory(text: str) -> object:
     return text if text == DISK or text.startswith("/") else None
 
 
-def _limit(text: str) -> object:
+def _native_mode(text: str) -> object:
     return {"0": False, "1": True, PROCESS: PROCESS}.get(text.strip())
 
 
@@ -239,7 +239,7 @@ TUNABLES = {
             "Whether BLAS, OpenMP and their like have one thread in each helper, as far as that "
             f"leaves other threads alone; {PROCESS!r}: in the whole process, while helpers work.",
             _native,
-            _limit,
+            _native_mode,
             scoped=False,
         ),
     )
@@ -347,6 +347,6 @@ _WANTED: dict[Callable[[str], object], str] = {
     _flag: "0 or 1",
     _memory: f"0, 1, {DISK} or the absolute path of a directory",
     _word: "a word",
-    _limit: f"0, 1 or {PROCESS}",
+    _native_mode: f"0, 1 or {PROCESS}",
     _unparsed: "left unset, since a call of configure sets a function",
 }

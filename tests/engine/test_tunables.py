@@ -14,7 +14,14 @@ import pytest
 import aioktask
 from aioktask import Coordinator, Handle, Job, configure, tunables
 from aioktask.engine.threads.adapt import Adapter
-from aioktask.engine.tunables import NO_SHARE, TUNABLES, Tunables, checked, process_tunables
+from aioktask.engine.tunables import (
+    NO_SHARE,
+    PROCESS,
+    TUNABLES,
+    Tunables,
+    checked,
+    process_tunables,
+)
 
 
 def test_the_table_the_process_and_the_coordinator_have_the_same_names() -> None:
@@ -45,6 +52,8 @@ def test_every_default_is_a_value_that_may_be_set() -> None:
         ({"AIOKTASK_NICE": "-5", "AIOKTASK_GIVE_WAY": "0"}, {"nice": -5, "give_way": False}),
         ({"AIOKTASK_SHARE": "web.v2"}, {"share": "web.v2"}),
         ({"AIOKTASK_SHARE": NO_SHARE}, {"share": NO_SHARE}),
+        ({"AIOKTASK_LIMIT_NATIVE_THREADS": "0"}, {"limit_native_threads": False}),
+        ({"AIOKTASK_LIMIT_NATIVE_THREADS": " process\n"}, {"limit_native_threads": PROCESS}),
     ],
 )
 def test_the_environment_speaks_for_the_process(
@@ -87,6 +96,9 @@ WRONG: list[tuple[str, Any, str]] = [
     ("share", "a/b", "a/b"),
     ("share", "x" * 65, "xxx"),
     ("learn", "everything", "everything"),
+    ("initializer", "module:function", "module:function"),
+    ("limit_native_threads", "2", "2"),
+    ("limit_native_threads", "threads", "threads"),
     ("remember", "maybe", "maybe"),
     ("remember", "a/directory", "a/directory"),
     ("remember", "2", "2"),

@@ -75,12 +75,11 @@ def configure(state: State, run: None, wanted: Wanted) -> None:
 
     Helpers that were prepared by another initializer end when they have nothing in hand.
     """
-    before, state.tunables = state.tunables, wanted.tunables
-    if before.limit_native_threads != state.tunables.limit_native_threads:
-        state.natives += 1
-    if before.initializer is not state.tunables.initializer:
-        state.starts_again_at = 0
-        for helper in list(state.idle):
+    state.tunables = wanted.tunables
+    state.natives += 1  # after that: a helper reads them in the other order
+    state.starts_again_at = 0
+    for helper in list(state.idle):
+        if helper.initializer is not state.tunables.initializer:
             state.dismiss(helper)
             state.out.parkings.append(helper.parking)
     state.node_limit = wanted.tunables.max_threads_per_node

@@ -162,6 +162,7 @@ class World:
     def come(self) -> None:
         """The helper that was started first comes."""
         thread = HelperThread(self.pool, self.started.pop(0))
+        thread._helper.initializer = self.state.tunables.initializer  # it called that
         if thread._come():
             self.helpers[thread._helper] = thread
 
@@ -470,6 +471,27 @@ def not_started(world: World) -> None:
     world.apply(helpers.not_started, None, helper, RuntimeError("no more"))
 
 
+def initializer_failed(world: World) -> None:
+    helper = Helper()
+    helper.asked_for = True
+    world.state.starting[helper] = None
+    error = RuntimeError("no device")
+    world.apply(helpers.initializer_failed, None, helper, error, "prepare")
+
+
+def start_again(world: World) -> None:
+    """Some time after an initializer raised."""
+    world.state.starts_again_at = 1
+    world.apply(helpers.start_again, None)
+    world.state.starts_again_at = 0  # where that was struck, the keeper's next look does it
+
+
+def other_initializer(world: World) -> None:
+    """Helpers that were prepared by the last one end, those that serve when they come back."""
+    world.pool.adapter.configure(Tunables(max_threads=CAP, initializer=print))
+    world.turn()
+
+
 def share_out(world: World) -> None:
     """One unit of a stretch lasts, and what its thread holds behind it is taken back."""
     stint = world.serving(world.stream).stint
@@ -544,6 +566,10 @@ DEEDS: dict[str, Deed] = {
     "went as caller": went_as_caller,
     "relay": lambda world: world.apply(helpers.relay, None),
     "not started": not_started,
+    "initializer failed": initializer_failed,
+    "start again": start_again,
+    "other initializer": other_initializer,
+    "limit anew": lambda world: world.apply(following.limit_anew, None),
     "grow": lambda world: world.grow(9),
     "grow and close": lambda world: world.grow(9, closed=True),
     "share out": share_out,
