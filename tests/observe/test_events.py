@@ -74,6 +74,8 @@ class ToHeard(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         fields = record.__dict__["aioktask"]
         told = {"event": record.getMessage().split()[0], **fields}
+        if record.exc_info:
+            told["exc_info"] = record.exc_info[1]
         assert f"job={fields['job']!r}" in record.getMessage()
         with contextlib.suppress(structlog.DropEvent):
             self.heard.collect(None, record.levelname.lower(), told)
@@ -288,6 +290,26 @@ def test_a_failure_that_nobody_waits_for_is_told_at_once_as_an_error(heard: Hear
         with pytest.raises(ValueError, match="planted"):
             handle.result()
     assert heard.names("numbers").count("job_failed") == 1
+
+
+def test_an_initializer_that_raised_is_an_error_with_its_traceback(heard: Heard) -> None:
+    def prepare() -> None:
+        raise OSError("no device")
+
+    aioktask.configure(initializer=prepare)
+    try:
+        with Coordinator() as coordinator:
+            with pytest.raises(RuntimeError, match=r"the initializer .*prepare raised OSError"):
+                coordinator.submit(Job(nothing, 1, name="numbers")).result()
+        told = heard.wait_for("", "helper_initializer_failed")
+    finally:
+        aioktask.configure(initializer=None)
+    assert told["level"] == "error"
+    assert str(told["initializer"]).endswith("prepare")
+    error = told["exc_info"]
+    assert isinstance(error, OSError)
+    assert error.__traceback__ is not None
+    assert error.__traceback__.tb_frame.f_code is prepare.__code__
 
 
 def test_a_failed_undo_is_an_error_even_if_somebody_waits(heard: Heard) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import importlib.util
 import io
 import json
 import os
@@ -71,6 +72,45 @@ def test_info_as_json_is_what_the_library_goes_by() -> None:
     assert told["nodes"]
     assert all(node["memory"] >= 0 for node in told["nodes"])
     assert told["loops"][0] == "asyncio"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("threadpoolctl") is None, reason="threadpoolctl is not installed"
+)
+def test_info_says_of_native_libraries_which_are_limited_and_why_others_are_not() -> None:
+    def told(mode: str) -> list[dict[str, object]]:
+        ended = run("info", "--json", AIOKTASK_LIMIT_NATIVE_THREADS=mode)
+        libraries = json.loads(ended.stdout)["native_threads"]["libraries"]
+        assert isinstance(libraries, list)
+        return libraries
+
+    by_mode = {mode: told(mode) for mode in ("0", "1", "process")}
+    if not any(each["of"] == "the process" for each in by_mode["1"]):
+        pytest.skip("NumPy's BLAS has no threads of the process's")
+    for mode, shown in (("0", "is off"), ("1", "limit_native_threads=process"), ("process", "")):
+        [left] = {str(each["left_alone"]) for each in by_mode[mode] if each["of"] == "the process"}
+        assert shown in left
+        assert bool(left) == (mode != "process")
+    assert by_mode["1"][0]["name"] in run("info").stdout
+
+
+def test_info_says_that_nothing_is_limited_without_threadpoolctl(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    assert "not limited: threadpoolctl is not installed" in printed("info")
+
+
+def test_info_names_the_initializer() -> None:
+    aioktask.configure(initializer=prepare)
+    try:
+        assert json.loads(printed("info", "--json"))["tunables"]["initializer"] == "prepare"
+    finally:
+        aioktask.configure(initializer=None)
+
+
+def prepare() -> None:
+    """An initializer."""
 
 
 # plan
