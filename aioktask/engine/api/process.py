@@ -83,6 +83,18 @@ def configure(**values: Any) -> None:
     Traceback (most recent call last):
         ...
     ValueError: configure(): max_threads must be at least 1, got 0
+
+    An initializer is called in each helper before that takes work:
+
+    >>> import asyncio, threading
+    >>> from aioktask import run
+    >>> mine = threading.local()
+    >>> def prepare():
+    ...     mine.device = "opened"
+    >>> configure(initializer=prepare)
+    >>> asyncio.run(run(lambda: mine.device))
+    'opened'
+    >>> configure(initializer=None)
     """
     _set("configure()", **values)
 
