@@ -175,7 +175,7 @@ def test_a_coordinator_that_the_parent_left_is_a_new_one_in_the_child() -> None:
                 with left:
                     raise AssertionError
             except RuntimeError as error:
-                assert "was left" in str(error), error
+                assert "left or shut down" in str(error), error
 
         number = fork(in_child)
     """
