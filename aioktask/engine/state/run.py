@@ -27,7 +27,7 @@ from types import EllipsisType, TracebackType
 from typing import Any, Literal, Protocol
 
 from aioktask.engine import events
-from aioktask.engine.events import Event, EventKind
+from aioktask.engine.events import Beginning, Event, EventKind
 from aioktask.engine.inherited import captured
 from aioktask.engine.learning.lessons import Key, Lesson, Lessons
 from aioktask.engine.learning.pacing import Pacing
@@ -171,8 +171,11 @@ class Run:
     done_units = chunks_done = peak_threads = 0
     first_claim = last_chunk = 0
     version = 0  # odd while a turn changes what `progress` reads
-    # When a helper took the priority of a waiter, as the report says it.
+    # When a helper took the priority of a waiter, as the report says it; since when one has it now,
+    # 0 for none, and how long others had it before, in ns.
     lent: Literal["no", "at once", "at a chunk boundary"] = "no"
+    lent_since = lent_ns = 0
+    lent_told: int | None = None  # the nice that was told to be lent
     # What went wrong.
     cancelled = cancel_posted = False
     broken = False  # whether the engine itself failed in a turn for it
@@ -325,6 +328,13 @@ class Run:
         self.let_go()
         self.drop()
         return True
+
+    def prepare(self) -> None:
+        """On the submitting thread: have who hears of the run prepare its context."""
+        size = self.size if self.growth is None else None
+        kind = record.kind_of(self)
+        beginning = Beginning(self.name, self.number, kind, size, self.nice, self.labels)
+        self.context = events.prepared(self.context, beginning)
 
     # What a turn adds.
 
@@ -788,6 +798,7 @@ class Run:
             queued=report.queued,
             chunks=report.chunks,
             threads=report.peak_threads,
+            **record.lent_seconds(self),
         )
 
     def _finish(self) -> None:
@@ -798,6 +809,7 @@ class Run:
         self.verdict = self.error
         if self.error is not None:
             set_failure(self.error, self.failure, self.parent_number)
+        figures = record.figures_of_failure(self)
         if self.undo_errors:
             cause = self.error if self.error is not None else self.cancellation()
             self.verdict = record.undo_failed(self, self.failure, cause)
@@ -805,9 +817,10 @@ class Run:
         elif self.undoing and not self.broken:
             self.tell(EventKind.UNDONE, ranges=self.failure.undone)
         if self.error is not None:
-            self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk)
+            self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk, **figures)
         else:
-            self.tell(EventKind.CANCELLED, done=self.failure.done, undone=self.failure.undone)
+            failure = self.failure
+            self.tell(EventKind.CANCELLED, done=failure.done, undone=failure.undone, **figures)
         if self.verdict is not None:
             self._trace = self.verdict.__traceback__
         self.errors, self.failed, self.undo_errors = (), (), ()
@@ -966,7 +979,40 @@ class Run:
 
     def tell(self, kind: EventKind, **details: object) -> None:
         awaited = self.owned or self._is_awaited()
-        self.news.append(Event(kind, self.name, self.number, details, awaited, self.labels))
+        now = events.now()
+        self.news.append(
+            Event(
+                kind,
+                self.name,
+                self.number,
+                details,
+                awaited,
+                self.labels,
+                record.kind_of(self),
+                now,
+            )
+        )
+
+    def has_loan(self, now: int) -> None:
+        """Take in that a thread serves it at the nice of a waiter from now on."""
+        if not self.lent_since:
+            self.lent_since = now
+        if self.heard and self.lent_told != self.entry.loan:
+            self.lent_told = self.entry.loan
+            self.tell(EventKind.LENT, nice=self.entry.loan)
+
+    def leaves_loan(self, now: int) -> None:
+        """Take in that the thread which served it at the nice of a waiter does so no more."""
+        if self.lent_since:
+            self.lent_ns += now - self.lent_since
+            self.lent_since = 0
+
+    def loan_ends(self, now: int) -> None:
+        """Take in that no waiter lends it anything now."""
+        self.leaves_loan(now)
+        if self.lent_told is not None:
+            self.lent_told = None
+            self.tell(EventKind.LENT_NO_MORE, **record.lent_seconds(self))
 
     def _is_awaited(self) -> bool:
         """Whether somebody waits for it who is told how it ends."""

@@ -508,6 +508,8 @@ class Pool:
                 run. The run has not begun then, and will not.
             Overloaded: It could not begin in time, by its terms; never for a `nested` run.
         """
+        if run.heard:
+            run.prepare()
         group, state = run.group, self.state
         if run.terms is not None and not (group.closed or state.closing):
             self._take_in_on_terms(run, run.terms, nested)
