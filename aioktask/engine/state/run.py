@@ -810,12 +810,14 @@ class Run:
         if self.error is not None:
             set_failure(self.error, self.failure, self.parent_number)
         figures = record.figures_of_failure(self)
+        undoing = figures.get("undoing", 0.0)
         if self.undo_errors:
             cause = self.error if self.error is not None else self.cancellation()
             self.verdict = record.undo_failed(self, self.failure, cause)
-            self.tell(EventKind.UNDO_FAILED, ranges=self.failure.done, error=self.verdict)
+            ranges = self.failure.done
+            self.tell(EventKind.UNDO_FAILED, ranges=ranges, error=self.verdict, undoing=undoing)
         elif self.undoing and not self.broken:
-            self.tell(EventKind.UNDONE, ranges=self.failure.undone)
+            self.tell(EventKind.UNDONE, ranges=self.failure.undone, undoing=undoing)
         if self.error is not None:
             self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk, **figures)
         else:
