@@ -143,9 +143,9 @@ def prepared(context: Context, beginning: Beginning) -> Context:
     return context
 
 
-def now() -> int:
-    """The time for `Event.at`."""
-    return time.time_ns()
+def at(when: int) -> int:
+    """A time of `perf_counter_ns` as one for `Event.at`."""
+    return time.time_ns() - (time.perf_counter_ns() - when)
 
 
 def emit(event: Event) -> None:

@@ -20,6 +20,7 @@ import copy
 import itertools
 import threading
 import weakref
+from collections.abc import Mapping
 from contextvars import Context
 from enum import Enum
 from time import perf_counter_ns
@@ -199,6 +200,7 @@ class Run:
     verdict: BaseException | None = None
     dropped: list[object] | tuple[()] = ()  # what the run lets go of, until it is finalized
     told = False  # whether a waiter was given the verdict or the report
+    told_started = False  # whether that is among the news, or was
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
     gone: tuple[int, int] = 0, 0  # the same of threads that are gone, together
@@ -381,12 +383,26 @@ class Run:
 
     def _tell_submitted(self) -> None:
         if self.heard:
-            self.tell(
-                EventKind.SUBMITTED,
-                size=self.size if self.growth is None else None,
-                chunk=self.sweep.pacing.chunk_of(self.sweep.claims.chunk),
-                threads=self.threads_planned,
-            )
+            chunk = self.sweep.pacing.chunk_of(self.sweep.claims.chunk)
+            self.tell_submitted(chunk, self.threads_planned)
+
+    def tell_submitted(self, chunk: int, threads: int) -> None:
+        """Tell that it came in, and how it is going to be run."""
+        size = self.size if self.growth is None else None
+        told = {"size": size, "chunk": chunk, "threads": threads}
+        self._tell_at(self.submitted_at, EventKind.SUBMITTED, told)
+
+    def tell_started(self) -> None:
+        """Tell that its first chunk began, when that was."""
+        self.told_started = True
+        first = self.first_claim
+        queued = (first - self.submitted_at) / 1e9
+        self._tell_at(first, EventKind.STARTED, {"queued": queued})
+
+    @property
+    def may_have_begun(self) -> bool:
+        """Whether its first chunk has begun, or nothing can prevent that any more."""
+        return self.decisions.get("start") is CLAIMED
 
     def may_start(self) -> bool:
         """Whether its first chunk may begin; if so, no cancel prevents it from now on."""
@@ -521,7 +537,7 @@ class Run:
             if self.trace is not None:
                 self.trace.mark("the first chunk begins", now)
             if self.heard:
-                self.tell(EventKind.STARTED, queued=(now - self.submitted_at) / 1e9)
+                self.tell_started()
 
     def leave(self, stint: Stint, now: int, *, began: bool) -> None:
         """Have the stint's thread serve this run no more.
@@ -777,11 +793,20 @@ class Run:
         self.let_go()
         self.phase = DONE
 
+    def _tell_late_start(self) -> None:
+        """Tell that it started, where a turn took it over from the lane before that was certain."""
+        if self.heard and self.first_claim and not (self.told_started or self.never_starts):
+            self.tell_started()
+
     def _tell_success(self) -> None:
+        if self.heard:
+            self._tell_late_start()
+            self.tell_of_success()
+
+    def tell_of_success(self) -> None:
+        """Tell how it went, by its report."""
         report = self.report
         assert report is not None
-        if not self.heard:
-            return
         learned = report.learned
         if learned.rate:
             self.tell(
@@ -809,6 +834,7 @@ class Run:
         self.verdict = self.error
         if self.error is not None:
             set_failure(self.error, self.failure, self.parent_number)
+        self._tell_late_start()
         figures = record.figures_of_failure(self)
         undoing = figures.get("undoing", 0.0)
         if self.undo_errors:
@@ -980,19 +1006,13 @@ class Run:
         set_failure(error, found, self.parent_number)
 
     def tell(self, kind: EventKind, **details: object) -> None:
+        self._tell_at(perf_counter_ns(), kind, details)
+
+    def _tell_at(self, when: int, kind: EventKind, details: Mapping[str, object]) -> None:
         awaited = self.owned or self._is_awaited()
-        now = events.now()
+        what, at = record.kind_of(self), events.at(when)
         self.news.append(
-            Event(
-                kind,
-                self.name,
-                self.number,
-                details,
-                awaited,
-                self.labels,
-                record.kind_of(self),
-                now,
-            )
+            Event(kind, self.name, self.number, details, awaited, self.labels, what, at)
         )
 
     def has_loan(self, now: int) -> None:

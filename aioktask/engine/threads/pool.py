@@ -484,6 +484,16 @@ class Pool:
                 telling.release()
         local.inside = inside
 
+    def tell_of(self, run: Run) -> None:
+        """On the helper that ended the run in the lane: tell what there is to tell of it."""
+        context, news = run.context.copy(), run.news
+        while news:
+            self.news.append((context, news[0]))
+            del news[0]
+        run.drop_context()
+        run.drop()
+        self.tell()
+
     def _have_started(self, helper: Helper) -> None:
         try:
             self.keeper.soon(HelperThread(self, helper).start)
