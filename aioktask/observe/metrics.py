@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 try:
-    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "aioktask.observe.metrics needs prometheus-client, which is not installed: "
