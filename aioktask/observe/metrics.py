@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 # What happens to jobs, counted for Prometheus by prometheus-client (the extra `metrics`).
 #
-# It listens to the engine's events, which are told by one thread at a time, and samples what has no
-# events (helpers, limits, loops) on the engine's keeper. So a scrape asks the engine nothing.
+# It listens to the engine's events, which are told by one thread at a time, and has what there are
+# no events of (helpers, limits, loops) sampled, by the engine's keeper. A scrape asks the engine
+# nothing.
 #
 # Right with several workers: in the client's multiprocess mode each process writes into files of
 # its own, for which it needs plain counters, histograms and gauges. So there is no collector here,
@@ -12,11 +13,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 try:
-    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+    from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "aioktask.observe.metrics needs prometheus-client, which is not installed: "
@@ -28,6 +29,7 @@ except ModuleNotFoundError as error:
 from aioktask.checks import integer, listed, optional
 from aioktask.engine import events
 from aioktask.engine.events import Event, EventKind
+from aioktask.observe.sampling import Sample, Sampler
 
 __all__ = ["BUCKETS", "OTHER", "start"]
 
@@ -60,6 +62,23 @@ class _Series:
         self.lent: Any = None
 
 
+class _Gauge:
+    """A gauge with one label, each of whose values is what was set last, or 0."""
+
+    __slots__ = ("_gauge", "_values")
+
+    def __init__(self, gauge: Any) -> None:
+        self._gauge = gauge
+        self._values: dict[str, Any] = {}  # by the label
+
+    def set(self, values: Mapping[str, float]) -> None:
+        """Set these values, and 0 for labels that had one before."""
+        for label in values.keys() - self._values.keys():
+            self._values[label] = self._gauge.labels(label)
+        for label, child in self._values.items():
+            child.set(values.get(label, 0))
+
+
 class _Metrics:
     """All metrics, in one registry.
 
@@ -76,6 +95,7 @@ class _Metrics:
         self._series: dict[tuple[str, str], _Series] = {}
         self._undos: dict[int, str] = {}  # by run, of those whose end is told next
         self._made: list[Any] = []
+        self._sampler = Sampler(self._take)
         try:
             self.jobs = self._make(
                 Counter,
@@ -103,6 +123,23 @@ class _Metrics:
                 "How long a thread of the job had the nice of a more urgent waiter.",
                 buckets,
             )
+            self.open = self._gauge(
+                "aioktask_jobs_open", "Jobs that are not over, by where they stand.", "phase"
+            )
+            self.helpers = self._gauge(
+                "aioktask_helpers", "Helper threads, by what they do.", "state"
+            )
+            self.limit = self._gauge(
+                "aioktask_helpers_limit",
+                "The most helper threads, under what decides that; 0 under all else that did.",
+                "decided_by",
+            )
+            self.late = self._gauge(
+                "aioktask_loop_late_seconds",
+                "How late the latest event loop of a kind came to a callback.",
+                "loop",
+                mode="livemax",
+            )
         except BaseException:
             self.unregister()  # what was made before a name that the registry has already
             raise
@@ -115,6 +152,14 @@ class _Metrics:
     def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Any:
         return self._make(Histogram, name, text, _PER_JOB, buckets=buckets)
 
+    def _gauge(self, name: str, text: str, label: str, mode: str = "livesum") -> _Gauge:
+        return _Gauge(self._make(Gauge, name, text, (label,), multiprocess_mode=mode))
+
+    def end(self) -> None:
+        """Take no more samples, and all metrics out of the registry."""
+        self._sampler.ended = True
+        self.unregister()
+
     def unregister(self) -> None:
         """Take all of them out of the registry."""
         while self._made:
@@ -124,6 +169,7 @@ class _Metrics:
 
     def hear(self, event: Event) -> None:
         """Count what happened to a job."""
+        self._sampler.see_to_it()
         undo = _UNDOS.get(event.kind)
         if undo is not None:  # the job's end is told next
             self._undos[event.run] = undo
@@ -157,6 +203,20 @@ class _Metrics:
             if series.lent is None:
                 series.lent = self.lent.labels(*labels)
             series.lent.observe(lent)
+
+    def _take(self, found: Sample) -> None:
+        """Set the gauges by a sample."""
+        self.open.set({"waiting": found.waiting, "running": found.running})
+        self.helpers.set(
+            {
+                "working": found.working,
+                "blocked": found.blocked,
+                "idle": found.idle,
+                "starting": found.starting,
+            }
+        )
+        self.limit.set({found.decider: found.limit})
+        self.late.set(found.late)
 
     def _label(self, name: str) -> str:
         """The name under which jobs of this name are counted."""
@@ -224,7 +284,7 @@ def start(
         global _metrics
         if _metrics is metrics:
             _metrics = None
-        metrics.unregister()
+        metrics.end()
 
     return stop
 

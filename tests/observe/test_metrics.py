@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
-from aioktask.observe import metrics
+from aioktask.observe import metrics, sampling
 from tests.support.gates import Gate
 from tests.support.told import Ends
 
@@ -325,10 +326,114 @@ def test_what_is_asked_wrongly_is_refused_before_anything_begins(
     assert not aioktask.engine.events.routine_is_heard()
 
 
+# What there is at one moment.
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples at each look of the keeper, so that a test need not wait for a second."""
+    monkeypatch.setattr(sampling, "SECONDS", 0.0)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds, which the keeper brings about within a tenth of a second."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        os.sched_yield()
+
+
+@pytest.mark.max_threads(2)
+def test_gauges_say_what_jobs_and_helpers_there_are(scrape: Scrape, often: None) -> None:
+    gate = Gate()
+
+    def found() -> tuple[float, ...]:
+        return (
+            scrape.value("aioktask_helpers", state="working"),
+            scrape.value("aioktask_jobs_open", phase="running"),
+            scrape.value("aioktask_jobs_open", phase="waiting"),
+            scrape.value("aioktask_helpers_limit", decided_by="user"),
+        )
+
+    with Coordinator(max_threads=1) as coordinator:
+        for _ in range(3):
+            coordinator.submit(Job(gate.chunk, 1, name="a"))
+        gate.wait_entered()
+        until(lambda: found() == (1, 1, 2, 2))
+        gate.open()
+    until(lambda: found() == (0, 0, 0, 2))
+    assert scrape.value("aioktask_helpers", state="idle") >= 1
+
+
+def test_the_limit_stands_under_what_decides_it_and_nowhere_else(
+    scrape: Scrape, often: None
+) -> None:
+    gate = Gate()
+
+    def limits() -> dict[str, float]:
+        return {
+            dict(labels)["decided_by"]: value
+            for (name, labels), value in scrape.samples().items()
+            if name == "aioktask_helpers_limit"
+        }
+
+    before = aioktask.max_threads()
+    with Coordinator() as coordinator:
+        coordinator.submit(Job(gate.chunk, 1, name="a"))
+        until(lambda: list(limits().values()) == [before])
+        [decided_by] = limits()
+        aioktask.set_max_threads(before + 1)
+        try:
+            until(lambda: limits() == {decided_by: 0, "user": before + 1})
+        finally:
+            aioktask.set_max_threads(None)
+            gate.open()
+    assert decided_by in ("cpus", "affinity", "quota")
+
+
+def test_after_the_end_no_more_samples_are_taken(often: None) -> None:
+    taken = threading.Semaphore(0)
+    sampler = sampling.Sampler(lambda sample: taken.release())
+    gate = Gate()
+    with Coordinator() as coordinator:
+        coordinator.submit(Job(gate.chunk, 1))
+        sampler.see_to_it()
+        sampler.see_to_it()
+        assert taken.acquire(timeout=30)
+        sampler.ended = True
+        assert not sampler.look()
+        gate.open()
+
+
+IDLE = """
+from aioktask import *
+from aioktask.engine.api.process import current_pool
+from aioktask.observe.sampling import Sampler
+
+samples = []
+sampler = Sampler(samples.append)
+assert not current_pool().state.busy
+assert not sampler.look()
+assert (samples[0].working, samples[0].idle, samples[0].running) == (0, 0, 0)
+
+def fn(start, stop):
+    assert sampler.look()
+
+with Coordinator() as coordinator:
+    coordinator.submit(Job(fn, 1)).result()
+assert (samples[1].working, samples[1].idle, samples[1].running) == (1, 0, 1)
+"""
+
+
+def test_samples_end_where_there_are_neither_jobs_nor_helpers() -> None:
+    """A process that has nothing to do is not to be woken."""
+    subprocess.run([sys.executable, "-W", "error", "-c", IDLE], timeout=60, check=True)
+
+
 # Several processes, each of which writes into files of its own.
 
 WORKER = """
-import sys
+import os, sys
 from aioktask import Job, run_multithreaded_sync
 from aioktask.observe import metrics
 from tests.support.told import Ends
@@ -336,9 +441,13 @@ from tests.support.told import Ends
 metrics.start()
 ends = Ends()
 name, jobs = sys.argv[1], int(sys.argv[2])
+limits = metrics._metrics.limit._values
+sampled = lambda: any(each._value.get() for each in list(limits.values()))
 for _ in range(jobs):
     run_multithreaded_sync(Job(lambda start, stop: None, 4, chunk=1, name=name))
 ends.wait_for(name, jobs)
+while not sampled():  # by the keeper, within a second
+    os.sched_yield()
 print("counted", flush=True)
 sys.stdin.read()  # until the test closes it, or kills this process
 """
@@ -379,12 +488,18 @@ def test_the_counts_of_several_processes_add_up_also_when_one_is_killed(tmp_path
             labels = {"name": name, "kind": "job", "end": "finished", "undo": "none"}
             return scraped(tmp_path)["aioktask_jobs_total", frozenset(labels.items())]
 
+        def limits() -> float:
+            found = scraped(tmp_path).items()
+            return sum(value for (name, _), value in found if name == "aioktask_helpers_limit")
+
         assert (jobs("a"), jobs("b")) == (7, 5)
+        assert limits() == 3 * aioktask.max_threads()
         killed = workers[1]
         killed.send_signal(signal.SIGKILL)
         killed.wait(30)
         mark_process_dead(killed.pid, str(tmp_path))
         assert (jobs("a"), jobs("b")) == (7, 5), "what it did was done"
+        assert limits() == 2 * aioktask.max_threads(), "it has no helpers any more"
     finally:
         for each in workers:
             each.communicate("", timeout=30)
