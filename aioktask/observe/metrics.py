@@ -191,10 +191,10 @@ class _Metrics:
     def _observe(self, series: _Series, labels: tuple[str, str], figures: Any) -> None:
         if (queued := figures.get("queued")) is not None:
             series.queued.observe(queued)
-        if figures.get("chunks"):
+        if elapsed := figures.get("elapsed"):  # else no chunk began
             if series.run is None:
                 series.run = self.run.labels(*labels)
-            series.run.observe(figures["elapsed"])
+            series.run.observe(elapsed)
         if (undoing := figures.get("undoing")) is not None:
             if series.undo is None:
                 series.undo = self.undo.labels(*labels)

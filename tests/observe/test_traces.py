@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import anyio
@@ -33,6 +34,8 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
+from aioktask.engine import events
+from aioktask.engine.events import Beginning
 from aioktask.observe import traces
 from tests.support.gates import Gate
 from tests.support.told import Ends
@@ -381,6 +384,17 @@ def test_a_job_in_a_chunk_of_a_traced_job_does_not_end_that_one_s_span() -> None
     run_multithreaded_sync(Job(fn, 1, name="outer"))
     assert attributes(recorded.of("outer"))["aioktask.end"] == "finished"
     assert recorded.spans("inner") == []
+
+
+def test_the_context_of_who_submits_stays_as_it_is(recorded: Recorded) -> None:
+    """It may be that of several jobs, none of which is in another one."""
+    context = copy_context()
+    found = [
+        events.prepared(context, Beginning("a", number, "job", 1, 0)).run(trace.get_current_span)
+        for number in range(2)
+    ]
+    assert context.run(trace.get_current_span) is trace.INVALID_SPAN
+    assert [span.parent for span in found if isinstance(span, ReadableSpan)] == [None, None]
 
 
 def test_what_is_sampled_out_is_not_recorded() -> None:

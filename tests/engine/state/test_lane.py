@@ -185,6 +185,32 @@ def test_a_job_that_passes_the_lane_tells_once_what_all_others_tell() -> None:
     assert not run.news
 
 
+@pytest.mark.parametrize("cancels", [False, True])
+def test_a_job_that_is_adopted_as_its_helper_is_about_to_begin_tells_of_a_start_if_it_does(
+    cancels: bool,
+) -> None:
+    state, helpers = _opened()
+    run = Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
+    run.heard = True
+    run.lane_waiter = ThreadWaiter(0)
+    helpers[0].express = run
+    assert run.decide_entrance(helpers[0]) is helpers[0]
+    _close(state, 1)
+    assert [event.kind for _, event in outbox_of(state).events] == [EventKind.SUBMITTED]
+    stint = run.stints[helpers[0]]
+    if cancels:
+        assert run.cancel()
+        run.cancelled = True
+    assert run.may_start() is not cancels
+    state.walked(stint, 0 if cancels else 1, 5)
+    state.leave(stint, 5, began=True)
+    told = [event.kind for _, event in outbox_of(state).events]
+    if cancels:
+        assert told == [EventKind.CANCELLED]
+    else:
+        assert told == [EventKind.STARTED, EventKind.FINISHED]
+
+
 def test_the_lane_stays_closed_while_others_have_something_to_claim() -> None:
     state, _ = _opened()
     _close(state)
