@@ -43,7 +43,10 @@ _ENDS = {
     EventKind.FINISHED: "finished",
     EventKind.FAILED: "failed",
     EventKind.CANCELLED: "cancelled",
+    EventKind.REFUSED: "overloaded",
 }
+# Of a job that was cancelled since a time had passed, by what the event says.
+_EXPIRED = {"timed out": "timed_out", "overloaded": "overloaded"}
 _UNDOS = {EventKind.UNDONE: "undone", EventKind.UNDO_FAILED: "undo_failed"}
 
 _PER_JOB = ("name", "kind")
@@ -136,7 +139,7 @@ class _Metrics:
             )
             self.late = self._gauge(
                 "aioktask_loop_late_seconds",
-                "How late the latest event loop of a kind came to a callback.",
+                "How late event loops of a kind came to a callback, at the worst of the last 10 s.",
                 "loop",
                 mode="livemax",
             )
@@ -177,6 +180,8 @@ class _Metrics:
         end = _ENDS.get(event.kind)
         if end is None:
             return
+        figures = event.details
+        end = _EXPIRED.get(str(figures.get("why")), end)
         undo = self._undos.pop(event.run, "none") if self._undos else "none"
         labels = self._label(event.job), event.subject
         series = self._series.get(labels)
@@ -186,7 +191,8 @@ class _Metrics:
         if ended is None:
             ended = series.ends[end, undo] = self.jobs.labels(*labels, end, undo)
         ended.inc()
-        self._observe(series, labels, event.details)
+        if event.kind is not EventKind.REFUSED:  # which was never there
+            self._observe(series, labels, figures)
 
     def _observe(self, series: _Series, labels: tuple[str, str], figures: Any) -> None:
         if (queued := figures.get("queued")) is not None:

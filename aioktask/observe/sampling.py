@@ -3,16 +3,17 @@
 #
 # There are no events of these. The engine's keeper looks, at most once a second, and only while the
 # process has jobs or helpers: then it is awake anyway, and its last look finds nothing left. It
-# takes no lock; what turns change meanwhile may be seen as it was or as it is. What a look costs
-# does not grow with jobs, but for one glance at each.
+# takes no lock; what turns change meanwhile may be seen as it was or as it is. Of a job it costs a
+# glance, where a snapshot costs some microseconds, which is too much for a crowd of them in every
+# second.
 """Samples of what the engine has."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.scheduling.caps import Decider
@@ -37,7 +38,8 @@ class Sample:
         decider: What decides that.
         waiting: Jobs none of whose chunks has begun.
         running: Those that are under way, an undo included.
-        late: How late loops are, in seconds, the latest of each kind.
+        late: How late loops were at the worst of the last 10 seconds, in seconds, the latest of
+            each kind; of those that coordinators were entered in.
     """
 
     working: int
@@ -48,7 +50,7 @@ class Sample:
     decider: Decider
     waiting: int
     running: int
-    late: dict[str, float] = field(default_factory=dict)
+    late: Mapping[str, float]
 
 
 def sample(pool: Pool) -> Sample:
@@ -64,6 +66,11 @@ def sample(pool: Pool) -> Sample:
     runs = list(state.runs)
     begun = sum(run.first_claim > 0 for run in runs)
     in_lane = sum(each.express is not None for each in helpers)
+    late: dict[str, float] = {}
+    now = time.perf_counter_ns()
+    for watched in pool.loops.loops():
+        kind, worst = watched.loop.kind, watched.late(now)[1] / 1e9
+        late[kind] = max(worst, late.get(kind, 0.0))
     return Sample(
         working=at_work - blocked,
         blocked=blocked,
@@ -73,6 +80,7 @@ def sample(pool: Pool) -> Sample:
         decider=decider,
         waiting=len(runs) - begun + len(state.lane.waiting),
         running=begun + in_lane,
+        late=late,
     )
 
 

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -30,6 +31,7 @@ except ModuleNotFoundError as error:
 from aioktask.checks import optional
 from aioktask.engine import events
 from aioktask.engine.events import Beginning, Event, EventKind
+from aioktask.errors import Overloaded
 
 __all__ = ["SPAN_NAME", "start"]
 
@@ -39,7 +41,10 @@ _ENDS = {
     EventKind.FINISHED: "finished",
     EventKind.FAILED: "failed",
     EventKind.CANCELLED: "cancelled",
+    EventKind.REFUSED: "overloaded",
 }
+# What the waiter gets of a job that was cancelled since a time had passed, by what the event says.
+_EXPIRED = {"timed out": TimeoutError, "overloaded": Overloaded}
 
 # Of the end of a job: figures that are attributes, in seconds where they are times.
 _FIGURES = ("queued", "elapsed", "undoing", "lent", "chunks", "threads")
@@ -61,19 +66,18 @@ class _Open:
         self.span = span
         self.failed = False
 
-    def fail(self, error: object) -> None:
-        """Have the span be one of an error, unless it is."""
+    def fail(self, kind: type, error: object = None) -> None:
+        """Have the span be one of an error of this kind, unless it is."""
         if self.failed or not self.span.is_recording():
             return
         self.failed = True
-        kind = type(error)
         of_python = kind.__module__ == "builtins"
         name = kind.__qualname__ if of_python else f"{kind.__module__}.{kind.__qualname__}"
         self.span.set_attribute("error.type", name)
-        try:
-            told = f"{name}: {error}"
-        except Exception:  # the class is the user's
-            told = name
+        told = name
+        if error is not None:
+            with contextlib.suppress(Exception):  # the class is the user's
+                told = f"{name}: {error}"
         self.span.set_status(trace.Status(trace.StatusCode.ERROR, told))
 
 
@@ -88,11 +92,12 @@ def start(tracer_provider: trace.TracerProvider | None = None) -> Callable[[], N
     """Have each job that is submitted from now on be a span.
 
     The span is of the kind ``INTERNAL`` and of the name ``aioktask.job``; what it says of the job
-    are attributes that begin with ``aioktask.``, times among them in seconds, and ``error.type``.
-    Its parent is the span that is current where the job is submitted; in the job's own functions it
-    is itself the current one. Nothing else is done: the application sets up OpenTelemetry. Spans
-    end on threads that the event loop and chunks wait for, so they should go to an exporter by a
-    `BatchSpanProcessor`.
+    are attributes that begin with ``aioktask.``, times among them in seconds, and ``error.type``; a
+    label of the job is the attribute ``aioktask.label.`` and its name. Its parent is the span that
+    is current where the job is submitted; in the job's own functions it is itself the current one.
+
+    Nothing else is done: the application sets up OpenTelemetry. Spans end on threads that the event
+    loop and chunks wait for, so they should go to an exporter by a `BatchSpanProcessor`.
 
     Args:
         tracer_provider: Which makes the spans; None for the application's, whenever that is set.
@@ -142,6 +147,8 @@ def _begin(job: Beginning) -> None:
     }
     if job.size is not None:
         attributes["aioktask.size"] = job.size
+    for label, value in job.labels.items():
+        attributes[f"aioktask.label.{label}"] = value
     span = tracer.start_span(SPAN_NAME, kind=trace.SpanKind.INTERNAL, attributes=attributes)
     _open.set(_Open(job.run, span))
     otel_context.attach(trace.set_span_in_context(span))
@@ -176,17 +183,26 @@ def _tell_of_undo(found: _Open, event: Event) -> None:
         told, outcome = {"aioktask.undone": units}, "undone"
     else:
         told, outcome = {"aioktask.still_done": units}, "undo_failed"
-        found.fail(event.details["error"])
+        found.fail(type(event.details["error"]), event.details["error"])
     span.add_event(f"aioktask.{outcome}", told, timestamp=event.at)
     span.set_attribute("aioktask.undo", outcome)
 
 
 def _end(found: _Open, event: Event) -> None:
     span, details = found.span, event.details
-    span.set_attribute("aioktask.end", _ENDS[event.kind])
+    why = str(details.get("why"))
+    span.set_attribute("aioktask.end", why if why in _EXPIRED else _ENDS[event.kind])
+    if event.kind is EventKind.REFUSED:
+        waiting, retry_after = details["queued"], details["retry_after"]
+        span.set_attributes({"aioktask.waiting": waiting, "aioktask.retry_after": retry_after})
+        found.fail(Overloaded)
+        span.end(end_time=event.at)
+        return
     span.set_attributes(_plain({each: details[each] for each in _FIGURES if each in details}))
     if event.kind is EventKind.FAILED:
-        found.fail(details["error"])
+        found.fail(type(details["error"]), details["error"])
+    elif why in _EXPIRED:
+        found.fail(_EXPIRED[why])
     span.end(end_time=event.at)
 
 

@@ -29,6 +29,7 @@ from aioktask import (
     Coordinator,
     Job,
     JobCancelled,
+    Overloaded,
     UndoFailed,
     map_ordered_sync,
     run,
@@ -36,7 +37,7 @@ from aioktask import (
     run_multithreaded_sync,
 )
 from aioktask.observe import metrics, sampling
-from tests.support.gates import Gate
+from tests.support.gates import Gate, eventually
 from tests.support.told import Ends
 
 metrics.start(None)()  # so that what these tests hear with comes after it
@@ -181,6 +182,40 @@ def test_a_job_that_never_began_has_waited_and_not_run(scrape: Scrape) -> None:
     assert count == 1
     assert seconds > 0
     assert scrape.seconds("run", "a") == (0, 0)
+
+
+def test_what_time_ended_is_counted_by_whether_it_had_begun(scrape: Scrape) -> None:
+    gate, undone = Gate(), Gate()
+    undone.open()
+    job = Job(gate.chunk, 8, chunk=1, undo=undone.undo, name="a", max_threads=1)
+    with Coordinator(max_threads=1, max_queued=1) as coordinator:
+        first = coordinator.submit(job, timeout=0.2)
+        gate.wait_entered()
+        late = coordinator.submit(job, timeout=0.01)
+        with pytest.raises(Overloaded):
+            coordinator.submit(job)
+        with pytest.raises(Overloaded):
+            late.result()
+        until(lambda: first._run.cancel_asked)
+        gate.open()
+        with pytest.raises(TimeoutError):
+            first.result()
+    ENDS.wait_for("a", 3)
+    assert scrape.ends() == {
+        ("a", "job", "timed_out", "undone"): 1,
+        ("a", "job", "overloaded", "none"): 2,
+    }
+    assert scrape.seconds("queued", "a")[0] == 2, "one never waited"
+    assert scrape.seconds("run", "a")[0] == scrape.seconds("undo", "a")[0] == 1
+
+
+def test_labels_of_jobs_are_none_of_metrics(scrape: Scrape) -> None:
+    for request in ("7f3a", "7f3b"):
+        labels = {"request": request, "kind": "mine"}
+        run_multithreaded_sync(Job(nothing, 4, chunk=1, name="a", labels=labels))
+    ENDS.wait_for("a", 2)
+    assert scrape.ends() == {("a", "job", "finished", "none"): 2}
+    assert "7f3" not in generate_latest(scrape.registry).decode()
 
 
 @pytest.mark.anyio
@@ -390,6 +425,23 @@ def test_the_limit_stands_under_what_decides_it_and_nowhere_else(
             aioktask.set_max_threads(None)
             gate.open()
     assert decided_by in ("cpus", "affinity", "quota")
+
+
+@pytest.mark.anyio
+async def test_loops_in_which_coordinators_were_entered_are_told_by_their_kind(
+    scrape: Scrape, often: None, anyio_backend: Any
+) -> None:
+    kind = "trio" if anyio_backend[0] == "trio" else "asyncio"
+    if anyio_backend[1].get("use_uvloop"):
+        kind = "uvloop"
+    gate = Gate()
+    async with Coordinator() as coordinator:
+        coordinator.submit(Job(gate.chunk, 1, name="a"))
+        await gate.entered()
+        await eventually(lambda: scrape.value("aioktask_loop_late_seconds", loop=kind) > 0)
+        gate.open()
+    ENDS.wait_for("a")
+    await eventually(lambda: scrape.value("aioktask_loop_late_seconds", loop=kind) == 0)
 
 
 def test_after_the_end_no_more_samples_are_taken(often: None) -> None:

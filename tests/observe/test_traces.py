@@ -28,6 +28,7 @@ from aioktask import (
     Coordinator,
     Job,
     JobCancelled,
+    Overloaded,
     UndoFailed,
     map_ordered,
     run,
@@ -327,6 +328,56 @@ def test_a_call_of_an_executor_is_a_child_of_who_submitted_it(recorded: Recorded
     assert span.name == traces.SPAN_NAME
     assert span.get_span_context() == found
     assert is_child(span, request)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_a_job_whose_time_has_passed_is_an_error_of_the_kind_that_its_waiter_gets(
+    recorded: Recorded, begins: bool
+) -> None:
+    gate = Gate()
+    with Coordinator(max_threads=1) as coordinator:
+        if not begins:
+            coordinator.submit(Job(gate.chunk, 1, name="before"))
+            gate.wait_entered()
+        handle = coordinator.submit(
+            Job(gate.chunk, 8, chunk=1, undo=gate.undo, name="a", max_threads=1), timeout=0.05
+        )
+        if begins:
+            gate.wait_entered()
+        while not handle._run.cancel_asked:
+            time.sleep(0)
+        gate.open()
+        with pytest.raises((TimeoutError, Overloaded)) as caught:
+            handle.result()
+    span = recorded.of("a")
+    told = attributes(span)
+    assert told["aioktask.end"] == ("timed out" if begins else "overloaded")
+    assert told.get("aioktask.undo") == ("undone" if begins else None)
+    assert told["error.type"].split(".")[-1] == type(caught.value).__name__
+    assert span.status.status_code is trace.StatusCode.ERROR
+
+
+def test_a_job_that_is_refused_is_a_span_of_an_instant(recorded: Recorded) -> None:
+    gate = Gate()
+    with Coordinator(max_threads=1, max_queued=0) as coordinator:
+        coordinator.submit(Job(gate.chunk, 1, name="before"))
+        gate.wait_entered()
+        with recorded.tracer.start_as_current_span("request") as request:
+            with pytest.raises(Overloaded) as caught:
+                coordinator.submit(Job(nothing, 1, name="a"))
+        gate.open()
+    span = recorded.of("a")
+    assert is_child(span, request)
+    told = attributes(span)
+    assert told["aioktask.end"] == "overloaded"
+    assert told["error.type"] == "aioktask.errors.Overloaded"
+    assert told["aioktask.waiting"] == caught.value.queued
+    assert told["aioktask.retry_after"] == caught.value.retry_after
+
+
+def test_labels_of_a_job_are_attributes(recorded: Recorded) -> None:
+    run_multithreaded_sync(Job(nothing, 4, chunk=1, name="a", labels={"request": "7f3a"}))
+    assert attributes(recorded.of("a"))["aioktask.label.request"] == "7f3a"
 
 
 def test_a_loan_is_told_with_its_nice(recorded: Recorded) -> None:

@@ -11,7 +11,7 @@ from aioktask.engine.events import Event, EventKind
 
 PATIENCE = 30.0
 
-_ENDS = (EventKind.FINISHED, EventKind.FAILED, EventKind.CANCELLED)
+_ENDS = (EventKind.FINISHED, EventKind.FAILED, EventKind.CANCELLED, EventKind.REFUSED)
 
 
 class Ends:

@@ -97,7 +97,9 @@ def lent_seconds(run: Run) -> dict[str, float]:
 def figures_of_failure(run: Run) -> dict[str, object]:
     """For the event of a run that failed or was cancelled: what the report of others says.
 
-    `undoing` is the time that the undo took, which is there only where there was something to undo.
+    `undoing` is the time that the undo took, which is there only where there was something to undo;
+    `why` says of a run that was cancelled since a time had passed whether it was "timed out", or
+    "overloaded" where no chunk of it had begun.
     """
     first, now = run.first_claim, perf_counter_ns()
     figures: dict[str, object] = {
@@ -109,6 +111,9 @@ def figures_of_failure(run: Run) -> dict[str, object]:
     }
     if run.undo_began:
         figures["undoing"] = (now - run.undo_began) / 1e9
+    expiry: Expiry | None = run.decisions.get("expiry")
+    if run.error is None and expiry is not None:
+        figures["why"] = "timed out" if expiry.overloaded is None else "overloaded"
     return figures
 
 
