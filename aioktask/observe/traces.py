@@ -191,7 +191,8 @@ def _tell_of_undo(found: _Open, event: Event) -> None:
 def _end(found: _Open, event: Event) -> None:
     span, details = found.span, event.details
     why = str(details.get("why"))
-    span.set_attribute("aioktask.end", why if why in _EXPIRED else _ENDS[event.kind])
+    end = why.replace(" ", "_") if why in _EXPIRED else _ENDS[event.kind]
+    span.set_attribute("aioktask.end", end)
     if event.kind is EventKind.REFUSED:
         waiting, retry_after = details["queued"], details["retry_after"]
         span.set_attributes({"aioktask.waiting": waiting, "aioktask.retry_after": retry_after})

@@ -351,7 +351,7 @@ def test_a_job_whose_time_has_passed_is_an_error_of_the_kind_that_its_waiter_get
             handle.result()
     span = recorded.of("a")
     told = attributes(span)
-    assert told["aioktask.end"] == ("timed out" if begins else "overloaded")
+    assert told["aioktask.end"] == ("timed_out" if begins else "overloaded")
     assert told.get("aioktask.undo") == ("undone" if begins else None)
     assert told["error.type"].split(".")[-1] == type(caught.value).__name__
     assert span.status.status_code is trace.StatusCode.ERROR

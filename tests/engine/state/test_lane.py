@@ -185,9 +185,16 @@ def test_a_job_that_passes_the_lane_tells_once_what_all_others_tell() -> None:
     assert not run.news
 
 
-@pytest.mark.parametrize("cancels", [False, True])
+@pytest.mark.parametrize(
+    ("how", "then"),
+    [
+        ("it ends well", [EventKind.STARTED, EventKind.FINISHED]),
+        ("it fails", [EventKind.STARTED, EventKind.FAILED]),
+        ("it is cancelled before", [EventKind.CANCELLED]),
+    ],
+)
 def test_a_job_that_is_adopted_as_its_helper_is_about_to_begin_tells_of_a_start_if_it_does(
-    cancels: bool,
+    how: str, then: list[EventKind]
 ) -> None:
     state, helpers = _opened()
     run = Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
@@ -198,17 +205,17 @@ def test_a_job_that_is_adopted_as_its_helper_is_about_to_begin_tells_of_a_start_
     _close(state, 1)
     assert [event.kind for _, event in outbox_of(state).events] == [EventKind.SUBMITTED]
     stint = run.stints[helpers[0]]
-    if cancels:
+    cancelled = how == "it is cancelled before"
+    if cancelled:
         assert run.cancel()
         run.cancelled = True
-    assert run.may_start() is not cancels
-    state.walked(stint, 0 if cancels else 1, 5)
-    state.leave(stint, 5, began=True)
-    told = [event.kind for _, event in outbox_of(state).events]
-    if cancels:
-        assert told == [EventKind.CANCELLED]
+    assert run.may_start() is not cancelled
+    if how == "it fails":
+        state.raised(stint, ValueError("planted"), 5)
     else:
-        assert told == [EventKind.STARTED, EventKind.FINISHED]
+        state.walked(stint, 0 if cancelled else 1, 5)
+    state.leave(stint, 5, began=True)
+    assert [event.kind for _, event in outbox_of(state).events] == then
 
 
 def test_the_lane_stays_closed_while_others_have_something_to_claim() -> None:
