@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -212,17 +214,17 @@ class _Metrics:
 
     def _take(self, found: Sample) -> None:
         """Set the gauges by a sample."""
-        self.open.set({"waiting": found.waiting, "running": found.running})
-        self.helpers.set(
-            {
-                "working": found.working,
-                "blocked": found.blocked,
-                "idle": found.idle,
-                "starting": found.starting,
-            }
-        )
-        self.limit.set({found.decider: found.limit})
-        self.late.set(found.late)
+        helpers = {
+            "working": found.working,
+            "blocked": found.blocked,
+            "idle": found.idle,
+            "starting": found.starting,
+        }
+        with _counting:
+            self.open.set({"waiting": found.waiting, "running": found.running})
+            self.helpers.set(helpers)
+            self.limit.set({found.decider: found.limit})
+            self.late.set(found.late)
 
     def _label(self, name: str) -> str:
         """The name under which jobs of this name are counted."""
@@ -237,6 +239,10 @@ class _Metrics:
 
 _metrics: _Metrics | None = None
 _listens = False
+
+# Held while anything is counted, and over a fork, so that no child finds a lock of the client taken
+# by a thread that it does not have. Whoever forks may be counting itself: so it is one to re-enter.
+_counting = threading.RLock()
 
 
 def start(
@@ -285,6 +291,12 @@ def start(
     if not _listens:
         _listens = True
         events.listen(_hear, _wants_routine)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=_counting.acquire,
+                after_in_parent=_counting.release,
+                after_in_child=_counting.release,
+            )
 
     def stop() -> None:
         global _metrics
@@ -300,6 +312,6 @@ def _wants_routine() -> bool:
 
 
 def _hear(event: Event) -> None:
-    metrics = _metrics
-    if metrics is not None:
-        metrics.hear(event)
+    with _counting:
+        if _metrics is not None:
+            _metrics.hear(event)

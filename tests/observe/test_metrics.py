@@ -601,6 +601,41 @@ def test_workers_that_are_forked_after_the_start_count_each_for_itself(tmp_path:
     assert len(list(tmp_path.glob("counter_*.db"))) == 3
 
 
+FORKED_WHILE_COUNTING = """
+import os, threading
+from aioktask import Job, run_multithreaded_sync
+from aioktask.observe import metrics
+
+metrics.start()
+hear, inside, forks, counted = metrics._metrics.hear, threading.Event(), threading.Event(), []
+
+def slow(event):
+    inside.set()
+    assert forks.wait(30)
+    hear(event)
+    counted.append(event)
+
+metrics._metrics.hear = slow
+os.register_at_fork(before=forks.set)  # the last one is called first
+thread = threading.Thread(
+    target=run_multithreaded_sync, args=(Job(lambda start, stop: None, 4, chunk=1),)
+)
+thread.start()
+assert inside.wait(30)
+child = os.fork()
+if not child:
+    os._exit(0 if counted else 3)
+thread.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_fork_waits_for_what_is_being_counted() -> None:
+    """Or the child would have the client's locks as they were, and nobody to let go of them."""
+    subprocess.run([sys.executable, "-c", FORKED_WHILE_COUNTING], timeout=60, check=True)
+
+
 def test_the_library_alone_imports_neither_metrics_nor_traces() -> None:
     program = (
         "import sys\n"
