@@ -37,6 +37,7 @@ from aioktask import (
     run_multithreaded_sync,
 )
 from aioktask.observe import metrics, sampling
+from tests.support.alone import sharing_with_nobody
 from tests.support.gates import Gate, eventually
 from tests.support.told import Ends
 
@@ -366,9 +367,11 @@ def test_what_is_asked_wrongly_is_refused_before_anything_begins(
 
 
 @pytest.fixture
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Samples at each look of the keeper, so that a test need not wait for a second."""
+def often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Samples at each look of the keeper, and no other process that changes the limit."""
     monkeypatch.setattr(sampling, "SECONDS", 0.0)
+    with sharing_with_nobody():
+        yield
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -509,6 +512,7 @@ sys.stdin.read()  # until the test closes it, or kills this process
 def environment(directory: Path) -> dict[str, str]:
     return {
         **os.environ,
+        "AIOKTASK_SHARE": "off",
         "PROMETHEUS_MULTIPROC_DIR": str(directory),
         "PYTHONPATH": str(Path(aioktask.__file__).parents[1]),
     }

@@ -38,6 +38,7 @@ from aioktask import (
 from aioktask.engine import events
 from aioktask.engine.events import Beginning
 from aioktask.observe import traces
+from tests.support.alone import sharing_with_nobody
 from tests.support.gates import Gate
 from tests.support.told import Ends
 
@@ -164,11 +165,11 @@ async def test_the_span_is_a_child_of_the_submitter_s_and_the_parent_of_its_chun
 
     job = Job(fn, 4, chunk=1, max_threads=2, name="a")
     async with Coordinator(2) as coordinator:
-        with recorded.tracer.start_as_current_span("request") as request:
+        with recorded.tracer.start_as_current_span("request") as submitter, sharing_with_nobody():
             await coordinator.submit(job)
-            assert trace.get_current_span() is request, "the submitter's own context is as ever"
+            assert trace.get_current_span() is submitter, "the submitter's own context is as ever"
     span = recorded.of("a")
-    assert is_child(span, request)
+    assert is_child(span, submitter)
     assert len(threads) == 2
     for number in range(4):
         assert is_child(recorded.named(f"chunk {number}"), span)
