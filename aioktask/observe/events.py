@@ -17,7 +17,13 @@ from aioktask.engine.events import Event, EventKind
 
 _logger = logging.getLogger("aioktask")
 
-_ROUTINE = (EventKind.SUBMITTED, EventKind.STARTED, EventKind.LEARNED)
+_ROUTINE = (
+    EventKind.SUBMITTED,
+    EventKind.STARTED,
+    EventKind.LENT,
+    EventKind.LENT_NO_MORE,
+    EventKind.LEARNED,
+)
 _ADVICE = (
     EventKind.HOLDS_GIL,
     EventKind.STALLED,

@@ -33,6 +33,7 @@ from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import Run
 from aioktask.observe.events import level_of
+from tests.support.gates import Gate
 
 Told = MutableMapping[str, Any]
 
@@ -355,6 +356,39 @@ async def test_an_awaited_job_tells_the_same_on_every_loop(heard: Heard) -> None
         "job_undone",
         "job_failed",
     ]
+
+
+@pytest.mark.anyio
+async def test_jobs_the_size_of_a_request_tell_what_all_others_tell(heard: Heard) -> None:
+    for number in range(50):
+        job = Job(nothing, 1, chunk=1, name=f"job {number}")
+        report = await run_multithreaded(job)
+        finished = heard.wait_for(job.name, "job_finished")
+        assert heard.names(job.name) == ["job_submitted", "job_started", "job_finished"]
+        submitted, started, _ = heard.of(job.name)
+        assert (submitted["size"], submitted["chunk"], submitted["threads"]) == (1, 1, 1)
+        assert started["queued"] == finished["queued"] == report.queued
+        assert finished["elapsed"] == report.elapsed
+        assert (finished["chunks"], finished["threads"]) == (1, 1)
+    with pytest.raises(OSError, match="planted"):
+        await run_multithreaded(Job(planted, 1, chunk=1, name="numbers"))
+    heard.wait_for("numbers", "job_failed")
+    assert heard.names("numbers") == ["job_submitted", "job_started", "job_failed"]
+
+
+@pytest.mark.anyio
+async def test_a_short_job_that_lasts_is_told_of_while_it_does(heard: Heard) -> None:
+    gate = Gate()
+    for _ in range(5):  # so that the next one passes the lane
+        await run_multithreaded(Job(nothing, 1, chunk=1))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_multithreaded, Job(gate.chunk, 1, chunk=1, name="numbers"))
+        await gate.entered()
+        heard.wait_for("numbers", "job_started")  # whoever takes a turn tells of it
+        assert heard.names("numbers") == ["job_submitted", "job_started"]
+        gate.open()
+    heard.wait_for("numbers", "job_finished")
+    assert heard.names("numbers") == ["job_submitted", "job_started", "job_finished"]
 
 
 @pytest.mark.anyio

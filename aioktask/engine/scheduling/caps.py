@@ -9,10 +9,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from aioktask.engine.machine.topology import Topology
 
-__all__ = ["Cap", "bound_to_one_cpu", "process_cap"]
+__all__ = ["Cap", "Decider", "bound_to_one_cpu", "process_cap"]
+
+# In a word, what decides how many helpers there may be: the CPUs that are online, the affinity, a
+# cgroup's quota, what the user says, or what other processes leave of the slots that they share.
+Decider = Literal["cpus", "affinity", "quota", "user", "slots"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +27,12 @@ class Cap:
     Attributes:
         threads: At least 1.
         reason: What decided, as a sentence.
+        decider: The same in a word.
     """
 
     threads: int
     reason: str
+    decider: Decider = "cpus"
 
 
 def process_cap(topology: Topology, threads: int | None = None, source: str = "") -> Cap:
@@ -72,9 +79,11 @@ def _machine_cap(topology: Topology) -> Cap:
             threads,
             f"the cgroup quota in {quota.source} is worth {quota.cpus:.4g} of the {cpus} CPUs "
             f"that the affinity allows",
+            "quota",
         )
     if cpus < online:
-        return Cap(threads, f"the affinity allows {cpus} of the {online} CPUs that are online")
+        reason = f"the affinity allows {cpus} of the {online} CPUs that are online"
+        return Cap(threads, reason, "affinity")
     return Cap(threads, f"the affinity allows every CPU that is online ({online})")
 
 
@@ -84,4 +93,4 @@ def _chosen(threads: int, chooser: str, machine: Cap) -> Cap:
     else:
         effect = "raises the cap above" if threads > machine.threads else "lowers the cap below"
     given = f"the {machine.threads} that the machine gives"
-    return Cap(threads, f"{chooser} {effect} {given}: {machine.reason}")
+    return Cap(threads, f"{chooser} {effect} {given}: {machine.reason}", "user")

@@ -469,7 +469,7 @@ class State:
         self.serving[stint] = None
         account = stint.seat.account
         if account is LENT:
-            note_loan(run, "at once")
+            note_loan(run, now)
         elif account is BACKGROUND and isinstance(stint.thread, Helper):
             stint.thread.in_background = True
         run.enter(stint, now)
@@ -505,6 +505,7 @@ class State:
             self.history.served(stint, run, now)
         self.scheduler.leave(run.entry, now - stint.entered_at, stint.seat)
         if stint.seat.account is LENT:
+            run.leaves_loan(now)
             helper = helper_beneath(stint)
             if helper is not None and helper is not stint.thread:
                 helper.boost = None

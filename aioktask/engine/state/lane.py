@@ -47,7 +47,8 @@ class Lane:
 
     Attributes:
         root: The group of jobs without a coordinator. Only they may have an undo, since no leaver
-            waits for a job that has settled in the lane.
+            waits for a job that has settled in the lane; and only where nobody hears of them, since
+            the owner that commits such a job tells nothing.
         open: Whether jobs may be appended; changed by turns, and False during each.
         nice: That of the jobs, not above 0.
         cap: The process's, with what blocked calls make room for; jobs of a coordinator whose cap
@@ -101,8 +102,7 @@ class Lane:
             and run.nice == self.nice
             and self.may_serve(group)
             and waiter.nice >= run.nice  # else it has a loan
-            and (not run.hold or group is self.root)
-            and not run.heard
+            and (not run.hold or (group is self.root and not run.heard))
             and run.parent_stint is None
             and run.only_chunk > 0
         )

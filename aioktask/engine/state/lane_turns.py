@@ -67,7 +67,7 @@ def struck_in_lane(state: State, helper: Helper, now: int) -> None:
     if run.settled:
         state.lane.settled.append(run)
     else:
-        state.out.ended.append(run)
+        state.out.tell(run)
 
 
 def settle_lane(state: State, inbox: deque[tuple[Any, ...]]) -> None:

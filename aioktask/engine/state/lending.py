@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from time import perf_counter_ns
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.scheduling.queue import BACKGROUND, LENT, Entry
@@ -33,7 +33,14 @@ def lend(state: State, entries: list[Entry]) -> None:
             continue
         state.out.renices += helpers_of(run)
         state.signals.change()
-        if not entry.loan_offered or run.over:
+        if run.over:
+            continue
+        if entry.loan is None:
+            run.loan_ends(now)
+        elif entry.loan_taken:
+            run.has_loan(now)
+        if not entry.loan_offered:
+            tell_of_loan(state, run)
             continue
         for stint in list(run.stints.values()):
             if stint.live and isinstance(stint.thread, Helper) and stint.thread.called:
@@ -42,14 +49,21 @@ def lend(state: State, entries: list[Entry]) -> None:
             helper = helper_beneath(stint)
             if stint.live and helper is not None and can_serve_at(state, helper, run.urgency):
                 stint.seat = state.scheduler.take_loan(entry, stint.seat)
-                note_loan(run, "at once")
+                note_loan(run, now)
                 if stint.thread is not helper:
                     helper.boost = run.urgency
                 break
         else:
-            if entry.threads:
-                note_loan(run, "at a chunk boundary")
+            if entry.threads and run.lent == "no":
+                run.lent = "at a chunk boundary"
+        tell_of_loan(state, run)
     state.summon(now)
+
+
+def tell_of_loan(state: State, run: Run) -> None:
+    """Take what the run has to tell, if anything."""
+    if run.news:
+        state.out.tell(run)
 
 
 def recall(state: State, helper: Helper, now: int) -> None:
@@ -107,7 +121,8 @@ def helper_beneath(stint: Stint) -> Helper | None:
     return thread if isinstance(thread, Helper) else None
 
 
-def note_loan(run: Run, when: Literal["at once", "at a chunk boundary"]) -> None:
-    """Note how soon the run got its waiter's nice, the first time that it did."""
+def note_loan(run: Run, now: int) -> None:
+    """Note that a thread has the nice of the run's waiter; the first time, how soon it got it."""
     if run.lent == "no":
-        run.lent = when
+        run.lent = "at once"
+    run.has_loan(now)

@@ -53,6 +53,18 @@ def enter(run: Run, stint: Stint, chunk: int, now: int) -> None:
     stint.live = True
 
 
+def tell_of_begin(run: Run, threads: int) -> None:
+    """Have a run that is one chunk tell that it came in and, if its chunk may begin, that it began.
+
+    Args:
+        run: The run.
+        threads: How many it could have.
+    """
+    run.tell_submitted(run.only_chunk, threads)
+    if run.may_have_begun:
+        run.tell_started()
+
+
 def decide_ender(run: Run, who: str) -> str:
     """Have `who`, its helper or turns, end a run of the lane, unless decided; returns who does."""
     decided: str = run.decisions.setdefault("ender", who)
@@ -114,6 +126,10 @@ def _end(run: Run, stint: Stint | None, now: int, cpu: int, cap: int) -> None:
         threads = min(run.limit, cap)
         run.report = record.report_of_one_chunk(run, stint, run.value, now, cpu, threads)
     if not run.hold:
+        if run.heard:
+            run.news.clear()  # of what an exception struck half-way
+            tell_of_begin(run, min(run.limit, cap))
+            run.tell_of_success()
         run.let_go()
         run.phase = DONE
     elif stint is not None:

@@ -86,6 +86,37 @@ def report_of_one_chunk(
     return told
 
 
+def lent_seconds(run: Run) -> dict[str, float]:
+    """For an event: how long one of its threads had the nice of a waiter, if one had."""
+    lent = run.lent_ns
+    if run.lent_since:
+        lent += perf_counter_ns() - run.lent_since
+    return {"lent": lent / 1e9} if lent else {}
+
+
+def figures_of_failure(run: Run) -> dict[str, object]:
+    """For the event of a run that failed or was cancelled: what the report of others says.
+
+    `undoing` is the time that the undo took, which is there only where there was something to undo;
+    `why` says of a run that was cancelled since a time had passed whether it was "timed out", or
+    "overloaded" where no chunk of it had begun.
+    """
+    first, now = run.first_claim, perf_counter_ns()
+    figures: dict[str, object] = {
+        "elapsed": max(run.last_chunk - first, 0) / 1e9 if first else 0.0,
+        "queued": ((first or now) - run.submitted_at) / 1e9,
+        "chunks": run.chunks_done,
+        "threads": run.peak_threads,
+        **lent_seconds(run),
+    }
+    if run.undo_began:
+        figures["undoing"] = (now - run.undo_began) / 1e9
+    expiry: Expiry | None = run.decisions.get("expiry")
+    if run.error is None and expiry is not None:
+        figures["why"] = "timed out" if expiry.overloaded is None else "overloaded"
+    return figures
+
+
 # How often `progress` reads again where a turn changes what it reads; then it takes what it has.
 READS = 32
 

@@ -20,6 +20,7 @@ import copy
 import itertools
 import threading
 import weakref
+from collections.abc import Mapping
 from contextvars import Context
 from enum import Enum
 from time import perf_counter_ns
@@ -27,7 +28,7 @@ from types import EllipsisType, TracebackType
 from typing import Any, Literal, Protocol
 
 from aioktask.engine import events
-from aioktask.engine.events import Event, EventKind
+from aioktask.engine.events import Beginning, Event, EventKind
 from aioktask.engine.inherited import captured
 from aioktask.engine.learning.lessons import Key, Lesson, Lessons
 from aioktask.engine.learning.pacing import Pacing
@@ -171,8 +172,11 @@ class Run:
     done_units = chunks_done = peak_threads = 0
     first_claim = last_chunk = 0
     version = 0  # odd while a turn changes what `progress` reads
-    # When a helper took the priority of a waiter, as the report says it.
+    # When a helper took the priority of a waiter, as the report says it; since when one has it now,
+    # 0 for none, and how long others had it before, in ns.
     lent: Literal["no", "at once", "at a chunk boundary"] = "no"
+    lent_since = lent_ns = 0
+    lent_told: int | None = None  # the nice that was told to be lent
     # What went wrong.
     cancelled = cancel_posted = False
     broken = False  # whether the engine itself failed in a turn for it
@@ -196,6 +200,7 @@ class Run:
     verdict: BaseException | None = None
     dropped: list[object] | tuple[()] = ()  # what the run lets go of, until it is finalized
     told = False  # whether a waiter was given the verdict or the report
+    told_started = False  # whether that is among the news, or was
     _trace: TracebackType | None = None  # of the verdict, as it was raised
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
     gone: tuple[int, int] = 0, 0  # the same of threads that are gone, together
@@ -326,6 +331,13 @@ class Run:
         self.drop()
         return True
 
+    def prepare(self) -> None:
+        """On the submitting thread: have who hears of the run prepare its context."""
+        size = self.size if self.growth is None else None
+        kind = record.kind_of(self)
+        beginning = Beginning(self.name, self.number, kind, size, self.nice, self.labels)
+        self.context = events.prepared(self.context, beginning)
+
     # What a turn adds.
 
     def begin(
@@ -371,12 +383,26 @@ class Run:
 
     def _tell_submitted(self) -> None:
         if self.heard:
-            self.tell(
-                EventKind.SUBMITTED,
-                size=self.size if self.growth is None else None,
-                chunk=self.sweep.pacing.chunk_of(self.sweep.claims.chunk),
-                threads=self.threads_planned,
-            )
+            chunk = self.sweep.pacing.chunk_of(self.sweep.claims.chunk)
+            self.tell_submitted(chunk, self.threads_planned)
+
+    def tell_submitted(self, chunk: int, threads: int) -> None:
+        """Tell that it came in, and how it is going to be run."""
+        size = self.size if self.growth is None else None
+        told = {"size": size, "chunk": chunk, "threads": threads}
+        self._tell_at(self.submitted_at, EventKind.SUBMITTED, told)
+
+    def tell_started(self) -> None:
+        """Tell that its first chunk began, when that was."""
+        self.told_started = True
+        first = self.first_claim
+        queued = (first - self.submitted_at) / 1e9
+        self._tell_at(first, EventKind.STARTED, {"queued": queued})
+
+    @property
+    def may_have_begun(self) -> bool:
+        """Whether its first chunk has begun, or nothing can prevent that any more."""
+        return self.decisions.get("start") is CLAIMED
 
     def may_start(self) -> bool:
         """Whether its first chunk may begin; if so, no cancel prevents it from now on."""
@@ -511,7 +537,7 @@ class Run:
             if self.trace is not None:
                 self.trace.mark("the first chunk begins", now)
             if self.heard:
-                self.tell(EventKind.STARTED, queued=(now - self.submitted_at) / 1e9)
+                self.tell_started()
 
     def leave(self, stint: Stint, now: int, *, began: bool) -> None:
         """Have the stint's thread serve this run no more.
@@ -767,11 +793,20 @@ class Run:
         self.let_go()
         self.phase = DONE
 
+    def _tell_late_start(self) -> None:
+        """Tell that it started, where a turn took it over from the lane before that was certain."""
+        if self.heard and self.first_claim and not (self.told_started or self.never_starts):
+            self.tell_started()
+
     def _tell_success(self) -> None:
+        if self.heard:
+            self._tell_late_start()
+            self.tell_of_success()
+
+    def tell_of_success(self) -> None:
+        """Tell how it went, by its report."""
         report = self.report
         assert report is not None
-        if not self.heard:
-            return
         learned = report.learned
         if learned.rate:
             self.tell(
@@ -788,6 +823,7 @@ class Run:
             queued=report.queued,
             chunks=report.chunks,
             threads=report.peak_threads,
+            **record.lent_seconds(self),
         )
 
     def _finish(self) -> None:
@@ -798,16 +834,21 @@ class Run:
         self.verdict = self.error
         if self.error is not None:
             set_failure(self.error, self.failure, self.parent_number)
+        self._tell_late_start()
+        figures = record.figures_of_failure(self)
+        undoing = figures.get("undoing", 0.0)
         if self.undo_errors:
             cause = self.error if self.error is not None else self.cancellation()
             self.verdict = record.undo_failed(self, self.failure, cause)
-            self.tell(EventKind.UNDO_FAILED, ranges=self.failure.done, error=self.verdict)
+            ranges = self.failure.done
+            self.tell(EventKind.UNDO_FAILED, ranges=ranges, error=self.verdict, undoing=undoing)
         elif self.undoing and not self.broken:
-            self.tell(EventKind.UNDONE, ranges=self.failure.undone)
+            self.tell(EventKind.UNDONE, ranges=self.failure.undone, undoing=undoing)
         if self.error is not None:
-            self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk)
+            self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk, **figures)
         else:
-            self.tell(EventKind.CANCELLED, done=self.failure.done, undone=self.failure.undone)
+            failure = self.failure
+            self.tell(EventKind.CANCELLED, done=failure.done, undone=failure.undone, **figures)
         if self.verdict is not None:
             self._trace = self.verdict.__traceback__
         self.errors, self.failed, self.undo_errors = (), (), ()
@@ -965,8 +1006,35 @@ class Run:
         set_failure(error, found, self.parent_number)
 
     def tell(self, kind: EventKind, **details: object) -> None:
+        self._tell_at(perf_counter_ns(), kind, details)
+
+    def _tell_at(self, when: int, kind: EventKind, details: Mapping[str, object]) -> None:
         awaited = self.owned or self._is_awaited()
-        self.news.append(Event(kind, self.name, self.number, details, awaited, self.labels))
+        what, at = record.kind_of(self), events.at(when)
+        self.news.append(
+            Event(kind, self.name, self.number, details, awaited, self.labels, what, at)
+        )
+
+    def has_loan(self, now: int) -> None:
+        """Take in that a thread serves it at the nice of a waiter from now on."""
+        if not self.lent_since:
+            self.lent_since = now
+        if self.heard and self.lent_told != self.entry.loan:
+            self.lent_told = self.entry.loan
+            self.tell(EventKind.LENT, nice=self.entry.loan)
+
+    def leaves_loan(self, now: int) -> None:
+        """Take in that the thread which served it at the nice of a waiter does so no more."""
+        if self.lent_since:
+            self.lent_ns += now - self.lent_since
+            self.lent_since = 0
+
+    def loan_ends(self, now: int) -> None:
+        """Take in that no waiter lends it anything now."""
+        self.leaves_loan(now)
+        if self.lent_told is not None:
+            self.lent_told = None
+            self.tell(EventKind.LENT_NO_MORE, **record.lent_seconds(self))
 
     def _is_awaited(self) -> bool:
         """Whether somebody waits for it who is told how it ends."""

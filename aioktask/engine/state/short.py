@@ -47,6 +47,7 @@ def adopt(state: State, run: Run, helper: Helper, now: int) -> None:
         one_chunk.enter(run, stint, run.only_chunk, now)
     run.version += 1
     run.lane_waiter = None  # it is among the waiters
+    _tell_of_begin(state, run)
 
 
 def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper, now: int) -> bool:
@@ -61,7 +62,6 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
         not chunk
         or nice > 0  # it might give way to other processes
         or (waiter is not None and nice > waiter.nice)  # it has a loan
-        or run.heard
         or run.waiters
         or run.parent_stint is not None
         or group.leavers
@@ -82,7 +82,14 @@ def begin_at_once(state: State, run: Run, waiter: Waiter | None, helper: Helper,
     run.version += 1
     one_chunk.enter(run, stint, chunk, now)
     run.version += 1
+    _tell_of_begin(state, run)
     return True
+
+
+def _tell_of_begin(state: State, run: Run) -> None:
+    if run.heard:
+        one_chunk.tell_of_begin(run, run.threads_planned)
+        state.out.tell(run)
 
 
 def _take_in(state: State, run: Run, waiter: Waiter | None, stint: Stint, now: int) -> None:

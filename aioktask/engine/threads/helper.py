@@ -313,6 +313,8 @@ class HelperThread:
                         if run.cancel_asked:  # while it settled, so that a turn left it alone
                             pool.post(ending.cancel, run)
                     pool.wake_waiter(waiter)
+                    if run.news:
+                        pool.tell_of(run)
                     return True
             stint.cpu_mark, stint.cpu_now = before, cpu
         elif one_chunk.decide_ender(run, HELPER) is HELPER:  # cancelled, which ends it in a turn

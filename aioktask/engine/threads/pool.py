@@ -499,6 +499,16 @@ class Pool:
                 telling.release()
         local.inside = inside
 
+    def tell_of(self, run: Run) -> None:
+        """On the helper that ended the run in the lane: tell what there is to tell of it."""
+        context, news = run.context.copy(), run.news
+        while news:
+            self.news.append((context, news[0]))
+            del news[0]
+        run.drop_context()
+        run.drop()
+        self.tell()
+
     def _have_started(self, helper: Helper) -> None:
         try:
             self.keeper.soon(HelperThread(self, helper).start)
@@ -523,6 +533,8 @@ class Pool:
                 run. The run has not begun then, and will not.
             Overloaded: It could not begin in time, by its terms; never for a `nested` run.
         """
+        if run.heard:
+            run.prepare()
         group, state = run.group, self.state
         if run.terms is not None and not (group.closed or state.closing):
             self._take_in_on_terms(run, run.terms, nested)

@@ -31,7 +31,7 @@ def test_all_cpus_are_the_cap_where_nothing_limits_them() -> None:
 
 def test_an_affinity_below_the_machine_is_named() -> None:
     cap = process_cap(machine(2, online=8))
-    assert cap == Cap(2, "the affinity allows 2 of the 8 CPUs that are online")
+    assert cap == Cap(2, "the affinity allows 2 of the 8 CPUs that are online", "affinity")
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,7 @@ def test_a_quota_is_rounded_down_but_not_to_zero_and_its_file_is_named(
 ) -> None:
     cap = process_cap(machine(8, quota=quota))
     assert cap.threads == threads
+    assert cap.decider == "quota"
     assert cap.reason == (
         f"the cgroup quota in {QUOTA_FILE} is worth {worth} of the 8 CPUs that the affinity allows"
     )
@@ -61,6 +62,7 @@ def test_a_quota_that_leaves_every_cpu_usable_does_not_decide(quota: float) -> N
 def test_the_user_decides_in_both_directions(threads: int, effect: str) -> None:
     cap = process_cap(machine(8), threads, f"AIOKTASK_MAX_THREADS={threads}")
     assert cap.threads == threads
+    assert cap.decider == "user"
     assert cap.reason == (
         f"AIOKTASK_MAX_THREADS={threads} {effect} the 8 that the machine gives: "
         "the affinity allows every CPU that is online (8)"

@@ -18,17 +18,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aioktask import Job
+from aioktask.engine.events import EventKind
 from aioktask.engine.state import ending, lane_turns, one_chunk
 from aioktask.engine.state.admission import admit
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel_group
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lane import MOST_UNUSED
-from aioktask.engine.state.lane_turns import close_lane, leave_lane, settle_lane
+from aioktask.engine.state.lane_turns import (
+    close_lane,
+    leave_lane,
+    settle_lane,
+    struck_in_lane,
+)
 from aioktask.engine.state.recovery import rebuild
 from aioktask.engine.state.run import Run
 from aioktask.engine.state.workers import Helper, ThreadWaiter
-from tests.engine.state.test_short import _STEPS, World, _nothing, _take
+from tests.engine.state.test_short import _STEPS, World, _nothing, _take, told_in
 from tests.engine.state.turns import a_state, idle_helper, outbox_of
 from tests.support.meanwhile import Scene, play_at_each_bytecode
 
@@ -88,7 +94,7 @@ class LaneWorld(World):
         run = Run(job, group, nice=job.nice, context=copy_context(), owned=waits is not None)
         run.heard = how == "heard"
         takes = waiter is not None and lane.takes(run, group, waiter)
-        if not takes or how != "plain" or not lane.members:
+        if not takes or how not in ("plain", "heard") or not lane.members:
             super().submit(helper, job, waits, grouped, how)
             return
         self.passed += 1
@@ -109,7 +115,9 @@ class LaneWorld(World):
         assert run.may_start()
         self.close()
         member.express = None
-        self.told.append(("woken: []", "parkings: []", "starts: 0", "events: []"))
+        told = told_in(self.state.out)
+        self.state.out.events.clear()
+        self.told.append(("woken: []", "parkings: []", "starts: 0", told))
         self.open()
 
 
@@ -151,6 +159,63 @@ def test_there_are_no_more_members_than_the_cap_leaves_room_for() -> None:
     state, helpers = _opened(cap=1)
     assert state.lane.members == helpers[:1]
     assert state.lane.full
+
+
+@pytest.mark.parametrize("heard", [False, True])
+@pytest.mark.parametrize("undo", [None, lambda start, stop: None])
+def test_of_jobs_with_an_undo_only_those_pass_that_nobody_hears_of(
+    heard: bool, undo: Callable[[int, int], None] | None
+) -> None:
+    state, _ = _opened()
+    job = Job(_nothing, 1, chunk=1, undo=undo)
+    run = Run(job, state.root, nice=0, context=copy_context(), owned=True)
+    run.heard = heard
+    assert state.lane.takes(run, state.root, ThreadWaiter(0)) == (undo is None or not heard)
+
+
+def test_a_job_that_passes_the_lane_tells_once_what_all_others_tell() -> None:
+    state, helpers = _opened()
+    run = _claimed(state, helpers[0], Job(_nothing, 3, chunk=3))
+    run.heard = True
+    assert one_chunk.end(run, run.stints[helpers[0]], 2, 1, 2)
+    told = [event.kind for event in run.news]
+    assert told == [EventKind.SUBMITTED, EventKind.STARTED, EventKind.FINISHED]
+    struck_in_lane(state, helpers[0], 3)  # an exception came before its helper told it
+    assert [event.kind for _, event in outbox_of(state).events] == told
+    assert not run.news
+
+
+@pytest.mark.parametrize(
+    ("how", "then"),
+    [
+        ("it ends well", [EventKind.STARTED, EventKind.FINISHED]),
+        ("it fails", [EventKind.STARTED, EventKind.FAILED]),
+        ("it is cancelled before", [EventKind.CANCELLED]),
+    ],
+)
+def test_a_job_that_is_adopted_as_its_helper_is_about_to_begin_tells_of_a_start_if_it_does(
+    how: str, then: list[EventKind]
+) -> None:
+    state, helpers = _opened()
+    run = Run(Job(_nothing, 1, chunk=1), state.root, nice=0, context=copy_context(), owned=True)
+    run.heard = True
+    run.lane_waiter = ThreadWaiter(0)
+    helpers[0].express = run
+    assert run.decide_entrance(helpers[0]) is helpers[0]
+    _close(state, 1)
+    assert [event.kind for _, event in outbox_of(state).events] == [EventKind.SUBMITTED]
+    stint = run.stints[helpers[0]]
+    cancelled = how == "it is cancelled before"
+    if cancelled:
+        assert run.cancel()
+        run.cancelled = True
+    assert run.may_start() is not cancelled
+    if how == "it fails":
+        state.raised(stint, ValueError("planted"), 5)
+    else:
+        state.walked(stint, 0 if cancelled else 1, 5)
+    state.leave(stint, 5, began=True)
+    assert [event.kind for _, event in outbox_of(state).events] == then
 
 
 def test_the_lane_stays_closed_while_others_have_something_to_claim() -> None:

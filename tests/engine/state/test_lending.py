@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask import Job
+from aioktask.engine.events import EventKind
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import thread_nice
 from aioktask.engine.scheduling.queue import OWN_SEAT, Account
-from aioktask.engine.state import following
+from aioktask.engine.state import dispatch, following, lending, record
 from aioktask.engine.state.callers import caller_left
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel
@@ -192,6 +193,53 @@ def test_a_helper_that_works_takes_the_loan_at_once_where_that_is_allowed(may_lo
         assert state.reconsider(stint, 10) is None  # the boundary
         assert helper.idle
         assert outbox_of(state).starts
+
+
+@pytest.mark.parametrize("how", ["the thread leaves", "the waiter goes", "neither"])
+def test_a_loan_lasts_from_when_a_thread_has_it_until_it_leaves_or_nobody_lends(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (dispatch, lending, record):
+        monkeypatch.setattr(module, "perf_counter_ns", lambda: now, raising=False)
+    state = a_state(2, give_way=False)
+    state.may_lower = True
+    helper = idle_helper(state)
+    now = 1_000
+    run = a_run(a_job(19))
+    run.heard = True
+    admit(state, run)
+    helper.called = False  # it has begun
+    now = 2_000
+    waiter = wait_for(state, run, 0)
+    assert stint_of(helper).seat.account is Account.LENT
+    assert record.lent_seconds(run) == {}
+    now = 5_000
+    assert record.lent_seconds(run) == {"lent": 3e-6}
+    if how == "the thread leaves":
+        state.leave(stint_of(helper), now, began=True)
+    elif how == "the waiter goes":
+        remove_waiter(state, run, waiter)
+    now = 9_000
+    assert record.lent_seconds(run) == {"lent": 7e-6 if how == "neither" else 3e-6}
+    told = [event for _, event in outbox_of(state).events if "lent" in event.kind.value]
+    kinds = [EventKind.LENT, EventKind.LENT_NO_MORE]
+    assert [event.kind for event in told] == kinds[: 2 if how == "the waiter goes" else 1]
+    assert told[0].details == {"nice": 0}
+    assert all(event.details == {"lent": 3e-6} for event in told[1:])
+
+
+def test_a_loan_that_comes_again_lasts_again_on_the_same_thread() -> None:
+    state = a_state(2, give_way=False)
+    state.may_lower = True
+    helper = idle_helper(state)
+    run = submitted(state, 19)
+    helper.called = False  # it has begun
+    remove_waiter(state, run, wait_for(state, run, 0))
+    assert stint_of(helper).seat.account is Account.LENT, "until its next chunk boundary"
+    before = record.lent_seconds(run)
+    assert record.lent_seconds(run) == before
+    wait_for(state, run, 0)
+    assert run.lent_since
 
 
 def test_without_more_threads_one_of_too_high_a_nice_serves() -> None:
