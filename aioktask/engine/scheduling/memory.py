@@ -30,8 +30,8 @@ def in_units(count: int) -> str:
     >>> in_units(3 << 29), in_units(1000), in_units(-5 << 20)
     ('1.5 GiB', '1000 bytes', '-5 MiB')
     """
-    for shift, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
-        if abs(count) >> shift:
+    for shift, unit in ((50, "PiB"), (40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if abs(count) >= 1 << shift:
             return f"{count / (1 << shift):.4g} {unit}"
     return f"{count} bytes"
 
