@@ -30,11 +30,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from aioktask.engine.machine.cgroups import own_directories
 from aioktask.engine.machine.kernel_files import try_read
 
-__all__ = ["AvailableMemory", "MemoryWatch"]
+__all__ = ["AvailableMemory", "MemoryLimit", "MemoryWatch"]
 
 # By the type of the file system: the limits of a cgroup, each with the usage that it bounds.
 _LIMITS = {
@@ -61,19 +62,30 @@ LEAST_WINDOW_NS = 100_000_000
 MOST_WINDOW_NS = 2_000_000_000
 
 
+class MemoryLimit(NamedTuple):
+    """One limit of what can be taken, and what is left of it.
+
+    Attributes:
+        source: The file that says so.
+        left: Bytes that can still be taken; below 0 where the limit is exceeded.
+        total: Bytes that it allows in all.
+    """
+
+    source: str
+    left: int
+    total: int
+
+
 @dataclass(frozen=True, slots=True)
 class AvailableMemory:
     """What one look found.
 
     Attributes:
-        left: Bytes that can still be taken; below 0 where a limit is exceeded, None where no limit
-            is known.
-        source: The file that decided.
+        limits: Those of the machine and of the cgroups on the path, as far as they are known.
         pressed: Whether tasks wait for memory.
     """
 
-    left: int | None
-    source: str
+    limits: tuple[MemoryLimit, ...]
     pressed: bool
 
 
@@ -100,16 +112,14 @@ class MemoryWatch:
         """
         try:
             self._find()
-            found = [self._machine(), *self._cgroups()]
-            left, source, _ = min(found, key=lambda each: each[0])
-            short = 2 * found[0][0] < found[0][2]
+            machine = self._machine()
+            limits = (*machine, *self._cgroups())
             if now - self._stalled_at >= LEAST_WINDOW_NS:
+                short = any(2 * each.left < each.total for each in machine)
                 self._pressed = self._is_pressed(now, short)
         except _ShortageError:
             return None
-        if left >= _NO_LIMIT:
-            return AvailableMemory(None, "", self._pressed)
-        return AvailableMemory(left, source, self._pressed)
+        return AvailableMemory(limits, self._pressed)
 
     def _find(self) -> None:
         """Find the cgroups, unless the process is where it was."""
@@ -118,18 +128,18 @@ class MemoryWatch:
             self._directories = tuple(own_directories(self._root, "memory"))
             self._own = own
 
-    def _machine(self) -> tuple[int, str, int]:
-        """What is available of the machine's memory, the file, and how much there is in all."""
+    def _machine(self) -> list[MemoryLimit]:
+        """What is available of the machine's memory, if that is known."""
         file = self._root / "proc/meminfo"
         found = dict(re.findall(r"^(\w+): +([0-9]{1,15}) kB$", _read(file), re.MULTILINE))
         available, total = found.get("MemAvailable"), found.get("MemTotal")
         if available is None or total is None:  # before Linux 3.14
-            return _NO_LIMIT, "", 0
-        return int(available) << 10, str(file), int(total) << 10
+            return []
+        return [MemoryLimit(str(file), int(available) << 10, int(total) << 10)]
 
-    def _cgroups(self) -> list[tuple[int, str, int]]:
-        """What is left of each limit on the path, and the file with it."""
-        left = []
+    def _cgroups(self) -> list[MemoryLimit]:
+        """What is left of each limit on the path."""
+        limits = []
         for directory, kind in self._directories:
             stat: str | None = None
             for limit_name, usage_name in _LIMITS[kind]:
@@ -141,9 +151,9 @@ class MemoryWatch:
                     continue
                 if stat is None:
                     stat = _read(directory / "memory.stat")
-                free = limit - usage + min(_reclaimable(stat, kind), usage)
-                left.append((free, str(directory / limit_name), limit))
-        return left
+                left = limit - usage + min(_reclaimable(stat, kind), usage)
+                limits.append(MemoryLimit(str(directory / limit_name), left, limit))
+        return limits
 
     def _is_pressed(self, now: int, short: bool) -> bool:
         """Whether tasks stalled for long since the last look.

@@ -9,7 +9,8 @@
 #    they declare, a part is in the usage of the machine already, and nobody can tell how much. With
 #    L bytes left and S declared by those that run, the room is from L (nothing was taken yet) to
 #    L + S (all was). So a look moves it by as little as puts it in between. What chunks take and
-#    give back moves nothing, and is not counted twice; what others take or give back does.
+#    give back moves nothing, and is not counted twice; what others take or give back does. Each
+#    limit has a room of its own, which also moves as the limit itself does; the least one holds.
 # 3. Under memory pressure there is a ceiling: half of what chunks declare that run then. Each look
 #    without pressure raises it by a chunk, until it is above the room.
 # 4. One chunk fits always, however little is left. So does one of a job that chunks wait for, where
@@ -20,6 +21,10 @@
 """The budget of declared memory."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aioktask.engine.machine.available_memory import MemoryLimit
 
 __all__ = ["MemoryBudget", "in_units"]
 
@@ -42,20 +47,31 @@ class MemoryBudget:
     Attributes:
         known: Whether there was a look.
         room: Bytes for all chunks together; None where there is no limit.
+        source: The file of the limit that decides, for people.
         ceiling: Bytes that pressure leaves them; None without pressure.
-        source: The file that decided, for people.
         held: Bytes that running chunks have declared.
         chunks: How many these are.
         waiting: How many of them wait for jobs, so that they will not end before those.
     """
 
-    __slots__ = ("_step", "ceiling", "chunks", "held", "known", "room", "source", "waiting")
+    __slots__ = (
+        "_rooms",
+        "_step",
+        "ceiling",
+        "chunks",
+        "held",
+        "known",
+        "room",
+        "source",
+        "waiting",
+    )
 
     def __init__(self) -> None:
         self.known = False
         self.room: int | None = None
         self.ceiling: int | None = None
         self.source = ""
+        self._rooms: dict[str, tuple[int, int]] = {}  # by source: the room, and the limit in all
         self.held = self.chunks = self.waiting = 0
         self._step = 1
 
@@ -94,21 +110,24 @@ class MemoryBudget:
         self.held += chunks * wanted
         self.chunks += chunks
 
-    def look(self, left: int | None, source: str, *, pressed: bool, step: int) -> None:
+    def look(self, limits: Iterable[MemoryLimit], *, pressed: bool, step: int) -> None:
         """Take in what a look found.
 
         Args:
-            left: Bytes that are left; None where there is no limit.
-            source: The file that decided.
+            limits: Those that there are, with what is left of each.
             pressed: Whether tasks wait for memory.
             step: What the next chunk declares that waits; 0 where none does.
         """
-        if left is None or not self.known or self.room is None:
-            self.room = left
-        else:
-            self.room = min(max(self.room, left), left + self.held)
+        before, self._rooms = self._rooms, {}
+        self.room, self.source = None, ""
+        for source, left, total in limits:
+            room, total_before = before.get(source, (left, total))
+            room += total - total_before
+            room = min(max(room, left), left + self.held)
+            self._rooms[source] = room, total
+            if self.room is None or room < self.room:
+                self.room, self.source = room, source
         self.known = True
-        self.source = source
         self._step = step or self._step
         if pressed:
             # Not again before those have ended that the last time was about.
@@ -128,6 +147,7 @@ class MemoryBudget:
         """Have what was known be too old to be used."""
         self.known = False
         self.room = self.ceiling = None
+        self._rooms = {}
 
     def reason(self, wanted: int) -> str:
         """Why no further chunk that declares so many bytes begins, for people."""

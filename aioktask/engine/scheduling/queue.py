@@ -31,6 +31,7 @@ from collections.abc import Iterable
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
 
+from aioktask.engine.machine.available_memory import MemoryLimit
 from aioktask.engine.scheduling.memory import MemoryBudget
 
 # A thread serves one job for this long before the choice is made again.
@@ -350,7 +351,7 @@ class Scheduler:
             if entry.threads < entry.limit:
                 self._put_in(entry)
 
-    def look_at_memory(self, left: int | None, source: str, *, pressed: bool) -> None:
+    def look_at_memory(self, limits: Iterable[MemoryLimit], *, pressed: bool) -> None:
         """Take in how much memory is left; see `MemoryBudget.look`.
 
         What those that declare memory could not use while it was short is not made good; the shares
@@ -359,7 +360,7 @@ class Scheduler:
         first = self.first_of_memory()
         if first is not None and not self._fits(first):
             self._level_memory()
-        self.memory.look(left, source, pressed=pressed, step=0 if first is None else first.memory)
+        self.memory.look(limits, pressed=pressed, step=0 if first is None else first.memory)
 
     def _level_memory(self) -> None:
         """Level the jobs that declare memory, which had to wait, with the rest."""

@@ -137,7 +137,7 @@ def memory_seen(state: State, run: None, found: AvailableMemory | None, now: int
     if found is None:
         state.scheduler.memory.look_failed()
     else:
-        state.scheduler.look_at_memory(found.left, found.source, pressed=found.pressed)
+        state.scheduler.look_at_memory(found.limits, pressed=found.pressed)
         state.memory_seen_at = now
     for each in list(state.memory_runs):
         ask_caller(state, each)

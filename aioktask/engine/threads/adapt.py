@@ -108,7 +108,7 @@ class Adapter:
         state, budget = self._pool.state, MemoryBudget()
         found = MemoryWatch().look(perf_counter_ns())
         if found is not None:
-            budget.look(found.left, found.source, pressed=False, step=wanted)
+            budget.look(found.limits, pressed=False, step=wanted)
         if state.memory_runs and state.scheduler.memory.known:
             budget = state.scheduler.memory
         left = budget.left

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from aioktask.engine.machine.available_memory import MemoryLimit
 from aioktask.engine.scheduling.memory import MemoryBudget, in_units
 
 GIB = 1 << 30
@@ -19,14 +20,22 @@ GIB = 1 << 30
 
 def a_budget(left: int | None = 100, held: int = 0) -> MemoryBudget:
     budget = MemoryBudget()
-    budget.look(left, "memory.max", pressed=False, step=0)
+    look(budget, left)
     if held:
         budget.hold(held, 1)
     return budget
 
 
-def look(budget: MemoryBudget, left: int | None, *, pressed: bool = False, step: int = 0) -> None:
-    budget.look(left, "memory.max", pressed=pressed, step=step)
+def look(
+    budget: MemoryBudget,
+    left: int | None,
+    *,
+    total: int = 1000,
+    pressed: bool = False,
+    step: int = 0,
+) -> None:
+    limits = [] if left is None else [MemoryLimit("memory.max", left, total)]
+    budget.look(limits, pressed=pressed, step=step)
 
 
 @dataclass
@@ -69,7 +78,7 @@ class HonestChunks(RuleBasedStateMachine):
     def look(self) -> None:
         held = self.budget.held
         left = self.machine.left
-        look(self.budget, left)
+        look(self.budget, left, total=self.machine.total)
         assert self.budget.room is not None
         assert left <= self.budget.room <= left + held
 
@@ -78,6 +87,15 @@ class HonestChunks(RuleBasedStateMachine):
         if self.budget.fits(declared):
             self.budget.hold(declared, 1)
             self.machine.chunks.append(Taking(declared))
+            if len(self.machine.chunks) > 1 and not self.others_change:
+                declared = sum(each.declared for each in self.machine.chunks)
+                assert declared <= self.machine.total, "all of them may take all of it at once"
+
+    @precondition(lambda self: hasattr(self, "machine"))
+    @rule(total=st.integers(0, 200))
+    def the_limit_moves(self, total: int) -> None:
+        self.machine.total = total
+        self.look()
 
     @precondition(lambda self: self.machine.chunks)
     @rule(data=st.data(), share=st.floats(0, 1))
@@ -93,14 +111,9 @@ class HonestChunks(RuleBasedStateMachine):
         self.budget.hold(chunk.declared, -1)
 
     @invariant()
-    def one_always_runs_and_several_never_overcommit(self) -> None:
-        if not hasattr(self, "machine"):
-            return
-        if not self.machine.chunks:
+    def one_always_runs(self) -> None:
+        if hasattr(self, "machine") and not self.machine.chunks:
             assert self.budget.fits(10**9)
-        if len(self.machine.chunks) > 1 and not self.others_change:
-            declared = sum(each.declared for each in self.machine.chunks)
-            assert declared <= self.machine.total, "all of them may take all of it at once"
 
     @invariant()
     def what_chunks_do_is_not_taken_for_what_others_do(self) -> None:
@@ -215,6 +228,19 @@ def test_without_a_limit_everything_fits() -> None:
     assert budget.fits(1 << 60)
     assert budget.left is None
     assert budget.reason(1) == ""
+
+
+def test_of_several_limits_each_has_a_room_of_its_own_and_the_least_one_holds() -> None:
+    budget = MemoryBudget()
+    for machine, cgroup, room, source in [
+        (MemoryLimit("meminfo", 100, 200), None, 100, "meminfo"),
+        (MemoryLimit("meminfo", 60, 200), MemoryLimit("memory.max", 50, 70), 50, "memory.max"),
+        (MemoryLimit("meminfo", 60, 200), MemoryLimit("memory.max", 50, 90), 70, "memory.max"),
+        (MemoryLimit("meminfo", 60, 200), None, 100, "meminfo"),
+    ]:
+        budget.look([machine] if cgroup is None else [cgroup, machine], pressed=False, step=0)
+        assert (budget.room, budget.source) == (room, source)
+        budget.held, budget.chunks = 40, 1
 
 
 def test_a_job_that_chunks_wait_for_gets_one_where_all_that_hold_memory_wait() -> None:

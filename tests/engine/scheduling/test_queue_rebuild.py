@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aioktask.engine.machine.available_memory import MemoryLimit
 from aioktask.engine.scheduling import queue
 from aioktask.engine.scheduling.queue import (
     SLICE_NS,
@@ -35,7 +36,7 @@ class World:
         self.memory = memory
         self.scheduler = scheduler = Scheduler(9)
         scheduler.background_cap = 3
-        scheduler.look_at_memory(7 * memory, "", pressed=False)
+        scheduler.look_at_memory([MemoryLimit("", 7 * memory, 99)], pressed=False)
         self.groups = {"open": Group(), "capped": Group(3), "full": Group(1)}
         self.entries: dict[str, Entry] = {}
         self.serving: list[Serving] = []
@@ -77,7 +78,7 @@ class World:
         other = World.__new__(World)
         scheduler = other.scheduler = Scheduler(self.scheduler.cap)
         scheduler.background_cap = self.scheduler.background_cap
-        scheduler.look_at_memory(self.scheduler.memory.room, "", pressed=False)
+        scheduler.look_at_memory([MemoryLimit("", 7 * self.memory, 99)], pressed=False)
         other.groups = {name: Group(group.cap) for name, group in self.groups.items()}
         other.entries, other.serving = {}, []
         names = {group: name for name, group in self.groups.items()}
@@ -193,7 +194,7 @@ CALLS: dict[str, Callable[[World], object]] = {
     "wanted": lambda world: world.scheduler.wanted(6),
     "wish": lambda world: world.scheduler.wish(12),
     "rebuild": rebuild,
-    "look at memory": lambda world: world.scheduler.look_at_memory(2, "", pressed=True),
+    "look at memory": lambda world: world.scheduler.look_at_memory((), pressed=True),
     **{
         f"{name} of {of}": lambda world, of=of, call=call: call(  # type: ignore[misc]
             world.scheduler, world.entries[of]

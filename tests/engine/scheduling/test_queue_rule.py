@@ -237,7 +237,7 @@ class Beside(RuleBasedStateMachine):
     def begin(self, cap: int, background_cap: int, caps: list[int | None]) -> None:
         self.scheduler = Scheduler(cap)
         self.scheduler.background_cap = background_cap
-        self.scheduler.look_at_memory(None, "", pressed=False)
+        self.scheduler.look_at_memory((), pressed=False)
         self.rule = Rule(cap, background_cap)
         self.groups = [(Limited(each), Group(each)) for each in caps[:4]]
         self.entries: dict[Job, Entry] = {}
@@ -345,8 +345,8 @@ class Beside(RuleBasedStateMachine):
     def room_for_memory_changes(self, room: int | None) -> None:
         memory = self.scheduler.memory
         self.rule.set_room(room)
-        # As much is left, beside what is held, as makes that the room.
-        self.scheduler.look_at_memory(None, "", pressed=False)
+        memory.forget()
+        self.scheduler.look_at_memory((), pressed=False)
         memory.room = room
 
     @rule(waiting=st.integers(0, 3))
