@@ -345,7 +345,6 @@ class Beside(RuleBasedStateMachine):
     def room_for_memory_changes(self, room: int | None) -> None:
         memory = self.scheduler.memory
         self.rule.set_room(room)
-        memory.forget()
         self.scheduler.look_at_memory((), pressed=False)
         memory.room = room
 
