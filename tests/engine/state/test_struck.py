@@ -262,8 +262,8 @@ class World:
                 scheduler.memory.held,
                 scheduler.memory.chunks,
                 scheduler.memory.waiting,
-                [run.name for run in state.memory_runs],
-                [entry.run.name for entry in scheduler._memory_ready],
+                sorted(run.name for run in state.memory_runs),
+                sorted(entry.run.name for entry in scheduler._memory_ready),
                 len(scheduler._memory_queues.foreground),
                 len(scheduler._memory_owed),
             ),
@@ -532,6 +532,9 @@ def declare(world: World) -> list[Run]:
         for number, group in enumerate((None, world.group, None))
     ]
     see_memory(world)
+    for helper in list(world.helpers):  # all are busy, until this one's run ends
+        if helper.stint is not None and helper.stint.run is world.short:
+            world.come_back(helper)
     while world.started:
         world.come()
     return runs
