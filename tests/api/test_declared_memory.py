@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 
+import anyio
 import pytest
 
 from aioktask import (
@@ -127,17 +128,22 @@ async def test_why_a_job_waits_is_told() -> None:
     async with Coordinator() as coordinator:
         coordinator.submit(Job(gate.chunk, 1, memory=EVERYTHING))
         await gate.entered()
-        waits = coordinator.submit(Job(gate.chunk, 1, memory=3 << 30))
+        waits = coordinator.submit(Job(gate.chunk, 1, memory=3 << 30, name="waits"))
         scheduler = current_pool().state.scheduler
         await eventually(lambda: scheduler.first_of_memory() is not None)
-        entry = scheduler.first_of_memory()
-        assert entry is not None
-        said = scheduler.lacks_memory(entry)
-        assert said.startswith("memory: 0 bytes left")
-        assert said.endswith("3 GiB a chunk")
+        behind = coordinator.submit(Job(gate.chunk, 1, memory=LITTLE, name="behind"))
+        told = {}
+        with anyio.fail_after(PATIENCE):
+            while not told.get("behind", "").startswith("memory"):
+                await anyio.lowlevel.checkpoint()
+                told = {job.name: job.waits_for for job in coordinator.snapshot().jobs}
+        assert told["waits"].startswith("memory: 0 bytes left")
+        assert told["waits"].endswith("3 GiB a chunk")
+        assert told["behind"].startswith("memory: 0 bytes left")
         gate.open()
         await waits
-        assert scheduler.lacks_memory(entry) == ""
+        await behind
+        assert scheduler.first_of_memory() is None
 
 
 async def test_a_job_that_waits_for_memory_is_cancelled_at_once() -> None:

@@ -26,6 +26,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from enum import Enum, IntEnum
@@ -475,7 +476,14 @@ class Scheduler:
         """
         if not entry.holds_memory or not entry.ready or entry.threads >= entry.limit:
             return ""
-        return "" if self._fits(entry) else self.memory.reason(entry.memory)
+        if not self._fits(entry):
+            return self.memory.reason(entry.memory)
+        first: Entry | None = None
+        with contextlib.suppress(IndexError):  # a turn may take the last one out meanwhile
+            first = self.first_of_memory()
+        if first is None or first is entry or self._fits(first):
+            return ""
+        return f"{self.memory.reason(first.memory)} of another job, which comes before"
 
     @property
     def anybody_waits(self) -> bool:
