@@ -151,7 +151,8 @@ def test_done_unknown_and_remaining_are_the_whole_range(edges: list[int], kinds:
 def test_all_but_the_range_is_kept() -> None:
     job = Job(
         work, 80, start=8, align=4, min_chunk=4, chunk=8, max_threads=3, undo=work, nice=5,
-        memory=1 << 20, labels={"id": "7"}, name="all of it", parts=[Part(8, 40, 0), Part(40, 88, 1)],
+        memory=1 << 20, labels={"id": "7"}, name="all of it",
+        parts=[Part(8, 40, 0), Part(40, 88, 1)],
     )  # fmt: skip
     [one] = job.over([range(32, 60)])
     changed = {"start": 32, "size": 28, "parts": (Part(32, 40, 0), Part(40, 60, 1))}
