@@ -25,7 +25,7 @@ TAKERS = """
     import mmap
 
     MIB = 1 << 20
-    PAGES = bytes(32 * MIB)
+    PAGES = bytes(16 * MIB)
     begin_together = None
     live, peak, lock = 0, 0, threading.Lock()
     over = threading.Event()
@@ -38,7 +38,7 @@ TAKERS = """
 
     def take(start, stop):
         inside(1)
-        with mmap.mmap(-1, 32 * MIB) as taken:
+        with mmap.mmap(-1, 16 * MIB) as taken:
             taken.write(PAGES)
             if begin_together is not None:
                 begin_together.wait()
@@ -93,17 +93,17 @@ def test_chunks_that_declare_what_they_take_stay_within_the_limit(loop: str) -> 
     main = f"""
         gate()
         async def main():
-            await run_multithreaded(Job(take, 40, chunk=1, memory=32 * MIB))
+            await run_multithreaded(Job(take, 24, chunk=1, memory=16 * MIB))
         {RUN[loop]}
         say("peak", peak)
     """
     with memory_group() as group, Child(TAKERS, main, environ=THREADS) as child:
-        set_limit(group, 256 * MIB)
+        set_limit(group, 160 * MIB)
         join(group, child)
         child.open()
         assert child.end() == 0, child.stderr()
-        assert child.counts(0, 40) == [(1, 0)] * 40
-        assert 2 <= int(child.hear_line("peak")) <= 8
+        assert child.counts(0, 24) == [(1, 0)] * 24
+        assert 2 <= int(child.hear_line("peak")) <= 10
 
 
 def test_chunks_that_do_not_declare_it_are_killed_there() -> None:
@@ -114,7 +114,7 @@ def test_chunks_that_do_not_declare_it_are_killed_there() -> None:
         run_multithreaded_sync(Job(take, 16, chunk=1))
     """
     with memory_group() as group, Child(TAKERS, main, environ=THREADS) as child:
-        set_limit(group, 256 * MIB)
+        set_limit(group, 160 * MIB)
         join(group, child)
         child.open()
         assert child.end() == -signal.SIGKILL
@@ -124,18 +124,18 @@ def test_several_jobs_that_declare_memory_share_what_is_left() -> None:
     main = """
         gate()
         with Coordinator() as coordinator:
-            for start in range(0, 48, 6):
-                job = Job(take, 6, start=start, chunk=1, memory=32 * MIB, nice=start % 5)
+            for start in range(0, 24, 3):
+                job = Job(take, 3, start=start, chunk=1, memory=16 * MIB, nice=start % 5)
                 coordinator.submit(job)
         say("peak", peak)
     """
     with memory_group() as group, Child(TAKERS, main, environ=THREADS) as child:
-        set_limit(group, 256 * MIB)
+        set_limit(group, 160 * MIB)
         join(group, child)
         child.open()
         assert child.end() == 0, child.stderr()
-        assert child.counts(0, 48) == [(1, 0)] * 48
-        assert 2 <= int(child.hear_line("peak")) <= 8
+        assert child.counts(0, 24) == [(1, 0)] * 24
+        assert 2 <= int(child.hear_line("peak")) <= 10
 
 
 def test_a_limit_that_moves_is_followed_in_both_directions() -> None:

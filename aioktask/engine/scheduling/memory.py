@@ -13,11 +13,14 @@
 #    limit has a room of its own, which also moves as the limit itself does; the least one holds.
 # 3. Under memory pressure there is a ceiling: half of what chunks declare that run then. Each look
 #    without pressure raises it by a chunk, until it is above the room.
-# 4. One chunk fits always, however little is left. So does one of a job that chunks wait for, where
+# 4. A sixteenth of each limit stays free, for what the program itself takes between two looks: the
+#    stacks of threads, results, page tables. At a limit that is full to the last page any of these
+#    gets the process killed.
+# 5. One chunk fits always, however little is left. So does one of a job that chunks wait for, where
 #    all that run wait: they would wait for ever. Before the first look nothing fits.
 #
 # Guarantees: where chunks take no more than they declare, and nobody else takes any memory, they
-# never take more together than was left, but for the one chunk of the fourth rule.
+# never take more together than was left, but for the one chunk of the fifth rule.
 """The budget of declared memory."""
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from collections.abc import Iterable
 
 from aioktask.engine.machine.available_memory import MemoryLimit
 
-__all__ = ["MemoryBudget", "in_units"]
+__all__ = ["MemoryBudget", "in_units", "less_reserve"]
 
 
 def in_units(count: int) -> str:
@@ -39,6 +42,22 @@ def in_units(count: int) -> str:
         if abs(count) >= 1 << shift:
             return f"{count / (1 << shift):.4g} {unit}"
     return f"{count} bytes"
+
+
+# The part of a limit that stays free.
+RESERVE = 16
+
+
+def less_reserve(limits: Iterable[MemoryLimit]) -> list[MemoryLimit]:
+    """These limits without the part that stays free.
+
+    >>> less_reserve([MemoryLimit("memory.max", 500, 1600)])
+    [MemoryLimit(source='memory.max', left=400, total=1500)]
+    """
+    return [
+        MemoryLimit(source, left - total // RESERVE, total - total // RESERVE)
+        for source, left, total in limits
+    ]
 
 
 class MemoryBudget:

@@ -20,6 +20,7 @@ from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.scheduling.background import BackgroundShare
 from aioktask.engine.scheduling.caps import Cap
+from aioktask.engine.scheduling.memory import less_reserve
 from aioktask.engine.state.callers import ask_caller
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
@@ -137,7 +138,7 @@ def memory_seen(state: State, run: None, found: AvailableMemory | None, now: int
     if found is None:
         state.scheduler.memory.look_failed()
     else:
-        state.scheduler.look_at_memory(found.limits, pressed=found.pressed)
+        state.scheduler.look_at_memory(less_reserve(found.limits), pressed=found.pressed)
         state.memory_seen_at = now
     for each in list(state.memory_runs):
         ask_caller(state, each)

@@ -25,7 +25,7 @@ from aioktask.engine.machine.os_threads import (
 from aioktask.engine.machine.slot_holders import holders_of
 from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.scheduling.caps import Cap, bound_to_one_cpu, process_cap
-from aioktask.engine.scheduling.memory import MemoryBudget
+from aioktask.engine.scheduling.memory import MemoryBudget, less_reserve
 from aioktask.engine.state import following
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lending import nice_of, serves_background
@@ -108,7 +108,7 @@ class Adapter:
         state, budget = self._pool.state, MemoryBudget()
         found = MemoryWatch().look(perf_counter_ns())
         if found is not None:
-            budget.look(found.limits, pressed=False, step=wanted)
+            budget.look(less_reserve(found.limits), pressed=False, step=wanted)
         if state.memory_runs and state.scheduler.memory.known:
             budget = state.scheduler.memory
         left = budget.left

@@ -37,7 +37,7 @@ def job(memory: int | None, size: int = 8, **options: int) -> Job[None]:
 
 def see(state: State, left: int, *, pressed: bool = False) -> None:
     """What the keeper finds is left."""
-    found = AvailableMemory((MemoryLimit("memory.max", left, 1000),), pressed)
+    found = AvailableMemory((MemoryLimit("memory.max", left, 15),), pressed)
     following.memory_seen(state, None, found, perf_counter_ns())
 
 

@@ -521,7 +521,7 @@ def stream_is_cancelled(world: World) -> None:
 
 def see_memory(world: World) -> None:
     """What the keeper does four times a second: there is room for one chunk of those here."""
-    seen = AvailableMemory((MemoryLimit("", 10, 99),), pressed=False)
+    seen = AvailableMemory((MemoryLimit("", 10, 15),), pressed=False)
     world.apply(following.memory_seen, None, seen, 0)
 
 
