@@ -160,13 +160,13 @@ def test_a_limit_that_moves_is_followed_in_both_directions() -> None:
             say("why", aioktask.plan(Job(stay, 1000, chunk=1, memory=100 * MIB)).limited_by)
     """
     with memory_group() as group, Child(TAKERS, main, environ=THREADS) as child:
-        set_limit(group, 450 * MIB)
+        set_limit(group, 520 * MIB)
         join(group, child)
         child.open()
         child.hear("few")
-        set_limit(group, 850 * MIB)
+        set_limit(group, 950 * MIB)
         child.hear("more")
-        set_limit(group, 250 * MIB)
+        set_limit(group, 270 * MIB)
         child.open()
         assert child.end() == 0, child.stderr()
         assert 1 <= int(child.hear_line("plan")) <= 2
