@@ -183,6 +183,11 @@ class Job(Generic[T]):
             it also gives way to other processes.
         parts: Stretches that belong to NUMA nodes; together exactly the range. Helpers are bound to
             a node while they serve its parts, and help others when nothing is left there.
+        memory: Bytes that one chunk takes while it runs, beside its input and output, at the most.
+            Of the jobs that say so, together, as many chunks run at once as fit into what is left
+            of the machine's memory and of the limits of the process's cgroup and those above it,
+            one at least; fewer while the kernel tells of memory pressure. Give `chunk` too where
+            what a chunk takes depends on its size. An undo is not bounded by it.
         learn: What is found out while the job runs: the "chunk" size, the number of "threads" that
             help it, "both" or "nothing", which leaves padata's rule: four chunks a thread. By
             default what the coordinator or ``AIOKTASK_LEARN`` says, else "both"; with a fixed
@@ -225,6 +230,7 @@ class Job(Generic[T]):
     initial: T | EllipsisType
     nice: int
     parts: tuple[Part, ...]
+    memory: int | None
     learn: Learn | None
     remember: bool | str | None
     name: str
@@ -248,6 +254,7 @@ class Job(Generic[T]):
         undo: UndoFunction | None = None,
         nice: SupportsIndex = 0,
         parts: Iterable[Part] | None = None,
+        memory: SupportsIndex | None = None,
         learn: Learn | None = None,
         remember: Remember | None = None,
         name: str | None = None,
@@ -271,6 +278,7 @@ class Job(Generic[T]):
         initial: T | EllipsisType = ...,
         nice: SupportsIndex = 0,
         parts: Iterable[Part] | None = None,
+        memory: SupportsIndex | None = None,
         learn: Learn | None = None,
         remember: Remember | None = None,
         name: str | None = None,
@@ -293,6 +301,7 @@ class Job(Generic[T]):
         initial: T | EllipsisType = ...,
         nice: SupportsIndex = 0,
         parts: Iterable[Part] | None = None,
+        memory: SupportsIndex | None = None,
         learn: Learn | None = None,
         remember: Remember | None = None,
         name: str | None = None,
@@ -321,6 +330,7 @@ class Job(Generic[T]):
         put("reduce", reduce)
         put("initial", initial)
         put("nice", nice_value("nice", nice))
+        put("memory", None if memory is None else integer("memory", memory, least=1))
         put("learn", None if learn is None else check_learn("learn", learn))
         put("remember", None if remember is None else check_remember("remember", remember))
         put("name", name_of(fn) if name is None else check_name(name))
@@ -366,6 +376,40 @@ class Job(Generic[T]):
     def undo_is_async(self) -> bool:
         """Whether `undo` is a coroutine function."""
         return self.undo is not None and is_async(self.undo)
+
+    def over(self, ranges: Iterable[range]) -> tuple[Job[T], ...]:
+        """Jobs that are this one over stretches of its range, for what is left of a run.
+
+        There is one for each range, ascending, with all that this job has: the functions, the name,
+        nice and limits; parts are cut to the range. Each is a job of its own, with a report, a
+        failure and an undo of its own.
+
+        Args:
+            ranges: What the jobs are to cover, such as `Failure.remaining`: inside of this job, not
+                empty, apart from each other. They begin on multiples of `align`, or where this job
+                or one of its parts does, and end anywhere. Where one begins off them, at the end of
+                another one, the two become one job: that is how `remaining` and `unknown` meet.
+
+        Raises:
+            TypeError: `ranges` is no iterable of ranges; or the job has one value for its whole
+                range, by `reduce` or since a function of this library made it.
+            ValueError: A range is empty, has a step, overlaps another one, goes beyond the job or
+                begins where `align` lets no chunk begin.
+
+        >>> [(job.start, job.stop) for job in Job(print, 100, align=10).over([range(20, 55)])]
+        [(20, 55)]
+        >>> Job(print, 100).over([range(90, 110)])
+        Traceback (most recent call last):
+            ...
+        ValueError: ranges must lie inside of the job's 0 to 100, got 90 to 110
+        """
+        if self.reduce is not None or self.binds:
+            why = "reduce combines" if self.reduce is not None else "its function is made anew for"
+            raise TypeError(
+                f"the job {self.name!r} cannot be cut into several: {why} the whole range. Run the "
+                "whole job again"
+            )
+        return tuple(_cut_to(self, each) for each in _checked_ranges(self, ranges))
 
     @property
     def binds(self) -> bool:
@@ -631,6 +675,23 @@ class Failure:
     inner: Failure | None = None
     timeline: Timeline | None = None
 
+    @property
+    def remaining(self) -> tuple[range, ...]:
+        """What is not done, ascending: what no chunk touched and what was undone.
+
+        What is `unknown` is not among it: add that knowingly, where to do it twice does no harm.
+        `job.over(remaining)` makes jobs of it.
+        """
+        remaining = []
+        reached = self.job.start
+        for each in sorted((*self.done, *self.unknown), key=lambda each: each.start):
+            if reached < each.start:
+                remaining.append(range(reached, each.start))
+            reached = max(reached, each.stop)
+        if reached < self.job.stop:
+            remaining.append(range(reached, self.job.stop))
+        return tuple(remaining)
+
     def __reduce__(self) -> tuple[type[Failure], tuple[object, ...]]:
         told = (self.chunk, self.errors, self.done, self.undone, self.unknown, self.inner)
         return Failure, (_without_functions(self.job), *told, self.timeline)
@@ -808,3 +869,58 @@ def _check_parts(parts: Iterable[Part] | None, start: int, stop: int) -> tuple[P
             f"parts must cover {start} to {stop} exactly: they {wrong} at {min(reached, stop)}"
         )
     return ordered
+
+
+def _checked_ranges(job: Job[Any], ranges: Iterable[range]) -> list[range]:
+    """The ranges that jobs over a part of this one's range are to have, ascending: see `Job.over`.
+
+    Raises:
+        TypeError, ValueError: One of them is not what it may be.
+    """
+    given = listed("ranges", ranges)
+    for each in given:
+        if not isinstance(each, range):
+            raise TypeError(f"ranges must be range objects, got {each!r}")
+        if each.step != 1 or not each:
+            raise ValueError(f"ranges must have a step of 1 and not be empty, got {each!r}")
+        if each.start < job.start or each.stop > job.stop:
+            raise ValueError(
+                f"ranges must lie inside of the job's {job.start} to {job.stop}, "
+                f"got {each.start} to {each.stop}"
+            )
+    edges = {job.start, *(part.start for part in job.parts)}
+    checked: list[range] = []
+    for each in sorted(given, key=lambda each: each.start):
+        before = checked[-1] if checked else None
+        if before is not None and each.start < before.stop:
+            raise ValueError(
+                f"ranges must not overlap: {before.start} to {before.stop} and "
+                f"{each.start} to {each.stop} do"
+            )
+        if each.start % job.align == 0 or each.start in edges:
+            checked.append(each)
+        elif before is not None and each.start == before.stop:
+            checked[-1] = range(before.start, each.stop)
+        else:
+            below = max(each.start - each.start % job.align, job.start)
+            raise ValueError(
+                f"ranges must begin on multiples of align ({job.align}), or where the job or a "
+                f"part of it does, got {each.start} to {each.stop}: begin at {below}"
+            )
+    return checked
+
+
+def _cut_to(job: Job[T], piece: range) -> Job[T]:
+    """The job over this piece of its range alone."""
+    one = copy.copy(job)
+    vars(one).pop("_facts", None)  # what the engine keeps with a job follows from its range
+    put = functools.partial(object.__setattr__, one)
+    put("start", piece.start)
+    put("size", len(piece))
+    parts = []
+    for part in job.parts:
+        start, stop = max(part.start, piece.start), min(part.stop, piece.stop)
+        if start < stop:
+            parts.append(Part(start, stop, part.node))
+    put("parts", tuple(parts))
+    return one

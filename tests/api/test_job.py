@@ -44,7 +44,7 @@ def reverse(start: int, stop: int) -> None:
     """An undo."""
 
 
-INTEGERS = ["size", "start", "align", "min_chunk", "chunk", "max_threads", "nice"]
+INTEGERS = ["size", "start", "align", "min_chunk", "chunk", "max_threads", "memory", "nice"]
 
 
 def make(**arguments: Any) -> Job[Any]:
@@ -101,6 +101,8 @@ def test_whatever_has_an_index_is_taken_and_kept_as_an_int(name: str, value: Any
         ("chunk", -8, 1),
         ("max_threads", 0, 1),
         ("max_threads", -2, 1),
+        ("memory", 0, 1),
+        ("memory", -(2**40), 1),
     ],
 )
 def test_a_number_too_small_is_refused_by_name_and_value(name: str, value: Any, least: int) -> None:

@@ -70,6 +70,8 @@ def jobs_without_reduce() -> None:
     assert_type(Job(work, 10, undo=work), Job[None])
     assert_type(Job(work, 10, remember="disk"), Job[None])
     assert_type(Job(work, 10, remember=Path("/a/directory")), Job[None])
+    assert_type(Job(work, 10, memory=np.int64(1 << 20)), Job[None])
+    assert_type(Job(work, 10).over([range(5)]), tuple[Job[None], ...])
     assert_type(Job(work, 10, undo=undo_later), Job[None])
     assert_type(Job(work, 10, parts=[Part(0, 5, 0), Part(5, 10)]), Job[None])
 

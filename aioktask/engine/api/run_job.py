@@ -30,7 +30,13 @@ from aioktask.engine.learning.pacing import EvenPacing, pacing_of
 from aioktask.engine.loops.loop import AsyncWaiter, Loop, refuse_running_loop, running_loop
 from aioktask.engine.loops.waiting import CALLS_OF_A_WAIT, wait_until_shielded
 from aioktask.engine.priority import MOST_NICE
-from aioktask.engine.ranges.plan import Plan, make_plan, with_even_pieces, with_learned
+from aioktask.engine.ranges.plan import (
+    Plan,
+    make_plan,
+    with_even_pieces,
+    with_learned,
+    with_memory,
+)
 from aioktask.engine.stack import need_stack
 from aioktask.engine.state import waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
@@ -400,7 +406,16 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
     if coordinator is not None and coordinator.max_threads is not None:
         most = coordinator.max_threads
         caps.append((most, f"the coordinator's max_threads={most}"))
-    made = make_plan(checked_job(job), caps)
+    made = _as_learned(pool, job, group, make_plan(checked_job(job), caps))
+    if job.memory is None:
+        return made
+    room, reason = adapter.room_for_chunks(job.memory)
+    return made if room is None else with_memory(made, room, reason)
+
+
+def _as_learned(pool: Pool, job: Job[Any], group: RunGroup, made: Plan) -> Plan:
+    """The plan by what is known of the job's function, or by the size of its range."""
+    tunables = pool.adapter.tunables
     pacing = pacing_of(job, made.threads, learns(job, group, tunables), None)
     if isinstance(pacing, EvenPacing):
         return with_even_pieces(made, pacing.piece)

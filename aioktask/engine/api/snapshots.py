@@ -154,6 +154,8 @@ def _waits_for(pool: Pool, run: Run, threads: int) -> str:
         return f"a thread: its coordinator has all of its {run.group.cap} at other jobs"
     if kept is Kept.BY_BACKGROUND:
         return "other processes, to which its nice has it leave the CPUs"
+    if lacking := pool.state.scheduler.lacks_memory(run.entry):
+        return lacking
     if kept is Kept.BY_PROCESS:
         return f"a thread: all of the process are at other jobs ({_cap_in_words(pool)})"
     return "a thread that is on its way"

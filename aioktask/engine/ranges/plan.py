@@ -215,9 +215,10 @@ def facts_of(job: Job[Any]) -> Facts:
 def one_chunk(job: Job[Any]) -> int:
     """The chunk size of a job that is one chunk on every machine; 0 for any other.
 
-    One claim takes all of such a job, and nothing can be learned of it.
+    One claim takes all of such a job, and nothing can be learned of it. One that declares memory is
+    none, since it may have to wait for that.
     """
-    if job.reduce is not None or job.parts or not job.size:
+    if job.reduce is not None or job.parts or not job.size or job.memory is not None:
         return 0
     chunk = job.chunk
     if chunk is None:
@@ -267,6 +268,13 @@ def with_even_pieces(made: Plan, piece: int) -> Plan:
     """The plan of a run whose threads share its range in pieces of so many units, with a note."""
     note = f"too short to learn anything: its threads share it evenly, in pieces of {piece} units"
     return replace(made, notes=(*made.notes, note))
+
+
+def with_memory(made: Plan, threads: int, reason: str) -> Plan:
+    """The plan where memory leaves room for so many chunks at once."""
+    if threads >= made.threads:
+        return made
+    return replace(made, threads=threads, limited_by=reason)
 
 
 def with_learned(

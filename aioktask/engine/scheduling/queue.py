@@ -6,26 +6,34 @@
 # weight of its nice. The job that is furthest behind is served next, so none starves; among equals,
 # such as jobs that have not started, the one of lower nice. Three caps bound the threads: the
 # process's, the coordinator's (a Group) and the job's (an Entry); a fourth those of all jobs that
-# give way to other processes. An undo goes before all chunks.
+# give way to other processes. An undo goes before all chunks. Jobs that declare what memory a chunk
+# takes share a budget of it as well (`scheduling/memory.py`).
 #
 # A job that a more urgent waiter waits for has a loan: one thread at a time serves it at the
 # waiter's nice, on an account of its own that starts level with the others. While that thread is
 # wanted the job is queued by the loan, whatever it used up itself, and else by its own account.
 #
 # Guarantees: every call costs the same beside 10 and beside 20,000 jobs and coordinators, but for
-# the logarithm of a bisection; `set_group_cap` and `rebuild` pass over the jobs they are about.
+# the logarithm of a bisection; `set_group_cap`, `rebuild` and, where memory was short,
+# `look_at_memory` pass over the jobs they are about.
 # What makes that so: a job stands in a queue only while one thread more may serve it. The queues of
 # a coordinator with a cap are its own, and only the first of each stands in the process's queues
 # too, as the delegate of the others, and only while the coordinator is below its cap. So whatever
-# is first in the process's queues may be served, and nothing is ever skipped.
+# is first in the process's queues may be served, and nothing is ever skipped. Jobs that declare
+# memory stand in queues of their own, in the same way, which are open while the chunk of the first
+# job there fits into the budget: so no job that wants less goes before it.
 """The choice of a job, under caps and shares."""
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 from enum import Enum, IntEnum
 from typing import Any, NamedTuple
+
+from aioktask.engine.machine.available_memory import MemoryLimit
+from aioktask.engine.scheduling.memory import MemoryBudget
 
 # A thread serves one job for this long before the choice is made again.
 SLICE_NS = 10_000_000
@@ -116,9 +124,19 @@ class Group:
         queues: Those that one thread more may serve but for this cap; empty without a cap, since
             then they stand in the process's queues.
         delegates: What stands for them in the process's queues.
+        memory_queues: The same of those that declare memory.
+        memory_delegates: What stands for these.
     """
 
-    __slots__ = ("cap", "delegates", "queues", "ready", "threads")
+    __slots__ = (
+        "cap",
+        "delegates",
+        "memory_delegates",
+        "memory_queues",
+        "queues",
+        "ready",
+        "threads",
+    )
 
     def __init__(self, cap: int | None = None) -> None:
         self.cap = cap
@@ -126,6 +144,8 @@ class Group:
         self.ready: dict[Entry, None] = {}
         self.queues = Queues()
         self.delegates = NO_DELEGATES
+        self.memory_queues = Queues()
+        self.memory_delegates = NO_DELEGATES
 
 
 class Entry:
@@ -143,6 +163,7 @@ class Entry:
         loan: The nice of a waiter that is more urgent than the job, None where there is none.
         loan_taken: Whether a thread serves it at that nice now.
         gives_way: Whether it leaves the CPUs to other processes that want them.
+        memory: Bytes that each of its chunks declares; 0 for none.
         key: Its key while it is queued.
         queue: The queue that it is in while it is queued.
         owed_key: Its key while it is queued and owed a thread.
@@ -156,6 +177,7 @@ class Entry:
         "loan",
         "loan_runtime",
         "loan_taken",
+        "memory",
         "nice",
         "owed",
         "owed_key",
@@ -185,6 +207,7 @@ class Entry:
         self.loan_runtime = 0.0
         self.loan_taken = False
         self.gives_way = False
+        self.memory = 0
         self.key: Key | None = None
         self.queue: list[Key] = group.queues.foreground
         self.owed_key: Key | None = None
@@ -203,6 +226,11 @@ class Entry:
     def in_background(self) -> bool:
         """Whether the next thread would give way to other processes."""
         return self.gives_way and not self.undoing and not self.loan_offered
+
+    @property
+    def holds_memory(self) -> bool:
+        """Whether each thread that serves it holds memory of the budget: an undo declares none."""
+        return self.memory > 0 and not self.undoing
 
     def new_key(self) -> Key:
         """The key under which the next thread finds the entry in a queue."""
@@ -226,6 +254,7 @@ class Scheduler:
             using a CPU. Set by the caller, who bounds it.
         background_cap: The most of them for jobs that give way to other processes.
         background: How many serve such jobs.
+        memory: The budget of jobs that declare what memory a chunk takes.
     """
 
     def __init__(self, cap: int) -> None:
@@ -234,8 +263,12 @@ class Scheduler:
         self.blocked = 0
         self.background_cap = cap
         self.background = 0
+        self.memory = MemoryBudget()
         self._queues = Queues()  # of jobs without a coordinator's cap, and of delegates
         self._owed: list[Key] = []  # of queued entries that chunks wait for and no thread serves
+        self._memory_queues = Queues()  # the same of those that declare memory
+        self._memory_owed: list[Key] = []
+        self._memory_ready: dict[Entry, None] = {}  # all of these, queued or not
         self._floor = 0.0  # where a new job starts
         self._sequence = 0
 
@@ -262,6 +295,8 @@ class Scheduler:
         entry.ready = True
         entry.undoing = undoing
         entry.group.ready[entry] = None
+        if entry.memory and not undoing:
+            self._memory_ready[entry] = None
         self._place(entry)
 
     def set_ready_again(self, entry: Entry) -> None:
@@ -279,6 +314,8 @@ class Scheduler:
             return
         entry.ready = False
         del entry.group.ready[entry]
+        if entry.memory:
+            self._memory_ready.pop(entry, None)
         self._place(entry)
 
     def set_nice(self, entry: Entry, nice: int) -> None:
@@ -303,13 +340,39 @@ class Scheduler:
         for entry in reversed(waiting):
             self._take_out(entry)
         group.cap = cap
+        self._put_back(waiting)
+        self._send_delegates(group)
+
+    def _put_back(self, waiting: list[Entry]) -> None:
+        """Queue what was taken out, level with the rest: its shares among each other stay."""
         lag = self._floor - min((entry.runtime for entry in waiting), default=self._floor)
         for entry in waiting:
             if lag > 0:
                 entry.runtime += lag
             if entry.threads < entry.limit:
                 self._put_in(entry)
-        self._send_delegates(group)
+
+    def look_at_memory(self, limits: Iterable[MemoryLimit], *, pressed: bool) -> None:
+        """Take in how much memory is left; see `MemoryBudget.look`.
+
+        What those that declare memory could not use while it was short is not made good; the shares
+        among them stay as they are. The call passes over all of them then.
+        """
+        first = self.first_of_memory()
+        if first is not None and not self._fits(first):
+            self._level_memory()
+        self.memory.look(limits, pressed=pressed, step=0 if first is None else first.memory)
+
+    def _level_memory(self) -> None:
+        """Level the jobs that declare memory, which had to wait, with the rest."""
+        waiting = sorted(self._memory_ready, key=Entry.new_key)
+        if min(entry.runtime for entry in waiting) >= self._floor:
+            return
+        for entry in reversed(waiting):
+            self._take_out(entry)
+        self._put_back(waiting)
+        for group in {entry.group for entry in waiting if entry.group.cap is not None}:
+            self._send_delegates(group)
 
     def set_gives_way(self, entry: Entry, gives_way: bool) -> None:
         """Have the job's next threads give way or not; those that serve it stay as counted."""
@@ -345,6 +408,8 @@ class Scheduler:
         return self._choose(self.cap)
 
     def _choose(self, cap: int) -> Entry | None:
+        if self._memory_ready:
+            return self._choose_by_memory(cap)
         if self.running - self.blocked < cap:
             foreground, background = self._queues.foreground, self._queues.background
             admitted = background and self.background < self.background_cap
@@ -354,11 +419,79 @@ class Scheduler:
                 return foreground[0][-1]
         return self._owed[0][-1] if self._owed else None
 
+    def _choose_by_memory(self, cap: int) -> Entry | None:
+        """The choice where some jobs declare memory: the first of them comes only if it fits."""
+        chosen = None
+        if self.running - self.blocked < cap:
+            chosen = self._earlier(self._first(self._queues), self._first(self._memory_queues))
+        if chosen is None:
+            owed, declares = self._owed, self._memory_owed
+            chosen = self._earlier(owed[0] if owed else None, declares[0] if declares else None)
+        return None if chosen is None else chosen[-1]
+
+    def _earlier(self, key: Key | None, declares: Key | None) -> Key | None:
+        """The earlier one of two keys, the second of which counts only if it fits the budget."""
+        if declares is None or not self._fits(declares[-1]):
+            return key
+        return declares if key is None or declares < key else key
+
+    def _fits(self, entry: Entry) -> bool:
+        """Whether the budget has room for one more chunk of the entry."""
+        return self.memory.fits(entry.memory, owed=entry.owed > 0)
+
+    def _first(self, queues: Queues) -> Key | None:
+        """The key that comes first in the queues, those in the background if one may be served."""
+        foreground, background = queues.foreground, queues.background
+        admitted = background and self.background < self.background_cap
+        if admitted and (not foreground or background[0] < foreground[0]):
+            return background[0]
+        return foreground[0] if foreground else None
+
+    def first_of_memory(self) -> Entry | None:
+        """The job that the next room in the budget is for."""
+        key = self._first(self._memory_queues)
+        return None if key is None else key[-1]
+
+    @property
+    def _memory_open(self) -> bool:
+        """Whether a job that declares memory may be served, the process's cap apart."""
+        keys = self._memory_owed[:1], self._first(self._memory_queues)
+        return any(self._fits(key[-1]) for key in (*keys[0], keys[1]) if key is not None)
+
+    def memory_admits(self, entry: Entry) -> bool:
+        """Whether a calling thread may serve it: it has the room, and no other job waits for that.
+
+        One that chunks wait for need not wait for others.
+        """
+        if not entry.holds_memory:
+            return True
+        first = self._first(self._memory_queues)
+        overtakes = first is not None and first < entry.new_key() and not entry.owed
+        return not overtakes and self._fits(entry)
+
+    def lacks_memory(self, entry: Entry) -> str:
+        """Why no further chunk of the entry begins, where that is for want of memory; else empty.
+
+        May be called on any thread, without the lock.
+        """
+        if not entry.holds_memory or not entry.ready or entry.threads >= entry.limit:
+            return ""
+        if not self._fits(entry):
+            return self.memory.reason(entry.memory)
+        first: Entry | None = None
+        with contextlib.suppress(IndexError):  # a turn may take the last one out meanwhile
+            first = self.first_of_memory()
+        if first is None or first is entry or self._fits(first):
+            return ""
+        return f"{self.memory.reason(first.memory)} of another job, which comes before"
+
     @property
     def anybody_waits(self) -> bool:
         """Whether some job could have one helper more, the process's caps apart."""
         queues = self._queues
-        return bool(queues.foreground or queues.background or self._owed)
+        if queues.foreground or queues.background or self._owed:
+            return True
+        return bool(self._memory_ready) and self._memory_open
 
     @property
     def room(self) -> int:
@@ -438,7 +571,7 @@ class Scheduler:
         if not entry.served:
             entry.served = True
             if entry.key is not None:
-                insort(self._queues_of(entry.group).served, entry.key[1])
+                insort(self._queues_of(entry).served, entry.key[1])
         if account is LENT and entry.loan is not None:
             entry.loan_runtime += wall_ns * NICE_0_WEIGHT / weight(entry.loan)
             used = entry.loan_runtime
@@ -451,7 +584,10 @@ class Scheduler:
         # now. It moves with what is used up, and jobs that have not been served are left out: or a
         # stream of short jobs, each starting there, would always come before a long one.
         served = self._queues.served
-        self._floor = max(self._floor, min(served[0], used) if served else used)
+        least = min(served[0], used) if served else used
+        if self._memory_queues.served and self._memory_open:
+            least = min(least, self._memory_queues.served[0])
+        self._floor = max(self._floor, least)
 
     def rebuild(self, entries: Iterable[Entry], serving: Iterable[tuple[Entry, Seat]]) -> None:
         """Make every count and queue anew, after an exception struck in the middle of a call.
@@ -466,14 +602,16 @@ class Scheduler:
         """
         serving = list(serving)
         everybody = dict.fromkeys([*entries, *(entry for entry, *_ in serving)])
-        self._queues = Queues()
-        self._owed = []
+        self._queues, self._memory_queues = Queues(), Queues()
+        self._owed, self._memory_owed = [], []
+        self._memory_ready = {}
+        self.memory.held = self.memory.chunks = 0
         self.running = self.background = 0
         for group in {entry.group for entry in everybody}:
             group.threads = 0
             group.ready = {}
-            group.queues = Queues()
-            group.delegates = NO_DELEGATES
+            group.queues, group.memory_queues = Queues(), Queues()
+            group.delegates = group.memory_delegates = NO_DELEGATES
         for entry in everybody:
             entry.threads = 0
             entry.loan_taken = False
@@ -487,6 +625,8 @@ class Scheduler:
         for entry in sorted(everybody, key=Entry.new_key):
             if entry.ready:
                 entry.group.ready[entry] = None
+                if entry.holds_memory:
+                    self._memory_ready[entry] = None
                 self._place(entry)
 
     def _count(self, entry: Entry, threads: int, counted: Counted) -> None:
@@ -495,6 +635,8 @@ class Scheduler:
             entry.group.threads += threads
         if counted is NOWHERE:
             self.running += threads
+        if entry.memory and not entry.undoing:
+            self.memory.hold(entry.memory, threads)
 
     def _vacate(self, entry: Entry, seat: Seat) -> None:
         if seat.account is BACKGROUND:
@@ -529,14 +671,15 @@ class Scheduler:
         queue = entry.queue
         del queue[bisect_left(queue, key)]
         if entry.served:
-            served = self._queues_of(entry.group).served
+            served = self._queues_of(entry).served
             del served[bisect_left(served, key[1])]
         if entry.owed_key is not None:
             entry.owed_key = None
-            del self._owed[bisect_left(self._owed, key)]
+            owed = self._memory_owed if entry.holds_memory else self._owed
+            del owed[bisect_left(owed, key)]
 
     def _put_in(self, entry: Entry) -> None:
-        queues = self._queues_of(entry.group)
+        queues = self._queues_of(entry)
         key = entry.key = entry.new_key()
         entry.queue = queues.background if entry.in_background else queues.foreground
         insort(entry.queue, key)
@@ -544,30 +687,42 @@ class Scheduler:
             insort(queues.served, key[1])
         if entry.owed and not entry.threads:
             entry.owed_key = key
-            insort(self._owed, key)
+            insort(self._memory_owed if entry.holds_memory else self._owed, key)
 
-    def _queues_of(self, group: Group) -> Queues:
+    def _queues_of(self, entry: Entry) -> Queues:
+        group = entry.group
+        if entry.memory and not entry.undoing:
+            return self._memory_queues if group.cap is None else group.memory_queues
         return self._queues if group.cap is None else group.queues
 
     def _send_delegates(self, group: Group) -> None:
         """Have the first entries of a group below its cap stand in the process's queues."""
-        foreground = background = served = None
-        if group.cap is not None and group.threads < group.cap:
-            own = group.queues
-            if own.foreground:
-                foreground = own.foreground[0]
-            if own.background:
-                background = own.background[0]
-            if own.served:
-                served = own.served[0]
-        before = group.delegates
-        if foreground is not before[0]:
-            _replace(self._queues.foreground, before[0], foreground)
-        if background is not before[1]:
-            _replace(self._queues.background, before[1], background)
-        if served != before[2]:
-            _replace(self._queues.served, before[2], served)
-        group.delegates = (foreground, background, served)
+        below = group.cap is not None and group.threads < group.cap
+        own = group.queues if below else _CLOSED
+        group.delegates = _send(own, self._queues, group.delegates)
+        if self._memory_ready or group.memory_delegates is not NO_DELEGATES:
+            own = group.memory_queues if below else _CLOSED
+            group.memory_delegates = _send(own, self._memory_queues, group.memory_delegates)
+
+
+# What a group at its cap has for the process's queues: nothing.
+_CLOSED = Queues()
+
+
+def _send(own: Queues, process: Queues, before: Delegates) -> Delegates:
+    """Have the first entries of a group's queues stand in the process's; returns what does."""
+    foreground = own.foreground[0] if own.foreground else None
+    background = own.background[0] if own.background else None
+    served = own.served[0] if own.served else None
+    if foreground is not before[0]:
+        _replace(process.foreground, before[0], foreground)
+    if background is not before[1]:
+        _replace(process.background, before[1], background)
+    if served != before[2]:
+        _replace(process.served, before[2], served)
+    if foreground is None and background is None and served is None:
+        return NO_DELEGATES
+    return foreground, background, served
 
 
 def _replace(queue: list[Any], before: Any, after: Any) -> None:

@@ -34,6 +34,9 @@ from aioktask.engine.state.workers import Caller, Helper, Waiter
 # How long a run waits for what is on disk: some times as long as a slow disk needs.
 PATIENCE_NS = 100_000_000
 
+# What was seen of the memory before the first run that asks for some holds for it so long.
+SEEN_LATELY_NS = 500_000_000
+
 
 def admit(
     state: State,
@@ -92,6 +95,8 @@ def admit(
     state.runs[run] = None
     if run.growth is not None:
         state.growing[run] = None
+    if run.entry.memory:
+        _expect_memory(state, run)
     group.runs[run] = None
     state.scheduler.add(run.entry)
     if run.growth is None:
@@ -121,6 +126,15 @@ def admit(
 def tell_refused(state: State, run: None, refused: Run) -> None:
     """A command: tell the news of a run that was refused at submit."""
     state.out.tell(refused)
+
+
+def _expect_memory(state: State, run: Run) -> None:
+    """Have it be known how much memory is left, now that there is a run that asks for it."""
+    memory = state.scheduler.memory
+    if not state.memory_runs and perf_counter_ns() - state.memory_seen_at > SEEN_LATELY_NS:
+        memory.forget()
+    state.memory_runs[run] = None
+    state.out.looks = state.out.looks or not memory.known
 
 
 def do_not_begin(state: State, run: Run, error: BaseException | None = None) -> None:

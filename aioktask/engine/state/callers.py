@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 # Threads of the program that called the sync form and take part in that run, as turns see them.
 #
-# A caller may serve its run whatever the caps: only the job's own limit keeps it out, and the cap
-# on background jobs. It counts as one more running thread, unless it is inside a chunk already.
+# A caller may serve its run whatever the caps: only the job's own limit keeps it out, the cap on
+# background jobs, and the budget of memory where the job declares some. It counts as one more
+# running thread, unless it is inside a chunk already.
 # A turn that claims a stretch for it hands that over; the thread walks it and posts how far it
 # came, or that it takes no further part. What it posts of a stretch that turns have taken back
 # meanwhile does nothing.
@@ -37,6 +38,8 @@ def enter_caller(state: State, run: Run, caller: Caller, now: int) -> bool:
     if caller.quits or not run.claimable or run.entry.threads >= run.entry.limit:
         return False
     if not caller.stints and not state.scheduler.may_enter(run.entry):
+        return False
+    if run.entry.memory and not state.scheduler.memory_admits(run.entry):
         return False
     stint = run.stint_of(caller)
     stint.counted = _counted(caller, run.group)

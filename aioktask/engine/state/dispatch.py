@@ -109,6 +109,8 @@ class State:
         self.root = RunGroup()  # of jobs without a coordinator
         self.runs: dict[Run, None] = {}
         self.growing: dict[Run, None] = {}  # those of them whose range grows
+        self.memory_runs: dict[Run, None] = {}  # those of jobs that declare memory
+        self.memory_seen_at = 0  # when it was looked at last how much is left
         self.interrupted_at = 0  # when such a run last had walks end, to get a helper
         self.serving: dict[Stint, None] = {}
         self.waits: Waits[Run] = Waits()
@@ -237,6 +239,7 @@ class State:
         self.runs.pop(run, None)
         if run.growth is not None:
             self.growing.pop(run, None)
+        self.memory_runs.pop(run, None)
         lend(self, self.loans.forget(run.entry))
         self.forget(run)
 
@@ -439,6 +442,12 @@ class State:
         """Have the scheduler know how many calls block."""
         self.scheduler.blocked = min(len(self.blocking), self.tunables.max_blocked)
 
+    def count_waiting_for_memory(self) -> None:
+        """Have the budget know how many chunks that hold memory wait for runs."""
+        self.scheduler.memory.waiting = sum(
+            stint in self.serving and stint.run.entry.holds_memory for stint in self.waiting
+        )
+
     def several_chunks_wait(self) -> bool:
         """Whether some thread holds chunks that it has not begun, of a run that may have more.
 
@@ -515,3 +524,13 @@ class State:
         run.leave(stint, now, began=began)
         stint.stack.clear()
         self.update(run)
+        if self.memory_runs:
+            self._pass_memory_on(stint)
+
+    def _pass_memory_on(self, stint: Stint) -> None:
+        """Have the calling thread of the run that is next come for the memory that was let go."""
+        if stint in self.waiting:
+            self.count_waiting_for_memory()
+        first = self.scheduler.first_of_memory()
+        if first is not None:
+            ask_caller(self, first.run)

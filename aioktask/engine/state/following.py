@@ -15,10 +15,12 @@ from collections.abc import Iterable
 from time import perf_counter_ns
 from typing import Protocol
 
+from aioktask.engine.machine.available_memory import AvailableMemory
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.scheduling.background import BackgroundShare
 from aioktask.engine.scheduling.caps import Cap
+from aioktask.engine.scheduling.memory import less_reserve
 from aioktask.engine.state.callers import ask_caller
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.group import RunGroup
@@ -155,6 +157,18 @@ def follow_nice(state: State, run: None, base: int, may_lower: bool) -> None:
     if not may_lower:
         state.may_lower_again = True
     state.may_lower = may_lower and state.may_lower_again
+
+
+def memory_seen(state: State, run: None, found: AvailableMemory | None, now: int) -> None:
+    """Give runs that declare memory what is left of it, if that could be read."""
+    if found is None:
+        state.scheduler.memory.look_failed()
+    else:
+        state.scheduler.look_at_memory(less_reserve(found.limits), pressed=found.pressed)
+        state.memory_seen_at = now
+    for each in list(state.memory_runs):
+        ask_caller(state, each)
+    state.summon(perf_counter_ns())
 
 
 def sampled(state: State, run: None, load: CpuLoad | None, cpus: int) -> None:

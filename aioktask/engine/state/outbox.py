@@ -43,6 +43,7 @@ class Outbox:
         parkings: Those of threads that have work now.
         starts: Helpers that should be started.
         readings: What should be read from disk for runs that wait for it.
+        looks: Whether somebody should look how much memory is left, for a run that waits for that.
         lessons: What was learned, to be kept on disk.
         ended: Runs that may let go now of what they held.
         dropped: What else may be finalized now.
@@ -53,6 +54,7 @@ class Outbox:
         "ended",
         "events",
         "lessons",
+        "looks",
         "notes",
         "parkings",
         "readings",
@@ -71,6 +73,7 @@ class Outbox:
         self.parkings: list[Parking] = []
         self.starts: list[Helper] = []
         self.readings: list[Source] = []
+        self.looks = False
         self.lessons: list[tuple[Source, Lesson | None]] = []
         self.ended: list[Run] = []
         self.dropped: list[object] = []
@@ -87,6 +90,7 @@ class Outbox:
             or self.renices
             or self.undos
             or self.readings
+            or self.looks
             or self.lessons
         )
 

@@ -110,7 +110,9 @@ def rebuild(state: State) -> None:
         state.waiting[wait.stint] = state.waiting.get(wait.stint, 0) + 1
         if wait.detects:
             state.waits.add(wait.run, run)
+    state.memory_runs = {run: None for run in state.runs if run.entry.memory}
     state.scheduler.rebuild(entries, [(stint.run.entry, stint.seat) for stint in state.serving])
+    state.count_waiting_for_memory()
     state.loans.rebuild(
         entries,
         [(run.entry, waiter.nice) for run in state.runs for waiter in run.waiters],

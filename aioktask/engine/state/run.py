@@ -370,6 +370,7 @@ class Run:
             self.sweep = Sweep(self.fn, growth.claims, pacing)
         self.threads_planned = cut.threads
         self.entry = Entry(self, self.group, self.nice, self.thread_limit)
+        self.entry.memory = job.memory or 0
         self.begun = True
         if not awaits:
             self._tell_submitted()

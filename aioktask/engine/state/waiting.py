@@ -121,6 +121,8 @@ def _begin_wait(state: State, run: Run, wait: Wait) -> None:
     if wait.detects:
         state.waits.add(waiting, run)
     state.waiting[stint] = state.waiting.get(stint, 0) + 1
+    if state.memory_runs:
+        state.count_waiting_for_memory()
     state.scheduler.owe(run.entry, 1)
     lend(state, state.loans.begin(waiting.entry, run.entry))
     if state.no_more_threads:
@@ -137,6 +139,8 @@ def end_wait(state: State, run: Run, wait: Wait) -> None:
     left = state.waiting.pop(stint, 1) - 1
     if left:
         state.waiting[stint] = left
+    if state.memory_runs:
+        state.count_waiting_for_memory()
     state.scheduler.owe(run.entry, -1)
     lend(state, state.loans.end(waiting.entry, run.entry))
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
-from aioktask.engine.machine.monitor import Monitor, Observation
+from aioktask.engine.machine.available_memory import MemoryWatch
+from aioktask.engine.machine.monitor import TOPOLOGY_NS, Monitor, Observation
 from aioktask.engine.machine.os_threads import (
     NiceChange,
     be_like_the_process,
@@ -24,6 +25,7 @@ from aioktask.engine.machine.os_threads import (
 from aioktask.engine.machine.slot_holders import holders_of
 from aioktask.engine.machine.topology import Topology, read_topology
 from aioktask.engine.scheduling.caps import Cap, bound_to_one_cpu, process_cap
+from aioktask.engine.scheduling.memory import MemoryBudget, less_reserve
 from aioktask.engine.state import following
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.lending import nice_of, serves_background
@@ -37,6 +39,11 @@ if TYPE_CHECKING:
 # Who holds slots is looked for this often, and for so long after somebody wanted to know.
 HOLDERS_NS = 1_000_000_000
 HOLDERS_WANTED_NS = 3_000_000_000
+
+
+# How often it is looked at how much memory is left while jobs ask for it, in ns: as often as at the
+# quota.
+MEMORY_NS = TOPOLOGY_NS
 
 
 class Adapter:
@@ -62,6 +69,8 @@ class Adapter:
         self.holders: tuple[tuple[int, int], ...] = ()
         self._holders_wanted = self._holders_at = 0
         self.quiet_looks = 0
+        self._memory = MemoryWatch()  # the keeper's own
+        self._memory_at = 0
         self._rests = True
         self._followed = topology  # what the keeper saw last
         state = pool.state
@@ -92,6 +101,20 @@ class Adapter:
         topology = read_topology()
         if topology != self.topology:
             self._follow_topology(topology)
+
+    def room_for_chunks(self, wanted: int) -> tuple[int | None, str]:
+        """How many further chunks of so many bytes would run at once, at least 1, and why.
+
+        On any thread. None where there is no limit.
+        """
+        state, budget = self._pool.state, MemoryBudget()
+        found = MemoryWatch().look(perf_counter_ns())
+        if found is not None:
+            budget.look(less_reserve(found.limits), pressed=False, step=wanted)
+        if state.memory_runs and state.scheduler.memory.known:
+            budget = state.scheduler.memory
+        left = budget.left
+        return (None if left is None else max(left // wanted, 1)), budget.reason(wanted)
 
     def _follow_topology(self, topology: Topology) -> None:
         self.topology = topology
@@ -149,6 +172,13 @@ class Adapter:
         except BaseException as error:  # which may have struck in the middle of the counting
             self._pool.recover(None, error)
             raise
+
+    def look_at_memory(self) -> None:
+        """Look how much memory is left, if it is time to, and post that."""
+        now = perf_counter_ns()
+        if now - self._memory_at >= MEMORY_NS or not self._pool.state.scheduler.memory.known:
+            self._memory_at = now
+            self._pool.inbox.append((following.memory_seen, None, self._memory.look(now), now))
 
     def rest(self) -> None:
         """Let other processes have the slots while there is nothing to look after."""

@@ -451,6 +451,9 @@ class Pool:
         while out.starts:
             self._have_started(out.starts[-1])
             out.starts.pop()
+        if out.looks:
+            self._have_memory_looked_at()
+            out.looks = False
         while out.readings:
             self.archive.fetch(Reading(out.readings[-1]))
             out.readings.pop()
@@ -514,6 +517,17 @@ class Pool:
             self.keeper.soon(HelperThread(self, helper).start)
         except BaseException as error:
             self.post(helpers.not_started, None, helper, error)
+
+    def _have_memory_looked_at(self) -> None:
+        """Have the keeper look how much memory is left; here where there is no thread for it."""
+        try:
+            self.keeper.soon(self._look_at_memory)
+        except RuntimeError:
+            self._look_at_memory()
+
+    def _look_at_memory(self) -> None:
+        self.adapter.look_at_memory()
+        self.wake()
 
     # What is asked for, on any thread.
 
@@ -763,6 +777,8 @@ class Pool:
             self.inbox.append((recovery.find_unattended, None))
             if self.state.reads:
                 self.inbox.append((admission.wait_no_longer, None))
+            if self.state.memory_runs:
+                self.adapter.look_at_memory()
             if self.state.growing:
                 self._end_abandoned()
                 self.inbox.append((growing.share_out, None))

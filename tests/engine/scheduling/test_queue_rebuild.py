@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from aioktask.engine.machine.available_memory import MemoryLimit
 from aioktask.engine.scheduling import queue
 from aioktask.engine.scheduling.queue import (
     SLICE_NS,
@@ -26,11 +27,16 @@ Serving = tuple[Entry, Seat]
 
 
 class World:
-    """Jobs of every kind, in coordinators of every kind, with threads in every seat."""
+    """Jobs of every kind, in coordinators of every kind, with threads in every seat.
 
-    def __init__(self) -> None:
+    Every other job of a kind declares so much memory, of which there is some more.
+    """
+
+    def __init__(self, memory: int = 0) -> None:
+        self.memory = memory
         self.scheduler = scheduler = Scheduler(9)
         scheduler.background_cap = 3
+        scheduler.look_at_memory([MemoryLimit("", 7 * memory, 99)], pressed=False)
         self.groups = {"open": Group(), "capped": Group(3), "full": Group(1)}
         self.entries: dict[str, Entry] = {}
         self.serving: list[Serving] = []
@@ -58,6 +64,8 @@ class World:
 
     def add(self, name: str, group: str, nice: int = 0) -> None:
         entry = self.entries[name] = Entry(name, self.groups[group], nice, 2)
+        if len(self.entries) % 2:
+            entry.memory = self.memory
         self.scheduler.add(entry)
         self.scheduler.set_ready(entry)
 
@@ -70,6 +78,7 @@ class World:
         other = World.__new__(World)
         scheduler = other.scheduler = Scheduler(self.scheduler.cap)
         scheduler.background_cap = self.scheduler.background_cap
+        scheduler.look_at_memory([MemoryLimit("", 7 * self.memory, 99)], pressed=False)
         other.groups = {name: Group(group.cap) for name, group in self.groups.items()}
         other.entries, other.serving = {}, []
         names = {group: name for name, group in self.groups.items()}
@@ -77,6 +86,8 @@ class World:
             made = Entry(name, other.groups[names[entry.group]], entry.nice, entry.limit)
             other.entries[name] = made
             made.sequence, made.served = entry.sequence, entry.served
+            # A thread that came before the undo is there only where that does not count.
+            made.memory = 0 if entry.undoing else entry.memory
         for entry, seat in self.serving:
             made = other.entries[entry.run]
             scheduler.set_loan(made, 0 if seat.account is Account.LENT else None)
@@ -89,6 +100,7 @@ class World:
             scheduler.set_gives_way(made, entry.gives_way)
             scheduler.owe(made, entry.owed)
             made.runtime, made.loan_runtime = entry.runtime, entry.loan_runtime
+            made.memory = entry.memory
             if entry.ready:
                 scheduler.set_ready(made, undoing=entry.undoing)
         return other
@@ -100,6 +112,13 @@ class World:
             "counts": (scheduler.running, scheduler.background, scheduler.cap),
             "queues": picture_of(scheduler._queues),
             "owed": names_of(scheduler._owed),
+            "memory": (
+                scheduler.memory.held,
+                scheduler.memory.chunks,
+                {entry.run for entry in scheduler._memory_ready},
+                picture_of(scheduler._memory_queues),
+                names_of(scheduler._memory_owed),
+            ),
             "groups": {
                 name: (
                     group.cap,
@@ -108,6 +127,9 @@ class World:
                     picture_of(group.queues),
                     names_of(group.delegates[:2]),
                     group.delegates[2],
+                    picture_of(group.memory_queues),
+                    names_of(group.memory_delegates[:2]),
+                    group.memory_delegates[2],
                 )
                 for name, group in self.groups.items()
             },
@@ -172,6 +194,7 @@ CALLS: dict[str, Callable[[World], object]] = {
     "wanted": lambda world: world.scheduler.wanted(6),
     "wish": lambda world: world.scheduler.wish(12),
     "rebuild": rebuild,
+    "look at memory": lambda world: world.scheduler.look_at_memory((), pressed=True),
     **{
         f"{name} of {of}": lambda world, of=of, call=call: call(  # type: ignore[misc]
             world.scheduler, world.entries[of]
@@ -200,17 +223,18 @@ CALLS: dict[str, Callable[[World], object]] = {
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("went_through", [False, True])
+@pytest.mark.parametrize("memory", [0, 2])
 def test_a_call_struck_at_any_line_is_mended(
-    call: Callable[[World], object], went_through: bool
+    call: Callable[[World], object], went_through: bool, memory: int
 ) -> None:
     """Whether the threads are counted as they were before the call or as they are after it."""
     line = 0
     while True:
-        world = World()
+        world = World(memory)
         before = list(world.serving)
         struck = strike(lambda: call(world), queue, line)  # noqa: B023
         if struck and went_through:
-            after = World()
+            after = World(memory)
             call(after)
             world.serving = [
                 (world.entries[entry.run], *rest)  # type: ignore[misc]

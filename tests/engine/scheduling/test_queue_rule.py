@@ -31,6 +31,7 @@ from tests.engine.scheduling.tracing import lines_of
 NICE = st.integers(-20, 19)
 CAPS = st.integers(0, 6)
 WALL_NS = st.integers(0, 3 * SLICE_NS)
+MEMORY = st.sampled_from([0, 0, 1, 2, 5])
 
 
 @dataclass(eq=False)
@@ -50,6 +51,7 @@ class Job:
     gives_way: bool
     number: int
     runtime: float
+    memory: int = 0
     loan: int | None = None
     loan_runtime: float = 0.0
     owed: int = 0
@@ -76,6 +78,8 @@ class Rule:
     jobs: list[Job] = field(default_factory=list)
     threads: list[Thread] = field(default_factory=list)
     floor: float = 0.0
+    room: int | None = None  # for the memory that threads hold
+    waiting: int = 0  # of those that hold some
 
     def threads_of(self, job: Job) -> int:
         return sum(thread.job is job and not thread.leaves for thread in self.threads)
@@ -115,17 +119,67 @@ class Rule:
         within = cap is None or self.threads_in(job.group) < cap
         return job.ready and self.threads_of(job) < job.limit and within
 
+    def declares(self, job: Job) -> bool:
+        """Whether a thread that serves the job holds memory."""
+        return job.memory > 0 and not job.undoing
+
+    def fits(self, job: Job) -> bool:
+        held = [t.job.memory for t in self.threads if self.declares(t.job) and not t.leaves]
+        if len(held) <= (self.waiting if job.owed else 0):
+            return True
+        return self.room is None or sum(held) + job.memory <= self.room
+
+    def admitted(self, job: Job) -> bool:
+        """Whether all caps but the process's own, and memory, admit one thread more."""
+        background = self.background < self.background_cap
+        return self.within_caps(job) and (background or not self.in_background(job))
+
+    def first_of_memory(self) -> Job | None:
+        """The job that the next room for memory is for, whether or not there is any."""
+        found = [job for job in self.jobs if self.declares(job) and self.admitted(job)]
+        return min(found, key=self.key, default=None)
+
     def choose(self) -> Job | None:
         first = []
         if self.running < self.cap:
-            background = self.background < self.background_cap
-            first = [
-                job
-                for job in self.jobs
-                if self.within_caps(job) and (background or not self.in_background(job))
-            ]
-        owed = [job for job in self.jobs if job.ready and job.owed and not self.threads_of(job)]
-        return min(first or owed, key=self.key, default=None)
+            first = [job for job in self.jobs if not self.declares(job) and self.admitted(job)]
+            declares = self.first_of_memory()
+            if declares is not None and self.fits(declares):
+                first.append(declares)
+        if first:
+            return min(first, key=self.key)
+        first = [job for job in self.owed if not self.declares(job)]
+        declares = min(filter(self.declares, self.owed), key=self.key, default=None)
+        if declares is not None and self.fits(declares):
+            first.append(declares)
+        return min(first, key=self.key, default=None)
+
+    @property
+    def owed(self) -> list[Job]:
+        """The jobs that chunks wait for and no thread serves."""
+        return [job for job in self.jobs if job.ready and job.owed and not self.threads_of(job)]
+
+    def memory_admits(self, job: Job) -> bool:
+        if not self.declares(job):
+            return True
+        first = self.first_of_memory()
+        overtakes = first is not None and self.key(first) < self.key(job) and not job.owed
+        return self.fits(job) and not overtakes
+
+    def memory_open(self) -> bool:
+        """Whether some job that declares memory may be served, the process's cap apart."""
+        owed = min(filter(self.declares, self.owed), key=self.key, default=None)
+        firsts = [self.first_of_memory(), owed]
+        return any(job is not None and self.fits(job) for job in firsts)
+
+    def set_room(self, room: int | None) -> None:
+        first = self.first_of_memory()
+        if first is not None and not self.fits(first):
+            waiting = [job for job in self.jobs if job.ready and self.declares(job)]
+            lag = self.floor - min(job.runtime for job in waiting)
+            for job in waiting:
+                job.runtime += max(lag, 0)
+        self.room = room
 
     def wanted(self, most: int) -> int:
         before = len(self.threads)
@@ -156,8 +210,9 @@ class Rule:
             used = job.loan_runtime = job.loan_runtime + wall_ns * 1024.0 / weight(job.loan)
         else:
             used = job.runtime = job.runtime + wall_ns * 1024.0 / weight(job.nice)
+        served = [each for each in self.jobs if each.served and self.within_caps(each)]
         might_be_served = [
-            self.key(each)[1] for each in self.jobs if each.served and self.within_caps(each)
+            self.key(each)[1] for each in served if not self.declares(each) or self.memory_open()
         ]
         self.floor = max(self.floor, min([*might_be_served, used]))
 
@@ -182,6 +237,7 @@ class Beside(RuleBasedStateMachine):
     def begin(self, cap: int, background_cap: int, caps: list[int | None]) -> None:
         self.scheduler = Scheduler(cap)
         self.scheduler.background_cap = background_cap
+        self.scheduler.look_at_memory((), pressed=False)
         self.rule = Rule(cap, background_cap)
         self.groups = [(Limited(each), Group(each)) for each in caps[:4]]
         self.entries: dict[Job, Entry] = {}
@@ -192,13 +248,20 @@ class Beside(RuleBasedStateMachine):
 
     # Jobs.
 
-    @rule(data=st.data(), nice=NICE, limit=st.integers(1, 4), gives_way=st.booleans())
-    def submit(self, data: Any, nice: int, limit: int, gives_way: bool) -> None:
+    @rule(
+        data=st.data(),
+        nice=NICE,
+        limit=st.integers(1, 4),
+        gives_way=st.booleans(),
+        memory=MEMORY,
+    )
+    def submit(self, data: Any, nice: int, limit: int, gives_way: bool, memory: int) -> None:
         limited, group = data.draw(st.sampled_from(self.groups))
         floor = self.rule.floor
         job = Job(limited, nice, limit, gives_way, len(self.entries), floor, loan_runtime=floor)
         entry = self.entries[job] = Entry(job, group, nice, limit)
         entry.gives_way = gives_way
+        entry.memory = job.memory = memory
         self.rule.jobs.append(job)
         self.scheduler.add(entry)
         job.ready = True
@@ -215,6 +278,8 @@ class Beside(RuleBasedStateMachine):
     @rule(data=st.data(), undoing=st.booleans())
     def has_something_to_claim(self, data: Any, undoing: bool) -> None:
         job, entry = self.draw(data)
+        if job.memory and self.rule.threads_of(job):  # no undo begins while threads work
+            undoing = job.undoing
         if not job.ready:
             job.ready, job.undoing = True, undoing
         self.scheduler.set_ready(entry, undoing=undoing)
@@ -275,6 +340,17 @@ class Beside(RuleBasedStateMachine):
         job, entry = self.draw(data)
         job.limit, job.runtime = limit, max(job.runtime, self.rule.floor)
         self.scheduler.set_limit(entry, limit)
+
+    @rule(room=st.none() | st.integers(-3, 12))
+    def room_for_memory_changes(self, room: int | None) -> None:
+        memory = self.scheduler.memory
+        self.rule.set_room(room)
+        self.scheduler.look_at_memory((), pressed=False)
+        memory.room = room
+
+    @rule(waiting=st.integers(0, 3))
+    def chunks_that_hold_memory_wait(self, waiting: int) -> None:
+        self.rule.waiting = self.scheduler.memory.waiting = waiting
 
     # Threads.
 
@@ -342,6 +418,8 @@ class Beside(RuleBasedStateMachine):
             may_enter = not self.rule.in_background(job)
             may_enter = may_enter or self.rule.background < self.rule.background_cap
             assert self.scheduler.may_enter(self.entries[job]) is may_enter
+            admits = self.rule.memory_admits(job)
+            assert self.scheduler.memory_admits(self.entries[job]) is admits
 
     @invariant()
     def both_count_the_same(self) -> None:
@@ -349,6 +427,9 @@ class Beside(RuleBasedStateMachine):
             return
         assert self.scheduler.running == self.rule.running
         assert self.scheduler.background == self.rule.background
+        holders = [thread.job for thread in self.rule.threads if self.rule.declares(thread.job)]
+        memory = self.scheduler.memory
+        assert (memory.held, memory.chunks) == (sum(j.memory for j in holders), len(holders))
         assert self.scheduler._floor == self.rule.floor
         for limited, group in self.groups:
             assert group.cap == limited.cap
@@ -366,6 +447,11 @@ class Beside(RuleBasedStateMachine):
         queues = self.scheduler._queues
         for key in [*queues.foreground, *queues.background]:
             assert self.rule.within_caps(key[-1].run)
+            assert not self.rule.declares(key[-1].run)
+        queues = self.scheduler._memory_queues
+        for key in [*queues.foreground, *queues.background]:
+            assert self.rule.within_caps(key[-1].run)
+            assert self.rule.declares(key[-1].run)
 
 
 TestBeside = Beside.TestCase

@@ -20,6 +20,7 @@ import pytest
 from aioktask import Job
 from aioktask.engine.api.call import job_of_call
 from aioktask.engine.learning.lessons import key_of
+from aioktask.engine.machine.available_memory import AvailableMemory, MemoryLimit
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.scheduling import queue
@@ -69,6 +70,7 @@ class World:
         self.started: list[Helper] = []
         patch.setattr(pool, "wake", lambda: None)
         patch.setattr(pool, "_have_started", self.started.append)
+        patch.setattr(pool, "_have_memory_looked_at", lambda: None)
         patch.setattr(pool.archive, "fetch", lambda reading: None)
         patch.setattr(pool.archive, "keep", lambda source, lesson: None)
         patch.setattr(pool.adapter, "_set_nice", lambda helper: True)
@@ -131,6 +133,7 @@ class World:
         undo: bool = False,
         group: RunGroup | None = None,
         call: bool = False,
+        memory: int | None = None,
     ) -> Run:
         reverse = (lambda start, stop: None) if undo else None
         job = Job(
@@ -140,6 +143,7 @@ class World:
             undo=reverse,
             nice=nice,
             name=name,
+            memory=memory,
             max_threads=1 if name != "called" else 2,
         )
         if call:
@@ -255,6 +259,15 @@ class World:
             ),
             "starting": len(state.starting),
             "guests": [(run.name, run.guests) for run in self.runs],
+            "memory": (
+                scheduler.memory.held,
+                scheduler.memory.chunks,
+                scheduler.memory.waiting,
+                sorted(run.name for run in state.memory_runs),
+                sorted(entry.run.name for entry in scheduler._memory_ready),
+                len(scheduler._memory_queues.foreground),
+                len(scheduler._memory_owed),
+            ),
         }
 
 
@@ -528,6 +541,46 @@ def stream_is_cancelled(world: World) -> None:
     world.apply(ending.cancel, world.stream)
 
 
+def see_memory(world: World) -> None:
+    """What the keeper does four times a second: there is room for one chunk of those here."""
+    seen = AvailableMemory((MemoryLimit("", 10, 15),), pressed=False)
+    world.apply(following.memory_seen, None, seen, 0)
+
+
+def declare(world: World) -> list[Run]:
+    """Runs come that declare memory, of which one alone has room; the first one is served."""
+    runs = [
+        world.submit(f"declares {number}", memory=6, undo=True, group=group)
+        for number, group in enumerate((None, world.group, None))
+    ]
+    see_memory(world)
+    for helper in list(world.helpers):  # all are busy, until this one's run ends
+        if helper.stint is not None and helper.stint.run is world.short:
+            world.come_back(helper)
+    while world.started:
+        world.come()
+    return runs
+
+
+def memory_goes_on(world: World) -> None:
+    """A thread that holds memory comes back, and another run gets the room."""
+    served = [run for run in declare(world) if run.begun and not run.over and run.entry.threads]
+    for run in served:
+        world.come_back(world.serving(run))
+
+
+def holder_fails(world: World) -> None:
+    served = [run for run in declare(world) if run.begun and not run.over and run.entry.threads]
+    for run in served:
+        world.come_back(world.serving(run), ValueError("planted"))
+
+
+def cancel_what_waits_for_memory(world: World) -> None:
+    for run in declare(world):
+        run.cancel()
+        world.apply(ending.cancel, run)
+
+
 def close(world: World) -> None:
     world.apply(ending.close, None, world._waiter(0))
 
@@ -578,6 +631,11 @@ DEEDS: dict[str, Deed] = {
     "guest comes": lambda world: world.apply(callers.enter_guest, world.stream, world.guest),
     "guest goes": guest_goes,
     "stream is cancelled": stream_is_cancelled,
+    "see memory": see_memory,
+    "declare memory": lambda world: declare(world) and None,
+    "memory goes on": memory_goes_on,
+    "who holds memory fails": holder_fails,
+    "cancel what waits for memory": cancel_what_waits_for_memory,
     "close": close,
 }
 
@@ -593,6 +651,7 @@ def check(world: World) -> None:
         run.submitted_at = 0
     world.apply(admission.wait_no_longer, None)
     world.apply(growing.share_out, None)
+    see_memory(world)
     world.apply(growing.caller_goes, world.stream, world.guest)
     world.grow(0, closed=True)
     world.finish()
