@@ -24,6 +24,7 @@ BENCHMARKS = {
     "tune": "chunk sizes and threads as they are learned, against the best of a sweep over both",
     "latency": "how late the loop is beside a job, against peers, neighbours and nice",
     "ordered": "streams: what an item costs, alone and among many, and packets that are encrypted",
+    "serve": "a web server under load: requests beside heavy ones, and more than it can serve",
     "neighbour": "how slow other processes are beside a job, and the job beside them",
     "share": "four processes that each want every CPU, and one that is killed",
 }
