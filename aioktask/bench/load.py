@@ -3,9 +3,9 @@
 #
 # The load is an open loop: when each request is sent is fixed beforehand, and its latency counts
 # from then, so a server that stalls does not put the load off, and what would have been sent
-# meanwhile counts. Requests of a path are sent at a fixed rate, each at some moment of its own
-# interval, since paths that keep a fixed distance would always or never meet. Requests that are one
-# after the other beside that are a closed loop: their number tells of throughput, not of latency.
+# meanwhile counts. Requests of a path are sent at even distances, from a moment that is drawn.
+# Requests that are one after the other beside that are a closed loop: how long they take tells of
+# throughput, not of latency.
 #
 # It is asked by lines of JSON on stdin and answers with one line each: see `load`. It ends with its
 # stdin, and dies with its parent.
@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import random
 import selectors
@@ -43,8 +42,9 @@ def schedule(rates: Mapping[str, float], seconds: float, seed: int) -> list[tupl
     ['/', '/', '/']
     """
     chance = random.Random(seed)
+    first = {path: chance.random() for path in rates}
     return sorted(
-        ((at + chance.random()) / rate, path)
+        ((at + first[path]) / rate, path)
         for path, rate in rates.items()
         for at in range(round(rate * seconds))
     )
@@ -163,11 +163,11 @@ async def load(
         port: Where it listens, on this machine.
         rates: How often to ask for which path, a second.
         seconds: How long, at most.
-        seed: Of the moments within intervals.
+        seed: Of the moment of the first request of each path.
         background: A path to ask for beside that, one request after the other. The load ends with
             the last of them.
-        times: How often.
         together: How many such requests are under way at a time.
+        times: How often each of them is asked.
 
     Returns:
         By path pairs of seconds and status; how late requests were sent; and how long the ones in
@@ -177,10 +177,10 @@ async def load(
     took: dict[str, list[object]] = {path: [] for path in rates}
     statuses: list[int] = []
     stop = asyncio.Event()
-    turns = itertools.repeat(background, times) if background is not None else iter(())
 
     async def one_after_the_other() -> None:
-        statuses.extend([await asked.ask(path) for path in turns])
+        if background is not None:
+            statuses.extend([await asked.ask(background) for _ in range(times)])
 
     async def in_background() -> float:
         began = loop.time()

@@ -42,6 +42,7 @@ __all__ = [
     "DIRTY",
     "OURS",
     "PROCESSES",
+    "SMALL_CHUNKS",
     "THREADS",
     "WAYS",
     "Amount",
@@ -51,7 +52,7 @@ __all__ = [
     "work",
 ]
 
-OURS, BOUNDED = "aioktask", "aioktask, bounded"
+OURS, SMALL_CHUNKS, BOUNDED = "aioktask", "aioktask, 2^16 a chunk", "aioktask, bounded"
 TO_THREAD, STARLETTE, ANYIO = "asyncio.to_thread", "run_in_threadpool", "anyio, a limiter each"
 POOL, NICE_POOL = "process pools", "process pools, heavy at nice 10"
 DIRTY = "gunicorn, dirty workers"
@@ -138,11 +139,13 @@ def _calls(amount: Amount, interactive: Call, heavy: Call) -> Way:
 # The ways.
 
 
-async def _aioktask(stack: AsyncExitStack, amount: Amount, **bounds: Any) -> Way:
+async def _aioktask(
+    stack: AsyncExitStack, amount: Amount, chunk: int | None = None, **bounds: Any
+) -> Way:
     # The machine is the server's own: what is heavy gives way to nobody outside of the process.
     everything = await stack.enter_async_context(Coordinator(give_way=False))
     requests = await stack.enter_async_context(Coordinator(**bounds))
-    job = Job(work, amount.heavy, nice=NICE, name="heavy")
+    job = Job(work, amount.heavy, nice=NICE, chunk=chunk, name="heavy")
     return Way(
         partial(requests.run, work, 0, amount.interactive, name="interactive"),
         partial(run_multithreaded, job, coordinator=everything),
@@ -213,6 +216,7 @@ async def _dirty(stack: AsyncExitStack, amount: Amount) -> Way:
 
 WAYS: dict[str, Callable[[AsyncExitStack, Amount], Awaitable[Way]]] = {
     OURS: _aioktask,
+    SMALL_CHUNKS: partial(_aioktask, chunk=1 << 16),
     BOUNDED: _bounded,
     TO_THREAD: _to_thread,
     STARLETTE: _starlette,
