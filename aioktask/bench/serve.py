@@ -55,6 +55,8 @@ MOST_RATE = 400.0
 EMPTY_RATE = 97.0
 # From so many CPUs on the client has one for itself.
 ENOUGH_CPUS = 4
+# Each server has the machine to itself while it is loaded, and shares it with no other process.
+ALONE = {"AIOKTASK_SHARE": "off"}
 # How long requests may wait where they are bounded, in seconds, and how many, for each CPU.
 MAX_WAIT, MAX_QUEUED = 50e-3, 2
 # What is promised: of the best thread peer, milliseconds, of the p99 at the capacity, milliseconds.
@@ -249,7 +251,7 @@ def _serving(ways: Sequence[str], amount: Amount) -> Iterator[dict[str, int]]:
     ports = _free_ports(len(ways))
     command = [sys.executable, "-m", "aioktask.bench.serving"]
     commands = [[*command, way, str(port)] for way, port in zip(ways, ports, strict=True)]
-    with started(commands, environment(amount)) as servers:
+    with started(commands, {**environment(amount), **ALONE}) as servers:
         try:
             yield dict(zip(ways, ports, strict=True))
         finally:
