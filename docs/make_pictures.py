@@ -26,6 +26,7 @@ from pathlib import Path
 from aioktask.bench import BENCHMARKS
 from aioktask.bench.pictures import pictures
 from aioktask.bench.promises import Promise
+from aioktask.bench.serve import AGAIN, BESIDE, COLUMNS
 from aioktask.bench.told import Told, as_interval
 from aioktask.figures.panel import Picture, described
 from aioktask.figures.table import number
@@ -43,6 +44,7 @@ SECTIONS = {
     "tune": "learned-chunk-sizes-and-threads",
     "latency": "the-event-loop-beside-a-job",
     "ordered": "a-stream-of-items",
+    "serve": "a-web-server-under-load",
     "neighbour": "a-neighbour-beside-a-background-job",
     "share": "processes-that-share-a-machine",
     "arrays": "arrays",
@@ -281,6 +283,15 @@ def _lent(told: Told) -> Table:
     return ("", *columns), rows
 
 
+def _serve(told: Told) -> Table:
+    found = told.rows(BESIDE) | told.rows(AGAIN)
+    rows = [
+        [name, *[_spread(cells.get(each)) for each in COLUMNS[:-1]]]
+        for name, cells in found.items()
+    ]
+    return ("", *COLUMNS[:-1]), rows
+
+
 def _arrays(told: Told) -> Table:
     column = "speed, plain NumPy = 1"
     rows = []
@@ -324,7 +335,7 @@ def _segments(told: Told) -> Table:
 FREE_THREADED = "-free-threaded"
 
 # Of those that are not about a file of their own name.
-SOURCE = {"latency-nice": "latency", "neighbour-lent": "neighbour"}
+SOURCE = {"latency-nice": "latency", "neighbour-lent": "neighbour", "serve-ways": "serve"}
 TABLES: Mapping[str, Callable[[Told], Table]] = {
     "overhead": _promised,
     "overhead-segments": _segments,
@@ -332,6 +343,8 @@ TABLES: Mapping[str, Callable[[Told], Table]] = {
     "latency": _latency,
     "latency-nice": _nice,
     "ordered": _promised,
+    "serve": _promised,
+    "serve-ways": _serve,
     "neighbour": _neighbour,
     "neighbour-lent": _lent,
     "share": _promised,

@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
         self._parser: httptools.HttpResponseParser = HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._answered: asyncio.Future[int] | None = None
+        self._lost = asyncio.Event()
         self.closed = False
 
     async def ask(self, path: str) -> int:
@@ -67,8 +68,10 @@ class Connection(asyncio.Protocol):
         self._transport.write(f"GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n".encode())
         return await self._answered
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Close it, and wait until it is."""
         self._transport.close()
+        await self._lost.wait()
 
     # What the transport calls.
 
@@ -82,6 +85,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._answer(BROKEN)
         self.closed = True
+        self._lost.set()
 
     # What the parser calls.
 
@@ -116,9 +120,10 @@ class _Load:
                 self._idle.append(connection)
             return status
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Close the connections, which are idle now."""
         for connection in self._idle:
-            connection.close()
+            await connection.close()
 
     async def at_rates(
         self, plan: Sequence[tuple[float, str]], stop: asyncio.Event, took: dict[str, list[object]]
@@ -193,7 +198,7 @@ async def load(
     late, background_took = await asyncio.gather(
         asked.at_rates(schedule(rates, seconds, seed), stop, took), in_background()
     )
-    asked.close()
+    await asked.close()
     return {"took": took, "late": late, "background": background_took, "statuses": statuses}
 
 

@@ -15,6 +15,18 @@ from typing import Any
 from aioktask.bench.latency import LATER, LONGER, NICES, SHARE
 from aioktask.bench.learning import COLD, PICTURED, PLAIN, WARM
 from aioktask.bench.promises import Promise
+from aioktask.bench.serve import (
+    AGAIN,
+    AT_CAPACITY,
+    AT_TWICE,
+    BESIDE,
+    EMPTY_WITHIN,
+    KEPT,
+    OF_THREADS,
+    OVERLOAD,
+    REFUSED_WITHIN,
+)
+from aioktask.bench.serving import PROCESSES, THREADS
 from aioktask.bench.told import Told, as_interval
 from aioktask.bench.ways import LARGE_CHUNKS, LEARNED, NOTHING, SMALL_CHUNKS, at_nice
 from aioktask.figures.measure import Interval, interval, ratio
@@ -299,6 +311,77 @@ def _ordered(told: Told) -> Made:
     return {"ordered": ("A stream's items, against other ways to have them done", panels)}
 
 
+# a server
+
+
+def _serve(told: Told) -> Made:
+    panels = [*_requests(told), *_overload(told)]
+    return {"serve": ("A web server under load", panels)}
+
+
+def _requests(told: Told) -> list[Panel]:
+    found: dict[str, tuple[Interval, Interval]] = {}
+    for name, row in (told.rows(BESIDE) | told.rows(AGAIN)).items():
+        above, empty = (
+            as_interval(row.get(e)) for e in ("p99 above service, ms", "empty: p99, ms")
+        )
+        if above is not None and empty is not None:
+            found[name] = (above, empty)
+    if not found:
+        return []
+    # The best of each kind is compared in fresh rounds.
+    rivals = told.rows(AGAIN).keys()
+    threads, processes = (
+        [found[name][0].median * factor for name in names if name in rivals]
+        for names, factor in ((THREADS, OF_THREADS), (PROCESSES, 1.0))
+    )
+    rows = []
+    for name, (above, empty) in found.items():
+        ours = name.startswith(OURS)
+        readings = [
+            Reading(above, (*threads, *processes) if ours else ()),
+            Reading(empty, (EMPTY_WITHIN,) if ours else ()),
+        ]
+        rows.append(Row(name, readings, _both(above, empty, kept=_kept(told, f"{name}: ")), ours))
+    promise = (
+        f"promised at most: {OF_THREADS:.2g} of the best threads and no more than the best "
+        f"processes; empty ones {EMPTY_WITHIN:.2g} ms"
+    )
+    series = ("interactive requests: 99% took at most so long above 5 ms", "empty requests: 99%")
+    title = "Requests beside heavy ones that want every CPU"
+    return [Dots(title, "ms; to the left is better", rows, series, promise)]
+
+
+def _overload(told: Told) -> list[Panel]:
+    cells = told.rows(OVERLOAD)
+    rows = []
+    for name in (AT_CAPACITY, AT_TWICE):
+        if name not in cells:
+            continue
+        served, refused = (
+            as_interval(cells[name][each]) for each in ("served: p99, ms", "503: p99, ms")
+        )
+        usual = as_interval(cells[AT_CAPACITY]["served: p99, ms"])
+        if served is None or refused is None or usual is None:
+            continue
+        limits = name == AT_TWICE
+        readings = [
+            Reading(served, (KEPT * usual.median,) if limits else ()),
+            # Where nothing was refused there is no time of it.
+            Reading(refused, (REFUSED_WITHIN,) if limits else ()) if refused.low > 0 else None,
+        ]
+        said = _both(served, refused, kept=_kept(told, f"{name}: "))
+        rows.append(Row(name, readings, said))
+    if not rows:
+        return []
+    promise = (
+        f"promised at most: {KEPT:.4g} times that at the capacity; 503 within "
+        f"{REFUSED_WITHIN:.2g} ms"
+    )
+    series = ("99% of what is served took at most so long", "99% of what is answered with 503")
+    return [Dots("More interactive requests than can be served", "ms", rows, series, promise)]
+
+
 # arrays and memory
 
 
@@ -375,6 +458,7 @@ _MADE: Mapping[str, Callable[[Told], Made]] = {
     "tune": _tune,
     "latency": _latency,
     "ordered": _ordered,
+    "serve": _serve,
     "neighbour": _neighbour,
     "share": _share,
     "demo": _demo,

@@ -42,7 +42,21 @@ from aioktask.bench.serving import (
 from aioktask.figures.measure import Contender, Interval, alternate, interval
 from aioktask.figures.table import Table, number
 
-__all__ = ["BESIDE", "OVERLOAD", "Window", "best_of", "run", "window_of"]
+__all__ = [
+    "AGAIN",
+    "AT_CAPACITY",
+    "AT_TWICE",
+    "BESIDE",
+    "EMPTY_WITHIN",
+    "KEPT",
+    "OF_THREADS",
+    "OVERLOAD",
+    "REFUSED_WITHIN",
+    "Window",
+    "best_of",
+    "run",
+    "window_of",
+]
 
 MILLI = 1e3
 EMPTY, INTERACTIVE, HEAVY = "/empty", "/interactive", "/heavy"
@@ -66,6 +80,14 @@ BESIDE, AGAIN, OVERLOAD = (
     "Requests beside heavy ones",
     "Requests beside heavy ones, fresh rounds",
     "More requests than can be served",
+)
+COLUMNS = (
+    "empty: p99, ms",
+    "interactive: p50, ms",
+    "p99, ms",
+    "p99 above service, ms",
+    "a heavy one, s",
+    "broken",
 )
 ABOVE, EMPTY_P99, TAKES = "interactive: p99 above service, s", "empty: p99, s", "heavy: takes, s"
 
@@ -423,15 +445,7 @@ def _tell(
         for name, windows in found.items()
     ]
     rows += [(way, f"{package} is not installed", *[None] * 5) for way, package in gone.items()]
-    columns = (
-        "",
-        "empty: p99, ms",
-        "interactive: p50, ms",
-        "p99, ms",
-        "p99 above service, ms",
-        "a heavy one, s",
-        "broken",
-    )
+    columns = ("", *COLUMNS)
     said = (
         *notes,
         f"An interactive request is {number(MILLI * service)} ms of NumPy, a heavy one a second of "
@@ -460,18 +474,18 @@ def _promise_beside(
         return 1 / each.background
 
     for ours in (OURS, SMALL_CHUNKS):
-        start = f"{ours}, interactive: p99 above the service time, of that of"
+        start = f"{ours}: interactive p99 above the service time, of that of"
         if threads is not None:
             reached = _of(found, ours, threads, above)
             result.promises.append(Promise(f"{start} {threads}", OF_THREADS, False, reached))
-            text = f"{ours}, heavy: requests a second, of those of {threads}"
+            text = f"{ours}: heavy requests a second, of those of {threads}"
             reached = _of(found, ours, threads, speed)
             result.promises.append(Promise(text, 1.0, True, reached))
         if processes is not None:
             reached = _of(found, ours, processes, above)
             result.promises.append(Promise(f"{start} {processes}", 1.0, False, reached))
         empty = interval(MILLI * each.empty for each in found[ours])
-        result.promises.append(Promise(f"{ours}, empty: p99, ms", EMPTY_WITHIN, False, empty))
+        result.promises.append(Promise(f"{ours}: empty p99, ms", EMPTY_WITHIN, False, empty))
 
 
 def _of(found: Found, ours: str, rival: str, value: Callable[[Window], float]) -> Interval:
@@ -512,8 +526,8 @@ def _tell_overload(
         }
     pairs = zip(found[AT_TWICE], found[AT_CAPACITY], strict=True)
     kept = interval(a.p99 / b.p99 for a, b in pairs)
-    text = "at twice the capacity: p99 of what is served, of that at the capacity"
+    text = f"{AT_TWICE}: p99 of what is served, of that at the capacity"
     result.promises.append(Promise(text, KEPT, False, kept))
     refused = interval(MILLI * each.refused for each in found[AT_TWICE])
-    text = "at twice the capacity: p99 of what is answered with 503, ms"
+    text = f"{AT_TWICE}: p99 of what is answered with 503, ms"
     result.promises.append(Promise(text, REFUSED_WITHIN, False, refused))
