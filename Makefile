@@ -31,7 +31,7 @@ PICTURES := $(VENV)/group-pictures
 TESTS := $(VENV)/group-tests
 
 .DEFAULT_GOAL := test
-.PHONY: help check demo test test-long test-switching sweep sweep-sampled test-pythons guest lint format types layers doctest docs pictures examples bench clean
+.PHONY: help check demo test test-long test-switching soak sweep sweep-sampled test-pythons guest lint format types layers doctest docs pictures examples bench clean
 
 # Two installs into one environment at a time would break it.
 .NOTPARALLEL:
@@ -55,7 +55,7 @@ test-long: $(TESTS)  ## the slow ones, with long hypothesis runs
 # What runs threads in this process, with a thread switch tried every microsecond, 5000 times as
 # often as usual. What is pure, or runs in processes of its own, would show nothing new.
 UNSWITCHED := bench engine/learning engine/machine engine/ranges engine/scheduling figures guest interruption \
-	process support tune api/test_imports.py
+	process soak support tune api/test_imports.py
 test-switching: $(TESTS)  ## tests of threads, a thread switch tried every microsecond
 	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 \
 		$(UNSWITCHED:%=--ignore-glob='tests/%') $(ARGS)
@@ -64,6 +64,11 @@ test-switching: $(TESTS)  ## tests of threads, a thread switch tried every micro
 # some ten minutes; half an hour for each. ARGS=3.14 for one of them, ARGS=--short for what differs most.
 test-pythons: $(TESTS)  ## the tests on other Pythons, free-threaded ones too
 	$(IN_VENV) -m tests.pythons $(ARGS)
+
+# A real server with two workers for two minutes, and what it takes to begin and to stop. For ten
+# minutes: ARGS=--soak-seconds=600. ARGS=--soak-seed=7 has the clients do the same once more.
+soak: $(TESTS)  ## servers under load, for two minutes
+	$(PYTEST) -m soak --timeout=1800 tests/soak $(ARGS)
 
 # The library's calls, interrupted at a sample of their lines by a seed that is printed: 8 minutes at
 # most. AIOKTASK_TEST_SEED=7 repeats a sample.

@@ -60,9 +60,6 @@ __all__ = [
 
 MILLI = 1e3
 EMPTY, INTERACTIVE, HEAVY = "/empty", "/interactive", "/heavy"
-SERVICE = 5e-3  # seconds of an interactive request
-# Of all CPUs, what interactive requests take.
-SHARE = 0.25
 # Requests a second: what one loop serves in Python without being busy itself.
 MOST_RATE = 400.0
 # No part of the other rate, so that the two meet at all distances.
@@ -101,6 +98,8 @@ class Pace:
 
     Attributes:
         heavy: Seconds of all CPUs that a heavy request takes.
+        service: Seconds that an interactive one takes.
+        share: Of all CPUs, what interactive requests take beside heavy ones.
         sweep: Rounds in which the rivals are chosen.
         rounds: Rounds that something is promised of.
         capacity: How many requests the capacity is told by.
@@ -108,13 +107,15 @@ class Pace:
     """
 
     heavy: float = 1.0
+    service: float = 5e-3
+    share: float = 0.25
     sweep: int = 2
     rounds: int = PAIRS
     capacity: int = 600
     overload: float = 0.7
 
 
-QUICK = Pace(0.1, 1, 1, 50, 0.2)
+QUICK = Pace(0.1, 0.5e-3, 0.02, sweep=1, rounds=1, capacity=20, overload=0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ def run(quick: bool, progress: Progress) -> Result:
     with ExitStack() as stack:
         progress("starting the servers")
         ours, clients = _cpus()
-        service, amount = _amounts(len(ours), pace)
+        amount = _amount(len(ours), pace)
         there = [way for way in WAYS if not lacks[way]]
         bench = stack.enter_context(_bench(there, amount, ours, clients, pace))
         ways = [way for way in there if way != BOUNDED]
@@ -204,30 +205,30 @@ def run(quick: bool, progress: Progress) -> Result:
         bench.warm_up(ways)
         found = bench.beside(ways, pace.sweep, warm_ups=0)
         gone = {way: lacks[way] for way in WAYS if lacks[way]}
-        _tell(result, BESIDE, found, service, gone, bench.notes())
+        _tell(result, BESIDE, found, pace, gone, bench.notes())
         met = [OURS, SMALL_CHUNKS]
         rivals = [best_of(found, names) for names in (THREADS, PROCESSES)]
         met += [rival for rival in rivals if rival is not None]
         progress(f"{pace.rounds} fresh rounds: {', '.join(met)}")
         again = bench.beside(met, pace.rounds)
-        _tell(result, AGAIN, again, service, {}, ())
-        _promise_beside(result, again, service, *rivals)
+        _tell(result, AGAIN, again, pace, {}, ())
+        _promise_beside(result, again, pace.service, *rivals)
         capacity = bench.capacity(pace.capacity)
         progress(f"at the capacity, {capacity:.0f} requests a second, and at twice that")
         _tell_overload(result, bench.overload(capacity, pace.rounds), capacity, pace, amount)
     return result
 
 
-def _amounts(servers: int, pace: Pace) -> tuple[float, Amount]:
-    """The service time, as it is where nothing else runs, and how much work that is."""
+def _amount(servers: int, pace: Pace) -> Amount:
+    """How much work takes as long as is wanted where nothing else runs."""
     size, taken = 1 << 19, []
     for _ in range(40):  # CPU time: what else runs on the machine does not count
         began = thread_time()
         work(0, size)
         taken.append(thread_time() - began)
     rate = size / statistics.median(taken)
-    interactive, heavy = round(SERVICE * rate), round(pace.heavy * servers * rate)
-    return SERVICE, Amount(interactive, heavy, MAX_QUEUED * servers, MAX_WAIT)
+    interactive, heavy = round(pace.service * rate), round(pace.heavy * servers * rate)
+    return Amount(interactive, heavy, MAX_QUEUED * servers, MAX_WAIT)
 
 
 # The processes.
@@ -345,7 +346,7 @@ class _Bench:
     @property
     def rate(self) -> float:
         """Interactive requests a second, beside heavy ones."""
-        return min(SHARE * self.cpus / SERVICE, MOST_RATE)
+        return min(self.pace.share * self.cpus / self.pace.service, MOST_RATE)
 
     def window(self, way: str, rates: Mapping[str, float], seconds: float, **more: Any) -> Window:
         """Load a server for so long, or until what is in the background is through."""
@@ -428,7 +429,7 @@ def _tell(
     result: Result,
     title: str,
     found: Found,
-    service: float,
+    pace: Pace,
     gone: Mapping[str, str],
     notes: Sequence[str],
 ) -> None:
@@ -438,7 +439,7 @@ def _tell(
             interval(MILLI * each.empty for each in windows),
             MILLI * statistics.median(each.median for each in windows),
             interval(MILLI * each.p99 for each in windows),
-            interval(MILLI * (each.p99 - service) for each in windows),
+            interval(MILLI * (each.p99 - pace.service) for each in windows),
             interval(each.background for each in windows),
             sum(each.broken for each in windows),
         )
@@ -448,12 +449,13 @@ def _tell(
     columns = ("", *COLUMNS)
     said = (
         *notes,
-        f"An interactive request is {number(MILLI * service)} ms of NumPy, a heavy one a second of "
-        "all CPUs, always one after the other. Medians of windows as long as a heavy request.",
+        f"An interactive request is {number(MILLI * pace.service)} ms of NumPy, its service time; "
+        f"a heavy one is {number(pace.heavy)} s of all CPUs, one after the other. Medians of "
+        "windows as long as a heavy request.",
     )
     result.tables.append(Table(title, columns, rows, said))
     values: dict[str, Callable[[Window], float]] = {
-        ABOVE: lambda each: each.p99 - service,
+        ABOVE: lambda each: each.p99 - pace.service,
         EMPTY_P99: lambda each: each.empty,
         TAKES: lambda each: each.background,
     }

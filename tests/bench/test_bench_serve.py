@@ -208,30 +208,10 @@ def test_the_best_has_the_smallest_p99_of_those_that_are_there() -> None:
 # servers
 
 
-def amount(max_queued: int) -> serving.Amount:
-    return serving.Amount(interactive=1 << 14, heavy=1 << 18, max_queued=max_queued, max_wait=60)
-
-
 @pytest.fixture
 def client() -> Iterator[Any]:
     with started([[sys.executable, "-m", "aioktask.bench.load"]]) as (child,):
         yield child
-
-
-@needs_servers
-@pytest.mark.parametrize("way", list(serving.WAYS))
-def test_every_way_serves_all_there_is(way: str, client: Any) -> None:
-    if serving.missing(way):
-        pytest.skip(f"{serving.missing(way)} is not installed")
-    with serve._serving([way], amount(max_queued=100)) as ports:
-        rates = {serve.EMPTY: 50, serve.INTERACTIVE: 20}
-        client.ask(
-            port=ports[way], rates=rates, seconds=60, seed=1, background=serve.HEAVY, times=2
-        )
-        found = window_of(client.answer())
-        assert (found.broken, found.turned_away) == (0, 0)
-        client.ask(port=ports[way], rates={serve.INTERACTIVE: 50}, seconds=0.2, seed=1)
-        assert window_of(client.answer()).served == 10
 
 
 @needs_servers
@@ -282,7 +262,9 @@ def hurried(children_before: frozenset[str]) -> Result:
     return result
 
 
+# It starts two dozen processes.
 @needs_servers
+@pytest.mark.timeout(400)
 def test_a_hurried_run_tells_all_there_is_to_tell(hurried: Result) -> None:
     assert hurried.name in BENCHMARKS
     text = hurried.text()
@@ -290,6 +272,8 @@ def test_a_hurried_run_tells_all_there_is_to_tell(hurried: Result) -> None:
         assert table.title in text
         assert table.rows
         assert {len(row) for row in table.rows} == {len(table.columns)}
+        broken = [row[table.columns.index("broken")] for row in table.rows]
+        assert not any(broken), "a way does not serve"
     promised = sorted((promise.limit, promise.at_least) for promise in hurried.promises)
     ours = [(1 / 5, False), (1.0, True), (1.0, False), (5.0, False)]
     assert promised == sorted([*ours, *ours, (serve.KEPT, False), (10.0, False)])
