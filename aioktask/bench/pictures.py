@@ -362,15 +362,18 @@ def _overload(told: Told) -> list[Panel]:
             as_interval(cells[name][each]) for each in ("served: p99, ms", "503: p99, ms")
         )
         usual = as_interval(cells[AT_CAPACITY]["served: p99, ms"])
-        if served is None or refused is None or usual is None:
+        if served is None or usual is None:
             continue
         limits = name == AT_TWICE
         readings = [
             Reading(served, (KEPT * usual.median,) if limits else ()),
-            # Where nothing was refused there is no time of it.
-            Reading(refused, (REFUSED_WITHIN,) if limits else ()) if refused.low > 0 else None,
+            # Where nothing was refused there is no time of it, and 0 has no place on the axis.
+            Reading(refused, (REFUSED_WITHIN,) if limits else ())
+            if refused is not None and refused.low > 0
+            else None,
         ]
-        said = _both(served, refused, kept=_kept(told, f"{name}: "))
+        kept = "" if _kept(told, f"{name}: ") else ", not kept"
+        said = f"{number(served.median)} / {number(refused.median) if refused else '-'}{kept}"
         rows.append(Row(name, readings, said))
     if not rows:
         return []

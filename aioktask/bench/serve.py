@@ -504,7 +504,7 @@ def _tell_overload(
             statistics.median(each.served / pace.overload for each in windows),
             statistics.median(each.turned_away / pace.overload for each in windows),
             interval(MILLI * each.p99 for each in windows),
-            interval(MILLI * each.refused for each in windows),
+            interval(_refused(windows)) if any(each.turned_away for each in windows) else None,
             sum(each.broken for each in windows),
         )
         for name, windows in found.items()
@@ -530,6 +530,11 @@ def _tell_overload(
     kept = interval(a.p99 / b.p99 for a, b in pairs)
     text = f"{AT_TWICE}: p99 of what is served, of that at the capacity"
     result.promises.append(Promise(text, KEPT, False, kept))
-    refused = interval(MILLI * each.refused for each in found[AT_TWICE])
+    refused = interval(_refused(found[AT_TWICE]))
     text = f"{AT_TWICE}: p99 of what is answered with 503, ms"
     result.promises.append(Promise(text, REFUSED_WITHIN, False, refused))
+
+
+def _refused(windows: Sequence[Window]) -> list[float]:
+    """How long 503 took, in milliseconds, of the windows in which there was one; 0 if in none."""
+    return [MILLI * each.refused for each in windows if each.turned_away] or [0.0]
