@@ -310,7 +310,8 @@ def _gunicorn(name: str, port: int) -> None:
                 "control_socket_disable": True,
                 "post_worker_init": lambda worker: print("ready", flush=True),
             }.items():
-                self.cfg.set(key, value)
+                if key in self.cfg.settings:  # older ones have no control socket
+                    self.cfg.set(key, value)
 
         def load(self) -> object:
             return application(name)

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.bench import BENCHMARKS, serve, serving
+from aioktask.bench import BENCHMARKS, processes, serve, serving
 from aioktask.bench import run as run_benchmark
 from aioktask.bench.load import BROKEN, load, schedule
 from aioktask.bench.pictures import pictures
@@ -203,6 +203,24 @@ def test_the_best_has_the_smallest_p99_of_those_that_are_there() -> None:
     assert best_of(found, ("a", "c", "missing")) == "c"
     assert best_of(found, found) == "b"
     assert best_of(found, ("missing",)) is None
+
+
+@given(st.sets(st.integers(0, 200), min_size=1, max_size=9))
+def test_the_client_has_a_cpu_of_its_own_where_there_are_enough(there: set[int]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serve.os, "sched_getaffinity", lambda process: there, raising=False)
+        servers, client = serve._cpus()
+    assert servers | client == there
+    assert servers.isdisjoint(client) is (len(there) >= serve.ENOUGH_CPUS)
+    assert len(client) == 1 or client == servers
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux binds processes to CPUs")
+def test_what_is_started_on_some_cpus_stays_there_and_who_started_it_does_not() -> None:
+    before = os.sched_getaffinity(0)
+    with serve._on({max(before)}), processes.spinning(1) as (child,):
+        assert os.sched_getaffinity(child.process.pid) == {max(before)}
+    assert os.sched_getaffinity(0) == before
 
 
 # servers
