@@ -7,6 +7,7 @@ __all__ = [
     "Chunk",
     "ChunkCancelled",
     "Coordinator",
+    "CoordinatorClosed",
     "DeadlockError",
     "Failure",
     "Handle",
@@ -49,6 +50,7 @@ _NAMES = {
     "Chunk": "aioktask.job",
     "ChunkCancelled": "aioktask.errors",
     "Coordinator": "aioktask.engine.api.coordinator",
+    "CoordinatorClosed": "aioktask.errors",
     "DeadlockError": "aioktask.errors",
     "Failure": "aioktask.job",
     "Handle": "aioktask.engine.api.handle",
@@ -97,7 +99,14 @@ if TYPE_CHECKING:
     from aioktask.engine.priority import priority
     from aioktask.engine.ranges.plan import Plan
     from aioktask.engine.state.current import current_chunk
-    from aioktask.errors import ChunkCancelled, DeadlockError, JobCancelled, Overloaded, UndoFailed
+    from aioktask.errors import (
+        ChunkCancelled,
+        CoordinatorClosed,
+        DeadlockError,
+        JobCancelled,
+        Overloaded,
+        UndoFailed,
+    )
     from aioktask.job import (
         Chunk,
         Failure,

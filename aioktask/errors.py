@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["ChunkCancelled", "DeadlockError", "JobCancelled", "Overloaded", "UndoFailed"]
+__all__ = [
+    "ChunkCancelled",
+    "CoordinatorClosed",
+    "DeadlockError",
+    "JobCancelled",
+    "Overloaded",
+    "UndoFailed",
+]
 
 
 class JobCancelled(Exception):  # noqa: N818 - the field says "cancelled", not "cancelled error"
@@ -43,6 +50,13 @@ class Overloaded(Exception):  # noqa: N818 - a state that passes, and no fault
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class CoordinatorClosed(RuntimeError):  # noqa: N818 - a state, as in asyncio's `QueueShutDown`
+    """The coordinator was drained, left or shut down: it takes no more jobs.
+
+    Nothing was done. A server answers that it is stopping, so that clients go to another one.
+    """
 
 
 class ChunkCancelled(BaseException):

@@ -35,7 +35,7 @@ from aioktask.engine.state.run import Run, numbers
 from aioktask.engine.state.workers import ThreadWaiter
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import TUNABLES, checked
-from aioktask.errors import UndoFailed
+from aioktask.errors import CoordinatorClosed, UndoFailed
 from aioktask.job import Job, Learn, Remember
 from aioktask.status import JobStatus, Snapshot
 
@@ -168,7 +168,8 @@ class Coordinator(Scope):
 
         Raises:
             Overloaded: The job could not begin in time, as is known already: it is not taken in.
-            RuntimeError: The coordinator was drained, left or shut down, or the interpreter exits.
+            CoordinatorClosed: The coordinator was drained, left or shut down.
+            RuntimeError: The interpreter exits.
             TypeError: `job` is no Job, or its coroutine undo has no loop to run on; `timeout` is no
                 number.
             ValueError: `timeout` is negative or not finite.
@@ -213,7 +214,7 @@ class Coordinator(Scope):
 
         Raises:
             TypeError, ValueError: `nice` is no integer, or not from -20 to 19.
-            RuntimeError: The coordinator was left or shut down.
+            CoordinatorClosed: The coordinator was drained, left or shut down.
 
         >>> with Coordinator() as coordinator, coordinator.executor() as executor:
         ...     list(executor.map(abs, [-1, 2]))
@@ -302,7 +303,7 @@ class Coordinator(Scope):
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise RuntimeError(
+            raise CoordinatorClosed(
                 "the coordinator was drained, left or shut down: it takes no more jobs; make a "
                 "new one"
             )

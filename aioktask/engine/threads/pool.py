@@ -79,7 +79,7 @@ from aioktask.engine.threads.helper import (
 from aioktask.engine.threads.keeper import Keeper
 from aioktask.engine.threads.loop_watch import LoopWatch
 from aioktask.engine.tunables import PROCESS, Tunables
-from aioktask.errors import Overloaded
+from aioktask.errors import CoordinatorClosed, Overloaded
 
 T = TypeVar("T")
 
@@ -543,8 +543,9 @@ class Pool:
         """Have a turn take a run in; see `admission.admit`.
 
         Raises:
-            RuntimeError: The coordinator, or the process, takes no more jobs; never for a `nested`
-                run. The run has not begun then, and will not.
+            CoordinatorClosed: The coordinator takes no more jobs; never for a `nested` run. The run
+                has not begun then, and will not.
+            RuntimeError: The same of the process, which exits.
             Overloaded: It could not begin in time, by its terms; never for a `nested` run.
         """
         if run.heard:
@@ -566,7 +567,9 @@ class Pool:
             self.wake()  # a turn lets go of what was posted
             if state.closing:
                 raise RuntimeError("the interpreter is exiting: no job can be submitted")
-            raise RuntimeError("the coordinator was left or shut down: it takes no more jobs")
+            raise CoordinatorClosed(
+                "the coordinator was drained, left or shut down: it takes no more jobs"
+            )
         self.wake()
 
     def _take_in_on_terms(self, run: Run, terms: Terms, nested: bool) -> None:
