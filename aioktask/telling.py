@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aioktask import markup
 from aioktask.job import JobPhase, Progress, StreamProgress
+from aioktask.markup import Markup, meter, printable, table
 
 __all__ = ["Told", "bar_of", "counted", "html_of", "lasting", "told"]
 
@@ -74,7 +74,7 @@ def told(name: str, progress: Progress | StreamProgress) -> Told:
     """
     undone = progress.undone if isinstance(progress, Progress) else 0
     return Told(
-        name=markup.printable(name),
+        name=printable(name),
         position=max(progress.done - undone, 0),
         size=progress.size,
         text=_text(progress, undone),
@@ -171,13 +171,13 @@ COLOURS: dict[JobPhase, str] = {
 BLUE = "#2a7ae2"
 
 
-def bar_of(shown: Told) -> tuple[markup.Markup, str, str]:
+def bar_of(shown: Told) -> tuple[Markup, str, str]:
     """Where a job stands, as a bar in HTML, the percentage and the text beside it."""
     colour = COLOURS.get(shown.phase, BLUE)
-    bar = markup.meter(shown.fraction, f"{shown.name}: {shown.text}", colour)
+    bar = meter(shown.fraction, f"{shown.name}: {shown.text}", colour)
     return bar, shown.percent, shown.text
 
 
-def html_of(*shown: Told) -> markup.Markup:
+def html_of(*shown: Told) -> Markup:
     """Where jobs stand, as lines of HTML."""
-    return markup.table([(each.name, *bar_of(each)) for each in shown])
+    return table([(each.name, *bar_of(each)) for each in shown])

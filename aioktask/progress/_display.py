@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TextIO
 
-from aioktask import telling
-from aioktask.telling import Told
+from aioktask.telling import Told, html_of
 
 __all__ = ["Display", "Lines", "Notebook", "in_notebook", "standard_error"]
 
@@ -84,7 +83,7 @@ class Notebook:
         self._last = ""
 
     def show(self, rows: Sequence[Told]) -> None:
-        text = str(telling.html_of(*rows))
+        text = str(html_of(*rows))
         if self._shown is None:
             self._shown = self._display(self._html(text), display_id=True)
         elif text != self._last:
