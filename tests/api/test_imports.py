@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import importlib
+import importlib.util
 import itertools
 import random
 import subprocess
@@ -32,6 +33,7 @@ PUBLIC = (
     "aioktask.memory.vfio",
     "aioktask.ondemand",
     "aioktask.progress",
+    *(["aioktask.web"] if importlib.util.find_spec("starlette") else []),
 )
 MORE_PAIRS = 40
 

@@ -11,6 +11,8 @@ import anyio
 import anyio.from_thread
 import anyio.lowlevel
 
+from aioktask import ChunkCancelled, current_chunk
+
 PATIENCE = 30.0
 
 
@@ -48,6 +50,25 @@ class Gate:
             for _ in range(chunks):
                 while not self._entered.acquire(blocking=False):
                     await anyio.lowlevel.checkpoint()
+
+
+class CancelledGate(Gate):
+    """Chunks that wait inside until their job is cancelled, then until the gate is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cancelled = threading.Event()
+
+    def chunk(self, start: int, stop: int) -> None:
+        self._entered.release()
+        try:
+            while not self._open.wait(0.001):
+                current_chunk().check_cancelled()
+        except ChunkCancelled:
+            self.cancelled.set()
+        assert self._open.wait(PATIENCE), "the test never opened the gate"
+        with self.lock:
+            self.done.append((start, stop))
 
 
 def units(ranges: list[tuple[int, int]]) -> list[int]:
