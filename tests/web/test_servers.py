@@ -79,7 +79,7 @@ def hypercorn(*options: str, needs: tuple[str, ...] = (), workers: int = 1) -> C
         ),
         max(workers, 1),
         # It knows of no SIGTERM on trio, where the lifespan's stop is all that there is.
-        -signal.SIGTERM if "trio" in options else 0,
+        -signal.SIGTERM if "trio" in options and workers == 0 else 0,
         told=workers == 0,
     )
 
@@ -101,6 +101,7 @@ SERVERS = {
     "hypercorn+uvloop": hypercorn("--worker-class", "uvloop", needs=("uvloop",), workers=0),
     "hypercorn+trio": hypercorn("--worker-class", "trio", needs=("trio",), workers=0),
     "hypercorn, workers": hypercorn(workers=2),
+    "hypercorn+trio, worker": hypercorn("--worker-class", "trio", needs=("trio",), workers=1),
     "aiohttp": aiohttp(),
     "aiohttp, cancelling": aiohttp("--handler-cancellation"),
 }
