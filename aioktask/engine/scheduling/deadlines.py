@@ -59,16 +59,20 @@ class Deadlines(Generic[T]):
         return heap[0][0] if heap else None
 
     def hand_over(self, now: int, take: Callable[[T], object]) -> None:
-        """Take out what is due by now, the earliest first, and call `take` with it."""
+        """Take out what is due by now, the earliest first, and call `take` with it.
+
+        What another thread gives a later time at this moment may come out all the same.
+        """
         while (due := self.next_due()) is not None and due <= now:
             number = self._heap[0][1]
-            found = self._due.pop(number, None)
-            if found is None:  # it was dropped at this moment
-                continue
+            found = None
             try:
-                take(found[1])
+                found = self._due.pop(number, None)
+                if found is not None:  # else it was dropped at this moment
+                    take(found[1])
             except BaseException:
-                self._due.setdefault(number, found)
+                if found is not None:
+                    self._due.setdefault(number, found)
                 raise
 
     def _is_awaited(self, due: int, number: int) -> bool:

@@ -122,9 +122,12 @@ class Gate:
         """
         present = self._present
         self._threads = threads
-        present[number] = nice
-        if nice is not None:
-            self._waiting.setdefault(nice, {})[number] = None
+        if nice is None:
+            present[number] = None
+        else:
+            waiting = self._waiting.setdefault(nice, {})
+            present[number] = nice  # first: as long as it is present, `end` finds it in `waiting`
+            waiting[number] = None
         too_many = 0 if most is None else len(present) - threads - most
         if too_many > 0:
             seconds = self._ends.seconds(too_many, now)
@@ -150,7 +153,7 @@ class Gate:
     def _forget(self, number: int) -> bool:
         """Count a run no more; whether it was counted."""
         nice = self._present.get(number)
-        if nice is not None:  # first: as long as it is present, `end` finds it here
+        if nice is not None:
             self._waiting[nice].pop(number, None)
         return self._present.pop(number, self) is not self
 
