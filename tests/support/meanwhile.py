@@ -2,7 +2,7 @@
 # What comes into the middle of a call. What another thread does may come between any two of its
 # bytecodes, without the GIL. What a signal handler or a finalizer does, on the same thread, comes
 # between lines: within one, where it calls something.
-"""Plays of a call that another one comes into at each of its bytecodes or lines, or that is struck."""
+"""Plays of a call that another comes into at each of its bytecodes or lines, or that is struck."""
 
 from __future__ import annotations
 
