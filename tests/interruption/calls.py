@@ -232,7 +232,7 @@ def sync_priority(world: World) -> None:
 
 def sync_in_time(world: World) -> None:
     """With a time that is not over, and a place in a queue that has room."""
-    with world.coordinator(max_queued=UNITS, max_wait=LATE) as coordinator:
+    with world.coordinator(max_queued=1000, max_wait=LATE) as coordinator:
         run_multithreaded_sync(world.work().job(), coordinator=coordinator, timeout=LATE)
 
 
@@ -255,7 +255,7 @@ def submit_late(world: World) -> None:
 
 def refused(world: World) -> None:
     """What has no time left is refused, and the next job is none the worse."""
-    with world.coordinator(max_queued=UNITS) as coordinator:
+    with world.coordinator(max_queued=1000) as coordinator:
         with contextlib.suppress(Overloaded):
             coordinator.submit(world.work().job(), timeout=0)
         world.works[-1].must_finish = False
@@ -428,9 +428,7 @@ async def run_late(world: World) -> None:
 
 
 async def stream_in_time(world: World) -> None:
-    async with map_ordered(
-        item_of(world.work()), range(UNITS), window=3, timeout=LATE
-    ) as results:
+    async with map_ordered(item_of(world.work()), range(UNITS), window=3, timeout=LATE) as results:
         async for _ in results:
             pass
 

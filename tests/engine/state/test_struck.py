@@ -729,7 +729,7 @@ def check(world: World) -> None:
     assert leaver.waits_no_more or leaver.waiter not in world.waiters
     assert not world.group.leavers
     assert not len(world.pool.deadlines), "nothing is due of what is over"
-    assert not (len(world.group.gate) or len(state.root.gate))
+    assert len(world.group.gate) == len(state.root.gate) == 0
     assert all(run.over or run.phase is Phase.DONE for run in world.runs)
     for run in world.runs:
         if run.decided is Decision.SUCCESS:
