@@ -50,6 +50,7 @@ pytestmark = pytest.mark.max_threads(2)
 everywhere = pytest.mark.anyio
 
 SOON = 0.01  # seconds in which nothing here is over by itself
+RUNNING = 0.25  # likewise, but in which a job begins that finds a helper, on a busy machine too
 LATE = 600.0  # seconds in which all is over
 
 
@@ -87,8 +88,8 @@ def nothing(start: int, stop: int) -> None:
 async def test_an_awaited_job_past_its_time_is_undone_and_raises() -> None:
     endless = Endless(3)
     job = Job(endless.chunk, 10, chunk=1, undo=endless.undo, name="slow")
-    with pytest.raises(TimeoutError, match=r"the job 'slow' was not over after 0\.01 s") as caught:
-        await run_multithreaded(job, timeout=SOON)
+    with pytest.raises(TimeoutError, match=r"the job 'slow' was not over after 0\.25 s") as caught:
+        await run_multithreaded(job, timeout=RUNNING)
     assert units(endless.undone) == units(endless.done)
     told = failure(caught.value)
     assert told.job is job
@@ -102,7 +103,7 @@ async def test_a_submitted_job_past_its_time_is_undone_and_every_waiter_is_told(
     job = Job(endless.chunk, 4, chunk=1, undo=endless.undo)
     told: list[BaseException] = []
     async with Coordinator() as coordinator:
-        handle = coordinator.submit(job, timeout=SOON)
+        handle = coordinator.submit(job, timeout=RUNNING)
 
         async def wait() -> None:
             with pytest.raises(TimeoutError) as caught:
@@ -123,7 +124,7 @@ def test_the_sync_form_past_its_time_is_undone_and_raises() -> None:
     endless = Endless(3)
     job = Job(endless.chunk, 10, chunk=1, undo=endless.undo)
     with pytest.raises(TimeoutError, match="was not over"):
-        run_multithreaded_sync(job, timeout=SOON)
+        run_multithreaded_sync(job, timeout=RUNNING)
     assert units(endless.undone) == units(endless.done)
 
 
@@ -140,7 +141,7 @@ async def test_a_call_that_returns_too_late_raises_and_its_value_is_dropped() ->
 
     async def call() -> None:
         with pytest.raises(TimeoutError) as caught:
-            await aioktask.run(gate.chunk, 0, 1, timeout=SOON, name="late")
+            await aioktask.run(gate.chunk, 0, 1, timeout=RUNNING, name="late")
         raised.append(caught.value)
 
     async with anyio.create_task_group() as tasks:
@@ -167,7 +168,7 @@ async def test_a_call_that_raises_too_late_is_told_of_the_time() -> None:
         raise LookupError("too late")
 
     with pytest.raises(TimeoutError) as caught:
-        await aioktask.run(fail, timeout=SOON)
+        await aioktask.run(fail, timeout=RUNNING)
     assert [type(each) for each in failure(caught.value).errors] == [LookupError]
 
 
@@ -180,7 +181,7 @@ async def test_an_undo_that_fails_after_the_time_has_that_as_its_cause() -> None
 
     job = Job(endless.chunk, 4, chunk=1, undo=undo)
     with pytest.raises(UndoFailed) as caught:
-        await run_multithreaded(job, timeout=SOON)
+        await run_multithreaded(job, timeout=RUNNING)
     assert isinstance(caught.value.__cause__, TimeoutError)
     assert units([(each.start, each.stop) for each in caught.value.ranges]) == units(endless.done)
 
@@ -194,7 +195,7 @@ async def test_undo_has_all_the_time_it_needs() -> None:
         async def run() -> None:
             job = Job(endless.chunk, 4, chunk=1, undo=gate.chunk)
             with pytest.raises(TimeoutError):
-                await run_multithreaded(job, timeout=SOON)
+                await run_multithreaded(job, timeout=RUNNING)
 
         tasks.start_soon(run)
         await gate.entered()
@@ -443,7 +444,7 @@ def test_a_nested_job_keeps_its_own_time_also_where_the_coordinator_was_drained(
 
         def chunk(start: int, stop: int) -> None:
             assert drained.wait(20)
-            for timeout in (SOON, 0):
+            for timeout in (RUNNING, 0):
                 with pytest.raises((TimeoutError, Overloaded)) as caught:
                     run_multithreaded_sync(Job(endless.chunk, 2, chunk=1), timeout=timeout)
                 raised.append(caught.value)
@@ -462,7 +463,7 @@ def test_chunks_of_a_job_past_its_time_are_told_through_what_they_wait_for() -> 
         run_multithreaded_sync(Job(endless.chunk, 2, chunk=1))
 
     with pytest.raises(TimeoutError):
-        run_multithreaded_sync(Job(chunk, 1), timeout=SOON)
+        run_multithreaded_sync(Job(chunk, 1), timeout=RUNNING)
 
 
 # What a refusal leaves behind: nothing.
@@ -734,7 +735,7 @@ def test_a_deadline_is_kept_although_the_keeper_sleeps_for_long() -> None:
     endless = Endless()
     began = time.monotonic()
     with pytest.raises(TimeoutError):
-        run_multithreaded_sync(Job(endless.chunk, 2, chunk=1), timeout=SOON)
+        run_multithreaded_sync(Job(endless.chunk, 2, chunk=1), timeout=RUNNING)
     assert time.monotonic() - began < 20
 
 

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import AsyncIterator, Iterator
 
 import anyio
@@ -44,8 +43,8 @@ def busy() -> Gate:
 @everywhere
 async def test_a_stream_whose_source_never_ends_is_over_after_its_time() -> None:
     given = -1
-    with pytest.raises(TimeoutError, match=r"the stream 'abs' was not over after 0\.05 s"):  # noqa: PT012
-        async with map_ordered(abs, itertools.count(), timeout=0.05) as results:
+    with pytest.raises(TimeoutError, match=r"the stream 'abs' was not over after 0\.25 s"):  # noqa: PT012
+        async with map_ordered(abs, itertools.count(), timeout=0.25) as results:
             async for given in results:  # noqa: B007 - that there were some is checked
                 pass
     assert given >= 0
@@ -54,7 +53,7 @@ async def test_a_stream_whose_source_never_ends_is_over_after_its_time() -> None
 def test_a_stream_in_a_thread_whose_source_never_ends_is_over_after_its_time() -> None:
     given = -1
     with pytest.raises(TimeoutError, match="the stream 'abs' was not over"):  # noqa: PT012
-        with map_ordered_sync(abs, itertools.count(), timeout=0.05) as results:
+        with map_ordered_sync(abs, itertools.count(), timeout=0.25) as results:
             for given in results:  # noqa: B007
                 pass
     assert given >= 0
@@ -70,7 +69,7 @@ async def test_items_that_run_are_told_and_waited_for() -> None:
         finally:
             ended.append(item)
 
-    async with map_ordered(fn, range(2), window=2, timeout=SOON) as results:
+    async with map_ordered(fn, range(2), window=2, timeout=0.25) as results:
         with pytest.raises(TimeoutError):
             await anext(results)
     assert sorted(ended) == [0, 1]
@@ -79,10 +78,8 @@ async def test_items_that_run_are_told_and_waited_for() -> None:
 @everywhere
 async def test_a_source_that_gives_nothing_makes_no_overload() -> None:
     """It is the source that is late: to come again would not help."""
-    begun = threading.Event()
 
     async def never() -> AsyncIterator[int]:
-        begun.set()
         await anyio.sleep_forever()
         yield 0
 
@@ -90,7 +87,6 @@ async def test_a_source_that_gives_nothing_makes_no_overload() -> None:
         with pytest.raises(TimeoutError, match="was not over") as caught:
             await anext(results)
         assert not isinstance(caught.value, Overloaded)
-    assert begun.is_set()
 
 
 @everywhere
