@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import anyio
@@ -27,6 +27,7 @@ from aioktask.engine import events
 from aioktask.engine.api import coordinator as coordinator_module
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.events import Event, EventKind
+from aioktask.engine.threads.pool import Pool
 from tests.support.gates import Gate, eventually, units
 from tests.support.harness import pool_at_rest
 
@@ -286,6 +287,34 @@ async def test_a_shutdown_that_gives_up_lends_nothing_any_more() -> None:
     assert group.leavers == []
     assert [run.left_by for run in group.runs] == [{}]
     gate.open()
+
+
+@everywhere
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_turn_hears_of_who_leaves_before_it_hears_that_the_time_is_up(
+    cancelled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else who has given up would be counted as one that waits, until the last job ends."""
+    told: list[str] = []
+    for name in ("leave", "post_at"):
+
+        def note(
+            pool: Pool,
+            *args: Any,
+            name: str = name,
+            does: Callable[..., object] = getattr(Pool, name),
+            **options: Any,
+        ) -> None:
+            told.append(name)
+            does(pool, *args, **options)
+
+        monkeypatch.setattr(Pool, name, note)
+    coordinator = Coordinator()
+    with anyio.CancelScope() as scope:
+        if cancelled:
+            scope.cancel()
+        await coordinator.shutdown(timeout=LATE)
+    assert told == ["leave", "post_at"] * (1 + cancelled)
 
 
 @everywhere

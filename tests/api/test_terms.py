@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import copy
 import gc
+import logging
 import pickle
 import random
 import signal
@@ -37,10 +38,13 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
+from aioktask.engine import events
 from aioktask.engine.api.process import current_pool
+from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state.run import Run
 from aioktask.engine.threads.keeper import Keeper
 from aioktask.engine.threads.pool import Pool
+from aioktask.observe.events import level_of
 from tests.support.gates import Gate, eventually, turns_pass, units
 from tests.support.harness import pool_at_rest
 from tests.support.patient import Endless
@@ -795,6 +799,31 @@ def test_any_number_of_seconds_is_taken_however_long(value: Any) -> None:
 
 
 # What is told.
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_event_says_that_the_time_was_over_loudly_where_nobody_else_hears(
+    begun: bool, awaited: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Event] = []
+    monkeypatch.setattr(events, "_listeners", [told.append])
+    endless = Endless()
+    job = Job(endless.chunk, 1, name="late")
+    with contextlib.nullcontext() if begun else all_threads_busy():
+        if awaited:
+            with pytest.raises((TimeoutError, Overloaded)):
+                anyio.run(_awaiting, job, RUNNING if begun else SOON)
+        else:
+            handle = Coordinator().submit(job, timeout=RUNNING if begun else SOON)
+            deadline = time.monotonic() + 20
+            while not handle.done():
+                assert time.monotonic() < deadline
+    pool_at_rest()
+    event = next(each for each in told if each.kind is EventKind.CANCELLED and each.job == "late")
+    expected = "was not over after" if begun else "had not begun after"
+    assert expected in str(event.details["expired"])
+    assert level_of(event) == (logging.INFO if awaited else logging.WARNING)
 
 
 def test_the_exception_can_be_copied_and_sent_between_processes() -> None:
