@@ -296,19 +296,16 @@ async def test_a_turn_hears_of_who_leaves_before_it_hears_that_the_time_is_up(
 ) -> None:
     """Else who has given up would be counted as one that waits, until the last job ends."""
     told: list[str] = []
-    for name in ("leave", "post_at"):
 
-        def note(
-            pool: Pool,
-            *args: Any,
-            name: str = name,
-            does: Callable[..., object] = getattr(Pool, name),
-            **options: Any,
-        ) -> None:
+    def noting(name: str, does: Callable[..., object]) -> Callable[..., object]:
+        def note(*args: Any, **options: Any) -> object:
             told.append(name)
-            does(pool, *args, **options)
+            return does(*args, **options)
 
-        monkeypatch.setattr(Pool, name, note)
+        return note
+
+    for name in ("leave", "post_at"):
+        monkeypatch.setattr(Pool, name, noting(name, getattr(Pool, name)))
     coordinator = Coordinator()
     with anyio.CancelScope() as scope:
         if cancelled:
