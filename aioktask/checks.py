@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import numbers
 import operator
 import os
 from collections.abc import Iterable, Mapping
@@ -96,19 +97,24 @@ def check_remember(name: str, value: object) -> bool | str:
     return path
 
 
+# No time is longer, in seconds, lest it be more ns than a float, or a system call, can have.
+LONGEST_SECONDS = 1e9
+
+
 def seconds(name: str, value: object, *, may_be_zero: bool = True) -> float:
-    """`value` as a time in seconds: a number that is finite and not negative.
+    """`value` as a time in seconds: a number that is finite and not negative, at most 1e9.
 
     Raises:
         TypeError: It is no number.
         ValueError: It is negative, not finite, or zero where it may not be.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number of seconds, got {value!r}")
-    if not 0 <= value < math.inf or not (value or may_be_zero):
+    number = cast("float", value)
+    if not 0 <= number < math.inf or not (number or may_be_zero):
         least = "at least 0" if may_be_zero else "above 0"
         raise ValueError(f"{name} must be {least} seconds and finite, got {value!r}")
-    return float(value)
+    return float(min(number, LONGEST_SECONDS))
 
 
 # Labels are told with every event of a job, and shown in lists of a thousand.

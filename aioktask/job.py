@@ -108,6 +108,9 @@ class Labels(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._labels)
 
+    def __hash__(self) -> int:
+        return hash(frozenset(self._labels.items()))
+
     def __repr__(self) -> str:
         return f"Labels({self._labels!r})"
 

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import importlib.util
 import json
 import logging
@@ -351,6 +352,6 @@ def main(arguments: Sequence[str]) -> None:
 
 if __name__ == "__main__":
     # Under its own name: other processes import from there what they are to call.
-    from aioktask.bench import serving
+    serving = importlib.import_module("aioktask.bench.serving")
 
     serving.main(sys.argv[1:])

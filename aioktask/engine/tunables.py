@@ -107,10 +107,6 @@ def _limit(name: str, value: object) -> object:
     return None if value is None else integer(name, value, least=0)
 
 
-def _time(name: str, value: object) -> object:
-    return None if value is None else seconds(name, value)
-
-
 def _time_above_zero(name: str, value: object) -> object:
     return None if value is None else seconds(name, value, may_be_zero=False)
 
@@ -178,8 +174,8 @@ TUNABLES = {
             "max_wait",
             "The longest, in seconds, that a job may wait to begin: one that would wait longer, by "
             "the rate at which jobs begin, is refused with `Overloaded`, and one that has waited "
-            "so long ends with it. None for any time.",
-            _time,
+            "so long ends with it. Above 0; None for any time.",
+            _time_above_zero,
             _seconds,
         ),
         Tunable(

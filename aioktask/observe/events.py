@@ -46,6 +46,8 @@ def level_of(event: Event) -> int:
         return logging.WARNING if isinstance(event.details["error"], OSError) else logging.INFO
     if event.kind in _ADVICE:
         return logging.WARNING
+    if "expired" in event.details and not event.awaited:  # nobody else is told
+        return logging.WARNING
     if event.kind in _ENDINGS or (event.kind is EventKind.FAILED and event.awaited):
         return logging.INFO
     return logging.ERROR

@@ -16,7 +16,7 @@ import anyio
 import pytest
 
 import aioktask
-from aioktask import Coordinator, JobCancelled, run_multithreaded
+from aioktask import Coordinator, JobCancelled, Overloaded, run_multithreaded
 from tests.support.harness import Trial, control, interrupted, nothing_refers_to, pool_at_rest
 
 EVERYDAY = 400
@@ -44,7 +44,9 @@ async def await_job(trial: Trial, coordinator: Coordinator | None) -> None:
             )
         )
         try:
-            trial.outcome = await run_multithreaded(trial.job, coordinator=coordinator)
+            trial.outcome = await run_multithreaded(
+                trial.job, coordinator=coordinator, timeout=trial.timeout
+            )
         except BaseException as error:
             trial.outcome = error
             if isinstance(error, anyio.get_cancelled_exc_class()):
@@ -59,7 +61,12 @@ async def await_handle(trial: Trial, coordinator: Coordinator) -> None:
     trial.controls.append(
         control(trial.rng, handle=lambda: next(iter(handles), None), coordinator=coordinator)
     )
-    handle = coordinator.submit(trial.job)
+    try:
+        handle = coordinator.submit(trial.job, timeout=trial.timeout)
+    except (Overloaded, RuntimeError) as error:  # also drained, by another trial
+        trial.outcome = error
+        trial.finished = True
+        return
     handles.append(handle)
     outcomes: list[object] = []
 
@@ -86,8 +93,8 @@ async def await_handle(trial: Trial, coordinator: Coordinator) -> None:
     first = outcomes[0]
     assert isinstance(first, (aioktask.Report, BaseException))
     for other in outcomes:
-        if isinstance(first, JobCancelled):
-            assert isinstance(other, JobCancelled)
+        if isinstance(first, (JobCancelled, TimeoutError, Overloaded)):
+            assert type(other) is type(first)
         else:
             assert other is first or other == first
     trial.outcome = first
@@ -103,6 +110,7 @@ class Calls:
             (rng.random() < 0.5, rng.random() < 0.2, rng.choice([None, None, 0, 1, 3]))
             for _ in range(rng.randint(0, 4))
         ]
+        self._timeouts = [rng.choice([None, 600.0, 1e-4, 0]) for _ in self._plans]
         self.made: dict[int, list[str]] = {number: [] for number in range(len(self._plans))}
 
     def _call(self, number: int, fails: bool) -> int:
@@ -140,12 +148,17 @@ class Calls:
                     for _ in range(cancel_after):
                         await anyio.lowlevel.checkpoint()
                     tasks.cancel_scope.cancel()
-        except (LookupError, JobCancelled, concurrent.futures.CancelledError, RuntimeError):
+        except (
+            *(LookupError, JobCancelled, concurrent.futures.CancelledError, RuntimeError),
+            *(Overloaded, TimeoutError),
+        ):
             pass  # it fails, or the coordinator was cancelled, by a control of some trial
 
     async def _await_one(self, number: int, fails: bool) -> None:
-        with contextlib.suppress(LookupError, JobCancelled, RuntimeError):
-            assert await self._coordinator.run(self._call, number, fails) == number
+        ends = (LookupError, JobCancelled, RuntimeError, Overloaded, TimeoutError)
+        with contextlib.suppress(*ends):
+            timeout = self._timeouts[number]
+            assert await self._coordinator.run(self._call, number, fails, timeout=timeout) == number
 
     def check(self) -> None:
         for made in self.made.values():
@@ -157,7 +170,11 @@ async def one_schedule(seed: int) -> list[Any]:
     aioktask.set_max_threads(rng.randint(1, 4))
     trials = [Trial(rng, loop_runs=True) for _ in range(rng.choice([1, 1, 1, 2, 4]))]
     with interrupted(rng, trials, may_raise=False):
-        async with Coordinator(rng.choice([None, 1, 2])) as coordinator:
+        async with Coordinator(
+            rng.choice([None, 1, 2]),
+            max_queued=rng.choice([None, None, 0, 2]),
+            max_wait=rng.choice([None, None, None, 1e-4, 600.0]),
+        ) as coordinator:
             calls = Calls(rng, coordinator)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(calls.make)
@@ -166,6 +183,7 @@ async def one_schedule(seed: int) -> list[Any]:
                         tasks.start_soon(await_job, trial, rng.choice([None, coordinator]))
                     else:
                         tasks.start_soon(await_handle, trial, coordinator)
+        assert len(coordinator.scope()[1].gate) == 0
     calls.check()
     for trial in trials:
         trial.check()

@@ -34,6 +34,7 @@ from aioktask import (
     Job,
     JobCancelled,
     OnDemand,
+    Overloaded,
     current_chunk,
     failure,
     map_ordered,
@@ -51,6 +52,12 @@ else:
     HAS_UVLOOP = True
 
 UNITS = 6
+
+# A time that is over while a job runs, or before it could begin where what strikes takes long; and
+# one that never is. In seconds.
+SOON = 0.02
+LATE = 600.0
+OverTime: Any = (TimeoutError, Overloaded)
 
 
 class Planted(Exception):  # noqa: N818 - it says what it is
@@ -159,8 +166,8 @@ class World:
         self.works[-1].on_chunk = self.on_chunk
         return self.works[-1]
 
-    def coordinator(self, *args: Any) -> Coordinator:
-        self.coordinators.append(Coordinator(*args))
+    def coordinator(self, *args: Any, **options: Any) -> Coordinator:
+        self.coordinators.append(Coordinator(*args, **options))
         return self.coordinators[-1]
 
     def submit(self, coordinator: Coordinator, job: Job[Any]) -> Handle[Any]:
@@ -221,6 +228,42 @@ def sync_nested(world: World) -> None:
 def sync_priority(world: World) -> None:
     with priority(3):
         run_multithreaded_sync(world.work().job(nice=5))
+
+
+def sync_in_time(world: World) -> None:
+    """With a time that is not over, and a place in a queue that has room."""
+    with world.coordinator(max_queued=1000, max_wait=LATE) as coordinator:
+        run_multithreaded_sync(world.work().job(), coordinator=coordinator, timeout=LATE)
+
+
+def sync_late(world: World) -> None:
+    work = world.work()
+    work.must_finish = False
+    work.on_chunk = wait_until_unwanted
+    with work.naming():
+        run_multithreaded_sync(work.job(), timeout=SOON)
+
+
+def submit_late(world: World) -> None:
+    work = world.work()
+    work.must_finish = False
+    work.on_chunk = wait_until_unwanted
+    with world.coordinator() as coordinator:
+        world.handles.append(coordinator.submit(work.job(), timeout=SOON))
+        world.handles[-1].result()
+
+
+def refused(world: World) -> None:
+    """What has no time left is refused, and the next job is none the worse."""
+    with world.coordinator(max_queued=1000) as coordinator:
+        with contextlib.suppress(Overloaded):
+            coordinator.submit(world.work().job(), timeout=0)
+        world.works[-1].must_finish = False
+        world.submit(coordinator, world.work().job()).result()
+        coordinator.drain()
+        with contextlib.suppress(RuntimeError):
+            coordinator.submit(world.work().job())
+        world.works[-1].must_finish = False
 
 
 def sync_coordinator(world: World) -> None:
@@ -370,6 +413,26 @@ async def run_call(world: World) -> None:
         await aioktask.run(world.work().fn, 0, UNITS, name="struck")
 
 
+async def run_in_time(world: World) -> None:
+    """Single calls with a time that is not over; the second one passes the lane."""
+    for _ in range(2):
+        await aioktask.run(world.work().fn, 0, UNITS, name="struck", timeout=LATE)
+
+
+async def run_late(world: World) -> None:
+    work = world.work()
+    work.must_finish = False
+    work.on_chunk = wait_until_unwanted
+    with work.naming():
+        await run_multithreaded(work.job(undo="coroutine"), timeout=SOON)
+
+
+async def stream_in_time(world: World) -> None:
+    async with map_ordered(item_of(world.work()), range(UNITS), window=3, timeout=LATE) as results:
+        async for _ in results:
+            pass
+
+
 async def run_two(world: World) -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(2):
@@ -497,6 +560,23 @@ async def shutdown(world: World) -> None:
     await coordinator.shutdown(cancel=True)
 
 
+async def shutdown_in_time(world: World) -> None:
+    work = world.work()
+    work.must_finish = False
+    coordinator = world.coordinator()
+    world.submit(coordinator, work.job())
+    coordinator.drain()
+    await coordinator.shutdown(cancel=True, timeout=LATE)
+
+
+async def shutdown_gives_up(world: World) -> None:
+    """Whatever the shutdown leaves, the second one waits for."""
+    coordinator = world.coordinator()
+    world.submit(coordinator, world.work().job())
+    await coordinator.shutdown(timeout=0)
+    await coordinator.shutdown()
+
+
 async def ondemand(world: World) -> None:
     async with OnDemand(world.work().job(undo="none"), section=2, first=1) as table:
         await table.ensure(4, 5)
@@ -563,12 +643,16 @@ SYNC: list[Body] = [
     sync_fails,
     sync_nested,
     sync_priority,
+    sync_in_time,
+    sync_late,
     sync_coordinator,
     submit,
     leave_idle_sync,
     submit_and_wait,
     submit_fails,
     submit_and_cancel,
+    submit_late,
+    refused,
     use_handle,
     use_executor,
     executor_cancel,
@@ -584,6 +668,8 @@ ASYNC: list[AsyncBody] = [
     run_short,
     run_short_undo,
     run_call,
+    run_in_time,
+    run_late,
     run_two,
     run_fails,
     run_fails_coroutine,
@@ -592,18 +678,24 @@ ASYNC: list[AsyncBody] = [
     leave_idle,
     await_submitted_elsewhere,
     shutdown,
+    shutdown_in_time,
+    shutdown_gives_up,
     ondemand,
     stream,
+    stream_in_time,
     stream_of_nothing,
     stream_of_async,
 ]
 
 # What a call raises when nothing strikes.
-MAY_RAISE: dict[str, type[Exception]] = {
+MAY_RAISE: dict[str, Any] = {
     "sync_fails": Planted,
     "submit_fails": Planted,
     "submit_and_cancel": JobCancelled,
     "executor_fails": Planted,
+    "sync_late": OverTime,
+    "submit_late": OverTime,
+    "run_late": OverTime,
     "run_short_undo": Planted,
     "run_fails": Planted,
     "run_fails_coroutine": Planted,
@@ -641,7 +733,8 @@ class Call:
 
     @property
     def may_raise(self) -> tuple[type[Exception], ...]:
-        return (MAY_RAISE[self.name],) if self.name in MAY_RAISE else ()
+        raised = MAY_RAISE.get(self.name, ())
+        return raised if isinstance(raised, tuple) else (raised,)
 
 
 def deeper(body: Body, world: World, depth: int) -> None:

@@ -344,3 +344,26 @@ def test_idle_helpers_do_not_delay_the_exit(jobs: str) -> None:
         assert child.end() == 0
         assert time.monotonic() - before < 1
         assert child.stderr() == ""
+
+
+@on_each_loop
+def test_jobs_that_a_shutdown_left_are_undone_by_the_exit_of_the_interpreter(loop: str) -> None:
+    """The loop is over before they are, and a deadline is due that nobody will look at."""
+    program = """
+        async def main():
+            async with Coordinator() as coordinator:
+                coordinator.submit(job, timeout=3600)
+                await until_async(lambda: len(begun) == 3)
+                left = await coordinator.shutdown(timeout=0.01)
+                note("left", *(each.name for each in left))
+            note("gone")
+    """
+    with Child(LONG_JOB, program, RUN_MAIN[loop]) as child:
+        assert child.end() == 0, child.stderr()
+        assert ["left", "numbers"] in child.notes()
+        assert ["gone"] in child.notes()
+        assert child.notes().index(["gone"]) < min(
+            number for number, words in enumerate(child.notes()) if words[0] == "undone"
+        )
+        assert child.undone_again(64) == 3
+        assert "jobs_left_behind" in child.stderr()

@@ -465,3 +465,37 @@ def test_a_child_leaves_the_scope_of_a_stream_of_its_parent(form: str) -> None:
     with forks(f"FORM = {form!r}", program) as child:
         assert child.end() == 0, child.stderr()
         assert child.stderr() == ""
+
+
+def test_the_child_keeps_times_and_limits_of_its_own() -> None:
+    """Its keeper is another one, and nothing of the parent's is due or waits in it."""
+    program = """
+        def endless(start, stop):
+            until(unwanted)
+
+        parents = Coordinator(max_queued=0)
+        held = parents.submit(Job(lambda start, stop: gate(), 1), timeout=3600)
+
+        def in_child():
+            from aioktask.engine.api.process import current_pool
+
+            assert len(current_pool().deadlines) == 0
+            try:
+                run_multithreaded_sync(Job(endless, 2, chunk=1), timeout=0.01)
+            except TimeoutError:
+                note("late")
+            assert parents.ready
+            parents.submit(Job(lambda start, stop: note("admitted"), 1)).result()
+            parents.drain()
+            assert not parents.ready
+
+        number = fork(in_child)
+        assert parents.ready
+    """
+    with forks(RUNNING_JOB, program, END) as child:
+        child.hear("forked")
+        child.open(5)
+        assert child.end() == 0, child.stderr()
+        assert ["late"] in child.notes()
+        assert ["admitted"] in child.notes()
+        assert_parent_unaffected(child)

@@ -106,6 +106,8 @@ class Trial:
         if self.undo_kind == "coroutine" and not loop_runs:
             self.undo_kind = "plain"
         self.reduces = rng.random() < 0.3
+        # A time that is over at any moment, or one that never is.
+        self.timeout = rng.choice([None, None, None, 600.0, rng.uniform(1e-5, 2e-3)])
         self.calls = self.undo_calls = 0
         self.count_lock = threading.Lock()
         self.finished = False
@@ -220,7 +222,7 @@ class Trial:
 
     def run_sync(self) -> None:
         try:
-            self.outcome = run_multithreaded_sync(self.job)
+            self.outcome = run_multithreaded_sync(self.job, timeout=self.timeout)
         except BaseException as error:
             self.outcome = error
         self.finished = True
@@ -500,6 +502,8 @@ def what_is_left(pool: Pool) -> str | None:
             "threads that count": scheduler.running,
             "jobs in queues": [*scheduler._queues.foreground, *scheduler._queues.background],
             "jobs owed a helper": scheduler._owed,
+            "what is due": pool.deadlines,
+            "jobs that count for admission": state.root.gate,
             "helpers that neither serve nor are idle": [
                 helper
                 for helper in state.helpers

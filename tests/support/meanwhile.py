@@ -2,7 +2,7 @@
 # What comes into the middle of a call. What another thread does may come between any two of its
 # bytecodes, without the GIL. What a signal handler or a finalizer does, on the same thread, comes
 # between lines: within one, where it calls something.
-"""Plays of a call that another one comes into, at each of its bytecodes or lines."""
+"""Plays of a call that another comes into at each of its bytecodes or lines, or that is struck."""
 
 from __future__ import annotations
 
@@ -78,3 +78,37 @@ def _play(scene: Scene, where: str, place: int, files: set[str | None]) -> bool:
         scene.meanwhile()
     scene.check()
     return came >= place
+
+
+class Struck(BaseException):
+    """What `struck_at` raises."""
+
+
+def struck_at(line: int, call: Callable[[], object], *modules: ModuleType) -> bool:
+    """Call, and raise at this line of these modules that the call comes to, counted from 0.
+
+    Returns:
+        Whether it came so far.
+    """
+    files = {module.__file__ for module in modules}
+    left = line
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal left
+        if frame.f_code.co_filename not in files:
+            return None
+        if event == "line":
+            left -= 1
+            if left == -1:
+                raise Struck
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        call()
+    except Struck:
+        return True
+    finally:
+        sys.settrace(before)
+    return False

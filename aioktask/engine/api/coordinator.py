@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Generator, Mapping
+from functools import partial
 from time import perf_counter_ns
 from types import TracebackType
 from typing import Any, Never, SupportsIndex, TypeVar, TypeVarTuple, Unpack
@@ -76,9 +77,10 @@ class Coordinator(Scope):
         max_queued: The most of its jobs that may wait for a thread, beside as many as there are
             threads for them; one more is refused with `Overloaded`. Jobs that its own chunks submit
             are never refused.
-        max_wait: The longest, in seconds, that one of its jobs may wait to begin; then it ends with
-            `Overloaded`, as it does at once where it would wait longer by the rate at which jobs
-            begin.
+        max_wait: The longest, in seconds above 0, that one of its jobs may wait to begin; then it
+            ends with `Overloaded`, as it does at once where it would wait longer by the rate at
+            which jobs begin. Nor does that hold for jobs that its own chunks submit. A stream waits
+            from when it has an item.
         stuck_after: After how many seconds in one chunk the event `chunk_stuck` tells of it.
         trace: Whether its jobs keep what `Report.timeline` shows, unless a job itself says.
 
@@ -168,6 +170,7 @@ class Coordinator(Scope):
 
         Raises:
             Overloaded: The job could not begin in time, as is known already: it is not taken in.
+                Never for a job that a chunk of this coordinator submits, but for a `timeout` of 0.
             CoordinatorClosed: The coordinator was drained, left or shut down.
             RuntimeError: The interpreter exits.
             TypeError: `job` is no Job, or its coroutine undo has no loop to run on; `timeout` is no
@@ -274,7 +277,8 @@ class Coordinator(Scope):
         if timeout is not None:
             until = perf_counter_ns() + int(seconds("timeout", timeout) * 1e9)
         await self._leave(cancel=cancel, until=until)
-        return self.snapshot().jobs if until is not None else ()
+        pool, group = self.scope()
+        return take_snapshot(pool, group).jobs if until is not None and group.given_up else ()
 
     def snapshot(self) -> Snapshot:
         """What there is to see of this coordinator's jobs, and of the process: see `snapshot`."""
@@ -287,18 +291,21 @@ class Coordinator(Scope):
         waiter = loop.waiter(_NO_LOAN)
         leaver = Leaver(waiter, enclosing_stint(), detects=False)
         try:
+            pool.leave(group, leaver, cancels=cancel)
             with _time_limit(pool, group, leaver, until):
-                pool.leave(group, leaver, cancels=cancel)
                 await loop.checkpoint_if_cancelled()
                 await wait_until(waiter, lambda: leaver.waits_no_more)
+            while _ended_meanwhile(group, leaver):
+                leaver = Leaver(waiter, leaver.stint, detects=False)
+                pool.leave(group, leaver, cancels=False)
+                await wait_until(waiter, partial(_is_gone, leaver))
         except GeneratorExit:
             pool.cancel_group(group)
             raise
         except BaseException as error:
             await _end_all(pool, group, loop, error, until)
             raise
-        if not leaver.gone:
-            group.given_up = True
+        group.given_up = not leaver.gone
         _raise_undo_failed(leaver, None)
 
     def _refuse_if_closed(self) -> None:
@@ -325,7 +332,7 @@ class Coordinator(Scope):
         loop = running_loop()
         if loop is not None:
             pool.loops.remove(loop)
-        if group.given_up:
+        if group.given_up and group.runs:
             _leave_behind(pool, group, cancels=exc is not None)
             return
         if exc is None:
@@ -351,7 +358,7 @@ class Coordinator(Scope):
         trace: TracebackType | None,
     ) -> None:
         pool, group = self.scope()
-        if group.given_up:
+        if group.given_up and group.runs:
             _leave_behind(pool, group, cancels=exc is not None)
             return
         try:
@@ -364,11 +371,26 @@ class Coordinator(Scope):
 
 
 def _leave_behind(pool: Pool, group: RunGroup, *, cancels: bool) -> None:
-    """Wait for nothing, since a shutdown gave up, and say so where jobs are left."""
+    """Wait for nothing, since a shutdown gave up, and say which jobs are left."""
     if cancels:
         pool.cancel_group(group)
-    if group.runs:
-        pool.post(ending.tell_left_behind, None, group)
+    pool.post(ending.tell_left_behind, None, group)
+
+
+def _is_gone(leaver: Leaver) -> bool:
+    return leaver.gone
+
+
+def _waits_no_more(leaver: Leaver) -> bool:
+    return leaver.waits_no_more
+
+
+def _ended_meanwhile(group: RunGroup, leaver: Leaver) -> bool:
+    """Whether a leaver gave up, and no run is left all the same: so it may leave now.
+
+    Turns know then which undo failed, and that nobody was told.
+    """
+    return not (leaver.gone or group.runs)
 
 
 @contextlib.contextmanager
@@ -429,18 +451,20 @@ async def _end_all(
     first = struck = None
     waiter = loop.waiter(_NO_LOAN)
     leaver = Leaver(waiter, enclosing_stint(), detects=False)
-    while not leaver.waits_no_more:
+    while not leaver.waits_no_more or _ended_meanwhile(group, leaver):
+        if leaver.gives_up:
+            leaver, until = Leaver(waiter, leaver.stint, detects=False), None
         try:
+            pool.leave(group, leaver, cancels=True)
             with _time_limit(pool, group, leaver, until):
-                pool.leave(group, leaver, cancels=True)
-                cancelled = await wait_until_shielded(loop, waiter, lambda: leaver.waits_no_more)
+                done = partial(_waits_no_more, leaver)
+                cancelled = await wait_until_shielded(loop, waiter, done)
             first = first or cancelled
         except GeneratorExit:
             raise
         except BaseException as another:  # a signal handler raised in here
             struck = another
-    if not leaver.gone:
-        group.given_up = True
+    group.given_up = not leaver.gone
     _raise_undo_failed(leaver, struck or cause)
     if struck is not None:
         raise struck from cause

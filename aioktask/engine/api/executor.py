@@ -89,8 +89,10 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
         """Have a helper call ``fn(*args, **kwargs)``, whether or not anyone waits.
 
         Raises:
-            RuntimeError: The executor was shut down, the coordinator left or shut down, or the
-                interpreter exits.
+            RuntimeError: The executor was shut down, the coordinator drained, left or shut down, or
+                the interpreter exits.
+            Overloaded: The call could not begin in time, by what the coordinator or the process
+                sets. Where that is found later, its future has it.
         """
         pool, group = self._coordinator.scope()
         call = Submitted(pool, self._pending, fn, args, kwargs)
@@ -135,6 +137,7 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
 
         Raises:
             TimeoutError: A value did not come in time.
+            Overloaded: A call was refused; the others are cancelled where they have not begun.
             TypeError, ValueError: `buffersize` is no integer, or below 1.
         """
         if buffersize is not None and not isinstance(buffersize, int):
@@ -143,7 +146,13 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
             raise ValueError("buffersize must be None or > 0")
         until = None if timeout is None else time.monotonic() + timeout
         arguments = zip(*iterables, strict=False)
-        futures = deque(self.submit(fn, *each) for each in itertools.islice(arguments, buffersize))
+        futures: deque[Future[T]] = deque()
+        try:
+            for each in itertools.islice(arguments, buffersize):
+                futures.append(self.submit(fn, *each))
+        except BaseException:  # refused: nobody gets those that were not
+            _drop_all(futures)
+            raise
 
         def results() -> Iterator[T]:
             try:
@@ -156,8 +165,7 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
                         futures.append(self.submit(fn, *each))
                     yield value.pop()  # the consumer's alone from here on
             finally:
-                while futures:
-                    cast("HelperFuture", futures.popleft()).drop()
+                _drop_all(futures)
 
         return results()
 
@@ -181,6 +189,11 @@ class HelperThreadPoolExecutor(ThreadPoolExecutor):
         if wait:
             for call in pending:
                 call.until_ended()
+
+
+def _drop_all(futures: deque[Future[T]]) -> None:
+    while futures:
+        cast("HelperFuture", futures.popleft()).drop()
 
 
 def _result(future: Future[T], timeout: float | None) -> T:

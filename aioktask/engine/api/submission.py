@@ -74,15 +74,22 @@ def new_run(
         parent=parent,
         owned=owned,
     )
-    most_queued, max_wait = admission_limits(group, tunables)
-    if most_queued is not None or max_wait is not None or timeout is not None:
-        run.terms = Terms(
-            group.gate,
-            pool.deadlines,
-            most_queued,
-            max_wait,
-            None if timeout is None else seconds("timeout", timeout),
-        )
+    # Asked first whether anything is set at all, since nearly always nothing is.
+    if (
+        timeout is not None
+        or group.tunables
+        or tunables.max_queued is not None
+        or tunables.max_wait is not None
+    ):
+        most_queued, max_wait = admission_limits(group, tunables)
+        if most_queued is not None or max_wait is not None or timeout is not None:
+            run.terms = Terms(
+                group.gate,
+                pool.deadlines,
+                most_queued,
+                max_wait,
+                None if timeout is None else seconds("timeout", timeout),
+            )
     if traces(job, group, tunables):
         run.have_traced()
     return run

@@ -3,11 +3,16 @@
 #
 # Pure: the clock is the caller's. Any thread may call at any time, without a lock: each change is
 # one step of a dictionary or a deque. So where several threads submit at the same moment too many
-# jobs may be refused, by as many as there are such threads, and never too few.
+# jobs may be refused, by as many as there are such threads, and never too few. A call that an
+# exception strikes in any line leaves at most what `end` takes out.
 #
 # A job of many chunks begins soon whatever else there is, since jobs share threads chunk by chunk:
 # what grows in an overload is the number of jobs that are not over. So a queue is bounded by that
 # number, beyond the threads that there are, and a wait by how fast jobs begin.
+#
+# No job is refused for a guess: the wait is reckoned from jobs of at least its urgency, of which
+# some waited all the time in which their beginnings were measured. Where that is not known, a job
+# comes, and ends when its time has passed.
 """Admission to a coordinator."""
 
 from __future__ import annotations
@@ -46,7 +51,7 @@ class Flow:
 
     def rate(self, now: int) -> float | None:
         """How many in a second; None where too few are known."""
-        times = list(self._times)
+        times = self._times.copy()  # in one step, also without the GIL
         if len(times) < FEW_EVENTS:
             return None
         return (len(times) - 1) * 1e9 / max(now - times[0], 1)
@@ -74,63 +79,94 @@ class Refusal(NamedTuple):
 class Gate:
     """The jobs of one coordinator that count for admission."""
 
-    __slots__ = ("_begins", "_ends", "_present", "_waiting")
+    __slots__ = ("_begins", "_ends", "_present", "_threads", "_waiting")
 
     def __init__(self) -> None:
-        self._present: dict[int, None] = {}  # those that are not over, by the number of the run
-        self._waiting: dict[int, None] = {}  # those of them that have not begun
+        # Those that are not over, by the number of the run: the nice at which each waits to begin,
+        # or did; None for one that waits for something else first.
+        self._present: dict[int, int | None] = {}
+        self._waiting: dict[int, dict[int, None]] = {}  # by that nice, those that have not begun
+        self._threads = 1  # how many may serve them, as far as was heard
         self._begins = Flow()
         self._ends = Flow()
 
     def __repr__(self) -> str:
-        return f"<Gate: {len(self._present)} jobs, {len(self._waiting)} of them not begun>"
+        waiting = sum(len(each) for each in list(self._waiting.values()))
+        return f"<Gate: {len(self._present)} jobs, {waiting} of them not begun>"
+
+    def __len__(self) -> int:
+        return len(self._present)
 
     def queued(self, threads: int) -> int:
         """How many jobs there are more than threads that may serve them."""
         return max(len(self._present) - threads, 0)
 
     def enter(
-        self, number: int, threads: int, most: int | None, patience: float | None, now: int
+        self,
+        number: int,
+        nice: int | None,
+        threads: int,
+        most: int | None,
+        patience: float | None,
+        now: int,
     ) -> Refusal | None:
         """Count a run, unless it may not come.
 
         Args:
             number: Of the run.
+            nice: At which it waits to begin; None where it may wait for something else first.
             threads: How many may serve jobs of the coordinator.
             most: How many jobs may wait for a thread; None for any number.
             patience: How long the run may wait to begin, in seconds; None for any time.
             now: The time, in ns.
         """
-        present, waiting = self._present, self._waiting
-        present[number] = waiting[number] = None
+        present = self._present
+        self._threads = threads
+        if nice is None:
+            present[number] = None
+        else:
+            waiting = self._waiting.setdefault(nice, {})
+            present[number] = nice  # first: as long as it is present, `end` finds it in `waiting`
+            waiting[number] = None
         too_many = 0 if most is None else len(present) - threads - most
         if too_many > 0:
             seconds = self._ends.seconds(too_many, now)
             return self._refuse(number, threads, seconds, None)
-        before = len(waiting) - 1
-        if patience is not None and before:
-            wait = self._begins.seconds(before, now)
+        if patience is not None and nice is not None:
+            before = self._as_urgent(nice) - 1
+            wait = self._begins.seconds(before, now) if before > 0 else None
             if wait is not None and wait > patience:
                 return self._refuse(number, threads, wait - patience, wait)
         return None
 
+    def _as_urgent(self, nice: int) -> int:
+        """How many that wait are served before one of this nice, or as soon."""
+        waiting = list(self._waiting.items())
+        return sum(len(each) for of_nice, each in waiting if of_nice <= nice)
+
     def _refuse(
         self, number: int, threads: int, seconds: float | None, wait: float | None
     ) -> Refusal:
-        self._present.pop(number, None)
-        self._waiting.pop(number, None)
+        self._forget(number)
         return Refusal(self.queued(threads), _within_bounds(seconds), wait)
+
+    def _forget(self, number: int) -> bool:
+        """Count a run no more; whether it was counted."""
+        nice = self._present.get(number)
+        if nice is not None:
+            self._waiting[nice].pop(number, None)
+        return self._present.pop(number, self) is not self
 
     def begin(self, number: int, now: int) -> None:
         """Take in that a run begins, if it was counted."""
-        if self._waiting.pop(number, 0) is None:
-            self._begins.note(now, busy=bool(self._waiting))
+        nice = self._present.get(number)
+        if nice is not None and self._waiting[nice].pop(number, 0) is None:
+            self._begins.note(now, busy=self._as_urgent(nice) > 0)
 
     def end(self, number: int, now: int) -> None:
-        """Take in that a run is over, if it was counted."""
-        self._waiting.pop(number, None)
-        if self._present.pop(number, 0) is None:
-            self._ends.note(now, busy=bool(self._present))
+        """Take in that a run is over, if it was counted; may be called again."""
+        if self._forget(number):
+            self._ends.note(now, busy=len(self._present) >= self._threads)
 
     def retry_after(self, threads: int, now: int) -> float:
         """In how many seconds one that comes is likely to begin at once."""

@@ -49,17 +49,22 @@ def cancel(state: State, run: Run) -> None:
 def expire(state: State, run: Run) -> None:
     """End a run whose time has passed, unless its end is decided already.
 
-    In a turn no run begins meanwhile. The keeper is told when to look again, if it should.
+    In a turn no run begins meanwhile. The keeper is told when to look again, if it should. A run
+    that is done in time stays so, whenever its owner comes to take the result.
     """
     terms = run.terms
-    if run.over or run.decided is not None or terms is None:
+    if run.over or run.settled or run.decided is not None or terms is None:
         return
     found = terms.expired(run, state.most_threads(run.group), perf_counter_ns())
     if isinstance(found, Expiry):
         run.cancel(found)
         cancel(state, run)
+        state.out.tell(run)
     elif found is not None:
         terms.deadlines.add(run.number, (expire, run), found)
+        if run.decided is not None:  # on another thread, which dropped what was there before
+            terms.deadlines.drop(run.number)
+        state.out.look_by = found
 
 
 def committed(state: State, run: Run) -> None:
@@ -104,7 +109,7 @@ def leave_group(state: State, run: None, group: RunGroup, leaver: Leaver, cancel
 
 
 def give_up_leaving(state: State, run: None, group: RunGroup, leaver: Leaver) -> None:
-    """Wake a leaver whose time is up, unless no run is left."""
+    """Wake a leaver whose time is up, unless no run is left. It comes after `leave_group`."""
     if not leaver.gone:
         leaver.gives_up = True
         stay_in_group(state, None, group, leaver)

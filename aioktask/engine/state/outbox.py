@@ -47,6 +47,7 @@ class Outbox:
         lessons: What was learned, to be kept on disk.
         ended: Runs that may let go now of what they held.
         dropped: What else may be finalized now.
+        look_by: When the keeper should look at deadlines at the latest, in ns; 0 for no such time.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Outbox:
         "ended",
         "events",
         "lessons",
+        "look_by",
         "looks",
         "notes",
         "parkings",
@@ -77,6 +79,7 @@ class Outbox:
         self.lessons: list[tuple[Source, Lesson | None]] = []
         self.ended: list[Run] = []
         self.dropped: list[object] = []
+        self.look_by = 0
 
     def __bool__(self) -> bool:
         return bool(
@@ -92,6 +95,7 @@ class Outbox:
             or self.readings
             or self.looks
             or self.lessons
+            or self.look_by
         )
 
     def tell(self, run: Run) -> None:

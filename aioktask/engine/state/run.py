@@ -849,6 +849,9 @@ class Run:
             self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk, **figures)
         else:
             failure = self.failure
+            expiry: Expiry | None = self.decisions.get("expiry")
+            if expiry is not None:
+                figures["expired"] = expiry.message
             self.tell(EventKind.CANCELLED, done=failure.done, undone=failure.undone, **figures)
         if self.verdict is not None:
             self._trace = self.verdict.__traceback__

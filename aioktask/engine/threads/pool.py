@@ -164,7 +164,15 @@ class Pool:
             command: As for `post`.
         """
         self.deadlines.add(number, command, due)
-        self.keeper.see_by(due)
+        self._look_by(due)
+
+    def _look_by(self, due: int) -> None:
+        try:
+            self.keeper.see_by(due)
+        except RecursionError:  # a RuntimeError too, but of the calling code
+            raise
+        except RuntimeError:  # no thread for it: it looks once it is there, and nobody before
+            pass
 
     def post_once(self, key: tuple[Any, ...], *command: Any) -> None:
         """Post a command that applies what was published before, unless one is on its way.
@@ -460,6 +468,9 @@ class Pool:
         while out.lessons:
             self.archive.keep(*out.lessons[-1])
             out.lessons.pop()
+        if out.look_by:
+            self._look_by(out.look_by)
+            out.look_by = 0
         # In this order: a leaver asks whether the waiters before it were told.
         while out.waiters:
             self.wake_waiter(out.waiters[0])
@@ -546,12 +557,12 @@ class Pool:
             CoordinatorClosed: The coordinator takes no more jobs; never for a `nested` run. The run
                 has not begun then, and will not.
             RuntimeError: The same of the process, which exits.
-            Overloaded: It could not begin in time, by its terms; never for a `nested` run.
+            Overloaded: It could not begin in time, by its terms. It has left nothing behind then.
         """
         if run.heard:
             run.prepare()
         group, state = run.group, self.state
-        if run.terms is not None and not (group.closed or state.closing):
+        if run.terms is not None and (nested or not (group.closed or state.closing)):
             self._take_in_on_terms(run, run.terms, nested)
         lane = state.lane
         if waiter is not None and caller is None and lane.takes(run, group, waiter):
@@ -580,7 +591,7 @@ class Pool:
         """
         threads = self.state.most_threads(run.group)
         try:
-            due = terms.refuse_or_enter(run, threads, always=nested)
+            due = terms.refuse_or_enter(run, threads, nested=nested)
         except Overloaded as error:
             run.decide_entrance(REFUSED)
             if run.heard:
@@ -617,8 +628,9 @@ class Pool:
         """End a run; whether that came in time, also when it was cancelled before."""
         if not run.cancel():
             return False
-        # One command is enough. If struck between the two steps here, it is left to the keeper.
-        if not (run.cancelled or run.over or run.cancel_posted):
+        # One command is enough. If struck between the two steps here, it is left to the keeper. One
+        # that was refused is none of a turn's business, or comes with its own command.
+        if not (run.cancelled or run.over or run.cancel_posted or run.refused):
             run.cancel_posted = True
             self.post(ending.cancel, run)
             self.signals.interrupt()  # after that: who comes back finds the command
@@ -827,8 +839,7 @@ class Pool:
             return None
         due = self.deadlines.next_due()
         if due is not None and due <= time.perf_counter_ns():
-            found = self.deadlines.take_due(time.perf_counter_ns())
-            self.inbox += found
+            self.deadlines.hand_over(time.perf_counter_ns(), self.inbox.append)
             self.turn()
             due = self.deadlines.next_due()
         return due

@@ -12,6 +12,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter_ns
 from types import FrameType
 from typing import Any
 
@@ -42,6 +43,7 @@ from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.run import Decision, Phase, Run
 from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.terms import Terms
 from aioktask.engine.state.workers import Caller, Helper, ThreadWaiter, Waiter
 from aioktask.engine.threads.helper import HelperThread
 from aioktask.engine.threads.pool import Pool
@@ -71,6 +73,7 @@ class World:
         patch.setattr(pool, "wake", lambda: None)
         patch.setattr(pool, "_have_started", self.started.append)
         patch.setattr(pool, "_have_memory_looked_at", lambda: None)
+        patch.setattr(pool, "_look_by", lambda due: None)
         patch.setattr(pool.archive, "fetch", lambda reading: None)
         patch.setattr(pool.archive, "keep", lambda source, lesson: None)
         patch.setattr(pool.adapter, "_set_nice", lambda helper: True)
@@ -409,6 +412,62 @@ def leave(world: World, *, cancels: bool) -> None:
     world.apply(ending.leave_group, None, world.group, world.leaver, cancels)
 
 
+def give_up(world: World) -> None:
+    leave(world, cancels=False)
+    world.apply(ending.give_up_leaving, None, world.group, world.leaver)
+
+
+def left_behind(world: World) -> None:
+    world.apply(ending.tell_left_behind, None, world.group)
+
+
+def _on_terms(world: World, run: Run, *, passed: float, timeout: float) -> None:
+    """Have the run be one that was submitted so long ago with this time, in seconds."""
+    if run.over:  # by a strike before
+        return
+    run.submitted_at = perf_counter_ns() - int(passed * 1e9)
+    run.terms = Terms(run.group.gate, world.pool.deadlines, None, None, timeout)
+    due = run.terms.refuse_or_enter(run, CAP, nested=False)
+    assert due is not None
+    if run.first_claim:
+        run.terms.began(run, run.first_claim)
+    world.pool.deadlines.add(run.number, (ending.expire, run), due)
+
+
+def expire(world: World) -> None:
+    _on_terms(world, world.awaited, passed=2, timeout=1)
+    world.apply(ending.expire, world.awaited)
+
+
+def look_again(world: World) -> None:
+    _on_terms(world, world.awaited, passed=0, timeout=600)
+    world.apply(ending.expire, world.awaited)
+
+
+def expire_waiting(world: World) -> None:
+    """No chunk has begun, and none will."""
+    run = world.submit("late", nice=19, undo=True, group=world.group)
+    world.wait(run, 3)
+    _on_terms(world, run, passed=2, timeout=1)
+    world.apply(ending.expire, run)
+
+
+def expire_before_it_came(world: World) -> None:
+    run = world.run("late", undo=True)
+    _on_terms(world, run, passed=2, timeout=1)
+    world.apply(ending.expire, run)
+    waiter = world._waiter(0)
+    world.apply(admission.admit, run, waiter, None, False, False)
+
+
+def expire_in_lane(world: World) -> None:
+    run = world.run("late", size=1, call=True)
+    run.lane_waiter = world._waiter(0)
+    world.state.lane.waiting.append(run)
+    _on_terms(world, run, passed=2, timeout=1)
+    world.apply(ending.expire, run)
+
+
 def stay(world: World) -> None:
     leave(world, cancels=False)
     world.waiters.remove(world.leaver.waiter)
@@ -602,6 +661,13 @@ DEEDS: dict[str, Deed] = {
     "leave": lambda world: leave(world, cancels=False),
     "leave and cancel": lambda world: leave(world, cancels=True),
     "stay": stay,
+    "give up": give_up,
+    "left behind": left_behind,
+    "expire": expire,
+    "look again": look_again,
+    "expire waiting": expire_waiting,
+    "expire before it came": expire_before_it_came,
+    "expire in lane": expire_in_lane,
     "cancel group": lambda world: world.apply(ending.cancel_group, None, world.group),
     "renice": renice,
     "limit": limit,
@@ -659,7 +725,11 @@ def check(world: World) -> None:
     assert not state.serving
     unwoken = [each for each in world.waiters if each not in world.woken]
     assert not unwoken
-    assert world.leaver.gone or world.leaver.waiter not in world.waiters
+    leaver = world.leaver
+    assert leaver.waits_no_more or leaver.waiter not in world.waiters
+    assert not world.group.leavers
+    assert not len(world.pool.deadlines), "nothing is due of what is over"
+    assert len(world.group.gate) == len(state.root.gate) == 0
     assert all(run.over or run.phase is Phase.DONE for run in world.runs)
     for run in world.runs:
         if run.decided is Decision.SUCCESS:

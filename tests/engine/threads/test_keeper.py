@@ -9,6 +9,7 @@ import pytest
 
 from aioktask.engine.threads import keeper as keeper_module
 from aioktask.engine.threads.keeper import MOST_COMING, Keeper
+from tests.support.meanwhile import Scene, play_at_each_bytecode
 
 
 class _Kept:
@@ -18,6 +19,12 @@ class _Kept:
         raise AssertionError("it is gone")
 
     def look_around(self) -> bool:
+        raise AssertionError("it is gone")
+
+    def look_at_calls(self) -> bool:
+        raise AssertionError("it is gone")
+
+    def next_deadline(self) -> int | None:
         raise AssertionError("it is gone")
 
 
@@ -89,3 +96,98 @@ def test_who_died_as_it_began_makes_room_for_another(
     monkeypatch.setattr(Keeper, "_keep_seated", lambda self: began.append(self))
     started.pop()()
     assert began == [keeper]
+
+
+class _Watch:
+    """What a keeper without a thread finds as it asks when the next deadline is."""
+
+    def __init__(self, dues: list[int | None]) -> None:
+        self.dues = dues
+        self.asked = 0
+
+    def next_deadline(self) -> int | None:
+        self.asked += 1
+        return self.dues.pop(0) if len(self.dues) > 1 else self.dues[0]
+
+
+NOW = 1_000_000_000
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module.time, "perf_counter_ns", lambda: NOW)
+
+
+@pytest.mark.parametrize(
+    ("dues", "pause", "expected"),
+    [
+        ([None], 0.1, 0.1),
+        ([None], -1, -1),
+        ([NOW + 50_000_000], 0.1, 0.05),
+        ([NOW + 50_000_000], -1, 0.05),
+        ([NOW + 500_000_000], 0.1, 0.1),
+        ([NOW - 5, None], 0.1, 0.1),  # it was done as this asked
+        ([NOW - 5, None], -1, 0.0),  # and there may be more to look at
+        ([NOW - 5, NOW + 10_000_000], -1, 0.0),
+        ([NOW - 5, NOW + 10_000_000], 0.1, 0.01),
+    ],
+)
+@pytest.mark.usefixtures("clock")
+def test_it_sleeps_until_it_looks_next_or_something_is_due(
+    dues: list[int | None], pause: float, expected: float
+) -> None:
+    keeper = Keeper(_Kept())
+    watch = _Watch(dues)
+    assert keeper._until_deadline(watch, pause) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("clock")
+def test_who_adds_a_deadline_wakes_it_only_where_it_would_sleep_past_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    woken: list[None] = []
+    keeper = Keeper(_Kept())
+    monkeypatch.setattr(keeper, "wake", lambda: woken.append(None))
+    keeper.see_by(NOW)
+    assert len(woken) == 1  # it was not there at all
+    keeper.running = True
+    keeper._until_deadline(_Watch([NOW + 50_000_000]), 0.1)  # type: ignore[arg-type]
+    keeper.see_by(NOW + 60_000_000)
+    assert len(woken) == 1
+    keeper.see_by(NOW + 40_000_000)
+    assert len(woken) == 2
+    keeper._until_deadline(_Watch([None]), -1)  # type: ignore[arg-type]
+    keeper.see_by(NOW + 10**15)
+    assert len(woken) == 3
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_deadline_that_comes_as_it_goes_to_sleep_is_seen_by_one_of_the_two() -> None:
+    """Before each bytecode of the keeper's another thread adds one, as `Pool.post_at` does."""
+
+    def begin() -> Scene:
+        keeper = Keeper(_Kept())
+        keeper.running = True
+        woken: list[None] = []
+        keeper.wake = lambda: woken.append(None)  # type: ignore[method-assign]
+        added: list[int] = []
+        pauses: list[float] = []
+
+        class Kept:
+            def next_deadline(self) -> int | None:
+                return added[0] if added else None
+
+        def meanwhile() -> None:
+            added.append(NOW + 50_000_000)
+            keeper.see_by(added[0])
+
+        def check() -> None:
+            assert woken or pauses == [pytest.approx(0.05)]
+
+        return Scene(
+            lambda: pauses.append(keeper._until_deadline(Kept(), -1)),  # type: ignore[arg-type]
+            meanwhile,
+            check,
+        )
+
+    play_at_each_bytecode(begin, keeper_module)
