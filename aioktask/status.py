@@ -53,6 +53,8 @@ class JobStatus:
         undone: How many units were undone, of one that is over.
         waits_for: In words, what it waits for, and which limit decides that; empty where it waits
             for nothing.
+        stuck: How long a thread of it has been at one chunk, or its coroutine undo has gone on,
+            where that was told as longer than `stuck_after`; else 0.
     """
 
     number: int
@@ -70,6 +72,7 @@ class JobStatus:
     ended: float | None = None
     undone: int = 0
     waits_for: str = ""
+    stuck: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +88,10 @@ class HelperStatus:
         nice: The thread's nice.
         node: The NUMA node that it is bound to; None for none.
         chunk: The chunk that it is at, or about to begin; None for none.
-        stuck: How long it has been at that chunk, where that is longer than `stuck_after`; else 0.
-        stack: Where it was in the program when that was told last, the innermost call last.
+        stuck: How long it has been at that chunk, where that was told as longer than
+            `stuck_after`; else 0.
+        stack: Where it was in the program when that was told last, the innermost call last. Empty
+            without the GIL, where the interpreter cannot tell of a thread that runs.
     """
 
     kind: Literal["helper", "caller"]

@@ -30,6 +30,7 @@ from aioktask.checks import (
 )
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.feed import Count, Feed, StreamHandle
+from aioktask.engine.state.growth import Tally
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Waiter
 from aioktask.engine.threads.keeper import WATCH_SECONDS
@@ -138,6 +139,7 @@ class Consumer(Generic[T, R]):
         )
         self._growth = self.feed.growth
         self._growth.has = self.exchange.has
+        self._growth.tally = self._tally
         self.handle: StreamHandle = self.feed.handle(self._count)
 
     def _wake(self, waiter: Waiter) -> None:
@@ -151,6 +153,10 @@ class Consumer(Generic[T, R]):
         size = self.taken if self.source_ended else None
         raised = self._source_error is not None or self.exchange.ends_early
         return Count(done, size, raised, self.failed)
+
+    def _tally(self) -> Tally:
+        done, size, *_ = self._count()
+        return Tally(done, size, self.failed)
 
     # The source.
 

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from time import perf_counter_ns
 from typing import NamedTuple, SupportsIndex
 
 from aioktask.engine.api.coordinator import Coordinator
@@ -234,6 +235,7 @@ class Feed:
         outer = stint.outer = local.stint
         inside = local.inside
         try:
+            stint.walked_at = perf_counter_ns()  # by which one item is told from the next
             stint.first_chunk_stop = stint.stretch_stop = 1
             # Whoever cancels decides by this too whether the run is over at once.
             if not run.may_start() or run.cancel_asked:

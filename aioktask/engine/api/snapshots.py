@@ -2,9 +2,13 @@
 # How a snapshot is taken: from what turns change, read without their lock.
 #
 # Guarantees: no lock is taken and nothing is posted, so it may be called on any thread, in any
-# line. Each collection is copied in one step; a job that changes meanwhile may be seen as it was or
-# as it is, but each job once. What it costs grows with the jobs and threads that there are, by some
-# microseconds each.
+# line. A job that changes meanwhile may be seen as it was or as it is, but each job once, and none
+# is missed that was submitted before and is not among those that ended long ago. What it costs
+# grows with the jobs and threads that there are, by some microseconds each.
+#
+# Relies on two orders. Where jobs go from one place to the next, they are put there before they are
+# taken out here; so the places are read in the order in which jobs pass them. And what is kept of a
+# job that is over (`Run.past`, `State.past`) is there before it is over; so that is read last.
 """`snapshot`."""
 
 from __future__ import annotations
@@ -12,12 +16,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
+from typing import TypeVar
 
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.machine.os_threads import process_nice
 from aioktask.engine.scheduling.reasons import Kept, kept_from_threads
 from aioktask.engine.state import admission, record
+from aioktask.engine.state.dispatch import MOST_PAST
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.run import SETTLED, Run
 from aioktask.engine.state.stint import Stint
@@ -25,7 +32,7 @@ from aioktask.engine.state.workers import Caller, Helper
 from aioktask.engine.threads.chunk_watch import At
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import NO_SHARE
-from aioktask.job import Progress, StreamProgress
+from aioktask.job import Progress, StreamProgress, eta_of
 from aioktask.status import (
     HelperStatus,
     JobStatus,
@@ -37,6 +44,11 @@ from aioktask.status import (
 )
 
 __all__ = ["runs_of", "snapshot", "take_snapshot"]
+
+T = TypeVar("T")
+
+# How often a deque is read at once before its items are read one by one.
+READS = 8
 
 
 def snapshot() -> Snapshot:
@@ -61,23 +73,28 @@ def snapshot() -> Snapshot:
 def take_snapshot(pool: Pool, group: RunGroup | None = None) -> Snapshot:
     """What there is to see of the process, with the jobs of one group only if one is given."""
     pool.adapter.want_holders()
-    now = time.perf_counter_ns()
-    jobs = [
-        _job_status(pool, run, now)
-        for run in runs_of(pool)
-        if (group is None or run.group is group) and not run.over
-    ]
-    ended = [record.Ended._make(each) for each in reversed(list(pool.state.past))]
-    numbers = {each.number for each in jobs}
+    now, taken_at = time.perf_counter_ns(), time.time()
+    words = _cap_in_words(pool)
+    stuck = _stuck_runs(pool, now)
+    jobs: dict[int, JobStatus] = {}
+    ended: dict[int, record.Ended] = {}
+    for run in runs_of(pool):
+        if (group is not None and run.group is not group) or run.refused:
+            continue
+        if run.past is not None:
+            ended[run.number] = record.Ended._make(run.past)
+        elif not run.over:  # else it passed the lane, and what is kept of it was before
+            jobs[run.number] = _job_status(pool, run, now, words, stuck.get(run.number, 0.0))
+    for items in _items(pool.state.past):
+        kept = record.Ended._make(items)
+        if (group is None or kept.group == group.number) and kept.number not in jobs:
+            ended[kept.number] = kept
+    latest = sorted(ended.values(), key=lambda each: each.ended_at, reverse=True)
     return Snapshot(
         pid=os.getpid(),
-        taken_at=time.time(),
-        jobs=tuple(sorted(jobs, key=lambda each: each.number)),
-        ended=tuple(
-            _ended_status(each, now)
-            for each in ended
-            if (group is None or each.group == id(group)) and each.number not in numbers
-        ),
+        taken_at=taken_at,
+        jobs=tuple(sorted(jobs.values(), key=lambda each: each.number)),
+        ended=tuple(_ended_status(each, now) for each in latest[:MOST_PAST]),
         helpers=tuple(_threads(pool, now)),
         limits=_limits(pool),
         loops=tuple(_loops(pool, now)),
@@ -85,35 +102,86 @@ def take_snapshot(pool: Pool, group: RunGroup | None = None) -> Snapshot:
     )
 
 
+def _items(queue: deque[T]) -> list[T]:
+    """The items of a deque, those that others take out of it or add meanwhile perhaps among them.
+
+    Without the GIL an iteration may be struck by another thread's step. Items are taken out on the
+    left only, so one by one they are read from the right.
+    """
+    for _ in range(READS):
+        try:
+            return list(queue)
+        except RuntimeError:
+            continue
+    found: list[T] = []
+    try:
+        while True:
+            found.append(queue[-1 - len(found)])
+    except IndexError:
+        found.reverse()
+        return found
+
+
 # Jobs.
 
 
 def runs_of(pool: Pool) -> Iterator[Run]:
-    """Every run that is not over, once: taken in, in the lane, or on its way."""
+    """Every run that is not over, once: on its way, in the lane, or taken in; and some that are."""
     state = pool.state
-    found: dict[int, Run] = {run.number: run for run in list(state.runs)}
-    for run in list(state.lane.waiting):
-        found.setdefault(run.number, run)
+    found: dict[int, Run] = {run.number: run for run in _items(state.lane.waiting)}
+    # A turn holds what it takes out of a queue in its outbox. It may put it into the inbox, or take
+    # it from there; so the outbox is read before and after that.
+    for each in [*state.out.dropped, *_items(pool.inbox)]:
+        _add_posted(found, each)
     for helper in list(state.helpers):
         at = helper.express
         if at is not None:
             found.setdefault(at.number, at)
-    for settled in list(state.lane.settled):
+    for settled in _items(state.lane.settled):
         found.setdefault(settled.number, settled)
-    for command in list(pool.inbox):
-        if command[0] is admission.admit:
-            found.setdefault(command[1].number, command[1])
+    for each in list(state.out.dropped):
+        _add_posted(found, each)
+    for run in list(state.runs):
+        found.setdefault(run.number, run)
     return iter(found.values())
 
 
-def _job_status(pool: Pool, run: Run, now: int) -> JobStatus:
+def _add_posted(found: dict[int, Run], each: object) -> None:
+    """Add the run that this is, or that this command is to take in."""
+    if type(each) is tuple and each and each[0] is admission.admit:
+        each = each[1]
+    if type(each) is Run:
+        found.setdefault(each.number, each)
+
+
+def _job_status(pool: Pool, run: Run, now: int, words: str, stuck: float) -> JobStatus:
+    """How a run stands.
+
+    Args:
+        pool: Of the process.
+        run: It is not over, or was not a moment ago.
+        now: When the snapshot was begun.
+        words: What limits the threads of the process, in words.
+        stuck: How long a thread of it has been stuck.
+    """
     told = record.progress(run)
     first = run.first_claim
     kind = record.kind_of(run)
     progress: Progress | StreamProgress = told
-    if kind == "stream":
+    phase = told.phase
+    if run.growth is not None:
+        tally = run.growth.tally()
+        if tally.failed:
+            phase = "stopping"
+        elif phase == "waiting" and tally.done:  # by a calling thread, before a turn took it in
+            phase = "running"
+        rate, eta = 0.0, None
+        if told.elapsed > 0:
+            rate = tally.done / told.elapsed
+        if phase == "running" and tally.size is not None:
+            eta = eta_of(tally.size - tally.done, tally.done, told.elapsed)
         progress = StreamProgress(
-            told.done, None, told.threads, told.elapsed, told.rate, told.phase
+            tally.done, tally.size, told.threads, told.elapsed, rate, phase, eta
         )
     loan = run.entry.loan if run.begun else None
     return JobStatus(
@@ -123,24 +191,26 @@ def _job_status(pool: Pool, run: Run, now: int) -> JobStatus:
         labels=run.labels,
         nice=run.nice,
         loan=loan,
-        phase=told.phase,
+        phase=phase,
         progress=progress,
         threads=told.threads,
-        queued=((first or now) - run.submitted_at) / 1e9,
+        queued=max((first or now) - run.submitted_at, 0) / 1e9,
         elapsed=told.elapsed,
-        age=(now - run.submitted_at) / 1e9,
-        waits_for=_waits_for(pool, run, told.threads),
+        age=max(now - run.submitted_at, 0) / 1e9,
+        waits_for=_waits_for(pool, run, told.threads, words),
+        stuck=stuck,
     )
 
 
-def _waits_for(pool: Pool, run: Run, threads: int) -> str:
+def _waits_for(pool: Pool, run: Run, threads: int, words: str) -> str:
     """What a run waits for, in words."""
     if run.phase is SETTLED:
         return "whoever awaits it to take the result"
     if run.async_undo:
         return "its coroutine undo"
     if threads:
-        return ""
+        stops = run.stopping or run.cancel_asked
+        return "the chunks that run to end" if stops and not run.undoing else ""
     if not run.begun:
         return "" if run.first_claim else "a thread that takes it in"
     if run.awaits:
@@ -157,7 +227,7 @@ def _waits_for(pool: Pool, run: Run, threads: int) -> str:
     if lacking := pool.state.scheduler.lacks_memory(run.entry):
         return lacking
     if kept is Kept.BY_PROCESS:
-        return f"a thread: all of the process are at other jobs ({_cap_in_words(pool)})"
+        return f"a thread: all of the process are at other jobs ({words})"
     return "a thread that is on its way"
 
 
@@ -170,14 +240,15 @@ def _cap_in_words(pool: Pool) -> str:
 
 def _ended_status(told: record.Ended, now: int) -> JobStatus:
     first = told.first_claim
-    elapsed = (told.ended_at - first) / 1e9 if first else 0.0
+    elapsed = max(told.last_chunk - first, 0) / 1e9 if first else 0.0
     rate = told.done / elapsed if elapsed > 0 else 0.0
     progress: Progress | StreamProgress
     if told.kind == "stream":
-        progress = StreamProgress(told.done, told.done, 0, elapsed, rate, told.how, 0.0)
+        progress = StreamProgress(told.done, told.size, 0, elapsed, rate, told.how, 0.0)
     else:
+        size = told.done if told.size is None else told.size
         progress = Progress(
-            told.done, told.size, 0, told.chunks, elapsed, rate, told.how, told.undone, 0.0
+            told.done, size, 0, told.chunks, elapsed, rate, told.how, told.undone, 0.0
         )
     return JobStatus(
         number=told.number,
@@ -191,8 +262,8 @@ def _ended_status(told: record.Ended, now: int) -> JobStatus:
         threads=told.threads,
         queued=((first or told.ended_at) - told.submitted_at) / 1e9,
         elapsed=elapsed,
-        age=(now - told.submitted_at) / 1e9,
-        ended=(now - told.ended_at) / 1e9,
+        age=max(now - told.submitted_at, 0) / 1e9,
+        ended=max(now - told.ended_at, 0) / 1e9,
         undone=told.undone,
     )
 
@@ -226,6 +297,15 @@ def _threads(pool: Pool, now: int) -> Iterator[HelperStatus]:
         yield HelperStatus("helper", 0, "starting", None, 0.0, helper.nice, None, None)
 
 
+def _stuck_runs(pool: Pool, now: int) -> dict[int, float]:
+    """How long, in seconds, the thread of each run is stuck that is for the longest time."""
+    found: dict[int, float] = {}
+    for (number, _), at in pool.chunks.places.items():
+        if at.stuck:
+            found[number] = max(found.get(number, 0.0), (now - at.since) / 1e9)
+    return found
+
+
 def _in_lane(helper: Helper) -> Stint | None:
     """What the helper is at in the lane."""
     run = helper.express
@@ -240,8 +320,8 @@ def _working(
     at = places.get((run.number, id(thread)))
     stuck = 0.0
     stack: tuple[str, ...] = ()
-    if at is not None and at.stack and at.chunk == start:
-        stuck, stack = (now - at.since) / 1e9, at.stack
+    if at is not None and at.stuck and at.is_at(stint):
+        stuck, stack = max(now - at.since, 0) / 1e9, at.stack
     helper = thread if isinstance(thread, Helper) else None
     return HelperStatus(
         kind="caller" if helper is None else "helper",

@@ -32,26 +32,28 @@ def holders_of(path: Path, proc: str = "/proc") -> tuple[tuple[int, int], ...]:
     """
     found: dict[int, int] = {}
     with contextlib.suppress(OSError):
-        user = os.geteuid()
-        for entry in os.scandir(proc):
-            if entry.name.isdecimal():
-                with contextlib.suppress(OSError):
-                    if entry.stat().st_uid == user:
-                        held = _held_by(entry.path, os.fspath(path))
-                        if held:
-                            found[int(entry.name)] = held
+        user, real = os.geteuid(), os.path.realpath(path)
+        with os.scandir(proc) as processes:
+            for entry in processes:
+                if entry.name.isdecimal():
+                    with contextlib.suppress(OSError):
+                        if entry.stat().st_uid == user:
+                            held = _held_by(entry.path, real)
+                            if held:
+                                found[int(entry.name)] = held
     return tuple(sorted(found.items()))
 
 
 def _held_by(process: str, path: str) -> int:
     """How many slots of the file the process holds."""
     held = 0
-    for entry in os.scandir(f"{process}/fd"):
-        with contextlib.suppress(OSError):
-            if os.readlink(entry.path) != path:
-                continue
-            told = Path(process, "fdinfo", entry.name).read_text()
-            for start, stop in _LOCK.findall(told):
-                if int(start) < CPU_LIMIT and stop != "EOF":
-                    held += int(stop) - int(start) + 1
+    with os.scandir(f"{process}/fd") as descriptors:
+        for entry in descriptors:
+            with contextlib.suppress(OSError):
+                if os.readlink(entry.path) != path:
+                    continue
+                told = Path(process, "fdinfo", entry.name).read_text()
+                for start, stop in _LOCK.findall(told):
+                    if stop != "EOF" and int(stop) < CPU_LIMIT:
+                        held += int(stop) - int(start) + 1
     return held

@@ -26,6 +26,8 @@ class Kept(Enum):
 def kept_from_threads(scheduler: Scheduler, entry: Entry) -> Kept:
     """What keeps a job, which no thread serves and which has something to claim, from a thread."""
     group = entry.group
+    if entry.owed:  # beyond these caps
+        return Kept.BY_NOTHING
     if group.cap is not None and group.threads >= group.cap:
         return Kept.BY_GROUP
     if entry.in_background and scheduler.background >= scheduler.background_cap:

@@ -21,7 +21,6 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.learning.lessons import Asked, Key, Lesson, key_of
 from aioktask.engine.learning.pacing import pacing_of
 from aioktask.engine.ranges.plan import Split, split
-from aioktask.engine.state import record
 from aioktask.engine.state.callers import enter_caller, enter_guest
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.outbox import Source
@@ -145,7 +144,8 @@ def do_not_begin(state: State, run: Run, error: BaseException | None = None) -> 
         run.break_down(error)
     else:
         run.do_not_begin(error)
-    state.past.append(record.ended(run, perf_counter_ns()))
+    if run.past is not None and not run.refused:  # else it was never taken in
+        state.past.append(run.past)
     state.out.waiters += run.waiters
     run.waiters = {}
     if run.lane_waiter is not None:

@@ -219,7 +219,7 @@ class State:
         group = run.group
         out = self.out
         out.ended.append(run)
-        self.past.append(record.ended(run, perf_counter_ns()))
+        self.past.append(run.past or record.ended(run, perf_counter_ns()))
         if run.key is not None and run.lesson is not None and not run.stopping:
             self.lessons.put(run.key, run.lesson)
             if run.directory:

@@ -117,9 +117,23 @@ def give_up_leaving(state: State, run: None, group: RunGroup, leaver: Leaver) ->
 
 
 def tell_stuck(
-    state: State, run: Run, chunk: range | None, seconds: float, stack: tuple[str, ...]
+    state: State,
+    run: Run,
+    chunk: range | None,
+    seconds: float,
+    thread: int,
+    stack: tuple[str, ...],
 ) -> None:
-    """A command: tell that a thread has been at one chunk for long, or a coroutine undo."""
+    """A command: tell that a thread has been at one chunk for long, or a coroutine undo.
+
+    Args:
+        state: The state.
+        run: What it serves.
+        chunk: The chunk; None where values are combined, and for a coroutine undo.
+        seconds: For how long.
+        thread: The kernel's number of the helper; 0 for a calling thread, and for no thread.
+        stack: Where it is in the program, the innermost call last.
+    """
     if run.over:
         return
     run.tell(
@@ -127,7 +141,8 @@ def tell_stuck(
         chunk=chunk,
         seconds=seconds,
         undoing=run.undoing,
-        stopping=run.stopping,
+        stopping=run.stopping or run.cancel_asked,
+        thread=thread,
         stack=stack,
     )
     state.out.tell(run)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from aioktask.engine.state.run import Run
     from aioktask.engine.state.stint import Stint
 
+_numbers = itertools.count()
+
 NO_TUNABLES: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -23,6 +26,7 @@ class RunGroup(Group):
     """The runs of one coordinator.
 
     Attributes:
+        number: Of this group in the process.
         runs: Those that are not over.
         closed: Whether nothing more may be submitted. Set by the closing thread, before it posts.
         shut: Whether a turn has seen that it is closed.
@@ -36,10 +40,21 @@ class RunGroup(Group):
             then posts; of `max_threads` the group's `cap` follows in a turn.
     """
 
-    __slots__ = ("closed", "gate", "given_up", "leavers", "runs", "shut", "tunables", "undo_failed")
+    __slots__ = (
+        "closed",
+        "gate",
+        "given_up",
+        "leavers",
+        "number",
+        "runs",
+        "shut",
+        "tunables",
+        "undo_failed",
+    )
 
     def __init__(self, cap: int | None = None, tunables: Mapping[str, Any] = NO_TUNABLES) -> None:
         super().__init__(cap)
+        self.number = next(_numbers)
         self.tunables = tunables
         self.runs: dict[Run, None] = {}
         self.closed = self.shut = self.given_up = False

@@ -12,10 +12,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from aioktask.engine.learning.lessons import Key
 from aioktask.engine.learning.pacing import GrowingPacing
 from aioktask.engine.ranges.claims import GrowingClaims
+
+
+class Tally(NamedTuple):
+    """What whoever adds units knows of them.
+
+    Attributes:
+        done: How many items are done, on helpers and on a calling thread.
+        size: How many there will be; None where that is not known.
+        failed: Whether what was raised for an item, or by the source, has ended the stream.
+    """
+
+    done: int = 0
+    size: int | None = None
+    failed: bool = False
 
 
 class Growth:
@@ -33,6 +48,8 @@ class Growth:
         waits_since: When it began to wait, in ns.
         told: The number of the last item that was told to hold the stream up.
         has: Tells whether what became of an item is there, which the consumer did not take yet.
+        tally: Counts the items, which the units that were claimed say little of. What it tells at
+            the end is kept in its place, so that it leads nowhere any more. On any thread.
         is_abandoned: Tells whether whoever adds items never comes back, as where the loop is closed
             under it: the waiter of such a loop leads to its task, which thus stays referred to, and
             so nothing else ends the run. The keeper asks, without the lock.
@@ -48,6 +65,7 @@ class Growth:
         "pacing",
         "pending",
         "stop",
+        "tally",
         "told",
         "waits_since",
     )
@@ -67,6 +85,7 @@ class Growth:
         self.head = self.told = -1
         self.waits_since = 0
         self.has: Callable[[int], bool] = _nothing_is_there
+        self.tally: Callable[[], Tally] = Tally
         self.is_abandoned: Callable[[], bool] = bool
 
     def head_lasts(self, now: int) -> int:

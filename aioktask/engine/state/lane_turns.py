@@ -45,6 +45,7 @@ def leave_lane(state: State, helper: Helper, now: int) -> None:
 def adopt_late(state: State, helper: Helper, now: int) -> None:
     """Make an ordinary run of what the helper took out of the lane, unless it is one."""
     run = helper.express
+    state.out.dropped.append(run)  # where a snapshot finds it until it is an ordinary run
     helper.express = None
     if run is None or run.begun:
         return
@@ -58,7 +59,7 @@ def struck_in_lane(state: State, helper: Helper, now: int) -> None:
     if run is None or run.begun or run.decide_entrance(ADMITTED) is not helper:
         helper.express = None
         return
-    if not end_struck(run, helper, now, state.cap):
+    if not end_struck(run, helper, now, state.cap, state.past):
         adopt_late(state, helper, now)
         return
     helper.express = None
@@ -86,6 +87,7 @@ def settle_lane(state: State, inbox: deque[tuple[Any, ...]]) -> None:
     waiting = lane.waiting
     while not opened:
         try:
+            state.out.dropped.append(waiting[-1])  # where a snapshot finds it meanwhile
             run = waiting.pop()
         except IndexError:  # also where a helper has just taken out the last one, which it claimed
             return

@@ -8,7 +8,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from aioktask.engine.ranges.claims import Claims
 from aioktask.engine.scheduling.queue import Entry
@@ -19,6 +20,9 @@ from aioktask.engine.state.sweep import Sweep
 if TYPE_CHECKING:
     from aioktask.engine.state.stint import Stint
     from aioktask.engine.state.workers import Helper
+
+# What is kept of runs that are over: see `State.past`.
+Past = deque[tuple[Any, ...]]
 
 # Who ends a run that a helper took out of the lane: that helper, or turns.
 HELPER, TURNS = "helper", "turns"
@@ -71,7 +75,7 @@ def decide_ender(run: Run, who: str) -> str:
     return decided
 
 
-def end(run: Run, stint: Stint, now: int, cpu: int, cap: int) -> bool:
+def end(run: Run, stint: Stint, now: int, cpu: int, cap: int, past: Past) -> bool:
     """End a run of the lane whose one chunk is done, on its helper's thread.
 
     From then on only its owner has to do with it, and what it held is dropped. A run with an undo
@@ -83,6 +87,7 @@ def end(run: Run, stint: Stint, now: int, cpu: int, cap: int) -> bool:
         now: When the chunk ended.
         cpu: CPU time of the chunk, in ns.
         cap: The most threads that the run could have had, were it longer.
+        past: Where it is remembered for a while that it ended.
 
     Returns:
         False where turns have to end it: it was cancelled, or has become theirs.
@@ -101,12 +106,12 @@ def end(run: Run, stint: Stint, now: int, cpu: int, cap: int) -> bool:
         or decided.setdefault("ender", HELPER) is not HELPER
     ):
         return False
-    _end(run, stint, now, cpu, cap)
+    _end(run, stint, now, cpu, cap, past)
     run.drop()
     return True
 
 
-def end_struck(run: Run, helper: Helper, now: int, cap: int) -> bool:
+def end_struck(run: Run, helper: Helper, now: int, cap: int, past: Past) -> bool:
     """End a run of the lane, in a turn, at whose end an exception struck this helper.
 
     Returns:
@@ -115,11 +120,11 @@ def end_struck(run: Run, helper: Helper, now: int, cap: int) -> bool:
     if run.decisions.get("ender") is not HELPER or run.never_starts:
         return False
     if run.phase is WORK:
-        _end(run, run.stints.get(helper), now, 0, cap)
+        _end(run, run.stints.get(helper), now, 0, cap, past)
     return True
 
 
-def _end(run: Run, stint: Stint | None, now: int, cpu: int, cap: int) -> None:
+def _end(run: Run, stint: Stint | None, now: int, cpu: int, cap: int, past: Past) -> None:
     """End the run, or go on to do so after an exception; then the stint may be gone already."""
     if run.report is None:
         assert stint is not None
@@ -130,6 +135,7 @@ def _end(run: Run, stint: Stint | None, now: int, cpu: int, cap: int) -> None:
             run.news.clear()  # of what an exception struck half-way
             tell_of_begin(run, min(run.limit, cap))
             run.tell_of_success()
+        past.append(record.ended_in_lane(run, now, now))  # first: who finds it over finds that
         run.let_go()
         run.phase = DONE
     elif stint is not None:

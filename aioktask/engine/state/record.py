@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -145,7 +146,7 @@ def progress(run: Run) -> Progress:
     elif phase == "running":
         eta = eta_of(run.size - done, done, elapsed)
     elif phase == "undoing":
-        failed = sum([len(piece) for piece, _ in run.undo_errors])
+        failed = _units(piece for piece, _ in run.undo_errors)
         lasts = (perf_counter_ns() - run.undo_began) / 1e9
         eta = eta_of(done - undone - failed, undone, lasts)
     return Progress(
@@ -192,11 +193,16 @@ def _read_progress(run: Run) -> tuple[int, int, int, int]:
     told = run.failure
     # A run that passed the lane was counted nowhere before it came to be undone.
     if told is not None:  # it is over
-        undone = sum(map(len, told.undone))
+        undone = _units(told.undone)
         return max(done, undone), undone, chunks, threads
     if undoing:
-        return max(done, sum(map(len, run.to_undo))), undone + walked, chunks, threads
+        return max(done, _units(run.to_undo)), undone + walked, chunks, threads
     return done + walked, undone, chunks, threads
+
+
+def _units(ranges: Iterable[range]) -> int:
+    """How many units the ranges have: perhaps more than `len` can tell."""
+    return sum([each.stop - each.start for each in ranges])
 
 
 def _elapsed(run: Run) -> float:
@@ -219,7 +225,7 @@ def timeline(run: Run) -> Timeline | None:
 class Ended(NamedTuple):
     """What is kept of a run that is over, for a while.
 
-    Times are in ns, of the clock that `submitted_at` is of.
+    Times are in ns, of the clock that `submitted_at` is of. Nothing in it refers to the run.
     """
 
     number: int
@@ -230,13 +236,14 @@ class Ended(NamedTuple):
     how: JobPhase
     submitted_at: int
     first_claim: int
+    last_chunk: int
     ended_at: int
     done: int
-    size: int
+    size: int | None  # None of a stream whose source did not come to its end
     chunks: int
     threads: int
     undone: int
-    group: int  # the id of its group
+    group: int  # the number of its group
 
 
 def kind_of(run: Run) -> Kind:
@@ -246,29 +253,40 @@ def kind_of(run: Run) -> Kind:
     return "call" if run.job.single_call else "job"
 
 
-def ended(run: Run, now: int) -> Ended:
-    """What is kept of a run that is over."""
+def ended(run: Run, now: int) -> tuple[Any, ...]:
+    """The items of an `Ended` for a run that is over now, or as good as that."""
     told = run.failure
-    return Ended(
+    how = "finished" if run.report is not None and not run.stopping else how_it_failed(run)
+    done: int = run.done_units
+    size: int | None = run.size
+    last_chunk = run.last_chunk
+    if run.growth is not None:
+        tally = run.growth.tally()
+        done, size = tally.done, tally.size
+        last_chunk = now  # a calling thread may have been at an item until now
+        if tally.failed and how in ("finished", "cancelled"):
+            how = "failed"
+    return (
         run.number,
         kind_of(run),
         run.name,
         run.labels,
         run.nice,
-        "finished" if run.report is not None and not run.stopping else how_it_failed(run),
+        how,
         run.submitted_at,
         run.first_claim,
+        last_chunk,
         now,
-        run.done_units,
-        run.size,
+        done,
+        size,
         run.chunks_done,
         run.peak_threads,
-        0 if told is None else sum(map(len, told.undone)),
-        id(run.group),
+        0 if told is None else _units(told.undone),
+        run.group.number,
     )
 
 
-def ended_in_lane(run: Run, now: int) -> tuple[Any, ...]:
+def ended_in_lane(run: Run, last_chunk: int, now: int) -> tuple[Any, ...]:
     """The items of an `Ended` for a run of one chunk that passed the lane, and ended well.
 
     A plain tuple, since one is made for every short job.
@@ -283,13 +301,14 @@ def ended_in_lane(run: Run, now: int) -> tuple[Any, ...]:
         "finished",
         run.submitted_at,
         run.first_claim,
+        last_chunk,
         now,
         size,
         size,
         1,
         1,
         0,
-        id(run.group),
+        run.group.number,
     )
 
 

@@ -153,14 +153,14 @@ def find_unattended(state: State, run: None) -> None:
             committed(state, each)
     settled = state.lane.settled
     for _ in range(min(len(settled), SETTLED_LOOKS)):
-        each = settled.popleft()
+        each = settled[0]  # it stays there, for snapshots to find, while this looks at it
         assert each.attended is not None
-        if each.cancel_asked:  # while it settled, so that a turn left it alone
+        if not each.cancel_asked and each.attended.locked():
+            settled.rotate(-1)
+            continue
+        if each.cancel():  # or it was cancelled while it settled, so that a turn left it alone
             cancel(state, each)
-        elif each.attended.locked():
-            settled.append(each)
-        elif each.cancel():
-            cancel(state, each)
+        settled.popleft()
     for stint in list(state.serving):
         caller = stint.thread
         if isinstance(caller, Caller) and not caller.present.locked():

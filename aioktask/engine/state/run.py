@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Mapping
 from contextvars import Context
 from enum import Enum
+from functools import partial
 from time import perf_counter_ns
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, Protocol
@@ -38,7 +39,7 @@ from aioktask.engine.scheduling.queue import Entry
 from aioktask.engine.state import record
 from aioktask.engine.state.current import enclosing
 from aioktask.engine.state.group import Leaver, RunGroup
-from aioktask.engine.state.growth import Growth
+from aioktask.engine.state.growth import Growth, Tally
 from aioktask.engine.state.stint import Stint, check_done
 from aioktask.engine.state.sweep import NOTHING, Sweep, undo_sweep, work_sweep
 from aioktask.engine.state.terms import Expiry, Terms
@@ -205,6 +206,7 @@ class Run:
     used: tuple[tuple[int, int], ...] = ()  # wall and CPU time of each thread, in ns
     gone: tuple[int, int] = 0, 0  # the same of threads that are gone, together
     failure: Failure | None = None
+    past: tuple[Any, ...] | None = None  # what is kept of it, set before it is over: `record.Ended`
     bound: Bound[Any]
     _plain_value: type | None = None  # of what `reduce` returned last
 
@@ -327,6 +329,7 @@ class Run:
         """
         if self.phase is not SETTLED or self.decide(SUCCESS) is not SUCCESS:
             return False
+        self._keep_past()
         self.let_go()
         self.drop()
         return True
@@ -700,6 +703,8 @@ class Run:
 
     def committed(self) -> None:
         """Take in that the owner took the result of a settled run: see `commit`."""
+        if self.past is None:  # the owner was struck before it could keep that
+            self._keep_past()
         self.phase = DONE
         self._tell_success()
 
@@ -791,6 +796,7 @@ class Run:
 
     def _end_well(self) -> None:
         self._tell_success()
+        self._keep_past()
         self.let_go()
         self.phase = DONE
 
@@ -798,6 +804,20 @@ class Run:
         """Tell that it started, where a turn took it over from the lane before that was certain."""
         if self.heard and self.first_claim and not (self.told_started or self.never_starts):
             self.tell_started()
+
+    def _keep_past(self) -> None:
+        """Keep what is remembered of the run for a while: it is over, or will be in a moment."""
+        now = perf_counter_ns()
+        if self.begun:
+            self.past = record.ended(self, now)
+            if self.growth is not None:
+                tally = self.growth.tally()
+                self.growth.tally = partial(Tally, *tally)
+        elif self.report is not None:
+            last_chunk = self.first_claim + int(self.report.elapsed * 1e9)
+            self.past = record.ended_in_lane(self, last_chunk, now)
+        else:
+            self.past = record.ended(self, now)
 
     def _tell_success(self) -> None:
         if self.heard:
@@ -857,6 +877,7 @@ class Run:
             self._trace = self.verdict.__traceback__
         self.errors, self.failed, self.undo_errors = (), (), ()
         self.undo_task = None
+        self._keep_past()
         self.let_go()
         self.phase = DONE
 

@@ -109,6 +109,9 @@ def take_in_settled(state: State, run: Run) -> None:
     """Add to the state a run that was done in the lane, and that its owner cancels after all."""
     group = run.group
     one_chunk.begin(run, run.only_chunk, state.most_threads(group))
+    if run.report is not None:  # its helper counted nothing else
+        run.done_units, run.chunks_done = run.size, 1
+        run.last_chunk = run.first_claim + int(run.report.elapsed * 1e9)
     state.runs[run] = None
     group.runs[run] = None
     state.scheduler.add(run.entry)

@@ -184,6 +184,7 @@ class Adapter:
         """Let other processes have the slots while there is nothing to look after."""
         if not self._rests:
             self._rests = True
+            self.holders = ()
             self.monitor.release()
 
     def close(self) -> None:

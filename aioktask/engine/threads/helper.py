@@ -28,7 +28,7 @@ from aioktask.engine.machine.os_threads import (
     start_thread,
     thread_nice_now,
 )
-from aioktask.engine.state import admission, ending, following, growing, helpers, one_chunk, record
+from aioktask.engine.state import admission, ending, following, growing, helpers, one_chunk
 from aioktask.engine.state.current import local
 from aioktask.engine.state.helpers import helper_came, helper_goes
 from aioktask.engine.state.lane_turns import adopt_late
@@ -298,17 +298,16 @@ class HelperThread:
             now, cpu = perf_counter_ns(), cpu_time_ns()
             if not raised:
                 position = stint.stretch_stop
-                if one_chunk.end(run, stint, now, cpu - before, self._state.cap):
+                state = self._state
+                if one_chunk.end(run, stint, now, cpu - before, state.cap, state.past):
                     assert waiter is not None
-                    lane = self._state.lane
+                    lane = state.lane
                     lane.parked.append(helper)
-                    if not run.hold:
-                        self._state.past.append(record.ended_in_lane(run, now))
-                        if self._state.history is not None:
-                            self._state.history.served(stint, run, now)
-                    else:
+                    if state.history is not None and not run.hold:
+                        state.history.served(stint, run, now)
+                    if run.hold:
                         lane.settled.append(run)
-                        if self._state.closing:  # a turn may have looked there just before
+                        if state.closing:  # a turn may have looked there just before
                             run.cancel()
                         if run.cancel_asked:  # while it settled, so that a turn left it alone
                             pool.post(ending.cancel, run)

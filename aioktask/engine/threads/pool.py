@@ -53,7 +53,6 @@ from aioktask.engine.state import (
     following,
     growing,
     helpers,
-    record,
     recovery,
 )
 from aioktask.engine.state.current import local
@@ -644,7 +643,8 @@ class Pool:
             return False
         if not run.begun:  # it passed the lane, where nobody else has to know
             run.lane_waiter = None
-            self.state.past.append(record.ended_in_lane(run, time.perf_counter_ns()))
+            if run.past is not None:
+                self.state.past.append(run.past)
             return True
         # A turn will only strike out the run, and tell of it if a listener hears that: else this
         # can wait for the next turn.

@@ -330,7 +330,7 @@ def _undo(start: int, stop: int) -> None:
 def test_exit_cancels_what_has_settled_in_the_lane() -> None:
     state, helpers = _opened()
     run = _claimed(state, helpers[0], Job(_nothing, 1, chunk=1, undo=_undo))
-    assert one_chunk.end(run, run.stints[helpers[0]], 2, 1, 2)
+    assert one_chunk.end(run, run.stints[helpers[0]], 2, 1, 2, state.past)
     state.lane.settled.append(run)
     helpers[0].express = None
     _close(state)
@@ -345,7 +345,7 @@ def test_a_job_that_a_helper_has_is_not_refused() -> None:
     state.closing = True
     admit(state, run, run.lane_waiter, None, False, False)
     assert not run.over
-    assert one_chunk.end(run, run.stints[helpers[0]], 2, 1, 2)
+    assert one_chunk.end(run, run.stints[helpers[0]], 2, 1, 2, state.past)
 
 
 def test_a_chunk_that_ended_in_the_lane_waits_for_nobody() -> None:
@@ -354,7 +354,7 @@ def test_a_chunk_that_ended_in_the_lane_waits_for_nobody() -> None:
     outer = _claimed(state, helpers[0], Job(_nothing, 1, chunk=1, undo=_undo))
     stint = outer.stints[helpers[0]]
     inner = Run(Job(_nothing, 2, chunk=1), state.root, nice=0, context=copy_context(), parent=stint)
-    assert one_chunk.end(outer, stint, 2, 1, 2)
+    assert one_chunk.end(outer, stint, 2, 1, 2, state.past)
     helpers[0].express = None
     _close(state)
     admit(state, inner, ThreadWaiter(0), None, False, False)
