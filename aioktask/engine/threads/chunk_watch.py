@@ -18,7 +18,7 @@ import os
 import sys
 from time import perf_counter_ns
 from types import FrameType
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aioktask.engine.priority import gil_is_on
 from aioktask.engine.state import ending
@@ -92,6 +92,7 @@ class ChunkWatch:
         """On the keeper: see who is still where it was, and tell who has been for long."""
         now = perf_counter_ns()
         places: dict[Place, At] = {}
+        news: list[tuple[Any, ...]] = []
         before = self.places
         state = self._pool.state
         for stint in list(state.serving):
@@ -104,25 +105,28 @@ class ChunkWatch:
             if stint in state.waiting:  # for another job, which is looked at itself
                 places[place] = At(at.chunk, at.begun, now)
             else:
-                places[place] = self._tell_if_due(run, stint, at, now)
+                places[place] = self._looked(run, stint, at, now, news)
         if now - self._undos_at >= UNDOS_NS:
             self._undos_at = now
             for run in list(state.runs):
                 if run.async_undo:
                     place = run.number, 0
                     at = before.get(place) or At(0, 0, now)
-                    places[place] = self._tell_if_due(run, None, at, now)
+                    places[place] = self._looked(run, None, at, now, news)
         else:
             places |= {place: at for place, at in before.items() if not place[1]}
-        self.places = places
+        self.places = places  # first: who hears of one finds it in a snapshot
+        self._pool.inbox += news
 
     def rest(self) -> None:
         """On the keeper: forget all, as there is nothing to look after."""
         if self.places:
             self.places = {}
 
-    def _tell_if_due(self, run: Run, stint: Stint | None, at: At, now: int) -> At:
-        """Have it be told where a thread, or a coroutine undo, has been long enough where it is."""
+    def _looked(
+        self, run: Run, stint: Stint | None, at: At, now: int, news: list[tuple[Any, ...]]
+    ) -> At:
+        """Add to the news where a thread, or a coroutine undo, has been long enough where it is."""
         state = self._pool.state
         after = run.group.tunables.get("stuck_after", state.tunables.stuck_after)
         if after is None:
@@ -137,7 +141,7 @@ class ChunkWatch:
                 chunk = range(at.chunk, max(stint.chunk_stop(), at.chunk))
             thread = stint.thread.native if isinstance(stint.thread, Helper) else 0
             stack = _stack_of(stint.thread)
-        self._pool.inbox.append((ending.tell_stuck, run, chunk, lasts / 1e9, thread, stack))
+        news.append((ending.tell_stuck, run, chunk, lasts / 1e9, thread, stack))
         return At(at.chunk, at.begun, at.since, at.since + 2 * lasts, stack)
 
 
