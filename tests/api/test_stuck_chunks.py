@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import weakref
 from collections.abc import Iterator
@@ -113,7 +114,7 @@ def test_it_is_told_again_after_twice_the_time(told: Told) -> None:
         coordinator.submit(Job(gate.chunk, 1, name="held"))
         seconds = [each["seconds"] for each in told.wait("chunk_stuck", "held", 4)]
         gate.open()
-    assert all(later >= 2 * before for before, later in zip(seconds, seconds[1:], strict=False))
+    assert all(later >= 2 * before for before, later in itertools.pairwise(seconds))
 
 
 def test_none_turns_it_off_and_a_coordinator_has_its_own(told: Told) -> None:
@@ -429,5 +430,3 @@ def test_places_are_kept_by_numbers_and_texts_alone(told: Told) -> None:
             assert all(type(each) is int for each in at[:-1])
             assert all(type(each) is str for each in at.stack)
         gate.open()
-
-
