@@ -37,7 +37,8 @@ with Coordinator() as coordinator:
     coordinator.submit(Job(work, 64, chunk=1))
     print(os.getpid(), flush=True)
     other = int(sys.stdin.readline())
-    found = seen(lambda each: {{os.getpid(), other}} == {{h.pid for h in each.limits.slots.holders}})
+    both = {{os.getpid(), other}}
+    found = seen(lambda each: both == {{one.pid for one in each.limits.slots.holders}})
     slots = found.limits.slots
     held = {{each.pid: each.held for each in slots.holders}}
     assert slots.name == os.environ["AIOKTASK_SHARE"]
