@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from aioktask import Job, JobCancelled, Snapshot
+from aioktask.engine.api import snapshots
 from aioktask.engine.api.snapshots import take_snapshot
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.priority import thread_nice
@@ -246,6 +247,41 @@ def test_a_job_of_the_lane_is_found_once(
         return Scene(lambda: act(pool, run), looks, looks)
 
     play_at_each_bytecode(begin, *LANE_MODULES)
+
+
+def test_a_job_that_a_turn_is_moving_while_a_snapshot_is_taken_is_found_once() -> None:
+    """It is in no queue for a moment: in the first play before the snapshot, in the second from
+    the middle of it on."""
+
+    def leaves_the_lane() -> Scene:
+        pool, run, command = on_its_way()
+        pool.state.out.dropped.append(run)  # it was taken out of the lane
+
+        def end_turn() -> None:
+            pool.inbox.appendleft(command)
+            outbox_of(pool.state)
+
+        return Scene(lambda: where(take_snapshot(pool), run), end_turn)
+
+    def is_taken_in() -> Scene:
+        pool, run, command = on_its_way()
+        pool.inbox.append(command)
+
+        def take_out() -> None:
+            pool.state.out.dropped.append(command)
+            pool.inbox.popleft()
+
+        return Scene(lambda: where(take_snapshot(pool), run), take_out)
+
+    play_at_each_bytecode(leaves_the_lane, snapshots)
+    play_at_each_bytecode(is_taken_in, snapshots)
+
+
+def on_its_way() -> tuple[Any, Run, tuple[Any, ...]]:
+    """A job that nothing holds yet, and the command that has it taken in."""
+    pool = around(a_state(1))
+    run = a_run(Job(nothing, 4), pool.state.root)
+    return pool, run, (admit, run, None, None, False, False)
 
 
 def test_a_job_that_was_refused_is_found_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
