@@ -35,6 +35,7 @@ from tests.support.gates import Gate
 from tests.support.listening import Told, listening
 
 SOON = 0.05  # seconds, a look or two of the keeper's
+LATER = 1.0  # and longer than a short chunk takes, whatever else the machine does
 
 pytestmark = pytest.mark.max_threads(2)
 
@@ -207,12 +208,14 @@ async def test_an_undo_is_told(told: Told) -> None:
     job = Job(fail_at_end, 4, chunk=1, max_threads=1, undo=gate.chunk, name="undone")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_expect, OSError, job)
-        await anyio.to_thread.run_sync(told.wait, "chunk_stuck", "undone")
+        await gate.entered()
+        before = len(told.of("chunk_stuck", "undone"))
+        await anyio.to_thread.run_sync(told.wait, "chunk_stuck", "undone", before + 1)
         (job_status,) = aioktask.snapshot().jobs
         assert job_status.phase == "undoing"
         assert job_status.stuck >= SOON
         gate.open()
-    assert told.of("chunk_stuck", "undone")[0]["undoing"]
+    assert told.of("chunk_stuck", "undone")[-1]["undoing"]
 
 
 @pytest.mark.anyio
@@ -317,7 +320,10 @@ def test_a_thread_that_waits_for_its_stream_is_not_stuck_and_at_an_item_it_is(to
         told.wait("chunk_stuck", "stream", 2)  # both: the item on a helper, and the one here
         seen.append(_stuck())
         here.open()
-        told.wait("chunk_stuck", "stream", 4)
+        while not here.done:
+            threading.Event().wait(0.001)
+        before = len(told.of("chunk_stuck", "stream"))
+        told.wait("chunk_stuck", "stream", before + 2)  # so the keeper has looked since
         seen.append(_stuck())
         there.open()
 
@@ -351,13 +357,19 @@ def test_a_thread_that_goes_on_from_item_to_item_of_its_stream_is_not_stuck(told
         return item
 
     def look() -> None:
-        told.wait("chunk_stuck", "stream", 3)
+        told.wait("chunk_stuck", "stream")
         enough.set()
         gate.open()
 
     looking = threading.Thread(target=look)
     looking.start()
-    with map_ordered_sync(fn, iter(range(10**9)), ordered=False, name="stream") as results:
+    items = iter(range(10**9))
+    with (
+        Coordinator(stuck_after=LATER) as coordinator,
+        map_ordered_sync(
+            fn, items, ordered=False, name="stream", coordinator=coordinator
+        ) as results,
+    ):
         for _ in results:
             if enough.is_set():
                 break
@@ -379,10 +391,10 @@ def test_chunks_that_go_on_are_not_told(told: Told) -> None:
             threading.Event().wait(0.001)
         current_chunk().check_cancelled()
 
-    with Coordinator() as coordinator:
+    with Coordinator(stuck_after=LATER) as coordinator:
         coordinator.submit(Job(gate.chunk, 1, name="held"))
         going = coordinator.submit(Job(go_on, 10**6, chunk=1, max_threads=1, name="goes on"))
-        told.wait("chunk_stuck", "held", 4)
+        told.wait("chunk_stuck", "held")
         assert not told.of("chunk_stuck", "goes on")
         enough.set()
         going.cancel()

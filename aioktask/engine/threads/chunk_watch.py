@@ -68,7 +68,12 @@ class At(NamedTuple):
 
     def is_at(self, stint: Stint) -> bool:
         """Whether this is where the stint's thread is now."""
-        return self.chunk == stint.chunk_start and self.begun == _begun(stint)
+        return _at_work(stint) and self.chunk == stint.chunk_start and self.begun == _begun(stint)
+
+
+def _at_work(stint: Stint) -> bool:
+    """Whether the stint's thread is at a chunk, or about to begin one."""
+    return stint.live and (stint.chunk_start < stint.stretch_stop or stint.reducing)
 
 
 def _begun(stint: Stint) -> int:
@@ -97,8 +102,7 @@ class ChunkWatch:
         state = self._pool.state
         for stint in list(state.serving):
             run = stint.run
-            at_chunk = stint.chunk_start < stint.stretch_stop or stint.reducing
-            if not (at_chunk and stint.live) or run.over:
+            if run.over or not _at_work(stint):
                 continue
             place = run.number, id(stint.thread)
             at = _now_at(stint, before.get(place), now)

@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import pytest
-
 from aioktask.engine.api.snapshots import take_snapshot
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import Tunables
 
 
-def test_nobody_is_told_to_hold_slots_once_the_process_rests(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_nobody_is_told_to_hold_slots_once_the_process_rests() -> None:
     pool = Pool(read_topology(), Tunables())
-    monkeypatch.setattr(pool.adapter, "_rests", False)
+    pool.adapter._rests = False  # as after a look around
     pool.adapter.holders = ((1, 2),)
     slots = take_snapshot(pool).limits.slots
     assert slots is not None

@@ -23,6 +23,7 @@ def a_stint(chunk: int, claimed_at: int, walked_at: int = 0, *, first: bool = Tr
     stint.chunk_start = chunk
     stint.stretch_start = chunk if first else chunk - 1
     stint.claimed_at, stint.walked_at = claimed_at, walked_at
+    stint.stretch_stop, stint.live = chunk + 1, True
     found: Stint = stint
     return found
 
@@ -62,3 +63,5 @@ def test_another_chunk_and_the_same_one_of_another_stretch_count_anew(
         assert at.stack == ()
         assert at.since >= claimed
         assert not before.is_at(stint)
+    same.stretch_stop = same.chunk_start  # it waits for something to do
+    assert not before.is_at(same)
