@@ -177,7 +177,7 @@ def test_a_job_that_passes_the_lane_tells_once_what_all_others_tell() -> None:
     state, helpers = _opened()
     run = _claimed(state, helpers[0], Job(_nothing, 3, chunk=3))
     run.heard = True
-    assert one_chunk.end(run, run.stints[helpers[0]], 2, 1, 2)
+    assert one_chunk.end(run, run.stints[helpers[0]], 2, 1, 2, state.past)
     told = [event.kind for event in run.news]
     assert told == [EventKind.SUBMITTED, EventKind.STARTED, EventKind.FINISHED]
     struck_in_lane(state, helpers[0], 3)  # an exception came before its helper told it
