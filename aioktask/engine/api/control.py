@@ -42,7 +42,7 @@ def renice_job(number: int, nice: int) -> bool:
     value = nice_value("nice", nice)
     pool = current_pool()
     run = _run(pool, number)
-    if run is None:
+    if run is None or run.over:
         return False
     run.nice = value
     pool.post_once((following.renice, run), following.renice, run)
