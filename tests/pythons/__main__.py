@@ -30,8 +30,9 @@ ROOT = Path(__file__).parents[2]
 FREE_THREADED = ("3.13t", "3.14t")
 PYTHONS = (*debian.VERSIONS, *FREE_THREADED)
 
-# What does not have to be there: a new interpreter may have no wheel of it yet.
-WISHES = ("uvloop", "matplotlib", "dask")
+# What has to be there. All else is no more than a wish: a new interpreter may have no wheel of it
+# yet, and tests that need it are skipped without.
+NEEDED = ("anyio", "hypothesis", "pytest", "trio")
 
 PYTEST = ("-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider", "--durations=15")
 
@@ -92,17 +93,20 @@ def environment(version: str) -> list[str]:
         python, checkout = debian.environment(version, ROOT).python, "."
     described = tomllib.loads((ROOT / "pyproject.toml").read_text())
     every = described["dependency-groups"]["tests"]
-    wanted = [each for each in every if not any(wish in each for wish in WISHES)]
+    needed = [each for each in every if each.startswith(NEEDED)]
+    wishes = [each for each in every if each not in needed]
     # Nothing is compiled: pip takes the newest release that has a wheel.
     pip = [*python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     pip.append("--only-binary=:all:")
-    run_tool(*pip, *wanted, "--editable", checkout)
-    # No more than a wish: what its tests need is skipped where it is not there.
-    for wish in WISHES:
-        try:
-            run_tool(*pip, *[each for each in every if each.startswith(wish)])  # no older release
-        except Unavailable:
-            say(f"{wish} has no wheel for {version}: its tests are skipped")
+    run_tool(*pip, *needed, "--editable", checkout)
+    try:
+        run_tool(*pip, *wishes)
+    except Unavailable:
+        for wish in wishes:
+            try:
+                run_tool(*pip, wish)
+            except Unavailable:
+                say(f"{wish} has no wheel for {version}: tests that need it are skipped")
     return python
 
 
