@@ -21,7 +21,7 @@ from aioktask import (
 )
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.machine import available_memory
-from tests.support.gates import PATIENCE, Gate, eventually, units
+from tests.support.gates import LOOK_SECONDS, PATIENCE, Gate, eventually, units
 
 pytestmark = [pytest.mark.anyio, pytest.mark.max_threads(4)]
 
@@ -135,7 +135,7 @@ async def test_why_a_job_waits_is_told() -> None:
         told = {}
         with anyio.fail_after(PATIENCE):
             while not told.get("behind", "").startswith("memory"):
-                await anyio.lowlevel.checkpoint()
+                await anyio.sleep(LOOK_SECONDS)
                 told = {job.name: job.waits_for for job in coordinator.snapshot().jobs}
         assert told["waits"].startswith("memory: 0 bytes left")
         assert told["waits"].endswith("3 GiB a chunk")

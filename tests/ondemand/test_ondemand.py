@@ -43,7 +43,7 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.state.current import enclosing_run, local
 from aioktask.ondemand import _sections, _work
 from aioktask.ondemand._sections import Request, Sections
-from tests.support.gates import PATIENCE, eventually, turns_pass, units
+from tests.support.gates import LOOK_SECONDS, PATIENCE, eventually, turns_pass, units
 from tests.support.meanwhile import Scene, play_at_each_line
 
 
@@ -78,7 +78,7 @@ class Doors:
         """Until the section waits at its door."""
         with anyio.fail_after(PATIENCE):
             while not self.arrived[start].is_set():
-                await anyio.lowlevel.checkpoint()
+                await anyio.sleep(LOOK_SECONDS)
 
 
 @pytest.fixture
@@ -999,7 +999,7 @@ async def test_leaving_by_an_exception_tells_the_sections_that_run() -> None:
     async def uses() -> None:
         async with OnDemand(Job(initialise, 10, max_threads=1), section=1):
             while not entered.is_set():
-                await anyio.lowlevel.checkpoint()
+                await anyio.sleep(LOOK_SECONDS)
             raise Broken
 
     with pytest.raises(Broken), anyio.fail_after(PATIENCE):

@@ -14,6 +14,10 @@ import anyio.lowlevel
 from aioktask import ChunkCancelled, current_chunk
 
 PATIENCE = 30.0
+# How often a loop looks while a test waits. A loop that spins lets go of the GIL for less time, with
+# each look for events, than another thread needs to wake up and take it, and so keeps others from
+# it for seconds.
+LOOK_SECONDS = 0.001
 
 
 class Gate:
@@ -45,11 +49,11 @@ class Gate:
             assert self._entered.acquire(timeout=PATIENCE), "no chunk came"
 
     async def entered(self, chunks: int = 1) -> None:
-        """The same for a task: looks once a turn of the loop, which stays alive."""
+        """The same for a task: looks again and again, while the loop stays alive."""
         with anyio.fail_after(PATIENCE):
             for _ in range(chunks):
                 while not self._entered.acquire(blocking=False):
-                    await anyio.lowlevel.checkpoint()
+                    await anyio.sleep(LOOK_SECONDS)
 
 
 class CancelledGate(Gate):
@@ -84,7 +88,7 @@ async def turns_pass() -> None:
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Until the condition holds, looking once a turn of the loop."""
+    """Until the condition holds, which is asked again and again while the loop stays alive."""
     with anyio.fail_after(PATIENCE):
         while not condition():
-            await anyio.lowlevel.checkpoint()
+            await anyio.sleep(LOOK_SECONDS)

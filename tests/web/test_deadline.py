@@ -83,8 +83,8 @@ async def test_a_handler_is_told_the_seconds_left() -> None:
         exchange = Exchange(headers=[("x-timeout", said)])
         await exchange.run(application(tell_time_left, outer, inner))
         left[said] = float(exchange.body)
-    assert 0 < left["50"] <= 50
-    assert 50 < left["5000"] <= 1000
+    assert 0 < left["50"] <= 50.001
+    assert 50 < left["5000"] <= 1000.001  # a clock that counts from long ago rounds
 
 
 @anywhere
