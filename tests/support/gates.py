@@ -14,9 +14,9 @@ import anyio.lowlevel
 from aioktask import ChunkCancelled, current_chunk
 
 PATIENCE = 30.0
-# How often a loop looks while a test waits. A loop that spins lets go of the GIL for less time, with
-# each look for events, than another thread needs to wake up and take it, and so keeps others from
-# it for seconds.
+# How often a loop looks while a test waits. One that spins lets go of the GIL again and again, for
+# less time than another thread needs to wake up and take it, and so keeps others from it for
+# seconds.
 LOOK_SECONDS = 0.001
 
 
