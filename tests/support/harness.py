@@ -361,7 +361,7 @@ def _intrude(rng: random.Random, trials: list[Trial]) -> None:
             functools.partial(handle.renice, rng.randint(-20, 19)),
             functools.partial(handle.result, timeout=0),
         ]
-    refused = (RuntimeError, TimeoutError, JobCancelled)
+    refused = (RuntimeError, TimeoutError, JobCancelled, aioktask.Overloaded)
     with contextlib.suppress(*refused, *(type(error()) for error in ERRORS), aioktask.UndoFailed):
         rng.choice(calls)()
 
