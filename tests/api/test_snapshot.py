@@ -287,12 +287,12 @@ async def test_a_job_that_settled_waits_for_whoever_awaits_it(anyio_backend: Any
                 until(lambda: named(snapshot(), "settles").phase == "settled")
                 waits.append(named(snapshot(), "settles"))
 
-            entered = Gate()
-            entered.open()
-            job = Job(entered.chunk, size, chunk=1, undo=nothing, name="settles")
+            gate = Gate()
+            job = Job(gate.chunk, size, chunk=1, undo=nothing, name="settles")
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(run_multithreaded, job)
-                await entered.entered(size)
+                await gate.entered()
+                gate.open()
                 settle()
             assert waits[0].waits_for == "whoever awaits it to take the result"
             over = snapshot().ended[0]

@@ -2,10 +2,9 @@
 # What a handler, a finalizer or a hook calls while the library is at work below it in the same
 # thread.
 #
-# Each call comes back, or refuses with a RuntimeError (a DeadlockError is one),
-# a TimeoutError or a JobCancelled:
-# what else comes out is written down as a fault. It never waits for what its own thread holds, and
-# a call that does hangs, which the watchdog of the child sees.
+# Each call comes back, or refuses with a RuntimeError (a DeadlockError is one), a TimeoutError, a
+# JobCancelled or an Overloaded: what else comes out is written down as a fault. It never waits for
+# what its own thread holds, and a call that does hangs, which the watchdog of the child sees.
 """Calls of the library from inside the library."""
 
 from __future__ import annotations
@@ -24,13 +23,14 @@ from aioktask import (
     Job,
     JobCancelled,
     OnDemand,
+    Overloaded,
     current_chunk,
     priority,
     run_multithreaded_sync,
 )
 from tests.interruption.calls import UNITS, Work, World
 
-REFUSALS = (RuntimeError, TimeoutError, JobCancelled)
+REFUSALS = (RuntimeError, TimeoutError, JobCancelled, Overloaded)
 
 
 def _nothing(start: int, stop: int) -> None:
