@@ -465,15 +465,13 @@ async def test_jobs_of_one_chunk_that_are_cancelled_when_they_have_settled() -> 
     cancelled = 0
     for number in range(20):
         await run_multithreaded(Job(nothing, 7, chunk=7, undo=nothing, name="opens the lane"))
-        entered = Gate()
-        entered.open()
-        job = Job(
-            entered.chunk, 7, chunk=7, undo=nothing, name="settles", labels={"n": str(number)}
-        )
+        gate = Gate()
+        job = Job(gate.chunk, 7, chunk=7, undo=nothing, name="settles", labels={"n": str(number)})
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(run_multithreaded, job)
-                await entered.entered()
+                await gate.entered()
+                gate.open()
                 until(lambda: any(each.phase == "settled" for each in snapshot().jobs))
                 scope.cancel()
         over = snapshot().ended[0]
