@@ -12,12 +12,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Mapping
 
 # Tells what happens to jobs. Named here, since everybody who could run one came by a public name.
 _LISTENER = "aioktask.observe.events"
+# Limits native libraries in helpers, where it is installed. Those do not import it themselves.
+_LIMITER = "threadpoolctl"
 
 
 def load(package: str, names: Mapping[str, str], name: str) -> object:
@@ -42,6 +45,8 @@ def load(package: str, names: Mapping[str, str], name: str) -> object:
             else:
                 found[each] = getattr(value, each)
         importlib.import_module(_LISTENER)
+        with contextlib.suppress(ImportError):
+            importlib.import_module(_LIMITER)
         if name in found:
             return found[name]
     raise AttributeError(f"module {package!r} has no attribute {name!r}")

@@ -11,8 +11,8 @@
 # meantime is left as it is when a number is given back.
 #
 # Relies on threadpoolctl, 3.8 or later, whose calls for OpenMP and MKL are about the calling
-# thread; without it nothing is limited. Libraries come with modules, so the process is looked
-# through anew when there are more of those.
+# thread, and which `aioktask.lazy` brings where it is installed; without it nothing is limited.
+# Libraries come with modules, so the process is looked through anew when there are more of those.
 """The threads of native libraries."""
 
 from __future__ import annotations
@@ -217,10 +217,13 @@ def _loaded_libraries() -> tuple[tuple[NativeLibrary, ...], bool]:
     Raises:
         _UnusableError: Without threadpoolctl, or a late enough one.
     """
-    try:
-        import threadpoolctl
-    except ImportError:
-        raise _UnusableError("threadpoolctl is not installed") from None
+    # Not imported here, on one of the engine's threads: what is called in an import (an audit hook)
+    # may fork, and in the child nobody would ever get past the import that its parent was at.
+    threadpoolctl = imported("threadpoolctl")
+    if threadpoolctl is None:
+        raise _UnusableError("threadpoolctl is not installed")
+    if getattr(threadpoolctl.__spec__, "_initializing", False):
+        return (), False
     version = threadpoolctl.__version__
     if tuple(map(int, version.split(".")[:2])) < LEAST_VERSION:
         least = ".".join(map(str, LEAST_VERSION))
