@@ -164,15 +164,16 @@ def progress(run: Run) -> Progress:
 
 def phase_of(run: Run) -> JobPhase:
     """Where a run stands, as programs are told."""
-    if run.over:
+    phase = run.phase.value  # once: a turn may go on to the next one meanwhile
+    if phase == "done":
         return "finished" if run.failure is None else how_it_failed(run)
     if run.never_starts:
         return how_it_failed(run)
-    if run.undoing:
+    if phase == "undo":
         return "undoing"
     if run.stopping or run.cancel_asked:
         return "stopping"
-    if run.settled:
+    if phase == "settled":
         return "finished" if run.ended else "settled"  # ended: its owner has the result
     return "running" if run.first_claim else "waiting"
 
