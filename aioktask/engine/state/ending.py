@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextvars import Context
 from time import perf_counter_ns
 
@@ -61,10 +62,17 @@ def expire(state: State, run: Run) -> None:
         cancel(state, run)
         state.out.tell(run)
     elif found is not None:
-        terms.deadlines.add(run.number, (expire, run), found)
+        terms.deadlines.add(run.number, (expire_if_there, None, weakref.ref(run)), found)
         if run.decided is not None:  # on another thread, which dropped what was there before
             terms.deadlines.drop(run.number)
         state.out.look_by = found
+
+
+def expire_if_there(state: State, run: None, referred: weakref.ref[Run]) -> None:
+    """`expire` for a run that may be gone: what is due later holds nothing that a job holds."""
+    found = referred()
+    if found is not None:
+        expire(state, found)
 
 
 def committed(state: State, run: Run) -> None:

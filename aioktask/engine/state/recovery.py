@@ -19,7 +19,7 @@ from aioktask.engine.state.admission import do_not_begin
 from aioktask.engine.state.callers import caller_left, hand_over
 from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.ending import cancel, committed
-from aioktask.engine.state.run import SETTLED, Run
+from aioktask.engine.state.run import SETTLED, SUCCESS, Run
 from aioktask.engine.state.workers import Caller
 
 # Of how many runs one look finds out whether their owner is still there.
@@ -145,7 +145,13 @@ def find_unattended(state: State, run: None) -> None:
             continue
         if each.cancel_asked and not (each.cancelled or each.over):
             cancel(state, each)  # the thread that cancelled was struck before it could post that
-        if each.over or each.attended is None or each.attended.locked():
+        if each.over or each.attended is None:
+            continue
+        if each.group.leavers and each.phase is SETTLED and each.decided is SUCCESS:
+            # Its owner is about to say so, or a signal handler in the middle of that waits for it.
+            committed(state, each)
+            continue
+        if each.attended.locked():
             continue
         if each.cancel():
             cancel(state, each)

@@ -32,6 +32,7 @@ import contextlib
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextvars import Context
@@ -599,7 +600,7 @@ class Pool:
                 self.post(admission.tell_refused, None, run)
             raise
         if due is not None:
-            self.post_at(due, run.number, ending.expire, run)
+            self.post_at(due, run.number, ending.expire_if_there, None, weakref.ref(run))
 
     def grow(self, run: Run) -> None:
         """Have turns follow the run's `Growth`, which has moved up or was closed.
