@@ -703,6 +703,8 @@ class Run:
 
     def committed(self) -> None:
         """Take in that the owner took the result of a settled run: see `commit`."""
+        if self.terms is not None:  # again: the owner may have been struck as it did so
+            self.terms.ended(self, perf_counter_ns())
         if self.past is None:  # the owner was struck before it could keep that
             self._keep_past()
         self.phase = DONE
