@@ -166,6 +166,8 @@ def find_unattended(state: State, run: None) -> None:
             continue
         if each.cancel():  # or it was cancelled while it settled, so that a turn left it alone
             cancel(state, each)
+        elif each.terms is not None:  # as in `Run.committed`
+            each.terms.ended(each, perf_counter_ns())
         settled.popleft()
     for stint in list(state.serving):
         caller = stint.thread
