@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import json
@@ -48,6 +49,9 @@ ANSWER_SECONDS = 1.0
 
 # The longest request; an answer may be as long as it is.
 MOST_REQUEST = 65_536
+
+# How long to wait where the system has no descriptor for a connection.
+SHORTAGE_SECONDS = 0.1
 
 # So many processes are asked at a time.
 MOST_ASKED = 32
@@ -97,6 +101,13 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
         self.answer = answer
         super().__init__(path, _Handler)
 
+    def get_request(self) -> tuple[Any, Any]:
+        try:
+            return super().get_request()
+        except OSError:  # descriptors are short: who asks stays in the queue, and this comes again
+            time.sleep(SHORTAGE_SECONDS)
+            raise
+
     def verify_request(self, request: Any, client_address: Any) -> bool:
         return _is_own(request)
 
@@ -139,7 +150,6 @@ class Publisher:
             self.path.unlink()  # of a process that had this number before
         self._server = _Server(os.fspath(self.path), self.answer)
         keep_history()
-        events.listen(self._hear, lambda: False)
         threading.Thread(target=self._serve, name="aioktask published", daemon=True).start()
 
     def __repr__(self) -> str:
@@ -190,10 +200,8 @@ class Publisher:
             ]
         return data
 
-    def _hear(self, event: Event) -> None:
+    def hear(self, event: Event) -> None:
         """Keep what the library advises, once for each function."""
-        if self._closed:
-            return
         text = _advice_of(event)
         if text:
             key = event.kind.value, event.job
@@ -233,6 +241,17 @@ def _advice_of(event: Event) -> str:
 
 
 _publishers: dict[str, Publisher] = {}  # the one there is
+_making = threading.Lock()  # guards the making of it; who publishes waits for it
+
+
+def _hear(event: Event) -> None:
+    publisher = _publishers.get("publisher")
+    if publisher is not None:
+        publisher.hear(event)
+
+
+# Once: a listener is never let go of, and there may be many publishers, one after the other.
+events.listen(_hear, lambda: False)
 
 
 def publish() -> Publisher:
@@ -252,9 +271,10 @@ def publish() -> Publisher:
     True
     >>> publisher.close()
     """
-    found = _publishers.get("publisher")
-    if found is None:
-        found = _publishers.setdefault("publisher", Publisher())
+    with _making:  # one that is made takes the socket's path from whoever has it
+        found = _publishers.get("publisher")
+        if found is None:
+            found = _publishers["publisher"] = Publisher()
     return found
 
 
@@ -267,13 +287,22 @@ def publish_if_asked() -> None:
             print(f"aioktask: {VARIABLE}=1: the jobs are not published: {error}", file=sys.stderr)
 
 
+def _close_at_exit() -> None:
+    found = _publishers.get("publisher")
+    if found is not None:
+        found.close()
+
+
 def _forget_in_child() -> None:
+    global _making
+    _making = threading.Lock()  # another thread of the parent may have held it
     found = _publishers.pop("publisher", None)
     if found is not None:
         found.forget()
         publish_if_asked()
 
 
+atexit.register(_close_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_in_child)
 
@@ -304,7 +333,7 @@ def ask(pid: int, request: Mapping[str, object], *, seconds: float = ANSWER_SECO
         request: As `Publisher.answer` takes it.
         seconds: How long to wait for the answer.
     """
-    return _ask(directory() / f"{pid}.socket", request, seconds)
+    return _ask(directory() / f"{pid}.socket", request, seconds, time.monotonic() + seconds)
 
 
 def ask_all(
@@ -324,21 +353,25 @@ def ask_all(
     paths = sorted(directory().glob("*.socket"))
     if not paths:
         return []
+    until = time.monotonic() + seconds
     with ThreadPoolExecutor(min(len(paths), MOST_ASKED), "aioktask asks") as threads:
-        answers: Iterable[Told] = threads.map(lambda path: _ask(path, wanted, seconds), paths)
+        answers: Iterable[Told] = threads.map(
+            lambda path: _ask(path, wanted, seconds, until), paths
+        )
         return sorted((each for each in answers if each.pid), key=lambda each: each.pid)
 
 
-def _ask(path: Path, request: Mapping[str, object], seconds: float) -> Told:
+def _ask(path: Path, request: Mapping[str, object], seconds: float, until: float) -> Told:
+    """Ask at this socket; wait until a time of the monotonic clock, `seconds` after the begin."""
     pid = int(path.stem) if path.stem.isdecimal() else 0
     try:
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(seconds)
+            _wait_until(connection, until)
             connection.connect(os.fspath(path))
             if not _is_own(connection):
                 return Told(pid, None, "its socket is another user's")
             connection.sendall(json.dumps(dict(request)).encode() + b"\n")
-            reply = _read_all(connection, time.monotonic() + seconds)
+            reply = _read_all(connection, until)
     except (ConnectionRefusedError, FileNotFoundError):
         with contextlib.suppress(OSError):
             path.unlink()  # nobody will ever listen there again
@@ -360,11 +393,20 @@ def _read_all(connection: socket.socket, until: float) -> bytes:
     """All that comes, by a time of the monotonic clock."""
     parts: list[bytes] = []
     while True:
-        left = until - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        connection.settimeout(left)
+        _wait_until(connection, until)
         part = connection.recv(1 << 20)
         if not part:
             return b"".join(parts)
         parts.append(part)
+
+
+def _wait_until(connection: socket.socket, until: float) -> None:
+    """Have what is next on the connection wait until this time of the monotonic clock.
+
+    Raises:
+        TimeoutError: It has passed.
+    """
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError
+    connection.settimeout(left)

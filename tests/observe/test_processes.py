@@ -19,7 +19,9 @@ from typing import Any
 import pytest
 
 from aioktask import Coordinator, Job, JobCancelled
-from aioktask.observe.processes import Told, ask, ask_all, directory, publish
+from aioktask.engine import events
+from aioktask.observe.processes import MOST_ASKED, Told, ask, ask_all, directory, publish
+from tests.support.gates import CancelledGate
 
 PATIENCE = 20.0
 
@@ -247,37 +249,95 @@ def test_a_fork_s_child_has_no_part_in_its_parent_s_socket() -> None:
 
 
 def test_closing_ends_the_thread_and_removes_the_socket() -> None:
-    before = threading.active_count()
     publisher = publish()
     assert publish() is publisher
+    (thread,) = (each for each in threading.enumerate() if each.name == "aioktask published")
     publisher.close()
     publisher.close()
     assert not publisher.path.exists()
-    deadline = time.monotonic() + PATIENCE
-    while threading.active_count() > before:
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
     assert ask_all() == []
+
+
+def test_threads_that_publish_at_a_time_get_one_publisher_that_answers() -> None:
+    together = threading.Barrier(8)
+    found = []
+
+    def begin() -> None:
+        together.wait(PATIENCE)
+        found.append(publish())
+
+    threads = [threading.Thread(target=begin) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    try:
+        assert len(set(map(id, found))) == 1
+        assert ask(os.getpid(), {"do": "snapshot"}).problem == ""
+    finally:
+        found[0].close()
+
+
+def test_publishing_again_and_again_leaves_nothing_behind() -> None:
+    listeners = len(events._listeners)
+    for _ in range(3):
+        publish().close()
+    assert len(events._listeners) == listeners
+
+
+def test_advice_is_told_once_for_each_function() -> None:
+    publisher = publish()
+    try:
+        for text in ("first", "second"):
+            details = {"advice": text}
+            events.emit(events.Event(events.EventKind.HOLDS_GIL, "a", 1, details, True))
+        told = ask(os.getpid(), {"do": "snapshot"}).answer["advice"]
+        assert told == [{"event": "job_holds_gil", "job": "a", "text": "second"}]
+    finally:
+        publisher.close()
+
+
+def test_the_exit_of_a_process_removes_its_socket(runtime_directory: Path) -> None:
+    program = "from aioktask.observe.processes import publish; print(publish().path)"
+    found = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, check=True
+    )
+    path = Path(found.stdout.strip())
+    assert path.parent.parent == runtime_directory
+    assert not path.exists()
+
+
+def test_those_that_hang_are_waited_for_all_together(runtime_directory: Path) -> None:
+    sockets = []
+    try:
+        for number in range(1, MOST_ASKED * 3):
+            silent = socket.socket(socket.AF_UNIX)
+            sockets.append(silent)
+            silent.bind(os.fspath(directory() / f"{number}.socket"))
+            silent.listen()
+        began = time.monotonic()
+        told = ask_all(seconds=0.5)
+        assert time.monotonic() - began < 1.5  # three rounds would take as long
+        assert len(told) == len(sockets)
+        assert all("did not answer" in each.problem for each in told)
+    finally:
+        for each in sockets:
+            each.close()
 
 
 def test_a_job_that_is_cancelled_so_raises_to_its_waiter() -> None:
     publisher = publish()
-    at = threading.Event()
-
-    def waits(start: int, stop: int) -> None:
-        from aioktask import current_chunk
-
-        at.set()
-        while True:
-            current_chunk().check_cancelled()
-            time.sleep(0.001)
-
+    gate = CancelledGate()
     try:
         with Coordinator() as coordinator:
-            handle = coordinator.submit(Job(waits, 1))
-            assert at.wait(PATIENCE)
+            handle = coordinator.submit(Job(gate.chunk, 1))
+            gate.wait_entered()
             number = coordinator.snapshot().jobs[0].number
             assert ask(os.getpid(), {"do": "cancel", "number": number}).answer is True
+            assert gate.cancelled.wait(PATIENCE)
+            gate.open()
             with pytest.raises(JobCancelled):
                 handle.result(PATIENCE)
     finally:

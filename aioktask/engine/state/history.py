@@ -49,12 +49,11 @@ class Served(NamedTuple):
 class History:
     """What threads served, the last entries. Any thread may ask."""
 
-    __slots__ = ("_entries", "_last", "added")
+    __slots__ = ("_entries", "_last")
 
     def __init__(self) -> None:
         self._entries: deque[Served] = deque(maxlen=MOST_ENTRIES)
         self._last: dict[int, Served] = {}  # by thread, those that may go on
-        self.added = 0
 
     def served(self, stint: Stint, run: Run, now: int) -> None:
         """Take in that the stint's thread served the run from when it entered it until now."""
@@ -72,7 +71,6 @@ class History:
             return
         if last is not None:
             self._entries.append(last)
-            self.added += 1
         if len(self._last) > MOST_ENTRIES:  # threads that are gone long ago
             self._last.clear()
         self._last[thread] = Served(thread, run.number, run.name, kind, lent, start, now)
