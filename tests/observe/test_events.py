@@ -33,6 +33,7 @@ from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import Run
 from aioktask.observe.events import level_of
+from tests.support.chunks import fail_at_seven, nothing, planted
 from tests.support.gates import Gate
 
 Told = MutableMapping[str, Any]
@@ -108,19 +109,6 @@ def heard(request: pytest.FixtureRequest) -> Iterator[Heard]:
     yield heard
     logger.setLevel(logging.NOTSET)
     logger.removeHandler(handler)
-
-
-def nothing(start: int, stop: int) -> None:
-    pass
-
-
-def planted(start: int, stop: int) -> None:
-    raise OSError(5, "planted")
-
-
-def fail_at_seven(start: int, stop: int) -> None:
-    if start == 7:
-        raise ValueError("planted")
 
 
 def test_a_job_that_ends_well_is_told_in_three_events(heard: Heard) -> None:

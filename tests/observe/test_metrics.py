@@ -38,6 +38,7 @@ from aioktask import (
 )
 from aioktask.observe import metrics, sampling
 from tests.support.alone import sharing_with_nobody
+from tests.support.chunks import fail_at_seven, nothing, planted
 from tests.support.gates import Gate, eventually
 from tests.support.told import Ends
 
@@ -93,19 +94,6 @@ def scrape() -> Iterator[Scrape]:
     stop = metrics.start(scrape.registry)
     yield scrape
     stop()
-
-
-def nothing(start: int, stop: int) -> None:
-    pass
-
-
-def planted(start: int, stop: int) -> None:
-    raise OSError(5, "planted")
-
-
-def fail_at_seven(start: int, stop: int) -> None:
-    if start == 7:
-        raise ValueError("planted")
 
 
 def test_a_job_that_ends_well_is_counted_with_the_times_of_its_report(scrape: Scrape) -> None:

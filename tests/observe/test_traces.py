@@ -39,6 +39,7 @@ from aioktask.engine import events
 from aioktask.engine.events import Beginning
 from aioktask.observe import traces
 from tests.support.alone import sharing_with_nobody
+from tests.support.chunks import fail_at_seven, nothing, planted
 from tests.support.gates import Gate
 from tests.support.told import Ends
 
@@ -97,19 +98,6 @@ def is_child(span: ReadableSpan, parent: ReadableSpan | trace.Span) -> bool:
         and span.parent.span_id == of.span_id
         and span.parent.trace_id == of.trace_id
     )
-
-
-def nothing(start: int, stop: int) -> None:
-    pass
-
-
-def planted(start: int, stop: int) -> None:
-    raise OSError(5, "planted")
-
-
-def fail_at_seven(start: int, stop: int) -> None:
-    if start == 7:
-        raise ValueError("planted")
 
 
 def test_a_job_is_one_internal_span_that_says_how_it_went(recorded: Recorded) -> None:

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from aioktask.engine.machine.slots import Slots, slots_path
-from tests.process.child import Child, wait_for
+from tests.process.cgroups import cgroup, join
+from tests.process.child import Child
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and /sys")
 
@@ -101,27 +103,14 @@ def test_a_job_that_learns_its_threads_gets_more_when_there_are_more() -> None:
         assert child.end() == 0, child.stderr()
 
 
-@contextlib.contextmanager
-def quota_group() -> Iterator[Path]:
-    """A cgroup of its own with a CPU controller; skipped where none can be made."""
-    for mount, quota in (
+def quota_group() -> AbstractContextManager[Path]:
+    """A cgroup of its own with a CPU controller."""
+    return cgroup(
+        "CPU",
         ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us"),
         ("/sys/fs/cgroup/cpu,cpuacct", "cpu.cfs_quota_us"),
         ("/sys/fs/cgroup", "cpu.max"),
-    ):
-        group = Path(mount, f"aioktask-test-{os.getpid()}")
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            if (group / quota).exists():
-                yield group
-                return
-        finally:
-            wait_for(lambda each=group: not (each / "cgroup.procs").read_text(), "an empty cgroup")
-            group.rmdir()
-    pytest.skip("no cgroup with a CPU controller can be made here")
+    )
 
 
 def set_quota(group: Path, quota_us: int | None) -> None:
@@ -135,10 +124,6 @@ def set_quota(group: Path, quota_us: int | None) -> None:
 def throttled(group: Path) -> int:
     words = (group / "cpu.stat").read_text().split()
     return int(words[words.index("nr_throttled") + 1])
-
-
-def join(group: Path, child: Child) -> None:
-    (group / "cgroup.procs").write_text(str(child.process.pid))
 
 
 @several_cpus

@@ -5,16 +5,16 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
+from tests.process.cgroups import cgroup, join
 from tests.process.child import RUN_MAIN as RUN
-from tests.process.child import Child, on_each_loop, wait_for
+from tests.process.child import Child, on_each_loop
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc and /sys")
 
@@ -52,26 +52,13 @@ TAKERS = """
 """
 
 
-@contextlib.contextmanager
-def memory_group() -> Iterator[Path]:
-    """A cgroup of its own with a memory controller; skipped where none can be made."""
-    for mount, name in (
+def memory_group() -> AbstractContextManager[Path]:
+    """A cgroup of its own with a memory controller."""
+    return cgroup(
+        "memory",
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
         ("/sys/fs/cgroup", "memory.max"),
-    ):
-        group = Path(mount, f"aioktask-test-{os.getpid()}")
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            if (group / name).exists():
-                yield group
-                return
-        finally:
-            wait_for(lambda each=group: not (each / "cgroup.procs").read_text(), "an empty cgroup")
-            group.rmdir()
-    pytest.skip("no cgroup with a memory controller can be made here")
+    )
 
 
 def set_limit(group: Path, size: int) -> None:
@@ -82,10 +69,6 @@ def set_limit(group: Path, size: int) -> None:
             (group / "memory.swap.max").write_text("0")
     else:
         (group / "memory.limit_in_bytes").write_text(str(size))
-
-
-def join(group: Path, child: Child) -> None:
-    (group / "cgroup.procs").write_text(str(child.process.pid))
 
 
 @on_each_loop
