@@ -19,20 +19,6 @@ T = TypeVar("T")
 NICE_RANGE = range(-20, 20)
 
 
-def seconds_above_0(name: str, value: object) -> float:
-    """`value` as a time in seconds that can be waited: above 0, and finite.
-
-    Raises:
-        TypeError: It is no number.
-        ValueError: It is 0 or less, or infinite.
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name} must be above 0 and finite, got {value!r}")
-    return float(value)
-
-
 def integer(name: str, value: object, *, least: int | None = None) -> int:
     """`value` as an int: anything with ``__index__`` but a bool, and at least `least`.
 

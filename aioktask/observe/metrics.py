@@ -31,6 +31,7 @@ except ModuleNotFoundError as error:
 from aioktask.checks import integer, listed, optional
 from aioktask.engine import events
 from aioktask.engine.events import Event, EventKind
+from aioktask.observe.ends import end_of
 from aioktask.observe.sampling import Sample, Sampler
 
 __all__ = ["BUCKETS", "OTHER", "start"]
@@ -41,14 +42,6 @@ BUCKETS = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 3
 # The name of all jobs that came when there were enough names.
 OTHER = "other"
 
-_ENDS = {
-    EventKind.FINISHED: "finished",
-    EventKind.FAILED: "failed",
-    EventKind.CANCELLED: "cancelled",
-    EventKind.REFUSED: "overloaded",
-}
-# Of a job that was cancelled since a time had passed, by what the event says.
-_EXPIRED = {"timed out": "timed_out", "overloaded": "overloaded"}
 _UNDOS = {EventKind.UNDONE: "undone", EventKind.UNDO_FAILED: "undo_failed"}
 
 _PER_JOB = ("name", "kind")
@@ -179,11 +172,10 @@ class _Metrics:
         if undo is not None:  # the job's end is told next
             self._undos[event.run] = undo
             return
-        end = _ENDS.get(event.kind)
+        end = end_of(event)
         if end is None:
             return
         figures = event.details
-        end = _EXPIRED.get(str(figures.get("why")), end)
         undo = self._undos.pop(event.run, "none") if self._undos else "none"
         labels = self._label(event.job), event.subject
         series = self._series.get(labels)

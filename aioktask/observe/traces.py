@@ -31,20 +31,19 @@ except ModuleNotFoundError as error:
 from aioktask.checks import optional
 from aioktask.engine import events
 from aioktask.engine.events import Beginning, Event, EventKind
-from aioktask.errors import Overloaded
+from aioktask.errors import CoordinatorClosed, Overloaded
+from aioktask.observe.ends import end_of
 
 __all__ = ["SPAN_NAME", "start"]
 
 SPAN_NAME = "aioktask.job"
 
-_ENDS = {
-    EventKind.FINISHED: "finished",
-    EventKind.FAILED: "failed",
-    EventKind.CANCELLED: "cancelled",
-    EventKind.REFUSED: "overloaded",
+# What whoever submits a job, or waits for it, gets where it ended like this.
+_ERRORS = {
+    "timed_out": TimeoutError,
+    "overloaded": Overloaded,
+    "refused": CoordinatorClosed,
 }
-# What the waiter gets of a job that was cancelled since a time had passed, by what the event says.
-_EXPIRED = {"timed out": TimeoutError, "overloaded": Overloaded}
 
 # Of the end of a job: figures that are attributes, in seconds where they are times.
 _FIGURES = ("queued", "elapsed", "undoing", "lent", "chunks", "threads")
@@ -160,8 +159,9 @@ def _hear(event: Event) -> None:
     if found is None or found.run != event.run:  # submitted while jobs were not traced
         return
     span, kind, details = found.span, event.kind, event.details
-    if kind in _ENDS:
-        _end(found, event)
+    end = end_of(event)
+    if end is not None:
+        _end(found, event, end)
     elif kind in (EventKind.UNDONE, EventKind.UNDO_FAILED):
         _tell_of_undo(found, event)
     elif kind is EventKind.SUBMITTED:
@@ -188,22 +188,21 @@ def _tell_of_undo(found: _Open, event: Event) -> None:
     span.set_attribute("aioktask.undo", outcome)
 
 
-def _end(found: _Open, event: Event) -> None:
+def _end(found: _Open, event: Event, end: str) -> None:
     span, details = found.span, event.details
-    why = str(details.get("why"))
-    end = why.replace(" ", "_") if why in _EXPIRED else _ENDS[event.kind]
     span.set_attribute("aioktask.end", end)
     if event.kind is EventKind.REFUSED:
-        waiting, retry_after = details["queued"], details["retry_after"]
-        span.set_attributes({"aioktask.waiting": waiting, "aioktask.retry_after": retry_after})
-        found.fail(Overloaded)
+        if end == "overloaded":
+            waiting, retry_after = details["queued"], details["retry_after"]
+            span.set_attributes({"aioktask.waiting": waiting, "aioktask.retry_after": retry_after})
+        found.fail(_ERRORS[end])
         span.end(end_time=event.at)
         return
     span.set_attributes(_plain({each: details[each] for each in _FIGURES if each in details}))
     if event.kind is EventKind.FAILED:
         found.fail(type(details["error"]), details["error"])
-    elif why in _EXPIRED:
-        found.fail(_EXPIRED[why])
+    elif end in _ERRORS:
+        found.fail(_ERRORS[end])
     span.end(end_time=event.at)
 
 

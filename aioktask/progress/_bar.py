@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
-from aioktask.checks import seconds_above_0
+from aioktask.checks import seconds
 from aioktask.engine.api.feed import StreamHandle
 from aioktask.engine.api.handle import Handle, look_until_over, look_until_over_in_thread
 from aioktask.engine.loops.loop import refuse_running_loop
@@ -57,7 +57,7 @@ class Bar(Generic[R]):
     ) -> None:
         self._handles = handles
         self._make = make
-        self._interval = seconds_above_0("interval", interval)
+        self._interval = seconds("interval", interval, may_be_zero=False)
         self._display: Display | None = None
         self._shown_by: threading.Thread | None = None  # of the `with` form
         self._stop = threading.Event()

@@ -29,7 +29,7 @@ from aioktask.checks import (
     seconds,
 )
 from aioktask.engine.api.coordinator import Coordinator
-from aioktask.engine.api.feed import Count, Feed, StreamHandle
+from aioktask.engine.api.feed import Feed, StreamHandle
 from aioktask.engine.state.growth import Tally
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Waiter
@@ -140,7 +140,7 @@ class Consumer(Generic[T, R]):
         self._growth = self.feed.growth
         self._growth.has = self.exchange.has
         self._growth.tally = self._tally
-        self.handle: StreamHandle = self.feed.handle(self._count)
+        self.handle: StreamHandle = self.feed.handle()
 
     def _wake(self, waiter: Waiter) -> None:
         self.feed.wake(waiter)
@@ -148,15 +148,11 @@ class Consumer(Generic[T, R]):
     def _may_linger(self, stint: Stint) -> bool:
         return self.feed.may_linger(stint)
 
-    def _count(self) -> Count:
+    def _tally(self) -> Tally:
         done = self.given + self.exchange.ready
         size = self.taken if self.source_ended else None
         raised = self._source_error is not None or self.exchange.ends_early
-        return Count(done, size, raised, self.failed)
-
-    def _tally(self) -> Tally:
-        done, size, *_ = self._count()
-        return Tally(done, size, self.failed)
+        return Tally(done, size, raised, self.failed)
 
     # The source.
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
@@ -21,6 +22,10 @@ from aioktask import (
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state.current import local
+from aioktask.engine.state.dispatch import State
+from aioktask.engine.state.workers import Helper
+from aioktask.engine.threads.helper import HelperThread
+from aioktask.engine.tunables import Tunables
 from tests.process.child import wait_for
 from tests.support.gates import PATIENCE, Gate
 
@@ -267,3 +272,26 @@ def test_a_coroutine_function_is_refused() -> None:
 
     with pytest.raises(TypeError, match="must be an ordinary function"):
         configure(initializer=prepare)
+
+
+def test_a_helper_that_limits_libraries_misses_no_change_that_comes_meanwhile() -> None:
+    """It asks for the number of the change first, which is written last."""
+    asked: list[str] = []
+
+    class Spied:
+        @property
+        def natives(self) -> int:
+            asked.append("natives")
+            return 1
+
+        @property
+        def tunables(self) -> Tunables:
+            asked.append("tunables")
+            return Tunables(limit_native_threads=False)
+
+    pool = current_pool()
+    thread = HelperThread(pool, Helper())
+    thread._state = cast("State", Spied())
+    thread._limit_natives()
+    assert asked[0] == "natives"
+    assert asked.count("natives") == 1

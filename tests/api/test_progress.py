@@ -8,9 +8,11 @@ import itertools
 import threading
 import weakref
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import anyio
+import numpy as np
 import pytest
 
 from aioktask import (
@@ -514,7 +516,7 @@ async def test_for_is_refused_on_a_loop_and_async_for_off_one() -> None:
 @pytest.mark.parametrize(
     ("interval", "kind", "said"),
     [
-        (0, ValueError, "interval must be above 0 and finite, got 0"),
+        (0, ValueError, "interval must be above 0 seconds and finite, got 0"),
         (-1.0, ValueError, "got -1.0"),
         (float("inf"), ValueError, "got inf"),
         (float("nan"), ValueError, "got nan"),
@@ -527,6 +529,13 @@ def test_a_nonsensical_interval_is_refused(interval: Any, kind: type[Exception],
         handle = coordinator.submit(Job(nothing, 1))
         with pytest.raises(kind, match=said):
             handle.watch(interval)
+
+
+@pytest.mark.parametrize("interval", [np.float32(0.1), np.int64(1), Fraction(1, 10)])
+def test_an_interval_may_be_any_real_number(interval: Any) -> None:
+    with Coordinator() as coordinator:
+        handle = coordinator.submit(Job(nothing, 1))
+        assert [*handle.watch(interval)][-1].over
 
 
 # Streams.

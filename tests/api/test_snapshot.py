@@ -37,7 +37,7 @@ from aioktask.engine.machine.os_threads import process_nice
 from aioktask.engine.state.record import Ended
 from aioktask.job import Progress, StreamProgress
 from aioktask.status import JobStatus
-from tests.support.gates import PATIENCE, Gate
+from tests.support.gates import PATIENCE, Gate, eventually
 from tests.support.listening import listening
 
 HELPERS = 2
@@ -554,6 +554,23 @@ def test_how_a_stream_ends_that_fails_or_is_left() -> None:
     over = named(snapshot(), "left")
     assert (over.phase, over.progress.size) == ("cancelled", None)
     assert over.progress.done >= 1
+
+
+@pytest.mark.anyio
+async def test_a_stream_that_fails_while_its_consumer_is_away_has_failed() -> None:
+    def fail_at_1(item: int) -> int:
+        if item == 1:
+            raise OSError(5, "planted")
+        return item
+
+    async with map_ordered(fail_at_1, [0, 1], name="away") as results:
+        assert await results.__anext__() == 0
+        await eventually(results.handle.done)
+        assert results.handle.progress().phase == "failed"
+        assert named(snapshot(), "away").phase == "failed"
+        with pytest.raises(OSError, match="planted"):
+            await results.__anext__()
+    assert results.handle.progress().phase == named(snapshot(), "away").phase == "failed"
 
 
 @pytest.mark.anyio

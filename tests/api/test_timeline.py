@@ -154,6 +154,18 @@ def test_a_failed_job_s_timeline_shows_what_was_done_and_what_was_undone() -> No
     assert pickle.loads(pickle.dumps(told)).timeline == timeline
 
 
+def test_a_mark_names_its_thread_although_that_has_done_nothing_before() -> None:
+    def fails(start: int, stop: int) -> None:
+        raise ValueError
+
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - any is meant
+        run_multithreaded_sync(Job(fails, 1, trace=True))
+    timeline = failure(caught.value).timeline
+    assert timeline is not None
+    (number,) = (each.number for each in timeline.threads)
+    assert timeline.marks[-1] == (f"raised {ValueError.__name__}", timeline.marks[-1].at, number)
+
+
 def test_a_coroutine_undo_is_a_row_of_its_own() -> None:
     async def main() -> Timeline | None:
         async def undo(start: int, stop: int) -> None:

@@ -27,6 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import aioktask
 from aioktask import (
     Coordinator,
+    CoordinatorClosed,
     Job,
     JobCancelled,
     Overloaded,
@@ -368,6 +369,15 @@ def until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < end
         os.sched_yield()
+
+
+def test_a_job_that_a_closed_coordinator_refuses_is_counted_as_refused(scrape: Scrape) -> None:
+    with Coordinator() as coordinator:
+        coordinator.drain()
+        with pytest.raises(CoordinatorClosed):
+            coordinator.submit(Job(nothing, 1, name="a"))
+        ENDS.wait_for("a")
+    assert scrape.ends() == {("a", "job", "refused", "none"): 1}
 
 
 @pytest.mark.max_threads(2)

@@ -26,6 +26,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 import aioktask
 from aioktask import (
     Coordinator,
+    CoordinatorClosed,
     Job,
     JobCancelled,
     Overloaded,
@@ -362,6 +363,19 @@ def test_a_job_that_is_refused_is_a_span_of_an_instant(recorded: Recorded) -> No
     assert told["error.type"] == "aioktask.errors.Overloaded"
     assert told["aioktask.waiting"] == caught.value.queued
     assert told["aioktask.retry_after"] == caught.value.retry_after
+
+
+def test_a_job_that_a_closed_coordinator_refuses_is_a_span_of_an_instant(
+    recorded: Recorded,
+) -> None:
+    with Coordinator() as coordinator:
+        coordinator.drain()
+        with pytest.raises(CoordinatorClosed):
+            coordinator.submit(Job(nothing, 1, name="a"))
+        span = recorded.of("a")
+    told = attributes(span)
+    assert told["aioktask.end"] == "refused"
+    assert told["error.type"] == "aioktask.errors.CoordinatorClosed"
 
 
 def test_labels_of_a_job_are_attributes(recorded: Recorded) -> None:

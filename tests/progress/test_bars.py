@@ -214,7 +214,7 @@ def test_what_is_no_handle_is_refused(bar: Callable[..., Bar[Any]]) -> None:
             bar()
         with pytest.raises(TypeError, match=rf"{name}\(\) takes handles of jobs and streams, got"):
             bar(handle, Job(nothing, 1))
-        with pytest.raises(ValueError, match="interval must be above 0 and finite, got 0"):
+        with pytest.raises(ValueError, match="interval must be above 0 seconds and finite, got 0"):
             bar(handle, interval=0)
         with pytest.raises(TypeError, match="interval must be a number of seconds, got None"):
             bar(handle, interval=None)

@@ -13,7 +13,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from time import perf_counter_ns
-from typing import NamedTuple, SupportsIndex
+from typing import SupportsIndex
 
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.handle import Handle
@@ -30,28 +30,12 @@ from aioktask.engine.state.current import enclosing_stint, local
 from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, ThreadWaiter, Waiter
-from aioktask.job import Job, Labels, StreamProgress, eta_of
+from aioktask.job import Job, Labels, StreamProgress
 from aioktask.markup import card
 from aioktask.telling import counted, html_of, told
 from aioktask.timeline import Timeline
 
-__all__ = ["Count", "Feed", "StreamHandle"]
-
-
-class Count(NamedTuple):
-    """What who feeds a run knows of it.
-
-    Attributes:
-        done: How many units are done.
-        size: How many there will be; None where that is not known.
-        raised: Whether what was raised ends it, once the consumer comes to that.
-        failed: Whether the consumer has.
-    """
-
-    done: int
-    size: int | None
-    raised: bool
-    failed: bool
+__all__ = ["Feed", "StreamHandle"]
 
 
 class Feed:
@@ -120,9 +104,9 @@ class Feed:
             self._pool.cancel(run)
             raise
 
-    def handle(self, count: Callable[[], Count]) -> StreamHandle:
-        """The run's handle, with who counts."""
-        return StreamHandle(Handle(self._pool, self._run, self._job), count)
+    def handle(self) -> StreamHandle:
+        """The run's handle."""
+        return StreamHandle(Handle(self._pool, self._run, self._job))
 
     # Adding units.
 
@@ -270,11 +254,10 @@ class StreamHandle:
             process.
     """
 
-    __slots__ = ("_count", "_handle")
+    __slots__ = ("_handle",)
 
-    def __init__(self, handle: Handle[None], count: Callable[[], Count]) -> None:
+    def __init__(self, handle: Handle[None]) -> None:
         self._handle = handle
-        self._count = count
 
     def __repr__(self) -> str:
         return repr(self._handle)
@@ -342,23 +325,7 @@ class StreamHandle:
 
     def progress(self) -> StreamProgress:
         """Where the stream stands."""
-        found = self._handle.progress()
-        done, size, raised, failed = self._count()
-        rate = done / found.elapsed if found.elapsed > 0 else 0.0
-        phase = found.phase
-        eta: float | None = None
-        if found.over:
-            # Who leaves by an exception cancels; and all may be done before the consumer has it.
-            if failed or (raised and phase == "finished"):
-                phase = "failed"
-            eta = 0.0
-        elif failed or raised:
-            phase = "stopping"
-        elif phase == "waiting" and done:  # the thread of the sync form takes items without units
-            phase = "running"
-        elif size is not None and phase == "running":
-            eta = eta_of(size - done, done, found.elapsed)
-        return StreamProgress(done, size, found.threads, found.elapsed, rate, phase, eta)
+        return self._handle.stream_progress()
 
     def watch(self, interval: float = 0.1) -> Watch[StreamProgress]:
         """Where the stream stands, again and again until it is over, as `Handle.watch` does.

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, Generic, SupportsIndex, TypeVar, cast
 
-from aioktask.checks import integer, nice_value, seconds_above_0
+from aioktask.checks import integer, nice_value, seconds
 from aioktask.engine.api.submission import needed_loop, nice_of_waiter, wait_in_thread
 from aioktask.engine.api.watch import State, Watch, wait_and_look, wait_and_look_in_thread
 from aioktask.engine.loops.loop import refuse_running_loop
@@ -18,7 +18,7 @@ from aioktask.engine.state import following, record, waiting
 from aioktask.engine.state.current import enclosing_stint
 from aioktask.engine.state.run import Run
 from aioktask.engine.threads.pool import Pool
-from aioktask.job import Job, Progress, Report
+from aioktask.job import Job, Progress, Report, StreamProgress
 from aioktask.markup import card
 from aioktask.telling import counted, html_of, told
 from aioktask.timeline import Timeline
@@ -235,13 +235,18 @@ class Handle(Generic[T]):
         finally:
             del self
 
-    # For modules that stand on the engine: a watch that reads something else of the run, and waits
-    # that do not raise how the job ended.
+    # For modules that stand on the engine: what a stream's own handle tells, a watch that reads
+    # something else of the run, and waits that do not raise how the job ended.
+
+    def stream_progress(self) -> StreamProgress:
+        """Where the stream stands whose run this is the handle of."""
+        self._own_pool()
+        return record.stream_progress(self._run)
 
     def watch_by(self, read: Callable[[], State], interval: float) -> Watch[State]:
         """What `watch` returns, with `read()` in place of `progress`."""
-        seconds = seconds_above_0("interval", interval)
-        return Watch(self._own_pool(), self._run, read, seconds)
+        pause = seconds("interval", interval, may_be_zero=False)
+        return Watch(self._own_pool(), self._run, read, pause)
 
     async def until_over(self) -> None:
         """Wait until the job is over, however it ends. A checkpoint."""

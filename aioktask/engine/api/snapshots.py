@@ -32,7 +32,7 @@ from aioktask.engine.state.workers import Caller, Helper
 from aioktask.engine.threads.chunk_watch import At
 from aioktask.engine.threads.pool import Pool
 from aioktask.engine.tunables import NO_SHARE
-from aioktask.job import Progress, StreamProgress, eta_of
+from aioktask.job import Progress, StreamProgress
 from aioktask.status import (
     HelperStatus,
     JobStatus,
@@ -170,19 +170,8 @@ def _job_status(pool: Pool, run: Run, now: int, words: str, stuck: float) -> Job
     progress: Progress | StreamProgress = told
     phase = told.phase
     if run.growth is not None:
-        tally = run.growth.tally()
-        if tally.failed:
-            phase = "stopping"
-        elif phase == "waiting" and tally.done:  # by a calling thread, before a turn took it in
-            phase = "running"
-        rate, eta = 0.0, None
-        if told.elapsed > 0:
-            rate = tally.done / told.elapsed
-        if phase == "running" and tally.size is not None:
-            eta = eta_of(tally.size - tally.done, tally.done, told.elapsed)
-        progress = StreamProgress(
-            tally.done, tally.size, told.threads, told.elapsed, rate, phase, eta
-        )
+        progress = record.stream_progress(run)
+        phase = progress.phase
     loan = run.entry.loan if run.begun else None
     return JobStatus(
         number=run.number,

@@ -510,8 +510,9 @@ class State:
             del self.blocking[stint]
             self.count_blocked()
         run = stint.run
-        if self.history is not None and began:
-            self.history.served(stint, run, now)
+        history = self.history  # once: whoever looks may stop that meanwhile
+        if history is not None and began:
+            history.served(stint, run, now)
         self.scheduler.leave(run.entry, now - stint.entered_at, stint.seat)
         if stint.seat.account is LENT:
             run.leaves_loan(now)

@@ -25,11 +25,14 @@ class Tally(NamedTuple):
     Attributes:
         done: How many items are done, on helpers and on a calling thread.
         size: How many there will be; None where that is not known.
-        failed: Whether what was raised for an item, or by the source, has ended the stream.
+        raised: Whether what was raised for an item, or by the source, ends the stream, once the
+            consumer comes to that.
+        failed: Whether the consumer has.
     """
 
     done: int = 0
     size: int | None = None
+    raised: bool = False
     failed: bool = False
 
 

@@ -24,6 +24,7 @@ from aioktask.job import (
     Labels,
     Progress,
     Report,
+    StreamProgress,
     eta_of,
     set_failure,
     told_within,
@@ -32,6 +33,7 @@ from aioktask.status import Kind
 from aioktask.timeline import Timeline
 
 if TYPE_CHECKING:
+    from aioktask.engine.state.growth import Tally
     from aioktask.engine.state.run import Run
     from aioktask.engine.state.stint import Stint
     from aioktask.engine.state.terms import Expiry
@@ -223,6 +225,32 @@ def timeline(run: Run) -> Timeline | None:
     return None if told is None else told.timeline
 
 
+def stream_progress(run: Run) -> StreamProgress:
+    """Where a run stands whose range grows, by the items. On any thread."""
+    assert run.growth is not None
+    told, tally = progress(run), run.growth.tally()
+    phase, elapsed = told.phase, told.elapsed
+    eta: float | None = None
+    if told.over:
+        phase, eta = _how_a_stream_ended(phase, tally), 0.0
+    elif tally.failed or tally.raised:
+        phase = "stopping"
+    elif phase == "waiting" and tally.done:  # the thread of the sync form takes items without units
+        phase = "running"
+    elif tally.size is not None and phase == "running":
+        eta = eta_of(tally.size - tally.done, tally.done, elapsed)
+    rate = tally.done / elapsed if elapsed > 0 else 0.0
+    return StreamProgress(tally.done, tally.size, told.threads, elapsed, rate, phase, eta)
+
+
+def _how_a_stream_ended(how: JobPhase, tally: Tally) -> JobPhase:
+    """How, where its run ended like this."""
+    # Who leaves by an exception cancels; and all may be done before the consumer has it.
+    if tally.failed and how in ("finished", "cancelled"):
+        return "failed"
+    return "failed" if tally.raised and how == "finished" else how
+
+
 class Ended(NamedTuple):
     """What is kept of a run that is over, for a while.
 
@@ -265,8 +293,7 @@ def ended(run: Run, now: int) -> tuple[Any, ...]:
         tally = run.growth.tally()
         done, size = tally.done, tally.size
         last_chunk = now  # a calling thread may have been at an item until now
-        if tally.failed and how in ("finished", "cancelled"):
-            how = "failed"
+        how = _how_a_stream_ended(how, tally)
     return (
         run.number,
         kind_of(run),

@@ -869,7 +869,7 @@ class Run:
             self.tell(EventKind.UNDONE, ranges=self.failure.undone, undoing=undoing)
         if self.error is not None:
             self.tell(EventKind.FAILED, error=self.error, chunk=self.error_chunk, **figures)
-        else:
+        elif not self.refused:  # which is told already
             failure = self.failure
             expiry: Expiry | None = self.decisions.get("expiry")
             if expiry is not None:

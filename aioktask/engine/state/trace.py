@@ -63,8 +63,7 @@ class Trace:
 
     def mark(self, what: str, now: int, thread: object | None = None) -> None:
         """Note that something happened to the run, perhaps on one of its threads."""
-        ring = self._rings.get(thread)
-        number = None if ring is None or thread is None else ring.number
+        number = None if thread is None else self._ring_of(thread).number
         self._marks.append(Mark(what, self._seconds(now), number))
 
     def stretch(self, stint: Stint, done: int, chunks: int, now: int, *, undoing: bool) -> None:

@@ -140,9 +140,11 @@ class HelperThread:
             serves: Whether the thread has work, for which the process is limited too.
         """
         helper, natives = self._helper, self._pool.natives
+        # In this order: `following.configure` writes them in the other, so what changes from here
+        # on is followed the next time.
+        number = self._state.natives
         mode = self._state.tunables.limit_native_threads
-        # First: what changes from here on is followed the next time.
-        helper.natives = self._state.natives if serves or mode != PROCESS else NOT_YET
+        helper.natives = number if serves or mode != PROCESS else NOT_YET
         if mode:
             natives.limit_thread(self._limits)
         elif self._limits:
@@ -303,8 +305,9 @@ class HelperThread:
                     assert waiter is not None
                     lane = state.lane
                     lane.parked.append(helper)
-                    if state.history is not None and not run.hold:
-                        state.history.served(stint, run, now)
+                    history = state.history  # once: whoever looks may stop that meanwhile
+                    if history is not None and not run.hold:
+                        history.served(stint, run, now)
                     if run.hold:
                         lane.settled.append(run)
                         if state.closing:  # a turn may have looked there just before

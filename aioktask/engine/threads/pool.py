@@ -533,6 +533,8 @@ class Pool:
         """Have the keeper look how much memory is left; here where there is no thread for it."""
         try:
             self.keeper.soon(self._look_at_memory)
+        except RecursionError:  # a RuntimeError too, but of the calling code
+            raise
         except RuntimeError:
             self._look_at_memory()
 
@@ -575,6 +577,7 @@ class Pool:
         self.inbox.append((admission.admit, run, waiter, caller, nested, detects))
         refuses = (group.closed or state.closing) and (state.ended or not nested)
         if refuses and run.decide_entrance(REFUSED) is REFUSED:
+            self._tell_refused(run)
             self.wake()  # a turn lets go of what was posted
             if state.closing:
                 raise RuntimeError("the interpreter is exiting: no job can be submitted")
@@ -594,13 +597,22 @@ class Pool:
             due = terms.refuse_or_enter(run, threads, nested=nested)
         except Overloaded as error:
             run.decide_entrance(REFUSED)
-            if run.heard:
-                details = {"queued": error.queued, "retry_after": error.retry_after}
-                run.tell(EventKind.REFUSED, **details)
-                self.post(admission.tell_refused, None, run)
+            self._tell_refused(run, queued=error.queued, retry_after=error.retry_after)
             raise
         if due is not None:
             self.post_at(due, run.number, ending.expire_if_there, None, weakref.ref(run))
+
+    def _tell_refused(self, run: Run, **details: object) -> None:
+        """Have it be told that the run was refused, if somebody hears of it.
+
+        Args:
+            run: The run.
+            details: `queued` and `retry_after` where it is overloaded; else the coordinator, or the
+                process, takes no more jobs.
+        """
+        if run.heard:
+            run.tell(EventKind.REFUSED, **details)
+            self.post(admission.tell_refused, None, run)
 
     def grow(self, run: Run) -> None:
         """Have turns follow the run's `Growth`, which has moved up or was closed.
