@@ -108,13 +108,16 @@ class _Load:
         self._loop = asyncio.get_running_loop()
 
     async def ask(self, path: str) -> int:
-        """The status of one answer, on a connection that is idle, or a new one."""
+        """The status of one answer, on a connection that is idle, or a new one; else `BROKEN`."""
         async with self._most:
             connection = self._idle.pop() if self._idle else None
             if connection is None or connection.closed:
-                _, connection = await self._loop.create_connection(
-                    Connection, "127.0.0.1", self._port
-                )
+                try:
+                    _, connection = await self._loop.create_connection(
+                        Connection, "127.0.0.1", self._port
+                    )
+                except OSError:
+                    return BROKEN
             status = await connection.ask(path)
             if not connection.closed:
                 self._idle.append(connection)

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -527,12 +528,19 @@ def _tell_overload(
             name: [getattr(each, what) for each in windows] for name, windows in found.items()
         }
     pairs = zip(found[AT_TWICE], found[AT_CAPACITY], strict=True)
-    kept = interval(a.p99 / b.p99 for a, b in pairs)
+    # Where nothing is served, or something broke, no time is short enough.
+    kept = interval(a.p99 / b.p99 if _is_whole(a) and b.p99 else math.inf for a, b in pairs)
     text = f"{AT_TWICE}: p99 of what is served, of that at the capacity"
     result.promises.append(Promise(text, KEPT, False, kept))
-    refused = interval(_refused(found[AT_TWICE]))
+    whole = all(_is_whole(each) for each in found[AT_TWICE])
+    refused = interval(_refused(found[AT_TWICE]) if whole else [math.inf])
     text = f"{AT_TWICE}: p99 of what is answered with 503, ms"
     result.promises.append(Promise(text, REFUSED_WITHIN, False, refused))
+
+
+def _is_whole(window: Window) -> bool:
+    """Whether requests were served, and each got one of the answers that it may get."""
+    return window.served > 0 and not window.broken
 
 
 def _refused(windows: Sequence[Window]) -> list[float]:

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from aioktask.checks import seconds as seconds_of
 from aioktask.engine import events
 from aioktask.engine.api.control import cancel_job, history_since, keep_history, renice_job
 from aioktask.engine.api.process import tunables
@@ -146,9 +147,12 @@ class Publisher:
         self.path = directory() / f"{os.getpid()}.socket"
         self._advice: OrderedDict[tuple[str, str], dict[str, object]] = OrderedDict()
         self._closed = False
+        # Under another name until it listens: who finds nobody at a socket takes it away.
+        beginning = self.path.with_suffix(".new")
         with contextlib.suppress(FileNotFoundError):
-            self.path.unlink()  # of a process that had this number before
-        self._server = _Server(os.fspath(self.path), self.answer)
+            beginning.unlink()  # of a process that had this number before
+        self._server = _Server(os.fspath(beginning), self.answer)
+        beginning.rename(self.path)
         keep_history()
         threading.Thread(target=self._serve, name="aioktask published", daemon=True).start()
 
@@ -173,7 +177,7 @@ class Publisher:
         """
         asked = request.get("do")
         if asked == "snapshot":
-            return self._snapshot(float(request.get("history", 0.0)))
+            return self._snapshot(seconds_of("history", request.get("history", 0.0)))
         if asked == "cancel":
             return cancel_job(request["number"])
         if asked == "renice":
@@ -257,8 +261,8 @@ events.listen(_hear, lambda: False)
 def publish() -> Publisher:
     """Have other processes of this user see the jobs of this one, and change them.
 
-    `python -m aioktask top` and the page show them. May be called again, also after a fork; the
-    variable ``AIOKTASK_PUBLISH=1`` does the same for a program that does not call it.
+    `ask_all` and `ask` are how they do. May be called again, also after a fork; the variable
+    ``AIOKTASK_PUBLISH=1`` does the same for a program that does not call it.
 
     Returns:
         What ends that by `close`. The exit of the interpreter does so too.
@@ -267,7 +271,7 @@ def publish() -> Publisher:
         OSError: The socket cannot be made, or its directory is not this user's alone.
 
     >>> publisher = publish()
-    >>> [each.pid for each in ask_all()] == [os.getpid()]
+    >>> os.getpid() in [each.pid for each in ask_all()]
     True
     >>> publisher.close()
     """
@@ -280,7 +284,10 @@ def publish() -> Publisher:
 
 def publish_if_asked() -> None:
     """Publish where ``AIOKTASK_PUBLISH=1`` says so; what prevents that is only shown."""
-    if os.environ.get(VARIABLE) == "1":
+    said = os.environ.get(VARIABLE, "").strip()
+    if said not in ("", "0", "1"):
+        print(f"aioktask: {VARIABLE} must be 0 or 1, got {said!r}", file=sys.stderr)
+    if said == "1":
         try:
             publish()
         except OSError as error:
@@ -376,7 +383,7 @@ def _ask(path: Path, request: Mapping[str, object], seconds: float, until: float
         with contextlib.suppress(OSError):
             path.unlink()  # nobody will ever listen there again
         return Told(pid, None, "it is gone")
-    except TimeoutError:
+    except (TimeoutError, BlockingIOError):  # or so many wait there that no more can
         return Told(pid, None, f"it did not answer in {seconds:.3g} s: it hangs, or is stopped")
     except OSError as error:
         return Told(pid, None, str(error))

@@ -70,6 +70,7 @@ class Bar(Generic[R]):
 
     async def _wait(self) -> R:
         try:
+            self._refuse_twice()
             try:
                 self._open()
                 await look_until_over(self._runs(), self._show, self._interval)
@@ -89,12 +90,14 @@ class Bar(Generic[R]):
             The job's report, of a stream its last progress; of several a tuple of these.
 
         Raises:
-            RuntimeError: This thread runs an event loop, so await the bar instead.
+            RuntimeError: This thread runs an event loop, so await the bar instead; or the bar is
+                shown already.
             BaseException: How the job ended, as `Handle.result` raises it; of several the first one
                 in their order that did not succeed.
         """
         try:
             refuse_running_loop("result() of a bar", "await the bar instead")
+            self._refuse_twice()
             try:
                 self._open()
                 look_until_over_in_thread(self._runs(), self._show, self._interval)
@@ -109,8 +112,7 @@ class Bar(Generic[R]):
             del self
 
     def __enter__(self) -> Bar[R]:
-        if self._shown_by is not None:
-            raise RuntimeError("this bar is shown already: make another one")
+        self._refuse_twice()
         self._stop.clear()
         self._shown_by = threading.Thread(target=self._go_on_showing, name="aioktask bar")
         self._shown_by.daemon = True
@@ -152,6 +154,10 @@ class Bar(Generic[R]):
     def _rows(self) -> list[Told]:
         return [told(each.name, each.progress()) for each in self._handles]
 
+    def _refuse_twice(self) -> None:
+        if self._display is not None or self._shown_by is not None:
+            raise RuntimeError("this bar is shown already: make another one")
+
     def _open(self) -> None:
         rows = self._rows()  # refused in a fork's child, before anything is shown
         self._display = self._make()
@@ -161,8 +167,10 @@ class Bar(Generic[R]):
         self._try(lambda display: display.show(self._rows()))
 
     def _close(self) -> None:
-        self._try(lambda display: display.close(self._rows()))
-        self._display = None
+        display, self._display = self._display, None  # once, whatever its end comes to
+        if display is not None:
+            with contextlib.suppress(Exception):  # it may hide the cursor, or hold what is printed
+                display.close(self._rows())
 
     def _try(self, act: Callable[[Display], None]) -> None:
         display = self._display
@@ -171,6 +179,4 @@ class Bar(Generic[R]):
         try:
             act(display)
         except Exception:
-            self._display = None
-            with contextlib.suppress(Exception):  # it may hide the cursor, or hold what is printed
-                display.close(self._rows())
+            self._close()

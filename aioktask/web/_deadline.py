@@ -12,6 +12,8 @@ import math
 import re
 from collections.abc import Callable
 
+from aioktask.checks import seconds as seconds_of
+
 GRPC_HEADER = "grpc-timeout"
 KEY = "aioktask.deadline"
 
@@ -104,10 +106,4 @@ def checked_seconds(name: str, value: float | None) -> float | None:
     Raises:
         TypeError, ValueError: It is something else.
     """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number of seconds or None, got {value!r}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} must be a finite number of seconds, 0 or more, got {value!r}")
-    return float(value)
+    return None if value is None else seconds_of(name, value)

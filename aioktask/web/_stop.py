@@ -108,6 +108,7 @@ class Service:
                 group.start_soon(stop_when_told)
                 yield
                 group.cancel_scope.cancel()
+        handlers.raise_unhandled()
 
 
 class Running:

@@ -165,7 +165,8 @@ def deadlines(
 
     A client may name a time in a header. It only shortens: the smaller of that and `most` holds.
     When it is reached, the handler is cancelled, a job that it awaits is undone, and the answer is
-    504. `deadline` tells a handler the seconds left, for the `timeout=` of jobs.
+    504; one that has begun is cut by the end of the connection. `deadline` tells a handler the
+    seconds left, for the `timeout=` of jobs.
 
     Args:
         header: The header's name, or None for none.
@@ -194,6 +195,8 @@ def deadlines(
         request[_ENDS] = ends
         with anyio.CancelScope(deadline=ends):
             return await handler(request)  # aiohttp answers a TimeoutError with 504 too
+        if _has_begun(request):
+            raise ConnectionResetError("the time for this request is up, and its answer is cut")
         raise web.HTTPGatewayTimeout(text="the time for this request is up")
 
     wrapped: Middleware = web.middleware(middleware)
@@ -230,9 +233,16 @@ def errors(*, overloaded: int = 503) -> Middleware:
         try:
             return await handler(request)
         except (Overloaded, JobCancelled, CoordinatorClosed) as error:
+            if _has_begun(request):
+                raise  # aiohttp ends the connection then
             running: Running | None = request.config_dict.get(_RUNNING)
             refusal = refusals.of(error, None if running is None else running.coordinator)
             return web.Response(status=refusal.status, text=refusal.text, headers=refusal.headers)
 
     wrapped: Middleware = web.middleware(middleware)
     return wrapped
+
+
+def _has_begun(request: web.Request) -> bool:
+    """Whether something of a response was sent, so that no other one can be: as aiohttp asks."""
+    return bool(request.writer.output_size)

@@ -125,9 +125,7 @@ def coordinator_of(request: HTTPConnection) -> Coordinator:
     >>> from fastapi import Depends
     >>> Jobs = Annotated[Coordinator, Depends(coordinator_of)]
     """
-    found = request.scope.get("state", {}).get("coordinator")
-    if found is None and "app" in request.scope:  # a server without state in its lifespan
-        found = getattr(request.scope["app"].state, "coordinator", None)
+    found = _coordinator_in(request.scope)
     if not isinstance(found, Coordinator):
         raise RuntimeError(
             "the application has no coordinator: make it with lifespan=aioktask.web.lifespan(), "
@@ -318,10 +316,18 @@ def exception_handlers(
     refusals = Refusals(overloaded)
 
     async def answer(request: Request, error: Exception) -> Response:
-        refusal = refusals.of(error, request.scope.get("state", {}).get("coordinator"))
+        refusal = refusals.of(error, _coordinator_in(request.scope))
         return PlainTextResponse(refusal.text, refusal.status, refusal.headers)
 
     return {Overloaded: answer, JobCancelled: answer, CoordinatorClosed: answer}
+
+
+def _coordinator_in(scope: Scope) -> Any:
+    """What a lifespan left for this request, if one did."""
+    found = scope.get("state", {}).get("coordinator")
+    if found is None and "app" in scope:  # a server without state in its lifespan
+        found = getattr(scope["app"].state, "coordinator", None)
+    return found
 
 
 class _Sent:

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import itertools
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -166,6 +167,13 @@ def test_what_is_not_answered_is_counted_as_broken() -> None:
     asyncio.run(main())
 
 
+def test_a_connection_that_is_refused_is_counted_as_broken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        port = gone.getsockname()[1]
+    answer: Any = asyncio.run(load(port=port, rates={"/a": 100}, seconds=0.03, seed=1))
+    assert [status for _, status in answer["took"]["/a"]] == [BROKEN] * 3
+
+
 # what is worked out
 
 
@@ -203,6 +211,19 @@ def test_the_best_has_the_smallest_p99_of_those_that_are_there() -> None:
     assert best_of(found, ("a", "c", "missing")) == "c"
     assert best_of(found, found) == "b"
     assert best_of(found, ("missing",)) is None
+
+
+@pytest.mark.parametrize("served", [0, 5])
+def test_where_nothing_is_served_or_something_breaks_no_promise_is_kept(served: int) -> None:
+    good = Window(0.001, 0.006, 0.006, 0.0, 9, 0, 0, 1.0, 0.0)
+    bad = Window(0.001, 0.0, 0.0, 0.0, served, 0, 200, 1.0, 0.0)
+    for at_twice, kept in ((good, True), (bad, False)):
+        result = Result("serve", quick=True)
+        found = {serve.AT_CAPACITY: [good] * 3, serve.AT_TWICE: [at_twice] * 3}
+        amount = serving.Amount(1, 1, 1, 1.0)
+        serve._tell_overload(result, found, 100.0, serve.Pace(), amount)
+        assert [each.kept for each in result.promises] == [kept, kept]
+        assert result.text()
 
 
 @given(st.sets(st.integers(0, 200), min_size=1, max_size=9))

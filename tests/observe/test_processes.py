@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -146,6 +148,8 @@ def test_a_change_goes_to_the_process_that_it_is_for(children: list[Child]) -> N
         ({"do": "cancel"}, "KeyError: 'number'"),
         ({"do": "cancel", "number": "1"}, "TypeError: number must be an integer, got '1'"),
         ({"do": "renice", "number": 1, "nice": 40}, "ValueError: nice must be from -20 to 19"),
+        ({"do": "snapshot", "history": float("inf")}, "ValueError: history must be at least 0"),
+        ({"do": "snapshot", "history": "all"}, "TypeError: history must be a number of seconds"),
     ],
 )
 def test_a_request_that_makes_no_sense_is_told_why(request_: dict[str, Any], problem: str) -> None:
@@ -189,12 +193,13 @@ def test_nobody_but_the_user_may_enter_the_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
-def test_another_user_is_not_answered(tmp_path: Path) -> None:
+def test_another_user_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(tempfile.mkdtemp(dir="/tmp"))  # above which others may pass
+    monkeypatch.setenv("XDG_RUNTIME_DIR", os.fspath(root))
     publisher = publish()
     try:
-        for path in (tmp_path, *tmp_path.parents, publisher.path.parent, publisher.path):
-            if path.stat().st_uid == 0 and path != Path("/"):
-                path.chmod(path.stat().st_mode | 0o077)  # what a careless administrator does
+        for path in (root, publisher.path.parent, publisher.path):
+            path.chmod(0o777)  # what a careless administrator does
         program = f"""if True:
             import os, socket
             os.setgid(65534); os.setuid(65534)
@@ -213,6 +218,7 @@ def test_another_user_is_not_answered(tmp_path: Path) -> None:
         assert found.stdout.strip() == "b''"
     finally:
         publisher.close()
+        shutil.rmtree(root)
 
 
 def test_history_says_what_threads_served_and_costs_nothing_when_nobody_publishes() -> None:

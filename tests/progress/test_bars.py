@@ -254,3 +254,15 @@ def test_a_cancelled_job_raises_in_its_bar(bar: Callable[..., Bar[Any]]) -> None
         gate.open()
         with pytest.raises(JobCancelled):
             bar(handle).result()
+
+
+@both
+def test_a_shown_bar_refuses_both_of_its_ways(bar: Callable[..., Bar[Any]]) -> None:
+    with Coordinator() as coordinator:
+        shown = bar(coordinator.submit(Job(nothing, 1)))
+        with shown:
+            with pytest.raises(RuntimeError, match="this bar is shown already: make another one"):
+                shown.result()
+            with pytest.raises(RuntimeError, match="this bar is shown already: make another one"):
+                shown.__enter__()
+        shown.result()

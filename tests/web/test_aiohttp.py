@@ -25,7 +25,7 @@ from aioktask.web.aiohttp import (
     deadlines,
     errors,
 )
-from tests.support.gates import CancelledGate, Gate, eventually, units
+from tests.support.gates import PATIENCE, CancelledGate, Gate, eventually, units
 
 pytestmark = [
     pytest.mark.max_threads(2),
@@ -53,6 +53,17 @@ class Client:
         async with self._session.get(f"http://127.0.0.1:{self._port}{path}", **options) as answer:
             await answer.read()
             return answer
+
+    async def get_raw(self, path: str) -> bytes:
+        """All that comes on a connection, until that ends."""
+        stream = await anyio.connect_tcp("127.0.0.1", self._port)
+        async with stream:
+            await stream.send(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
+            got = b""
+            with anyio.fail_after(PATIENCE):
+                async for part in stream:
+                    got += part
+            return got
 
 
 @asynccontextmanager
@@ -294,3 +305,30 @@ async def test_nonsense_is_refused_at_once() -> None:
     ):
         with pytest.raises((TypeError, ValueError)):
             make()
+
+
+async def _begun(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    await response.write(b"first")
+    return response
+
+
+@pytest.mark.parametrize("ended_by", ["deadline", "overloaded"])
+async def test_a_response_that_has_begun_is_cut_and_no_other_one_written_into_it(
+    ended_by: str,
+) -> None:
+    async def streaming(request: web.Request) -> web.StreamResponse:
+        response = await _begun(request)
+        if ended_by == "deadline":
+            await anyio.sleep_forever()
+        else:
+            raise Overloaded("no room", 1, 1.0)
+        return response
+
+    app = web.Application(middlewares=[deadlines(most=0.2, header=None), errors()])
+    app.router.add_get("/", streaming)
+    async with serving(app) as client:
+        got = await client.get_raw("/")
+    assert b"first" in got
+    assert got.count(b"HTTP/1.1") == 1

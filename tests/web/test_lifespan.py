@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -262,6 +263,24 @@ async def test_a_signal_that_is_ignored_stays_ignored(heard: list[int]) -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
+async def test_a_signal_that_nobody_else_handles_ends_the_process_after_the_stop() -> None:
+    program = """if True:
+        import asyncio, os, signal
+        from starlette.applications import Starlette
+        from aioktask.web import lifespan
+
+        async def main():
+            async with lifespan(finish=1, undo=1)(Starlette()):
+                os.kill(os.getpid(), signal.SIGTERM)
+                await asyncio.sleep(0)
+            print("still there")
+
+        asyncio.run(main())
+    """
+    found = await anyio.run_process([sys.executable, "-W", "error", "-c", program], check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGTERM, b"", b"")
+
+
 async def test_an_application_in_another_thread_hears_no_signal_and_works() -> None:
     app = Starlette(lifespan=lifespan())
     failed: list[BaseException] = []
@@ -368,6 +387,17 @@ class TestAnswers:
 
         app = self.app(endpoint)
         async with app.router.lifespan_context(app) as state, client_of(app, state) as client:
+            answer = await client.get("/")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+
+    async def test_so_does_one_whose_server_keeps_no_state(self) -> None:
+        async def endpoint(request: Request) -> Response:
+            coordinator_of(request).drain()
+            await coordinator_of(request).run(abs, -1)
+            raise AssertionError
+
+        app = self.app(endpoint)
+        async with app.router.lifespan_context(app), client_of(app) as client:
             answer = await client.get("/")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
 
