@@ -11,7 +11,6 @@ import contextvars
 import gc
 import itertools
 import logging
-import os
 import sys
 import threading
 import time
@@ -42,7 +41,7 @@ from aioktask.engine.api.executor import HelperThreadPoolExecutor
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.machine.os_threads import EngineThread
 from tests.conftest import LOOPS
-from tests.support.gates import PATIENCE, Gate
+from tests.support.gates import LOOK_SECONDS, PATIENCE, Gate, until
 
 HELPERS = 2
 
@@ -182,9 +181,7 @@ def test_events_tell_of_a_call_that_raised_as_of_a_job_that_finished(
     def told() -> list[str]:
         return [text.split()[0] for text in caplog.messages if fails.__qualname__ in text]
 
-    deadline = time.monotonic() + PATIENCE
-    while told().count("job_finished") < 5 and time.monotonic() < deadline:
-        os.sched_yield()
+    until(lambda: told().count("job_finished") >= 5)
     assert told().count("job_finished") == 5
     assert not {"job_failed", "job_cancelled"} & set(told())
 
@@ -350,7 +347,7 @@ def is_gone(gone: threading.Event) -> bool:
     deadline = time.monotonic() + PATIENCE
     while not gone.is_set() and time.monotonic() < deadline:
         gc.collect()
-        os.sched_yield()
+        time.sleep(LOOK_SECONDS)
     return gone.is_set()
 
 
@@ -445,8 +442,7 @@ def test_who_waits_is_told_by_the_end_of_the_call_where_memory_ended_as_it_was_t
 
     blocked = threading.Thread(target=block, daemon=True)
     blocked.start()
-    while len(future._waiters) < 2 or not future._condition._waiters:
-        os.sched_yield()
+    until(lambda: len(future._waiters) >= 2 and future._condition._waiters)
     if ends == "by a cancel":
         with pytest.raises(MemoryError):
             future.cancel()

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -37,7 +37,7 @@ from aioktask.engine.machine.os_threads import process_nice
 from aioktask.engine.state.record import Ended
 from aioktask.job import Progress, StreamProgress
 from aioktask.status import JobStatus
-from tests.support.gates import PATIENCE, Gate, eventually
+from tests.support.gates import Gate, eventually, until
 from tests.support.listening import listening
 
 HELPERS = 2
@@ -47,14 +47,6 @@ pytestmark = pytest.mark.max_threads(HELPERS)
 
 def nothing(start: int, stop: int) -> None:
     """A job's function."""
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Until it holds. Blocks the thread, and the loop on it."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        threading.Event().wait(0.001)
 
 
 def named(found: Snapshot, name: str) -> JobStatus:
@@ -257,13 +249,14 @@ def test_the_last_hundred_that_are_over_are_shown_the_latest_first() -> None:
 
 
 def test_what_waits_for_a_thread_of_the_process_names_its_cap() -> None:
-    with all_helpers_held(), Coordinator() as coordinator:
+    with all_helpers_held() as gate, Coordinator() as coordinator:
         coordinator.submit(Job(nothing, 1, name="waits"))
         until(lambda: "all of the process" in named(snapshot(), "waits").waits_for)
         status = named(snapshot(), "waits")
         assert f"({HELPERS}: {snapshot().limits.reason})" in status.waits_for
         assert (status.phase, status.threads, status.elapsed) == ("waiting", 0, 0)
         assert status.queued == status.age > 0
+        gate.open()
 
 
 def test_what_waits_for_a_thread_of_its_coordinator_says_so() -> None:

@@ -34,7 +34,7 @@ from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import Run
 from aioktask.observe.events import level_of
 from tests.support.chunks import fail_at_seven, nothing, planted
-from tests.support.gates import Gate
+from tests.support.gates import Gate, until
 
 Told = MutableMapping[str, Any]
 
@@ -165,9 +165,7 @@ def test_a_result_that_is_taken_in_the_middle_of_a_turn_is_told_after_what_came_
         if run.settled and run.decided is None:
             for owner in run.waiters:
                 owner.wake()
-            until = time.monotonic() + 20
-            while run.decided is None and time.monotonic() < until:
-                os.sched_yield()
+            until(lambda: run.decided is not None)
 
     monkeypatch.setattr(Outbox, "tell", tell_and_be_taken)
     run_multithreaded_sync(Job(nothing, 0, undo=nothing, name="numbers"))

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ from aioktask import (
 from aioktask.observe import metrics, sampling
 from tests.support.alone import sharing_with_nobody
 from tests.support.chunks import fail_at_seven, nothing, planted
-from tests.support.gates import Gate, eventually
+from tests.support.gates import Gate, eventually, until
 from tests.support.told import Ends
 
 metrics.start(None)()  # so that what these tests hear with comes after it
@@ -262,8 +261,7 @@ def test_the_nice_of_a_waiter_is_counted_for_as_long_as_the_job_had_it(scrape: S
         thread = threading.Thread(target=wait)
         thread.start()
         entry = handle._run.entry
-        while not entry.loan_taken and handle._run.lent != "at a chunk boundary":
-            os.sched_yield()
+        until(lambda: entry.loan_taken or handle._run.lent == "at a chunk boundary")
         lent = entry.loan_taken  # else no thread may go back to a lower nice here
         gate.open()
         thread.join()
@@ -361,14 +359,6 @@ def often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sampling, "SECONDS", 0.0)
     with sharing_with_nobody():
         yield
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds, which the keeper brings about within a tenth of a second."""
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        os.sched_yield()
 
 
 def test_a_job_that_a_closed_coordinator_refuses_is_counted_as_refused(scrape: Scrape) -> None:
@@ -501,7 +491,7 @@ for _ in range(jobs):
     run_multithreaded_sync(Job(lambda start, stop: None, 4, chunk=1, name=name))
 ends.wait_for(name, jobs)
 while not sampled():  # by the keeper, within a second
-    os.sched_yield()
+    time.sleep(0.001)
 print("counted", flush=True)
 sys.stdin.read()  # until the test closes it, or kills this process
 """
@@ -577,7 +567,7 @@ def some(jobs):
 
 some(2)
 while not metrics._metrics.limit._values:  # the keeper of this process looks now and then
-    os.sched_yield()
+    time.sleep(0.001)
 children = []
 for jobs in (3, 4):
     child = os.fork()
@@ -585,7 +575,7 @@ for jobs in (3, 4):
         ends.forget()
         some(jobs)
         while not metrics._metrics.limit._values["user"]._value.get():
-            os.sched_yield()
+            time.sleep(0.001)
         os._exit(0)
     children.append(child)
 for child in children:

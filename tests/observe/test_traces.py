@@ -41,7 +41,7 @@ from aioktask.engine.events import Beginning
 from aioktask.observe import traces
 from tests.support.alone import sharing_with_nobody
 from tests.support.chunks import fail_at_seven, nothing, planted
-from tests.support.gates import Gate
+from tests.support.gates import Gate, until
 from tests.support.told import Ends
 
 traces.start()()  # so that what these tests hear with comes after it
@@ -334,8 +334,7 @@ def test_a_job_whose_time_has_passed_is_an_error_of_the_kind_that_its_waiter_get
         )
         if begins:
             gate.wait_entered()
-        while not handle._run.cancel_asked:
-            time.sleep(0)
+        until(lambda: handle._run.cancel_asked)
         gate.open()
         with pytest.raises((TimeoutError, Overloaded)) as caught:
             handle.result()
@@ -396,8 +395,7 @@ def test_a_loan_is_told_with_its_nice(recorded: Recorded) -> None:
         thread = threading.Thread(target=wait)
         thread.start()
         entry = handle._run.entry
-        while not entry.loan_taken and handle._run.lent != "at a chunk boundary":
-            time.sleep(0)
+        until(lambda: entry.loan_taken or handle._run.lent == "at a chunk boundary")
         lent = entry.loan_taken  # else no thread may go back to a lower nice here
         gate.open()
         thread.join()

@@ -6,10 +6,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import os
 import signal
 import threading
-import time
 from collections.abc import Generator, Iterator
 from time import perf_counter_ns
 from types import FrameType
@@ -34,7 +32,7 @@ from aioktask.engine.api.feed import Feed
 from aioktask.engine.api.process import current_pool
 from aioktask.streams._consumer import SLOW_SOURCE_NS
 from tests.streams.scenarios import SOURCES, Scenario, play_sync, scenarios
-from tests.support.gates import PATIENCE, Gate
+from tests.support.gates import PATIENCE, Gate, until
 from tests.support.harness import pool_at_rest
 
 
@@ -146,10 +144,7 @@ def test_an_item_of_the_calling_thread_is_finished_before_a_value_that_comes_mea
             came_in.append(item)
             before = results.handle.progress().done
             gate.open()
-            until = time.monotonic() + PATIENCE
-            while results.handle.progress().done == before:
-                assert time.monotonic() < until
-                os.sched_yield()
+            until(lambda: results.handle.progress().done != before)
         finished.append(item)
         return item
 

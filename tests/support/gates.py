@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import anyio
@@ -14,7 +15,7 @@ import anyio.lowlevel
 from aioktask import ChunkCancelled, current_chunk
 
 PATIENCE = 30.0
-# How often a loop looks while a test waits. One that spins lets go of the GIL again and again, for
+# How often a test looks while it waits. A thread that spins lets go of the GIL again and again, for
 # less time than another thread needs to wake up and take it, and so keeps others from it for
 # seconds.
 LOOK_SECONDS = 0.001
@@ -85,6 +86,18 @@ async def turns_pass() -> None:
     with anyio.CancelScope(shield=True):
         for _ in range(10):
             await anyio.lowlevel.checkpoint()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Until the condition holds, which is asked again and again. Blocks the thread.
+
+    Raises:
+        AssertionError: It never did.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for never came"
+        time.sleep(LOOK_SECONDS)
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

@@ -43,6 +43,7 @@ from aioktask import (
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.priority import gil_is_on
 from aioktask.engine.threads.pool import Pool
+from tests.support.gates import LOOK_SECONDS
 
 MOST_THREADS = 6  # four helpers, a calling thread, a helper owed to a nested job
 
@@ -484,7 +485,7 @@ def pool_at_rest() -> None:
     while (left := what_is_left(pool)) is not None:
         assert time.monotonic() < deadline, f"{left}: {pool!r}"
         pool.wake()
-        os.sched_yield()
+        time.sleep(LOOK_SECONDS)
 
 
 def what_is_left(pool: Pool) -> str | None:
@@ -523,7 +524,7 @@ def nothing_refers_to(watches: list[weakref.ref[Any]]) -> None:
         if not left:
             return
         assert time.monotonic() < deadline, f"{left} trials are still referred to"
-        os.sched_yield()
+        time.sleep(LOOK_SECONDS)
 
 
 __all__ = [

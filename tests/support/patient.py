@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 
-from aioktask import ChunkCancelled, current_chunk
-from tests.support.gates import PATIENCE
+from aioktask import current_chunk
+from tests.support.gates import LOOK_SECONDS, PATIENCE
 
 
 class Endless:
@@ -50,14 +49,5 @@ def wait_until_unwanted() -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         current_chunk().check_cancelled()
-        os.sched_yield()
+        time.sleep(LOOK_SECONDS)
     raise AssertionError("the job was never cancelled")
-
-
-def is_unwanted() -> bool:
-    """In a chunk: whether its job is cancelled."""
-    try:
-        current_chunk().check_cancelled()
-    except ChunkCancelled:
-        return True
-    return False
