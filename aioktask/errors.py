@@ -38,8 +38,8 @@ class Overloaded(Exception):  # noqa: N818 - a state that passes, and no fault
     It was refused as it was submitted, or ended before any of its chunks began: nothing was done.
 
     Attributes:
-        queued: How many jobs of the coordinator there were beyond those that its threads could
-            serve at once.
+        queued: How many jobs with such bounds the coordinator had beyond those that its threads
+            could serve at once; jobs without any are not counted.
         retry_after: Seconds after which one that comes is likely to have room, by the rate at which
             jobs ended, or began, of late; 1 where that is not known.
     """

@@ -15,6 +15,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -80,7 +81,32 @@ class TracedThread(NamedTuple):
 MOST_NAMED = 12
 LETTERS = 110
 
-WORK_COLOUR, UNDO_COLOUR, LENT_COLOUR = "#4c78a8", "#e45756", "#72b7b2"
+# Of a picture's width: what is shorter is drawn so wide, or as one with what is next to it, so that
+# a picture is bounded however many stretches there were, and the shortest undo is seen.
+LEAST_WIDTH = 1 / 500
+
+
+class _Look(Enum):
+    """How a stretch is drawn, by what the legend calls it; what is later covers what is before."""
+
+    WORK = "chunks"
+    LENT = "chunks at a waiter's nice"
+    UNDO = "undo"
+
+    @property
+    def colour(self) -> str:
+        return {_Look.WORK: "#4c78a8", _Look.LENT: "#72b7b2", _Look.UNDO: "#e45756"}[self]
+
+    @property
+    def hatch(self) -> str:
+        """So that nothing is told by colour alone."""
+        return {_Look.WORK: "", _Look.LENT: "//", _Look.UNDO: "xx"}[self]
+
+
+def _look_of(stretch: Stretch) -> _Look:
+    if stretch.kind == "undo":
+        return _Look.UNDO
+    return _Look.LENT if stretch.lent else _Look.WORK
 
 
 @dataclass(frozen=True)
@@ -94,7 +120,8 @@ class Timeline:
         threads: The threads that were at it, in the order in which they came.
         stretches: What they were at, in the order in which they began.
         marks: What happened to the job as a whole, in order.
-        lost: How many stretches are not kept: of each thread the last 1,024 are.
+        lost: How many stretches are not kept: the last 1,024 are of each of the last 256 threads
+            that came.
 
     >>> from aioktask import Job, run_multithreaded_sync
     >>> job = Job(lambda start, stop: None, 100, max_threads=1, trace=True)
@@ -228,27 +255,16 @@ class Timeline:
         axes = figure.subplots()
         rows = {thread.number: row for row, thread in enumerate(self.threads)}
         unit, scale = _unit(self.seconds)
-        for kind, lent, colour, hatch in (
-            ("work", False, WORK_COLOUR, ""),
-            ("work", True, LENT_COLOUR, "//"),
-            ("undo", False, UNDO_COLOUR, "xx"),
-            ("undo", True, UNDO_COLOUR, "xx"),
-        ):
-            for number, row in rows.items():
-                spans = [
-                    (each.start * scale, max(each.stop - each.start, 0.0) * scale)
-                    for each in self.stretches
-                    if each.thread == number and each.kind == kind and each.lent == lent
-                ]
-                if spans:
-                    axes.broken_barh(
-                        spans,
-                        (row - 0.4, 0.8),
-                        facecolor=colour,
-                        hatch=hatch,
-                        edgecolor="white",
-                        linewidth=0.3,
-                    )
+        for look, by_thread in self._spans().items():
+            for number, spans in by_thread.items():
+                axes.broken_barh(
+                    [(start * scale, (stop - start) * scale) for start, stop in spans],
+                    (rows[number] - 0.4, 0.8),
+                    facecolor=look.colour,
+                    hatch=look.hatch,
+                    edgecolor="white",
+                    linewidth=0.3,
+                )
         for mark in self.marks:
             axes.axvline(mark.at * scale, color="0.4", linewidth=0.6, linestyle=":")
         self._name_marks(axes, scale)
@@ -259,6 +275,19 @@ class Timeline:
         axes.set_title(_plain(self.name), fontsize="medium", loc="left", pad=16)
         self._add_legend(figure)
         return figure
+
+    def _spans(self) -> dict[_Look, dict[int, list[tuple[float, float]]]]:
+        """What is drawn, in the order in which it covers: when, by look and thread."""
+        least = self.seconds * LEAST_WIDTH
+        found: dict[_Look, dict[int, list[tuple[float, float]]]] = {look: {} for look in _Look}
+        for each in self.stretches:
+            spans = found[_look_of(each)].setdefault(each.thread, [])
+            stop = max(each.stop, each.start + least)
+            if spans and each.start - spans[-1][1] < least and each.stop - each.start < least:
+                spans[-1] = (spans[-1][0], max(stop, spans[-1][1]))
+            else:
+                spans.append((each.start, stop))
+        return found
 
     def _name_marks(self, axes: Any, scale: float) -> None:
         """Name the last marks above the rows, those apart that another one's name would cover."""
@@ -279,15 +308,12 @@ class Timeline:
     def _add_legend(self, figure: Figure) -> None:
         from matplotlib.patches import Patch
 
-        found = {(each.kind, each.lent) for each in self.stretches}
-        patches = [Patch(facecolor=WORK_COLOUR, label="chunks")]
-        if ("work", True) in found:
-            label = "chunks at a waiter's nice"
-            patches.append(Patch(facecolor=LENT_COLOUR, hatch="//", edgecolor="white", label=label))
-        if any(kind == "undo" for kind, _ in found):
-            patches.append(
-                Patch(facecolor=UNDO_COLOUR, hatch="xx", edgecolor="white", label="undo")
-            )
+        found = {_Look.WORK, *map(_look_of, self.stretches)}
+        patches = [
+            Patch(facecolor=look.colour, hatch=look.hatch, edgecolor="white", label=look.value)
+            for look in _Look
+            if look in found
+        ]
         figure.legend(
             handles=patches,
             loc="outside lower right",

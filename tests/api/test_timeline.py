@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from aioktask import (
     Coordinator,
     Job,
-    Timeline,
     configure,
     failure,
     priority,
@@ -31,6 +30,7 @@ from aioktask import (
     tunables,
 )
 from aioktask.engine.state.trace import MOST_STRETCHES
+from aioktask.timeline import Stretch, Timeline, TracedThread
 
 PATIENCE = 20.0
 
@@ -194,7 +194,6 @@ def test_a_coroutine_undo_is_a_row_of_its_own() -> None:
 
 def test_of_a_long_job_the_last_stretches_are_kept_and_the_others_counted() -> None:
     from aioktask.engine.state.trace import Ring
-    from aioktask.timeline import Stretch
 
     ring = Ring(1, "helper")
     for number in range(MOST_STRETCHES + 5):
@@ -288,6 +287,44 @@ def test_the_picture_is_valid_and_takes_every_name_literally() -> None:
     root = ET.fromstring(picture)
     assert root.tag.endswith("svg")
     assert not [each for each in root.iter() if each.tag.endswith("script")]
+
+
+spans = st.tuples(
+    st.integers(0, 15), st.floats(0, 9.9), st.floats(0, 0.5), st.sampled_from(["work", "undo"])
+)
+
+
+@given(st.lists(spans), st.booleans())
+def test_a_picture_is_bounded_and_shows_each_stretch_where_it_was(
+    found: list[tuple[int, float, float, Any]], crowded: bool
+) -> None:
+    """Each stretch is within something that is drawn in its row, however short it is."""
+    pytest.importorskip("matplotlib")
+    stretches = [
+        Stretch(thread, at, min(at + lasts, 10.0), 0, 1, 1, kind, 0, lent=False)
+        for thread, at, lasts, kind in found
+    ]
+    if crowded:  # as of a long job with tiny chunks
+        stretches += [
+            Stretch(thread, n / 200, n / 200 + 0.004, n, n + 1, 1, "work", 0, lent=False)
+            for thread in (0, 1)
+            for n in range(2000)
+        ]
+    stretches.sort(key=lambda each: each.start)
+    threads = tuple(TracedThread(number, f"thread {number}") for number in range(16))
+    timeline = Timeline("a", 1, 10.0, threads, tuple(stretches), (), 0)
+    drawn = [
+        (path.get_extents().x0, path.get_extents().x1, round(path.get_extents().y0 + 0.4))
+        for collection in timeline.figure().axes[0].collections
+        for path in collection.get_paths()
+    ]
+    assert len(drawn) <= len(found) + (2 * 1000 if crowded else 0)
+    for each in stretches:
+        assert any(
+            row == each.thread and start <= each.start + 1e-9 and each.stop <= stop + 1e-9
+            for start, stop, row in drawn
+        )
+    assert all(stop - start >= 0.019 for start, stop, _ in drawn)
 
 
 def test_an_empty_job_has_an_empty_picture() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from aioktask.checks import integer, nice_value
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.api.snapshots import runs_of
-from aioktask.engine.state import following
 from aioktask.engine.state.history import History, Served
 from aioktask.engine.state.run import Run
 from aioktask.engine.threads.pool import Pool
@@ -44,8 +43,7 @@ def renice_job(number: int, nice: int) -> bool:
     run = _run(pool, number)
     if run is None or run.over:
         return False
-    run.nice = value
-    pool.post_once((following.renice, run), following.renice, run)
+    pool.renice(run, value)
     return True
 
 

@@ -281,7 +281,10 @@ class Coordinator(Scope):
         return take_snapshot(pool, group).jobs if until is not None and group.given_up else ()
 
     def snapshot(self) -> Snapshot:
-        """What there is to see of this coordinator's jobs, and of the process: see `snapshot`."""
+        """What there is to see of this coordinator's jobs, and of the process: see `snapshot`.
+
+        Of its jobs that ended those are told that are among the last 100 of the process.
+        """
         pool, group = self.scope()
         return take_snapshot(pool, group)
 

@@ -110,9 +110,7 @@ class Handle(Generic[T]):
             RuntimeError: The handle belongs to the parent of this forked process.
         """
         value = nice_value("nice", nice)
-        pool = self._own_pool()
-        self._run.nice = value
-        pool.post_once((following.renice, self._run), following.renice, self._run)
+        self._own_pool().renice(self._run, value)
 
     def cancel(self) -> bool:
         """End the job without waiting: no chunk begins, running ones finish, and undo runs.

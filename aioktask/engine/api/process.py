@@ -72,8 +72,9 @@ def configure(**values: Any) -> None:
     Args:
         values: By name, as in the table of tunables in the documentation: `max_threads`,
             `max_threads_per_node`, `max_blocked`, `max_queued`, `max_wait`, `stuck_after`, `nice`,
-            `give_way`, `share`, `learn`, `remember`, `initializer`, `limit_native_threads`. What is
-            not named stays as it is. They override ``AIOKTASK_`` variables of the same names.
+            `give_way`, `share`, `learn`, `remember`, `initializer`, `limit_native_threads`,
+            `trace`. What is not named stays as it is. They override ``AIOKTASK_`` variables of the
+            same names.
 
     Raises:
         TypeError, ValueError: There is no such tunable, or a value is not what it may be; then

@@ -54,9 +54,10 @@ READS = 8
 def snapshot() -> Snapshot:
     """All there is to see of this process: jobs, helpers, limits, loops.
 
-    It takes no lock and changes nothing, so it may be called at any time: on any thread, in a
-    signal handler, a finalizer or a listener of events too. `Coordinator.snapshot` tells of one
-    coordinator's jobs.
+    It takes no lock and changes no job, so it may be called at any time: on any thread, in a
+    signal handler, a finalizer or a listener of events too. Who holds the slots of the machine is
+    looked up by the library's own thread for some time after a call, so the first call does not
+    tell of it. `Coordinator.snapshot` tells of one coordinator's jobs.
 
     Returns:
         Frozen values, which refer to nothing of the jobs.

@@ -34,6 +34,9 @@ LEAST_VERSION = (3, 8)
 # A look takes up to this part of the keeper's time where modules are imported all the time.
 MOST_OF_THE_TIME = 20
 
+# What a look that failed is called among the libraries that refused.
+LOOK = "threadpoolctl"
+
 # The modules with which numba has chosen how its parallel functions run, and begun it.
 _NUMBA_LAYERS = ("omppool", "tbbpool", "workqueue")
 
@@ -117,9 +120,14 @@ class NativeThreads:
         modules, began = len(sys.modules), perf_counter_ns()
         try:
             found, complete = _loaded_libraries()
-        except Exception as error:  # also a warning that the program has made an error
-            self.why_not = str(error) if isinstance(error, _UnusableError) else repr(error)
+        except _UnusableError as error:
+            self.why_not = str(error)
             return False
+        except Exception as error:  # also a warning that the program has made an error
+            self.refused[LOOK] = repr(error)
+            self._modules = modules  # it may pass: the next look is when there are more
+            return False
+        self.refused.pop(LOOK, None)
         # What is being imported at this moment is looked at again.
         self._modules = modules if complete else 0
         now = perf_counter_ns()

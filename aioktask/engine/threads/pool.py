@@ -648,6 +648,11 @@ class Pool:
             self.signals.interrupt()  # after that: who comes back finds the command
         return True
 
+    def renice(self, run: Run, nice: int) -> None:
+        """Change the nice of a run; of one that is over only the number changes."""
+        run.nice = nice
+        self.post_once((following.renice, run), following.renice, run)
+
     def commit(self, run: Run) -> bool:
         """For the owner: take the result of its run; False when it is not there (yet)."""
         if run.over:

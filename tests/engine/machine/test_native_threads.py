@@ -186,3 +186,20 @@ def test_of_an_early_threadpoolctl_no_limit_is_asked(monkeypatch: pytest.MonkeyP
     natives = NativeThreads()
     assert not natives.look()
     assert natives.why_not == "threadpoolctl 3.6.0 is installed, and 3.8 is needed"
+
+
+def test_a_look_that_fails_is_noted_and_made_again_when_there_are_more_modules(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory() -> None:
+        raise MemoryError
+
+    natives = NativeThreads()
+    monkeypatch.setattr(native_threads, "_loaded_libraries", no_memory)
+    assert not natives.look()
+    assert natives.refused == {native_threads.LOOK: "MemoryError()"}
+    monkeypatch.setattr(native_threads, "_loaded_libraries", lambda: ((Library().known(),), True))
+    assert not natives.look()  # nothing has changed since
+    monkeypatch.setitem(sys.modules, "aioktask_one_more", ModuleType("aioktask_one_more"))
+    assert natives.look()
+    assert not natives.refused
