@@ -113,7 +113,8 @@ def raised_by_a_job(make: Callable[[], E], **options: Any) -> E:
 
     def fn(start: int, stop: int) -> None:
         assert data
-        raise wanted
+        if start == 0:  # 3.13 without the GIL may crash where two threads raise one exception
+            raise wanted
 
     with pytest.raises(type(wanted)) as caught:
         run_multithreaded_sync(Job(fn, 10, chunk=1, **options))

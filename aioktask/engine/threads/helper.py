@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 from time import perf_counter_ns
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from aioktask.checks import name_of
@@ -517,13 +517,25 @@ def end_forked(what: str) -> NoReturn:
 def beyond_engine(trace: TracebackType | None) -> TracebackType | None:
     """The traceback without the engine's own frames, which hold what the job should let go of.
 
-    The frames that are left refer to those by `f_back`; so those are cleared, unless they run.
+    The frames that are left refer to those by `f_back`; so those are cleared, unless they run. An
+    exception that chunks raise on several threads has frames of all of them in its traceback, and
+    without the GIL a frame that two threads clear at the same time ends the process.
     """
+    mine = object()
     while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
-        with contextlib.suppress(RuntimeError):
-            trace.tb_frame.clear()
+        frame = trace.tb_frame
+        if _clearing.setdefault(frame, mine) is mine:
+            try:
+                frame.clear()
+            except RuntimeError:  # it runs
+                pass
+            finally:
+                del _clearing[frame]
         trace = trace.tb_next
     return trace
+
+
+_clearing: dict[FrameType, object] = {}  # no lock: what is cleared may call anything
 
 
 _OWN_FILES = {__file__, sys.modules[Stint.__module__].__file__}
