@@ -52,7 +52,8 @@ class Meters:
             meter.row = row
             meter.total = None if fraction is None else 1.0
             meter.n = fraction or 0.0
-            meter.refresh()
+            with meter.get_lock():  # which all bars have: `refresh` keeps it where a write fails
+                meter.refresh(nolock=True)
 
     def _meter(self, row: Told, width: int) -> _Meter:
         # With a delay it does not show itself as it is made, when nobody could close it yet.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 
 from aioktask import Coordinator, Job, JobCancelled, map_ordered, priority
 from aioktask.engine.events import Event, EventKind
-from tests.support.gates import Gate, eventually
+from tests.support.gates import PATIENCE, Gate, eventually
 
 pytest.importorskip("rich", reason="rich is not installed")
 pytest.importorskip("tqdm", reason="tqdm is not installed")
@@ -182,6 +183,26 @@ def test_a_display_that_fails_costs_the_job_nothing(after: int, terminal: bool) 
         handle = coordinator.submit(Job(fails, 1))
         with pytest.raises(OSError, match="planted"):
             tqdm_bar(handle, file=Broken(after, terminal=terminal)).result()
+
+
+def test_bars_of_tqdm_that_fail_leave_it_to_other_threads() -> None:
+    with Coordinator() as coordinator:
+        handle = coordinator.submit(Job(nothing, 1))
+        handle.result()
+        for after in range(6):
+            tqdm_bar(handle, file=Broken(after, terminal=True)).result()
+        lock = pytest.importorskip("tqdm").tqdm.get_lock()
+        free: list[bool] = []
+
+        def take() -> None:
+            free.append(all(each.acquire(timeout=5) for each in lock.locks))
+            for each in lock.locks:
+                each.release()
+
+        other = threading.Thread(target=take, daemon=True)
+        other.start()
+        other.join(PATIENCE)
+        assert free == [True]
 
 
 def test_a_program_without_standard_error_waits_all_the_same(
