@@ -521,21 +521,25 @@ def beyond_engine(trace: TracebackType | None) -> TracebackType | None:
     exception that chunks raise on several threads has frames of all of them in its traceback, and
     without the GIL a frame that two threads clear at the same time ends the process.
     """
-    mine = object()
     while trace is not None and trace.tb_frame.f_code.co_filename in _OWN_FILES:
-        frame = trace.tb_frame
-        if _clearing.setdefault(frame, mine) is mine:
-            try:
-                frame.clear()
-            except RuntimeError:  # it runs
-                pass
-            finally:
-                del _clearing[frame]
+        _clear(trace.tb_frame)
         trace = trace.tb_next
     return trace
 
 
-_clearing: dict[FrameType, object] = {}  # no lock: what is cleared may call anything
+def _clear(frame: FrameType) -> None:
+    """Clear a frame, unless it runs, or is being cleared."""
+    mine = object()
+    try:
+        if _clearing.setdefault(id(frame), mine) is mine:
+            with contextlib.suppress(RuntimeError):  # it runs
+                frame.clear()
+    finally:  # a signal handler may have raised at any line
+        if _clearing.get(id(frame)) is mine:
+            del _clearing[id(frame)]
 
 
+# By what a frame is known to be cleared at present. No lock, since what is cleared may call
+# anything; and no frame, so that nothing keeps one where the removal is struck.
+_clearing: dict[int, object] = {}
 _OWN_FILES = {__file__, sys.modules[Stint.__module__].__file__}
