@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aioktask.checks import name_of
 from aioktask.engine.api.process import current_pool
-from aioktask.engine.machine.native_threads import LOOK, NativeLibrary, NativeThreads, Scope
+from aioktask.engine.machine.native_threads import NativeLibrary, NativeThreads, Scope
 from aioktask.engine.machine.probe import probe
 from aioktask.engine.machine.slots import Slots, slots_path
 from aioktask.engine.machine.topology import Topology
@@ -222,7 +222,7 @@ def _native_threads(mode: bool | str) -> dict[str, object]:
         }
         for each in natives.libraries
     ]
-    return {"why_none": natives.why_not or natives.refused.get(LOOK, ""), "libraries": libraries}
+    return {"why_none": natives.why_not or natives.failed, "libraries": libraries}
 
 
 def _left_alone(library: NativeLibrary, mode: bool | str) -> str:

@@ -34,9 +34,6 @@ LEAST_VERSION = (3, 8)
 # A look takes up to this part of the keeper's time where modules are imported all the time.
 MOST_OF_THE_TIME = 20
 
-# What a look that failed is called among the libraries that refused.
-LOOK = "threadpoolctl"
-
 # The modules with which numba has chosen how its parallel functions run, and begun it.
 _NUMBA_LAYERS = ("omppool", "tbbpool", "workqueue")
 
@@ -81,6 +78,7 @@ class NativeThreads:
     Attributes:
         libraries: Those that were found; replaced as a whole.
         why_not: Why none can be limited; empty where they can.
+        failed: What the last look for libraries raised; empty where it came to its end.
         refused: By name, what a library said to its limit last.
         services: How often a helper had the process limited: see `give_back`.
     """
@@ -88,6 +86,7 @@ class NativeThreads:
     def __init__(self) -> None:
         self.libraries: tuple[NativeLibrary, ...] = ()
         self.why_not = ""
+        self.failed = ""
         self.refused: dict[str, str] = {}
         self.services = 0
         self._in_threads: tuple[NativeLibrary, ...] = ()
@@ -124,10 +123,10 @@ class NativeThreads:
             self.why_not = str(error)
             return False
         except Exception as error:  # also a warning that the program has made an error
-            self.refused[LOOK] = repr(error)
+            self.failed = repr(error)
             self._modules = modules  # it may pass: the next look is when there are more
             return False
-        self.refused.pop(LOOK, None)
+        self.failed = ""
         # What is being imported at this moment is looked at again.
         self._modules = modules if complete else 0
         now = perf_counter_ns()

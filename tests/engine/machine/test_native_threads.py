@@ -197,9 +197,9 @@ def test_a_look_that_fails_is_noted_and_made_again_when_there_are_more_modules(
     natives = NativeThreads()
     monkeypatch.setattr(native_threads, "_loaded_libraries", no_memory)
     assert not natives.look()
-    assert natives.refused == {native_threads.LOOK: "MemoryError()"}
+    assert (natives.failed, natives.why_not) == ("MemoryError()", "")
     monkeypatch.setattr(native_threads, "_loaded_libraries", lambda: ((Library().known(),), True))
     assert not natives.look()  # nothing has changed since
     monkeypatch.setitem(sys.modules, "aioktask_one_more", ModuleType("aioktask_one_more"))
     assert natives.look()
-    assert not natives.refused
+    assert natives.failed == ""
