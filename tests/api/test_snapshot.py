@@ -37,6 +37,7 @@ from aioktask.engine.machine.os_threads import process_nice
 from aioktask.engine.state.record import Ended
 from aioktask.job import Progress, StreamProgress
 from aioktask.status import JobStatus
+from tests.support.alone import sharing_with_nobody
 from tests.support.gates import Gate, eventually, until
 from tests.support.listening import listening
 
@@ -187,25 +188,26 @@ def test_the_nice_that_a_waiter_lends_is_shown() -> None:
 
 
 def test_idle_helpers_are_shown_and_who_limits_them() -> None:
-    with Coordinator() as coordinator:
-        gate = Gate()
-        coordinator.submit(Job(gate.chunk, HELPERS, chunk=1))
-        gate.wait_entered(HELPERS)
+    with sharing_with_nobody():
+        with Coordinator() as coordinator:
+            gate = Gate()
+            coordinator.submit(Job(gate.chunk, HELPERS, chunk=1))
+            gate.wait_entered(HELPERS)
+            found = snapshot()
+            assert found.limits.working == HELPERS
+            assert [each.state for each in found.helpers].count("working") == HELPERS
+            gate.open()
+        until(lambda: snapshot().limits.working == 0)
         found = snapshot()
-        assert found.limits.working == HELPERS
-        assert [each.state for each in found.helpers].count("working") == HELPERS
-        gate.open()
-    until(lambda: snapshot().limits.working == 0)
-    found = snapshot()
-    assert {each.state for each in found.helpers} == {"idle"}
-    for each in found.helpers:
-        assert (each.job, each.chunk, each.since, each.stuck) == (None, None, 0.0, 0.0)
-        assert each.thread
-    limits = found.limits
-    assert limits.threads == HELPERS
-    assert f"set_max_threads({HELPERS})" in limits.reason
-    assert (limits.share, limits.slots, limits.blocked) == (None, None, 0)
-    assert limits.background >= 0
+        assert {each.state for each in found.helpers} == {"idle"}
+        for each in found.helpers:
+            assert (each.job, each.chunk, each.since, each.stuck) == (None, None, 0.0, 0.0)
+            assert each.thread
+        limits = found.limits
+        assert limits.threads == HELPERS
+        assert f"set_max_threads({HELPERS})" in limits.reason
+        assert (limits.share, limits.slots, limits.blocked) == (None, None, 0)
+        assert limits.background >= 0
 
 
 def test_a_coordinator_shows_its_own_jobs_and_what_it_sets() -> None:

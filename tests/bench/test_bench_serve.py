@@ -29,6 +29,7 @@ from aioktask.bench.promises import Result
 from aioktask.bench.serve import Window, best_of, window_of
 from aioktask.figures.panel import described
 from aioktask.tune.machine import info
+from tests.support.gates import eventually
 
 needs_httptools = pytest.mark.skipif(
     importlib.util.find_spec("httptools") is None, reason="httptools is not installed"
@@ -79,7 +80,7 @@ class Stub:
         self.port = server.sockets[0].getsockname()[1]
         async with server:
             yield self
-            await until(lambda: self.ended == self.connections)
+            await eventually(lambda: self.ended == self.connections)
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -95,12 +96,6 @@ class Stub:
         self.ended += 1
 
 
-async def until(condition: Any) -> None:
-    """The test's timeout is the limit."""
-    while not condition():
-        await asyncio.sleep(0.001)
-
-
 @needs_httptools
 def test_a_server_that_stalls_does_not_put_the_load_off() -> None:
     """All are sent though none is answered, and what they wait counts from when they were due."""
@@ -110,7 +105,7 @@ def test_a_server_that_stalls_does_not_put_the_load_off() -> None:
             asking = asyncio.create_task(
                 load(port=stub.port, rates={"/a": 100.0}, seconds=0.2, seed=1)
             )
-            await until(lambda: len(stub.asked) == 20)
+            await eventually(lambda: len(stub.asked) == 20)
             assert not asking.done()
             stub.go.set()
             answer: Any = await asking
@@ -147,7 +142,7 @@ def test_the_load_ends_with_what_is_in_the_background() -> None:
                     port=stub.port, rates={"/a": 50}, seconds=1e4, seed=1, background="/b", times=1
                 )
             )
-            await until(lambda: stub.asked.count("/a") == 3)
+            await eventually(lambda: stub.asked.count("/a") == 3)
             stub.go.set()
             answer: Any = await asking
             assert answer["statuses"] == [200]

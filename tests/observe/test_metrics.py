@@ -480,6 +480,7 @@ WORKER = """
 import os, sys
 from aioktask import Job, run_multithreaded_sync
 from aioktask.observe import metrics
+from tests.support.gates import until
 from tests.support.told import Ends
 
 metrics.start()
@@ -490,8 +491,7 @@ sampled = lambda: any(each._value.get() for each in list(limits.values()))
 for _ in range(jobs):
     run_multithreaded_sync(Job(lambda start, stop: None, 4, chunk=1, name=name))
 ends.wait_for(name, jobs)
-while not sampled():  # by the keeper, within a second
-    time.sleep(0.001)
+until(sampled)  # by the keeper, within a second
 print("counted", flush=True)
 sys.stdin.read()  # until the test closes it, or kills this process
 """
@@ -554,6 +554,7 @@ FORKED = """
 import os, sys
 from aioktask import Job, run_multithreaded_sync, set_max_threads
 from aioktask.observe import metrics
+from tests.support.gates import until
 from tests.support.told import Ends
 
 metrics.start()
@@ -566,16 +567,14 @@ def some(jobs):
     ends.wait_for("a", jobs)
 
 some(2)
-while not metrics._metrics.limit._values:  # the keeper of this process looks now and then
-    time.sleep(0.001)
+until(lambda: metrics._metrics.limit._values)  # the keeper of this process looks now and then
 children = []
 for jobs in (3, 4):
     child = os.fork()
     if not child:
         ends.forget()
         some(jobs)
-        while not metrics._metrics.limit._values["user"]._value.get():
-            time.sleep(0.001)
+        until(lambda: metrics._metrics.limit._values["user"]._value.get())
         os._exit(0)
     children.append(child)
 for child in children:

@@ -495,10 +495,17 @@ async def test_what_strikes_between_a_value_and_its_count_ends_the_stream(waits:
             raise Struck
         return trace
 
-    async with map_ordered(work, range(6)) as results:
+    taken = []
+
+    def source() -> Iterator[int]:
+        for item in range(6):
+            taken.append(item)
+            yield item
+
+    async with map_ordered(work, source()) as results:
         assert await anext(results) == 0
-        if not waits:
-            await eventually(lambda: results.handle.progress().done == 6)
+        if not waits:  # a source that is slow is read on when the next value is asked for
+            await eventually(lambda: results.handle.progress().done == len(taken))
         traced = sys.gettrace()
         sys.settrace(trace)
         results._values.ag_frame.f_trace = trace  # type: ignore[union-attr]
