@@ -591,7 +591,8 @@ class StreamProgress:
         size: Items in all; None until the source has come to its end.
         threads: Threads that work on the stream now.
         elapsed: Seconds since the first item was begun; 0 before.
-        rate: Items a second since then; 0 before anything is done.
+        rate: Items a second since then; 0 before anything is done, and while no time is counted:
+            the sync form's thread may be done with items before the stream is taken in.
         phase: As a job's, with nothing to undo: "failed" by what `fn` or the source raised;
             "cancelled" also where its scope was left before the last value.
         eta: Seconds until the last item is done, at that rate; None while the source has not come

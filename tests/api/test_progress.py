@@ -609,5 +609,7 @@ def test_a_stream_knows_how_long_it_takes_once_its_source_has_ended() -> None:
         assert found[0].phase in ("running", "finished")
         for each in found:
             if each.phase == "running" and each.done and each.size is not None:
-                assert each.eta == pytest.approx((each.size - each.done) / each.rate)
+                # Nothing is timed while the calling thread is ahead of the turn that takes it in.
+                left = each.size - each.done
+                assert each.eta == (pytest.approx(left / each.rate) if each.rate else None)
     assert results.handle.progress().phase == "finished"
