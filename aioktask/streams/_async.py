@@ -388,7 +388,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
     async def _leave(self, error: BaseException | None) -> None:
         consumer = self._entered()
         consumer.stop()
-        self._waiter.wake()  # another task may wait for a value
+        consumer.feed.wake(self._waiter)  # another task may wait for a value
         self._close_values()
         if isinstance(error, GeneratorExit) and not self._is_in_its_task():  # nobody can wait
             if self._reader is not None:

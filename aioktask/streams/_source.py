@@ -107,7 +107,7 @@ class SourceReader:
             if ended or error is not None:
                 consumer.end_source(error)
             del error
-            self._waiter.wake()
+            consumer.feed.wake(self._waiter)
             await self._close()
 
     async def _read_all(self) -> bool:

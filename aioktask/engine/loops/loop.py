@@ -88,7 +88,10 @@ class Loop(Protocol):
         """Raise the cancellation that is pending, if one is."""
 
     def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
-        """Have the loop call `callback`; `lost` is called if the loop drops that call."""
+        """Have the loop call `callback`; `lost` is called if the loop drops that call.
+
+        Neither is called where a loop takes nothing at the moment: who posts asks later, and again.
+        """
 
     def spawn(self, undo: CoroutineUndo) -> None:
         """Run an undo in a task of its own. Called on the loop's thread."""

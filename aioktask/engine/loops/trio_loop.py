@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
 # trio: how a thread wakes a task once a job, and how a coroutine undo runs there.
+#
+# trio takes a callback under a lock of the run, and a finalizer that Python calls there may wait
+# for a job. So a thread of the engine waits for that lock for a moment only; what it could not post
+# is posted later, by the keeper, which asks whether a waiter has heard and an undo has begun.
 """trio."""
 
 from __future__ import annotations
@@ -7,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +24,32 @@ if TYPE_CHECKING:
     import trio
 
     from aioktask.engine.loops.coroutine_undo import CoroutineUndo
+
+
+# How long to wait for the lock of a trio run, in seconds: it is held for some microseconds.
+LOCK_SECONDS = 0.02
+
+
+def _call_soon(token: trio.lowlevel.TrioToken, callback: Callable[[], None]) -> bool:
+    """Have a trio run call back; False where its lock was not to be had in time.
+
+    The main thread waits for it as long as it takes: a signal handler that raises there between two
+    steps would leave the lock held, and what others do for the holder goes on without that thread.
+
+    Raises:
+        trio.RunFinishedError: The run has ended.
+    """
+    lock = getattr(getattr(token, "_reentry_queue", None), "lock", None)
+    if lock is None or threading.current_thread() is threading.main_thread():
+        token.run_sync_soon(callback)
+        return True
+    if not lock.acquire(timeout=LOCK_SECONDS):
+        return False
+    try:
+        token.run_sync_soon(callback)
+    finally:
+        lock.release()
+    return True
 
 
 class TrioWaiter:
@@ -43,7 +74,9 @@ class TrioWaiter:
         self._woken = True
         posted = Posted(self._set, self._lost)
         try:
-            self._token.run_sync_soon(posted)
+            if not _call_soon(self._token, posted):
+                posted.withdraw()
+                return  # the keeper finds that it has not heard
         except sys.modules["trio"].RunFinishedError:
             self._woken = False  # nobody hears, ever; `posted` tells of the loss
         except BaseException:  # memory was short
@@ -124,8 +157,10 @@ class TrioLoop:
         await anyio.lowlevel.checkpoint_if_cancelled()
 
     def post(self, callback: Callable[[], None], lost: Callable[[], None] | None) -> None:
+        posted = Posted(callback, lost, completed=True)
         with contextlib.suppress(self._finished):
-            self._token.run_sync_soon(Posted(callback, lost, completed=True))
+            if not _call_soon(self._token, posted):
+                posted.withdraw()  # the keeper posts it anew
 
     def spawn(self, undo: CoroutineUndo) -> None:
         import trio
@@ -142,7 +177,7 @@ class TrioLoop:
 
     def is_running(self) -> bool:
         try:
-            self._token.run_sync_soon(_nothing)
+            _call_soon(self._token, _nothing)  # whose lock is not free is not at its end
         except self._finished:
             return False
         return True
