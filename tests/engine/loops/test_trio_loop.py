@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-import aioktask
 from aioktask import Coordinator, Job, run_multithreaded, run_multithreaded_sync
 from tests.support.gates import PATIENCE, Gate, eventually
 
@@ -53,9 +52,9 @@ def nothing(start: int, stop: int) -> None:
     """A job's function."""
 
 
+@pytest.mark.max_threads(1)
 def test_helpers_serve_others_while_a_waiter_cannot_be_woken() -> None:
     """Also the job that whoever holds the lock waits for."""
-    aioktask.set_max_threads(1)
     gate, served = Gate(), threading.Event()
 
     async def main() -> None:
