@@ -28,10 +28,11 @@ BENCH := $(VENV)/group-bench
 DOCS := $(VENV)/group-docs
 LINT := $(VENV)/group-lint
 PICTURES := $(VENV)/group-pictures
+SCREENSHOTS := $(VENV)/group-screenshots
 TESTS := $(VENV)/group-tests
 
 .DEFAULT_GOAL := test
-.PHONY: help check demo test test-long test-switching soak sweep sweep-sampled test-pythons guest lint format types layers doctest docs pictures examples bench clean
+.PHONY: help check demo test test-long test-switching browser cluster soak sweep sweep-sampled test-pythons guest lint format types layers doctest docs pictures screenshots examples bench clean
 
 # Two installs into one environment at a time would break it.
 .NOTPARALLEL:
@@ -54,8 +55,8 @@ test-long: $(TESTS)  ## the slow ones, with long hypothesis runs
 
 # What runs threads in this process, with a thread switch tried every microsecond, 5000 times as
 # often as usual. What is pure, or runs in processes of its own, would show nothing new.
-UNSWITCHED := bench engine/learning engine/machine engine/ranges engine/scheduling figures guest interruption \
-	process soak support tune api/test_imports.py
+UNSWITCHED := bench cluster engine/learning engine/machine engine/ranges engine/scheduling figures guest interruption \
+	process soak support top tune api/test_imports.py
 test-switching: $(TESTS)  ## tests of threads, a thread switch tried every microsecond
 	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 \
 		$(UNSWITCHED:%=--ignore-glob='tests/%') $(ARGS)
@@ -64,6 +65,16 @@ test-switching: $(TESTS)  ## tests of threads, a thread switch tried every micro
 # some ten minutes; half an hour for each. ARGS=3.14 for one of them, ARGS=--short for what differs most.
 test-pythons: $(TESTS)  ## the tests on other Pythons, free-threaded ones too
 	$(IN_VENV) -m tests.pythons $(ARGS)
+
+# The live page in a Chromium, the system's or Debian's, which is fetched; skipped where neither can
+# be had. The pictures of its states: AIOKTASK_TEST_PICTURES=DIRECTORY make browser.
+browser: $(TESTS)  ## the live page in a real browser
+	$(PYTEST) -m browser tests/browser $(ARGS)
+
+# Processes of clusters killed at every stage of a job, and hosts in network namespaces that are cut
+# off or slow: 6 minutes. With AIOKTASK_TEST_CLUSTER=whole every cut of a minute, for some more.
+cluster: $(TESTS)  ## clusters whose processes are killed and whose networks are cut
+	$(PYTEST) -m cluster --timeout=300 tests/cluster $(ARGS)
 
 # A real server with two workers for two minutes, and what it takes to begin and to stop. For ten
 # minutes: ARGS=--soak-seconds=600. ARGS=--soak-seed=7 has the clients do the same once more.
@@ -111,9 +122,13 @@ docs: $(DOCS)  ## the documentation, into build/docs
 pictures: $(PICTURES)  ## the documentation's pictures and tables, from its figures
 	$(IN_VENV) docs/make_pictures.py
 
+# Of jobs that run for it, in a minute, by a Chromium of the system's: other ones each time.
+screenshots: $(SCREENSHOTS)  ## the documentation's pictures of the live page and of top
+	$(IN_VENV) docs/make_screenshots.py
+
 # With what a user has: the package and its dependencies, and every warning an error.
 examples: $(INSTALLED)  ## every program in examples/
-	@for example in examples/*.py; do \
+	@for example in examples/*.py examples/*/*.py; do \
 		echo "--- $$example"; \
 		$(IN_VENV) -W error "$$example" || exit 1; \
 	done

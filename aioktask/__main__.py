@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 # The command line: arguments in, text or JSON out. What is told is found out elsewhere.
 #
-# Exit status 0, or 2 with one line on stderr for arguments that make no sense.
-"""`python -m aioktask`: look at the machine, plan a job, tune a function, see the demo, measure."""
+# Exit status 0, or 2 with one line on stderr for arguments that make no sense; of `top` 1 where
+# what it should show cannot be read.
+"""`python -m aioktask`: look at the machine and at jobs, plan, tune, see the demo, measure."""
 
 from __future__ import annotations
 
@@ -13,7 +14,9 @@ import math
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +27,7 @@ from aioktask.bench import BENCHMARKS, UnknownOperation
 from aioktask.bench import run as run_benchmark
 from aioktask.bench.promises import Result
 from aioktask.engine.api.process import current_pool
+from aioktask.extras import missing_package
 from aioktask.figures.panel import Picture
 from aioktask.tune.curve import measure
 from aioktask.tune.curve_report import curve_data, curve_picture, curve_text
@@ -110,6 +114,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _demo(parser, asked)
     elif asked.command == "learned":
         _learned(parser, asked)
+    elif asked.command == "serve":
+        _serve(parser, asked)
+    elif asked.command == "top":
+        return _top(parser, asked)
+    elif asked.command == "cluster":
+        _cluster(parser, asked)
     elif asked.command == "tune":
         _tune(parser, asked)
     else:
@@ -137,6 +147,9 @@ def _parser() -> _Parser:
     command.add_argument("--quick", action="store_true", help="in some seconds, on little data")
     _add_files(command)
     _add_learned(commands.add_parser("learned", help="what is kept on disk of earlier runs"))
+    _add_serve(commands.add_parser("serve", help="a live page of this user's jobs"))
+    _add_top(commands.add_parser("top", help="the jobs of this user's processes, as they are now"))
+    _add_cluster(commands.add_parser("cluster", help="a small Dask cluster on this machine"))
     text = "how fast a function of yours is over chunk sizes and threads"
     _add_tune(commands.add_parser("tune", help=text, description=TUNE))
     command = commands.add_parser(
@@ -164,6 +177,48 @@ def _add_learned(command: argparse.ArgumentParser) -> None:
     text = "look here; by default where AIOKTASK_REMEMBER says, else the user's caches are"
     command.add_argument("--directory", type=os.path.abspath, metavar="DIR", help=text)
     command.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    text = "listen there (127.0.0.1)"
+    command.add_argument("--address", default="127.0.0.1", metavar="ADDRESS", help=text)
+    command.add_argument("--port", type=int, default=8765, metavar="N", help="listen there (8765)")
+    text = "a name under which it may be asked for, beside localhost; may be given again"
+    command.add_argument("--allow", action="append", default=[], metavar="HOST", help=text)
+    text = "only print the token, which all pages of this user have in common"
+    command.add_argument("--token", action="store_true", help=text)
+
+
+def _add_top(command: argparse.ArgumentParser) -> None:
+    text = "of a live page; by default this user's processes that publish their jobs are shown"
+    command.add_argument("url", nargs="?", metavar="URL", help=text)
+    text = (
+        "of the page; by default AIOKTASK_TOKEN, which others cannot see in the list of processes"
+    )
+    command.add_argument("--token", metavar="TOKEN", help=text)
+    text = "from one look to the next (1)"
+    command.add_argument("--interval", type=float, default=1.0, metavar="SECONDS", help=text)
+    command.add_argument("--once", action="store_true", help="look once, and print that in lines")
+    text = "print lines, also in a terminal"
+    command.add_argument("--lines", action="store_true", help=text)
+    text = "print an object of JSON a line for each look"
+    command.add_argument("--json", action="store_true", help=text)
+
+
+def _add_cluster(command: argparse.ArgumentParser) -> None:
+    text = "how many worker processes (2)"
+    command.add_argument("workers", type=int, nargs="?", default=2, metavar="N", help=text)
+    text = "listen there (127.0.0.1); elsewhere only with certificates"
+    command.add_argument("--address", default="127.0.0.1", metavar="ADDRESS", help=text)
+    for name, default, what in (("port", 8786, "scheduler"), ("dashboard-port", 8787, "dashboard")):
+        text = f"of the {what} ({default}); 0 for any that is free"
+        command.add_argument(f"--{name}", type=int, default=default, metavar="N", help=text)
+    for name, what in (
+        ("ca", "certificate of whoever signs certificates"),
+        ("cert", "certificate of this side"),
+        ("key", "key of this side's certificate"),
+    ):
+        command.add_argument(f"--tls-{name}", metavar="FILE", help=f"PEM: the {what}")
 
 
 def _add_files(command: argparse.ArgumentParser) -> None:
@@ -220,6 +275,94 @@ def _learned(parser: _Parser, asked: argparse.Namespace) -> None:
     print(json.dumps(told, indent=2) if asked.json else learned_text(directory, found))
 
 
+def _serve(parser: _Parser, asked: argparse.Namespace) -> None:
+    if not 0 <= asked.port < 1 << 16:
+        parser.error(f"--port must be from 0 to 65535, got {asked.port}")
+    try:
+        if asked.token:
+            from aioktask.web._page.access import Token
+
+            print(Token().value)
+            return
+        from aioktask.web._page.serve import serve
+
+        serve(asked.address, asked.port, asked.allow, lambda line: print(line, flush=True))
+    except KeyboardInterrupt:
+        pass
+    except OSError as error:
+        parser.error(f"{asked.address}, port {asked.port}: {error}")
+    except (ImportError, TypeError, ValueError) as error:
+        parser.error(str(error))
+
+
+def _cluster(parser: _Parser, asked: argparse.Namespace) -> None:
+    if asked.workers < 1:
+        parser.error(f"there must be at least 1 worker, got {asked.workers}")
+    for name in ("port", "dashboard_port"):
+        if not 0 <= getattr(asked, name) < 1 << 16:
+            option = name.replace("_", "-")
+            parser.error(f"--{option} must be from 0 to 65535, got {getattr(asked, name)}")
+    files = (asked.tls_ca, asked.tls_cert, asked.tls_key)
+    if any(files) and not all(files):
+        parser.error("--tls-ca, --tls-cert and --tls-key belong together: give all three")
+    for file in filter(None, files):
+        if not Path(file).is_file():
+            parser.error(f"there is no file {file!r}")
+    try:
+        from aioktask.cluster.local import run_local_cluster
+    except ImportError as error:
+        parser.error(str(error))
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        run_local_cluster(
+            asked.workers,
+            lambda line: print(line, flush=True),
+            host=asked.address,
+            port=asked.port,
+            dashboard_port=asked.dashboard_port,
+            tls=files if all(files) else None,
+            stop=stop,
+        )
+    except KeyboardInterrupt:  # the way to end it
+        pass
+    except OSError as error:
+        parser.error(f"{asked.address}, port {asked.port}: {error}")
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _top(parser: _Parser, asked: argparse.Namespace) -> int:
+    from aioktask.top._show import show, source_of
+    from aioktask.top._source import SourceError
+
+    if not 0.1 <= asked.interval < math.inf:
+        parser.error(f"--interval must be at least 0.1, in seconds, got {asked.interval:g}")
+    try:
+        source = source_of(asked.url, asked.token)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        show(
+            source,
+            interval=asked.interval,
+            once=asked.once,
+            lines=asked.lines,
+            as_json=asked.json,
+        )
+    except ImportError as error:
+        missing = missing_package("the screen", "textual", error)
+        parser.error(f"{missing}, or --lines to do without")
+    except SourceError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    except KeyboardInterrupt:  # the way to end it
+        pass
+    except BrokenPipeError:
+        # Nobody reads any more, as after `| head`; nothing is left for the exit to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
 def _tune(parser: _Parser, asked: argparse.Namespace) -> None:
     _check_picture(parser, asked.svg)
     if asked.rounds is not None and asked.rounds < 1:
@@ -260,9 +403,7 @@ def _check_picture(parser: _Parser, file: Path | None) -> None:
     try:
         import aioktask.figures.chart  # noqa: F401
     except ImportError as error:
-        parser.error(
-            f"--svg needs matplotlib, which is not there ({error}): pip install 'aioktask[plot]'"
-        )
+        parser.error(str(missing_package("--svg", "matplotlib", error)))
 
 
 def _write_picture(parser: _Parser, file: Path, picture: Picture, *, aside: bool) -> None:

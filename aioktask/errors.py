@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from typing import Self
@@ -22,6 +22,10 @@ __all__ = [
     "Overloaded",
     "UndoFailed",
 ]
+
+
+# The name of a class, whose own class may have an attribute of that name.
+name_of_class = type.__dict__["__name__"].__get__
 
 
 class JobCancelled(Exception):  # noqa: N818 - the field says "cancelled", not "cancelled error"
@@ -118,8 +122,13 @@ class UndoFailed(ExceptionGroup[Exception]):
 
 
 def _as_exception(error: BaseException) -> Exception:
-    if isinstance(error, Exception):
-        return error
-    wrapped = RuntimeError(f"undo raised {type(error).__name__}: {error}")
+    if issubclass(type(error), Exception):  # an instance might say that it is another's
+        return cast("Exception", error)
+    name = name_of_class(type(error))
+    try:
+        text = f"undo raised {name}: {error}"
+    except BaseException:  # of its own `__str__`
+        text = f"undo raised {name}"
+    wrapped = RuntimeError(text)
     wrapped.__cause__ = error
     return wrapped

@@ -597,6 +597,7 @@ class StreamProgress:
             "cancelled" also where its scope was left before the last value.
         eta: Seconds until the last item is done, at that rate; None while the source has not come
             to its end or nothing was measured, 0 when the stream is over.
+        failed: For how many of those `fn` raised, as far as the consumer has come.
     """
 
     done: int
@@ -606,6 +607,7 @@ class StreamProgress:
     rate: float
     phase: JobPhase = "waiting"
     eta: float | None = None
+    failed: int = 0
 
     @property
     def over(self) -> bool:

@@ -16,12 +16,16 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, SupportsIndex
 
-from joblib._parallel_backends import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
-from joblib.parallel import register_parallel_backend
-
 from aioktask.checks import optional
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.executor import HelperThreadPoolExecutor
+from aioktask.extras import missing_package
+
+try:
+    from joblib._parallel_backends import AutoBatchingMixin, ParallelBackendBase, SequentialBackend
+    from joblib.parallel import register_parallel_backend
+except ImportError as error:
+    raise missing_package("aioktask.joblib", "joblib", error) from error
 
 __all__ = ["AioktaskBackend"]
 

@@ -16,11 +16,25 @@ import contextlib
 import importlib
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 # Tells what happens to jobs. Named here, since everybody who could run one came by a public name.
 _LISTENER = "aioktask.observe.events"
 # Limits native libraries in helpers, where it is installed. Those do not import it themselves.
 _LIMITER = "threadpoolctl"
+
+
+def from_above(module: str, name: str) -> Any:
+    """A name of a module that stands above whoever asks, and is imported for this call alone.
+
+    For what a function does with things of an optional package, in a layer of their own: it is
+    neither imported nor needed where no such thing is given.
+
+    Args:
+        module: Its full name.
+        name: Of what is in it.
+    """
+    return getattr(importlib.import_module(module), name)
 
 
 def load(package: str, names: Mapping[str, str], name: str) -> object:

@@ -59,7 +59,7 @@ def printable(text: str) -> str:
     return "".join(each if each.isprintable() else "\ufffd" for each in text)
 
 
-def meter(fraction: float | None, told: str, colour: str = "#2a7ae2") -> Markup:
+def meter(fraction: float | None, told: str, colour: str) -> Markup:
     """A bar that is filled up to a fraction; of None it is striped."""
     outer = (
         "display:inline-block;width:16em;height:.8em;vertical-align:middle;border-radius:.4em;"

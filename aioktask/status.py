@@ -24,9 +24,41 @@ __all__ = [
     "SlotHolder",
     "Slots",
     "Snapshot",
+    "WorkerStatus",
 ]
 
 Kind = Literal["job", "stream", "call"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """Another process that works on a job, on this machine or another one, as it is now.
+
+    Attributes:
+        name: Of the worker: an address, or for a process of this machine "process-1" and so on.
+        host: Of its machine.
+        pid: Of its process; None where that is not known, as before it has its data.
+        threads: The most helpers that it has.
+        state: "opening" while it makes its data, then "open"; "closed", or "lost" when it is gone.
+        running: What it works on now, of the job in question; None for nothing.
+        units: How many units of that job it has done, and not undone.
+        rate: Units a second, as it was measured last; 0 before.
+        working: How many of its helpers work on that job now, as it told last.
+        waits_for: In words, what it waits for; empty where it waits for nothing.
+        lost: Why it is gone; empty where it is not.
+    """
+
+    name: str
+    host: str
+    pid: int | None
+    threads: int
+    state: Literal["opening", "open", "closed", "lost"]
+    running: range | None = None
+    units: int = 0
+    rate: float = 0.0
+    working: int = 0
+    waits_for: str = ""
+    lost: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +76,7 @@ class JobStatus:
             chunk begins and some have not ended; "undoing"; "settled" where all is done and the
             caller could still cancel. Of one that is over how it ended: "finished", "failed",
             "cancelled", "overloaded" (it did not begin in time), "timed out", or "undo failed".
-        progress: Where it stands.
+        progress: Where it stands; without a time left where it waits and has no thread.
         threads: How many threads work on it now; of one that is over the most that ever did.
         queued: How long it has waited, or did, until its first chunk began.
         elapsed: How long it has worked, or did, since then.
@@ -55,6 +87,16 @@ class JobStatus:
             for nothing.
         stuck: How long a thread of it has been at one chunk, or its coroutine undo has gone on,
             where that was told as longer than `stuck_after`; else 0.
+        lender: The number of the job whose chunk waits for it and lends it the loan; None where
+            there is no loan, or who waits is no job.
+        workers: Of a job that other processes work on, those processes; `threads` adds up theirs.
+        error: Why it fails or failed: the class of what was raised and its text in one line, of at
+            most 200 characters. The class alone where only code of the program could tell the text.
+            Empty where nothing was raised.
+        error_chunk: The chunk that raised it; None where that was no chunk of a job.
+        part: Whether it is a part of a job of another process, as a stretch is in a worker, or the
+            undo of one. That process tells of the job as a whole, so the page and `top` leave such
+            parts out of their lists.
     """
 
     number: int
@@ -73,6 +115,11 @@ class JobStatus:
     undone: int = 0
     waits_for: str = ""
     stuck: float = 0.0
+    lender: int | None = None
+    workers: tuple[WorkerStatus, ...] = ()
+    error: str = ""
+    error_chunk: range | None = None
+    part: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +128,8 @@ class HelperStatus:
 
     Attributes:
         kind: "helper", or "caller" for a thread of the program that takes part in a job.
-        thread: The kernel's number of the thread; 0 while it starts, and of a caller.
+        thread: The kernel's number of the thread; 0 while it starts. A helper that takes part in a
+            job inside a chunk of another one is told a second time for it, as a caller.
         state: "working", "idle" or "starting".
         job: The number of the job that it works on; None for none.
         since: How long it has worked on that, or 0.
@@ -92,6 +140,7 @@ class HelperStatus:
             `stuck_after`; else 0.
         stack: Where it was in the program when that was told last, the innermost call last. Empty
             without the GIL, where the interpreter cannot tell of a thread that runs.
+        depth: In how many chunks of other jobs the thread is meanwhile, one inside the other.
     """
 
     kind: Literal["helper", "caller"]
@@ -104,6 +153,7 @@ class HelperStatus:
     chunk: range | None
     stuck: float = 0.0
     stack: tuple[str, ...] = ()
+    depth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +197,8 @@ class Limits:
     Attributes:
         threads: The most helpers.
         reason: What decides that, in words.
-        share: The most of them while other processes want the same CPUs; None while none does.
+        share: The most of them while other processes want the same CPUs, where that is less; at
+            least 1. None otherwise.
         background: The most of them for jobs that leave the CPUs to other processes.
         working: How many threads work on jobs now.
         blocked: How many of those are in calls that block without using a CPU, for each of which

@@ -7,12 +7,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from aioktask.job import JobPhase, Progress, StreamProgress
-from aioktask.markup import Markup, meter, printable, table
+from aioktask.markup import Markup, card, meter, printable, table
 
-__all__ = ["Told", "bar_of", "counted", "html_of", "lasting", "told"]
+__all__ = [
+    "MEANINGS",
+    "Meaning",
+    "Told",
+    "bar_of",
+    "counted",
+    "html_of",
+    "lasting",
+    "left",
+    "rated",
+    "told",
+    "units_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +39,7 @@ class Told:
         size: Units in all; None where that is not known.
         text: What is said beside the bar.
         phase: The job's.
-        over: Whether this is how it ended.
+        over: Whether this is how it ended, or the last that is told of it.
     """
 
     name: str
@@ -56,7 +70,7 @@ class Told:
         """All of it in one line."""
         figures = []
         if not self.over:
-            figures = [self.percent.strip(), _of(self.position, self.size)]
+            figures = [self.percent.strip(), units_of(self.position, self.size)]
         return f"{self.name}: {', '.join(each for each in (*figures, self.text) if each)}"
 
 
@@ -83,6 +97,38 @@ def told(name: str, progress: Progress | StreamProgress) -> Told:
     )
 
 
+def left(name: str, progress: Progress | StreamProgress, error: BaseException | None) -> Told:
+    """Put into words, for the last time, what is shown while a block runs that is now left.
+
+    Of a stream whose values were all asked for that is how it ended, also where the engine has yet
+    to notice, and of one that is left early that it ends with the block. A job goes on.
+
+    Args:
+        name: Of the job.
+        progress: Where it stands.
+        error: By which the block is left; None for its end.
+
+    >>> left("sum", StreamProgress(50, 50, 2, 1.0, 50.0, "running", 0.0), None).line
+    'sum: 50 done in 1.0 s'
+    >>> left("sum", StreamProgress(31, 50, 2, 1.0, 31.0, "stopping", None), OSError()).line
+    'sum: ended by OSError at 62%'
+    >>> left("sum", Progress(50, 100, 2, 5, 1.0, 50.0, "running", 0, 1.0), None).line
+    'sum: left at 50%'
+    """
+    found = told(name, progress)
+    if found.over:
+        return found
+    phase = progress.phase
+    if error is None and phase == "running" and progress.done == progress.size:
+        text, phase = _done(progress), "finished"
+    else:
+        stops = phase == "stopping" or (error is not None and isinstance(progress, StreamProgress))
+        how = "ended" if stops else "left"
+        by = "" if error is None else f" by {type(error).__name__}"
+        text = f"{how}{by}{_at(progress)}"
+    return replace(found, text=text, phase=phase, over=True)
+
+
 def _text(progress: Progress | StreamProgress, undone: int) -> str:
     phase = progress.phase
     if phase == "waiting":
@@ -94,7 +140,7 @@ def _text(progress: Progress | StreamProgress, undone: int) -> str:
     if phase == "settled":
         return "done"
     if phase == "finished":
-        return f"{counted(progress.done)} done in {lasting(progress.elapsed)}"
+        return _done(progress)
     if phase == "stopping":
         return "stopping"
     if phase == "undoing":
@@ -108,6 +154,10 @@ def _text(progress: Progress | StreamProgress, undone: int) -> str:
     return f"{ended}, undone" if undone else ended
 
 
+def _done(progress: Progress | StreamProgress) -> str:
+    return f"{counted(progress.done)} done in {lasting(progress.elapsed)}"
+
+
 def _at(progress: Progress | StreamProgress) -> str:
     """Where it ended early."""
     if progress.size is None:
@@ -119,7 +169,12 @@ def _percent(position: int, size: int) -> int:
     return min(100 * position // size, 100) if size else 100
 
 
-def _of(position: int, size: int | None) -> str:
+def units_of(position: int, size: int | None) -> str:
+    """How many units are done, and of how many where that is known.
+
+    >>> units_of(1000, 20_000), units_of(3, None)
+    ('1,000 of 20,000', '3')
+    """
     return counted(position) if size is None else f"{counted(position)} of {counted(size)}"
 
 
@@ -140,6 +195,20 @@ def counted(number: int) -> str:
     return f"{digits} {_THOUSANDS[scale - 1]}"
 
 
+def rated(rate: float) -> str:
+    """Units a second, or by the minute or hour where those are less than one in ten; empty for 0.
+
+    >>> rated(19_000.4), rated(0.42), rated(0.05), rated(0.001), rated(0.0)
+    ('19,000/s', '0.42/s', '3/min', '3.6/h', '')
+    """
+    if rate >= 9.95:
+        return f"{counted(round(rate))}/s"
+    for unit, seconds in (("s", 1), ("min", 60), ("h", 3600)):
+        if rate * seconds >= 0.1:
+            return f"{rate * seconds:.2g}/{unit}"
+    return ""
+
+
 def lasting(seconds: float) -> str:
     """A time, as precisely as anybody cares for.
 
@@ -156,24 +225,30 @@ def lasting(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-# Of the bar; the text says the same.
-COLOURS: dict[JobPhase, str] = {
-    "finished": "#2e8b57",
-    "settled": "#2e8b57",
-    "stopping": "#c77700",
-    "undoing": "#c77700",
-    "cancelled": "#c77700",
-    "overloaded": "#c0392b",
-    "timed out": "#c0392b",
-    "failed": "#c0392b",
-    "undo failed": "#c0392b",
+# What it means that a job is in a phase, which colours only repeat: every display has its own of
+# them for each meaning. Phases that are not named are as usual.
+Meaning = Literal["good", "warn", "bad"]
+MEANINGS: Mapping[JobPhase, Meaning] = {
+    "finished": "good",
+    "settled": "good",
+    "stopping": "warn",
+    "undoing": "warn",
+    "cancelled": "warn",
+    "overloaded": "bad",
+    "timed out": "bad",
+    "failed": "bad",
+    "undo failed": "bad",
 }
-BLUE = "#2a7ae2"
+
+# Of bars in HTML.
+_USUAL = "#2a7ae2"
+_COLOURS: Mapping[Meaning, str] = {"good": "#2e8b57", "warn": "#c77700", "bad": "#c0392b"}
 
 
 def bar_of(shown: Told) -> tuple[Markup, str, str]:
     """Where a job stands, as a bar in HTML, the percentage and the text beside it."""
-    colour = COLOURS.get(shown.phase, BLUE)
+    meaning = MEANINGS.get(shown.phase)
+    colour = _USUAL if meaning is None else _COLOURS[meaning]
     bar = meter(shown.fraction, f"{shown.name}: {shown.text}", colour)
     return bar, shown.percent, shown.text
 
@@ -181,3 +256,15 @@ def bar_of(shown: Told) -> tuple[Markup, str, str]:
 def html_of(*shown: Told) -> Markup:
     """Where jobs stand, as lines of HTML."""
     return table([(each.name, *bar_of(each)) for each in shown])
+
+
+def stream_card(name: str, progress: StreamProgress, nice: int) -> Markup:
+    """What a notebook shows of a stream."""
+    figures = [
+        ("phase", progress.phase),
+        ("items", f"{counted(progress.done)} done"),
+        ("rate", f"{counted(round(progress.rate))} items a second"),
+        ("threads", progress.threads),
+        ("nice", nice),
+    ]
+    return card("Stream", html_of(told(name, progress)), figures=figures)

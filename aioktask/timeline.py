@@ -19,6 +19,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from aioktask.extras import missing_package
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -248,9 +250,7 @@ class Timeline:
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
-            raise ImportError(
-                "a timeline is drawn by matplotlib, which is not here: install aioktask[plot]"
-            ) from error
+            raise missing_package("the picture of a timeline", "matplotlib", error) from error
         figure = Figure(figsize=(9, 1.4 + 0.3 * max(len(self.threads), 1)), layout="constrained")
         axes = figure.subplots()
         rows = {thread.number: row for row, thread in enumerate(self.threads)}

@@ -23,10 +23,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from aioktask.bench import BENCHMARKS
+from aioktask.bench import BENCHMARKS, gil_bound, on_dask
+from aioktask.bench.cluster import LIMIT
 from aioktask.bench.pictures import pictures
 from aioktask.bench.promises import Promise
-from aioktask.bench.serve import AGAIN, BESIDE, COLUMNS
+from aioktask.bench.serve import AGAIN, BESIDE, COLUMNS, LEAST
 from aioktask.bench.told import Told, as_interval
 from aioktask.figures.panel import Picture, described
 from aioktask.figures.table import number
@@ -45,8 +46,10 @@ SECTIONS = {
     "latency": "the-event-loop-beside-a-job",
     "ordered": "a-stream-of-items",
     "serve": "a-web-server-under-load",
+    "page": "the-live-page",
     "neighbour": "a-neighbour-beside-a-background-job",
     "share": "processes-that-share-a-machine",
+    "cluster": "one-job-over-several-processes",
     "arrays": "arrays",
     "memory": "memory",
 }
@@ -292,6 +295,35 @@ def _serve(told: Told) -> Table:
     return ("", *COLUMNS[:-1]), rows
 
 
+def _least(told: Told) -> Table:
+    columns = ("p50, ms", "p99 above service, ms")
+    rows = [
+        [name, *[_spread(cells.get(each)) for each in columns]]
+        for name, cells in told.rows(LEAST).items()
+    ]
+    return ("", *columns), rows
+
+
+def _on_dask(told: Told) -> Table:
+    return _spreads(told, on_dask.TITLE)
+
+
+def _gil_bound(told: Told) -> Table:
+    return _spreads(told, gil_bound.TITLE)
+
+
+def _limit_of_messages(told: Told) -> Table:
+    return _spreads(told, LIMIT)
+
+
+def _spreads(told: Told, title: str) -> Table:
+    """A table as it was printed, whose cells are all figures."""
+    found = told.rows(title)
+    heads = list(next(iter(found.values())))
+    rows = [[name, *[_spread(cells[head]) for head in heads[1:]]] for name, cells in found.items()]
+    return heads, rows
+
+
 def _arrays(told: Told) -> Table:
     column = "speed, plain NumPy = 1"
     rows = []
@@ -335,7 +367,15 @@ def _segments(told: Told) -> Table:
 FREE_THREADED = "-free-threaded"
 
 # Of those that are not about a file of their own name.
-SOURCE = {"latency-nice": "latency", "neighbour-lent": "neighbour", "serve-ways": "serve"}
+SOURCE = {
+    "latency-nice": "latency",
+    "neighbour-lent": "neighbour",
+    "serve-least": "serve",
+    "serve-ways": "serve",
+    "cluster-dask": "cluster",
+    "cluster-gil": "cluster",
+    "cluster-limit": "cluster",
+}
 TABLES: Mapping[str, Callable[[Told], Table]] = {
     "overhead": _promised,
     "overhead-segments": _segments,
@@ -345,9 +385,15 @@ TABLES: Mapping[str, Callable[[Told], Table]] = {
     "ordered": _promised,
     "serve": _promised,
     "serve-ways": _serve,
+    "serve-least": _least,
+    "page": _promised,
     "neighbour": _neighbour,
     "neighbour-lent": _lent,
     "share": _promised,
+    "cluster": _promised,
+    "cluster-dask": _on_dask,
+    "cluster-gil": _gil_bound,
+    "cluster-limit": _limit_of_messages,
     "arrays": _arrays,
     "memory": _memory,
 }

@@ -9,13 +9,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, SupportsIndex, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, cast, overload
 
 import numpy as np
 
-from aioktask.arrays._layout import Array, checked_axis, plain, refuse_overlap, rows, writable
+from aioktask.arrays._layout import (
+    Array,
+    DaskArray,
+    checked_axis,
+    is_dask_array,
+    plain,
+    refuse_overlap,
+    rows,
+    writable,
+)
 from aioktask.checks import check_function, integer
 from aioktask.job import Bound, Job, job_that_makes
+from aioktask.lazy import from_above
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -24,6 +34,18 @@ __all__ = ["apply"]
 
 A = TypeVar("A", bound=Array)
 S = TypeVar("S", bound=np.generic)
+
+
+@overload
+def apply(
+    fn: Callable[..., object],
+    *inputs: DaskArray,
+    axis: SupportsIndex = 0,
+    meta: ArrayLike | None = None,
+    nice: SupportsIndex = 0,
+    max_threads: SupportsIndex | None = None,
+    name: str | None = None,
+) -> Any: ...
 
 
 @overload
@@ -54,18 +76,26 @@ def apply(
 
 def apply(
     fn: Callable[..., object],
-    *inputs: ArrayLike,
+    *inputs: ArrayLike | DaskArray,
     out: A | None = None,
     axis: SupportsIndex = 0,
     out_arg: bool = False,
+    meta: ArrayLike | None = None,
     nice: SupportsIndex = 0,
     max_threads: SupportsIndex | None = None,
     name: str | None = None,
-) -> Job[NDArray[S]] | Job[A]:
+) -> Job[NDArray[S]] | Job[A] | Any:
     """A job that calls `fn` on some rows of the inputs at a time; its value is the result array.
 
     The rows are slices along `axis`, the same ones of every input, and `fn` must make each row of
     its result from that row of its views alone. It runs on several threads at a time.
+
+    **Dask arrays.** Where an input is one, this returns no job but a Dask array, and computes
+    nothing: each of its blocks is such a job, which the helpers of the process do in which Dask
+    computes the block. They keep to the limits of that process, however many threads Dask has
+    there. `fn` travels by pickle. Rows must not be cut into blocks, since `fn` may need whole ones,
+    but for a NumPy ufunc on inputs of one shape. NumPy arrays among the inputs go into Dask's
+    graph.
 
     Args:
         fn: Called as ``fn(*views)``, returns the block of the result for these rows: as many rows
@@ -77,16 +107,20 @@ def apply(
             an array with the type and shape of the blocks, which must be the same for all.
         axis: Along which rows are counted; negative counts from the last axis of each array.
         out_arg: Whether `fn` writes to a view of `out`.
+        meta: Of Dask arrays alone: an array with the type of the result, and its length along each
+            axis but `axis`. By default `fn` is called with one row of ones to find that out.
         nice: See `Job`.
         max_threads: See `Job`.
         name: See `Job`; "arrays.apply" by default.
 
     Raises:
-        TypeError: No inputs; `out_arg` without `out`; an async `fn`; a masked array. Out of the
-            job: a block whose type differs from another's, or that cannot be cast to `out`'s.
+        TypeError: No inputs; `out_arg` without `out`; an async `fn`; a masked array; `out` for Dask
+            arrays, which are not written to; `meta` without them. Out of the job: a block whose
+            type differs from another's, or that cannot be cast to `out`'s.
         ValueError: Different lengths along `axis`; an `out` that is read-only, of another length,
-            or overlaps an input or itself; an empty axis without `out`. Out of the job: a block of
-            a shape that does not fit.
+            or overlaps an input or itself; an empty axis without `out`; a Dask array whose rows are
+            cut; an `fn` that one row of ones does not suit. Out of the job: a block of a shape that
+            does not fit.
         numpy.exceptions.AxisError: An array has no such axis.
 
     >>> import numpy as np
@@ -100,6 +134,33 @@ def apply(
     if out is None and out_arg:
         raise TypeError("out_arg=True needs an array to write to: pass out=")
     axis = integer("axis", axis)
+    if any(map(is_dask_array, inputs)):
+        if out is not None or out_arg:
+            raise TypeError(
+                "out cannot be given with Dask arrays: apply returns a new Dask array, and blocks "
+                "are made when it is computed. Leave out= away, and bring the result into an array "
+                "of your own with dask.array.store(result, target)"
+            )
+        of_dask = from_above("aioktask.cluster.dask_arrays", "apply_to_blocks")
+        return of_dask(fn, inputs, axis, meta, nice=nice, max_threads=max_threads, name=name)
+    if meta is not None:
+        raise TypeError("meta tells of a Dask array's blocks, and no input is a Dask array")
+    return _job(
+        fn, cast("tuple[ArrayLike, ...]", inputs), out, axis, out_arg, nice, max_threads, name
+    )
+
+
+def _job(
+    fn: Callable[..., object],
+    inputs: tuple[ArrayLike, ...],
+    out: A | None,
+    axis: int,
+    out_arg: bool,
+    nice: SupportsIndex,
+    max_threads: SupportsIndex | None,
+    name: str | None,
+) -> Job[NDArray[S]] | Job[A]:
+    """The job over arrays in memory."""
     arrays = [plain(f"input {i}", each) for i, each in enumerate(inputs)]
     axes = [checked_axis(f"input {i}", axis, each) for i, each in enumerate(arrays)]
     lengths = [each.shape[along] for each, along in zip(arrays, axes, strict=True)]

@@ -7,6 +7,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any, Protocol
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -14,8 +17,10 @@ import aioktask.arrays._errstate  # noqa: F401 - whoever works on arrays has it 
 
 __all__ = [
     "Array",
+    "DaskArray",
     "axis_to_split",
     "checked_axis",
+    "is_dask_array",
     "lanes",
     "plain",
     "refuse_overlap",
@@ -25,6 +30,16 @@ __all__ = [
 ]
 
 Array = NDArray[np.generic]
+
+
+class DaskArray(Protocol):
+    """A ``dask.array.Array``, as far as types tell it from others."""
+
+    @property
+    def numblocks(self) -> Any: ...
+
+    def __dask_graph__(self) -> Any: ...
+
 
 ENOUGH_ROWS = 256
 OVERLAP_WORK = 100_000  # candidate solutions that np.shares_memory may try: some milliseconds
@@ -47,8 +62,20 @@ def checked_axis(what: str, axis: int, array: Array) -> int:
     return axis % array.ndim
 
 
+def is_dask_array(array: object) -> bool:
+    """Whether it is a Dask array; who has one has imported Dask, so this need not."""
+    kind = getattr(sys.modules.get("dask.array"), "Array", None)
+    return kind is not None and isinstance(array, kind)
+
+
 def plain(what: str, array: ArrayLike) -> Array:
     """`array` as a plain `numpy.ndarray` over the same memory."""
+    if is_dask_array(array):
+        raise TypeError(
+            f"{what} is a Dask array, and this job works on arrays in memory: it would compute the "
+            "whole of it here. Pass array.compute(), or use arrays.apply(fn, array), which takes "
+            "Dask arrays, or a function of dask.array itself"
+        )
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{what} is a masked array, whose mask would be lost: pass its .data")
     return np.asarray(array)
@@ -56,6 +83,13 @@ def plain(what: str, array: ArrayLike) -> Array:
 
 def writable(what: str, array: object) -> Array:
     """`array` as a plain array, if several threads may write to it."""
+    if is_dask_array(array):
+        raise TypeError(
+            f"{what} is a Dask array, and those are never written to: their blocks are shared, and "
+            "may be computed again. Make a new one with arrays.apply(fn, array) or a function of "
+            "dask.array itself (full_like, where), or write into a NumPy array, into which "
+            "dask.array.store(array, target) brings a Dask array"
+        )
     if not isinstance(array, np.ndarray):
         raise TypeError(f"{what} must be a NumPy array, got {type(array).__name__}")
     target = plain(what, array)

@@ -25,8 +25,10 @@ BENCHMARKS = {
     "latency": "how late the loop is beside a job, against peers, neighbours and nice",
     "ordered": "streams: what an item costs, alone and among many, and packets that are encrypted",
     "serve": "a web server under load: requests beside heavy ones, and more than it can serve",
+    "page": "what the live page costs while somebody looks at it",
     "neighbour": "how slow other processes are beside a job, and the job beside them",
     "share": "four processes that each want every CPU, and one that is killed",
+    "cluster": "one job over several processes, beside Dask's own ways and pools, and simulated",
 }
 # The module of a benchmark whose name is taken: `tune` is the command for a function of one's own.
 _MODULES = {"tune": "learning"}

@@ -12,8 +12,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from aioktask.bench import gil_bound, on_dask
+from aioktask.bench.carried import MESSAGES
+from aioktask.bench.cluster import CROWDED, LIMIT
 from aioktask.bench.latency import LATER, LONGER, NICES, SHARE
 from aioktask.bench.learning import COLD, PICTURED, PLAIN, WARM
+from aioktask.bench.page import CHUNK, CLOSED, OPEN
+from aioktask.bench.page import LATER as LATER_WHILE_LOOKED_AT
 from aioktask.bench.promises import Promise
 from aioktask.bench.serve import (
     AGAIN,
@@ -292,6 +297,84 @@ def _share(told: Told) -> Made:
     return {"share": (f"{title[0].upper()}{title[1:]}", panels)}
 
 
+# several processes
+
+
+def _cluster(told: Told) -> Made:
+    panels = [*_on_dask(told), *_gil_bound(told), *_carried(told), *_crowds(told)]
+    return {"cluster": ("One job over several processes", panels)}
+
+
+def _on_dask(told: Told) -> list[Panel]:
+    columns = ("speed, no cluster = 1", "speed, the best of Dask's = 1")
+    rows = []
+    for name, cells in told.rows(on_dask.TITLE).items():
+        engine, best = (as_interval(cells[column]) for column in columns)
+        if engine is None or best is None or name == on_dask.ENGINE:
+            continue
+        ours = name in on_dask.OURS
+        readings = [
+            Reading(engine, (on_dask.OF_ENGINE,) if ours else ()),
+            # The best of Dask's own is compared with itself no more than the engine is.
+            Reading(best, (on_dask.OF_DASK,)) if ours else None,
+        ]
+        kept = _kept(told, f"{name.removeprefix(f'{OURS}: ')}: ")
+        said = _both(engine, best, kept=kept) if ours else number(engine.median)
+        rows.append(Row(name, readings, said, ours))
+    if not rows:
+        return []
+    promise = f"promised at least: {on_dask.OF_ENGINE:g} of no cluster, {on_dask.OF_DASK:g} of Dask"
+    series = (f"of {on_dask.ENGINE}", "of the best of Dask's own ways")
+    axis = "speed, the other = 1; to the right is better"
+    return [Dots(on_dask.TITLE, axis, rows, series, promise)]
+
+
+def _gil_bound(told: Told) -> list[Panel]:
+    rows = []
+    for name, cells in told.rows(gil_bound.TITLE).items():
+        speed = as_interval(cells["speed, a for loop = 1"])
+        if speed is not None and name != gil_bound.LOOP:
+            rows.append(Row(name, [Reading(speed)], number(speed.median), name.startswith(OURS)))
+    axis = "speed, a for loop = 1; to the right is better"
+    return [Dots(gil_bound.TITLE, axis, rows)] if rows else []
+
+
+def _carried(told: Told) -> list[Panel]:
+    rows = [
+        Row(each.text.replace(MESSAGES, ", "), [_reading(each)], _said(each))
+        for each in told.promises
+        if MESSAGES in each.text
+    ]
+    axis = "messages, those of the same work in fewer chunks = 1"
+    title = "Messages of a job in many chunks"
+    return [Dots(title, axis, rows, promise=_limits("promised at most", rows))] if rows else []
+
+
+def _crowds(told: Told) -> list[Panel]:
+    panels: list[Panel] = []
+    axis = "time lost, % of the ideal; to the left is better"
+    crowds = [
+        Row(
+            each.text.removeprefix(CROWDED).partition(": ")[0],
+            [_reading(each)],
+            _said(each),
+        )
+        for each in told.promises
+        if each.text.startswith(CROWDED)
+    ]
+    if crowds:
+        title = f"{CROWDED.removesuffix(', ')}, the worst of all runs"
+        panels.append(Dots(title, axis, crowds, promise=_limits("promised at most", crowds)))
+    limits = []
+    for name, cells in told.rows(LIMIT).items():
+        lost = as_interval(cells["time lost, %"])
+        if lost is not None:
+            limits.append(Row(name, [Reading(lost)], number(lost.median)))
+    if limits:
+        panels.append(Dots("The same, with what messages cost", axis, limits))
+    return panels
+
+
 # streams
 
 
@@ -385,6 +468,49 @@ def _overload(told: Told) -> list[Panel]:
     return [Dots("More interactive requests than can be served", "ms", rows, series, promise)]
 
 
+# the live page
+
+
+def _page(told: Told) -> Made:
+    found = told.rows("The live page")
+    panels: list[Panel] = []
+    looks: tuple[tuple[str, str, str, str, Callable[[float], float], str], ...] = (
+        (
+            "p99, ms",
+            "How late the loop is",
+            "99% at most so many ms; to the left is better",
+            "the loop's",
+            lambda usual: usual + LATER_WHILE_LOOKED_AT,
+            f"promised at most: {LATER_WHILE_LOOKED_AT:g} ms more while somebody looks",
+        ),
+        (
+            "an empty chunk, us",
+            "What an empty chunk costs",
+            "microseconds; to the left is better",
+            "an empty chunk's",
+            lambda usual: usual * CHUNK,
+            f"promised at most: {CHUNK:g} times as much while somebody looks",
+        ),
+    )
+    for column, title, axis, about, limit, promised in looks:
+        rows = []
+        for name, cells in found.items():
+            value = as_interval(cells.get(column))
+            if value is None:
+                continue
+            shown, _, who = name.rpartition(", ")
+            usual = as_interval(found.get(f"{shown}, {CLOSED}", {}).get(column))
+            limits: tuple[float, ...] = ()
+            said = number(value.median)
+            if who == OPEN and usual is not None:
+                limits = (limit(usual.median),)
+                said += "" if _kept(told, f"{shown}: {about}") else ", not kept"
+            rows.append(Row(name, [Reading(value, limits)], said))
+        if rows:
+            panels.append(Dots(title, axis, rows, promise=promised))
+    return {"page": ("What the live page costs the process that it shows", panels)}
+
+
 # arrays and memory
 
 
@@ -462,8 +588,10 @@ _MADE: Mapping[str, Callable[[Told], Made]] = {
     "latency": _latency,
     "ordered": _ordered,
     "serve": _serve,
+    "page": _page,
     "neighbour": _neighbour,
     "share": _share,
+    "cluster": _cluster,
     "demo": _demo,
 }
 

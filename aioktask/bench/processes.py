@@ -27,7 +27,18 @@ from typing import Any
 
 import aioktask
 
-__all__ = ["Child", "Laps", "cpus", "die_with", "laps", "spinning", "started", "workers"]
+__all__ = [
+    "DIE",
+    "Child",
+    "Laps",
+    "cpus",
+    "die_with",
+    "laps",
+    "python_program",
+    "spinning",
+    "started",
+    "workers",
+]
 
 PR_SET_PDEATHSIG = 1
 
@@ -41,7 +52,7 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit()
 print("ready", flush=True)
 """
-SPIN = DIE + "while True: pass\n"
+SPIN = DIE + "if {nice}:\n    os.nice({nice})\nwhile True: pass\n"
 # A lap: so many rounds of a loop, and when it began and ended.
 LAPS = (
     DIE
@@ -176,9 +187,10 @@ def _gone(child: Child) -> None:
 
 
 @contextmanager
-def spinning(count: int | None = None) -> Iterator[list[Child]]:
-    """CPU-bound processes, as many as there are CPUs: pure Python, at this process's nice."""
-    with started([_python(SPIN)] * (cpus() if count is None else count)) as children:
+def spinning(count: int | None = None, nice: int = 0) -> Iterator[list[Child]]:
+    """CPU-bound processes, as many as there are CPUs: pure Python, so much nicer than this one."""
+    program = SPIN.format(nice=nice)
+    with started([python_program(program)] * (cpus() if count is None else count)) as children:
         yield children
 
 
@@ -214,7 +226,7 @@ def laps(seconds: float, count: int | None = None) -> Iterator[Laps]:
     with ExitStack() as stack:
         with tempfile.TemporaryDirectory(prefix="aioktask-") as directory:
             command = _compiled(Path(directory))
-            children = stack.enter_context(started([command or _python(LAPS)] * number))
+            children = stack.enter_context(started([command or python_program(LAPS)] * number))
         language = "Python" if command is None else "C"
         yield Laps(children, _rounds(children, seconds), language)
 
@@ -243,7 +255,8 @@ def _compiled(directory: Path) -> list[str] | None:
     return [str(target)] if made.returncode == 0 else None
 
 
-def _python(program: str) -> list[str]:
+def python_program(program: str) -> list[str]:
+    """The command for a program that needs nothing of this package, nor any other one."""
     return [sys.executable, "-I", "-S", "-c", program]
 
 

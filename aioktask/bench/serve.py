@@ -25,6 +25,7 @@ from functools import partial
 from time import thread_time
 from typing import Any
 
+from aioktask.bench.barest import NICE, bare_requests
 from aioktask.bench.beside import quantile
 from aioktask.bench.processes import Child, cpus, started
 from aioktask.bench.promises import PAIRS, Promise, Result
@@ -50,6 +51,7 @@ __all__ = [
     "BESIDE",
     "EMPTY_WITHIN",
     "KEPT",
+    "LEAST",
     "OF_THREADS",
     "OVERLOAD",
     "REFUSED_WITHIN",
@@ -74,9 +76,13 @@ MAX_WAIT, MAX_QUEUED = 50e-3, 2
 # What is promised: of the best thread peer, milliseconds, of the p99 at the capacity, milliseconds.
 OF_THREADS, EMPTY_WITHIN, KEPT, REFUSED_WITHIN = 1 / 5, 5.0, 1.25, 10.0
 
-BESIDE, AGAIN, OVERLOAD = (
+# How often requests without a server are measured.
+BARE_ROUNDS = 5
+
+BESIDE, AGAIN, LEAST, OVERLOAD = (
     "Requests beside heavy ones",
     "Requests beside heavy ones, fresh rounds",
+    "What the same requests wait at the least",
     "More requests than can be served",
 )
 COLUMNS = (
@@ -105,6 +111,7 @@ class Pace:
         rounds: Rounds that something is promised of.
         capacity: How many requests the capacity is told by.
         overload: Seconds of a window with more requests than can be served.
+        bare: Seconds of requests without a server.
     """
 
     heavy: float = 1.0
@@ -114,9 +121,10 @@ class Pace:
     rounds: int = PAIRS
     capacity: int = 600
     overload: float = 0.7
+    bare: float = 3.0
 
 
-QUICK = Pace(0.1, 0.5e-3, 0.02, sweep=1, rounds=1, capacity=20, overload=0.1)
+QUICK = Pace(0.1, 0.5e-3, 0.02, sweep=1, rounds=1, capacity=20, overload=0.1, bare=0.2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +222,8 @@ def run(quick: bool, progress: Progress) -> Result:
         again = bench.beside(met, pace.rounds)
         _tell(result, AGAIN, again, pace, {}, ())
         _promise_beside(result, again, pace.service, *rivals)
+        progress(f"without heavy requests: {', '.join(met)}")
+        _tell_least(result, bench.without_heavy(met, pace.rounds), pace, bench.rate)
         capacity = bench.capacity(pace.capacity)
         progress(f"at the capacity, {capacity:.0f} requests a second, and at twice that")
         _tell_overload(result, bench.overload(capacity, pace.rounds), capacity, pace, amount)
@@ -374,6 +384,15 @@ class _Bench:
 
         return _alternated({way: partial(window, way) for way in ways}, rounds, warm_ups)
 
+    def without_heavy(self, ways: Sequence[str], rounds: int) -> Found:
+        """Windows of the same requests with nothing heavy beside them."""
+        rates = {EMPTY: EMPTY_RATE, INTERACTIVE: self.rate}
+
+        def window(way: str) -> Window:
+            return self.window(way, rates, self.pace.heavy)
+
+        return _alternated({way: partial(window, way) for way in ways}, rounds)
+
     def capacity(self, count: int) -> float:
         """Interactive requests a second that are served where as many are asked for as can be."""
         together = 2 * self.cpus
@@ -464,6 +483,43 @@ def _tell(
         result.samples[f"{title}: {what}"] = {
             name: [value(each) for each in windows] for name, windows in found.items()
         }
+
+
+def _tell_least(result: Result, found: Found, pace: Pace, rate: float) -> None:
+    """What requests wait at the least: where nothing heavy is asked for, and without a server."""
+
+    def row(name: str, median: float, above: Iterable[float], broken: int) -> tuple[object, ...]:
+        return name, MILLI * median, interval(MILLI * each for each in above), broken
+
+    rows = [
+        row(
+            f"{way}, no heavy requests",
+            statistics.median(each.median for each in windows),
+            [each.p99 - pace.service for each in windows],
+            sum(each.broken for each in windows),
+        )
+        for way, windows in found.items()
+    ]
+    names = ("no server, nothing beside", f"no server, a process at nice {NICE} on each CPU beside")
+    bare: dict[str, list[list[float]]] = {name: [] for name in names}
+    for _ in range(BARE_ROUNDS if pace.rounds > 1 else 1):
+        for name, took in zip(names, bare_requests(pace.service, rate, pace.bare), strict=True):
+            bare[name].append(took)
+    rows += [
+        row(
+            name,
+            statistics.median(quantile(each, 0.5) for each in windows),
+            [quantile(each, 0.99) - pace.service for each in windows],
+            0,
+        )
+        for name, windows in bare.items()
+    ]
+    note = (
+        "Without a server: processes that sleep until the moment of a request, each for itself, "
+        "and use a CPU for its service time. What these wait beside others is the kernel's doing."
+    )
+    columns = ("the same interactive requests", "p50, ms", "p99 above service, ms", "broken")
+    result.tables.append(Table(LEAST, columns, rows, (note,)))
 
 
 def _promise_beside(

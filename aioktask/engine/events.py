@@ -28,6 +28,7 @@ class EventKind(Enum):
     STALLED = "stream_stalled"
     STUCK = "chunk_stuck"
     BOUND_TO_ONE_CPU = "process_bound_to_one_cpu"
+    HOMES_UNKNOWN = "homes_unknown"
     FINISHED = "job_finished"
     FAILED = "job_failed"
     CANCELLED = "job_cancelled"

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,11 +24,29 @@ from aioktask.checks import (
     nice_value,
     seconds,
 )
+from aioktask.engine.lookups import look_up
 
-__all__ = ["NO_SHARE", "PROCESS", "TUNABLES", "Tunable", "Tunables", "checked", "process_tunables"]
+__all__ = [
+    "NO_SHARE",
+    "PROCESS",
+    "TUNABLES",
+    "Tunable",
+    "Tunables",
+    "checked",
+    "process_tunables",
+    "refuse_misspelt",
+]
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 NO_SHARE = "off"
 OFF = "off"  # in the environment, for None
+
+PREFIX = "AIOKTASK_"
+# What else is read from the environment: whether snapshots are published, and the page's token.
+OTHER_NAMES = ("PUBLISH", "TOKEN")
+# How alike a name is to one of those where it is taken for a slip, from 0 to 1.
+ALIKE = 0.85
 
 # As a value of `limit_native_threads`: of the whole process as well.
 PROCESS = "process"
@@ -53,7 +72,7 @@ class Tunable:
 
     @property
     def variable(self) -> str:
-        return f"AIOKTASK_{self.name.upper()}"
+        return f"{PREFIX}{self.name.upper()}"
 
 
 def _integer(text: str) -> object:
@@ -129,7 +148,7 @@ def _native(name: str, value: object) -> object:
 
 
 def _share(name: str, value: object) -> object:
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+    if isinstance(value, str) and _NAME.fullmatch(value):
         return value
     kind = ValueError if isinstance(value, str) else TypeError
     raise kind(
@@ -310,7 +329,7 @@ def checked(source: str, values: Mapping[str, object], *, scoped: bool = False) 
     """
     found = {}
     for name, value in values.items():
-        known = TUNABLES.get(name)
+        known: Tunable | None = look_up(TUNABLES, name)
         if known is None or (scoped and not known.scoped):
             names = ", ".join(each.name for each in TUNABLES.values() if each.scoped or not scoped)
             raise TypeError(f"{source}: there is no tunable {name!r}; there are {names}")
@@ -335,6 +354,28 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             wanted = _WANTED[known.parse]
             raise ValueError(f"{known.variable} must be {wanted}, got {text!r}") from None
     return found
+
+
+def refuse_misspelt(environ: Mapping[str, str]) -> None:
+    """Refuse variables that look like one that is read, and are none: they would say nothing.
+
+    Args:
+        environ: All that is set; a variable that is empty counts as not set.
+
+    Raises:
+        ValueError: There is one. The message names the variable that may be meant.
+    """
+    known = [*map(str.upper, TUNABLES), *OTHER_NAMES]
+    for variable in environ:
+        name = variable.removeprefix(PREFIX)
+        if name == variable or name in known or not environ.get(variable):
+            continue
+        meant = difflib.get_close_matches(name.upper(), known, 1, ALIKE)
+        if meant:
+            raise ValueError(
+                f"the variable {variable!r} is set, which says nothing; "
+                f"set {PREFIX}{meant[0]} if that is meant, else unset it"
+            )
 
 
 _WANTED: dict[Callable[[str], object], str] = {

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Buffer", "job_over", "job_over_pages"]
 
+_FIELD_NAME = re.compile(":[^:]*:")
+
 # From this size on, chunks end where a huge page may end: a huge page that two helpers share is
 # cleared by one of them while the other waits. Below, 2 MiB would be too coarse to share out.
 ALIGN_TO_HUGE_PAGES_FROM = 16 * HUGE_PAGE
@@ -145,7 +147,7 @@ def _bytes_of(exporter: object, operation: str, *, writable: bool) -> NDArray[np
                 f"memoryview), got {kind}"
             ) from error
         # Field names stand between colons in a format, and may have an O of their own.
-        has_objects, readonly = "O" in re.sub(":[^:]*:", "", view.format), view.readonly
+        has_objects, readonly = "O" in _FIELD_NAME.sub("", view.format), view.readonly
         contiguous = view.contiguous
     if has_objects:
         raise TypeError(

@@ -33,6 +33,10 @@ __all__ = [
 _ROOT = Path("/")
 _POOLS = "sys/kernel/mm/hugepages"
 _NODES = "sys/devices/system/node"
+_POOL = re.compile(r"hugepages-([0-9]{1,12})kB")
+_NODE = re.compile(r"node([0-9]{1,9})")
+_NUMBER = re.compile(r"([0-9]{1,18})\s*")
+_AMOUNTS = re.compile(r"^(?:Node [0-9]+ )?(\S+):\s+([0-9]{1,15}) kB$", re.MULTILINE)
 # From this size on the kernel hardly finds a page once it has run for a while.
 _FOUND_AT_BOOT_ONLY_FROM = 1 << 30
 _UNITS = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -82,7 +86,7 @@ def pools(root: Path = _ROOT) -> tuple[Pool, ...]:
     Args:
         root: Where `proc` and `sys` are.
     """
-    sizes = _numbered(root / _POOLS, r"hugepages-([0-9]{1,12})kB")
+    sizes = _numbered(root / _POOLS, _POOL)
     return tuple(_read_pool(root, kib << 10) for kib in sorted(sizes))
 
 
@@ -202,7 +206,7 @@ def _read_pool(root: Path, page_size: int) -> Pool:
     folder = root / _POOLS / name
     nodes = {
         node: _read_node_pages(root / _NODES / f"node{node}/hugepages" / name)
-        for node in sorted(_numbered(root / _NODES, r"node([0-9]{1,9})"))
+        for node in sorted(_numbered(root / _NODES, _NODE))
     }
     return Pool(
         page_size,
@@ -223,13 +227,13 @@ def _read_node_pages(folder: Path) -> NodePages:
     )
 
 
-def _numbered(folder: Path, pattern: str) -> list[int]:
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> list[int]:
     """The numbers in the names of a folder's entries that have this pattern."""
     try:
         names = os.listdir(folder)
     except OSError:
         return []
-    matches = (re.fullmatch(pattern, name) for name in names)
+    matches = (pattern.fullmatch(name) for name in names)
     return [int(match[1]) for match in matches if match is not None]
 
 
@@ -242,13 +246,13 @@ def _read(path: Path) -> str:
 
 
 def _read_number(path: Path) -> int:
-    match = re.fullmatch(r"([0-9]{1,18})\s*", _read(path))
+    match = _NUMBER.fullmatch(_read(path))
     return int(match[1]) if match else 0
 
 
 def _meminfo(path: Path) -> dict[str, int]:
     """Bytes by name, of the system's or of a node's."""
-    found = re.findall(r"^(?:Node [0-9]+ )?(\S+):\s+([0-9]{1,15}) kB$", _read(path), re.MULTILINE)
+    found = _AMOUNTS.findall(_read(path))
     return {name: int(kib) << 10 for name, kib in found}
 
 

@@ -6,15 +6,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from aioktask.status import JobStatus, Snapshot
 
 __all__ = ["as_data", "snapshot_data"]
 
-# So many jobs are told one by one: more than anybody looks at, in half a megabyte.
+# So many jobs are told one by one: more than anybody looks at, in half a megabyte. And so many of
+# the workers that they have in other processes, all together.
 MOST_JOBS = 1000
+MOST_WORKERS = 2000
+
+# Attributes of which there may be many.
+ROWS = ("jobs", "ended", "helpers")
 
 
 def as_data(value: object) -> Any:
@@ -36,24 +41,60 @@ def as_data(value: object) -> Any:
     return str(value)
 
 
-def snapshot_data(taken: Snapshot, most_jobs: int = MOST_JOBS) -> dict[str, Any]:
+def snapshot_data(
+    taken: Snapshot,
+    most_jobs: int = MOST_JOBS,
+    pause: Callable[[], object] | None = None,
+) -> dict[str, Any]:
     """A snapshot as plain data.
 
     Args:
         taken: The snapshot.
         most_jobs: So many jobs are told one by one: those that undo, are stopping or run before
-            those that wait, and of these the oldest ones.
+            those that wait, parts of jobs of other processes last, and of these the oldest ones.
+        pause: Called between two jobs, by who would not keep others from the GIL.
 
     Returns:
-        Its attributes by name, and `counts`: how many jobs there are in each phase, all counted.
+        Its attributes by name, and `counts`: how many jobs there are in each phase, all counted
+        but for parts of jobs of other processes, which are counted there.
+        The workers of jobs are no attributes of theirs, but rows of `workers`, each with its `job`;
+        `left_out_workers` is how many are not told, of the last jobs.
     """
     jobs = taken.jobs
     if len(jobs) > most_jobs:
         jobs = tuple(sorted(jobs, key=_order)[:most_jobs])
-    data: dict[str, Any] = as_data(dataclasses.replace(taken, jobs=jobs))
-    data["counts"] = dict(Counter(each.phase for each in taken.jobs))
+    data: dict[str, Any] = {}
+    for each in dataclasses.fields(taken):
+        value = jobs if each.name == "jobs" else getattr(taken, each.name)
+        data[each.name] = _rows(value, pause) if each.name in ROWS else as_data(value)
+    data["workers"] = _workers(jobs, pause)
+    data["left_out_workers"] = sum(len(each.workers) for each in jobs) - len(data["workers"])
+    data["counts"] = dict(Counter(each.phase for each in taken.jobs if not each.part))
     return data
 
 
-def _order(job: JobStatus) -> tuple[bool, int]:
-    return job.phase in ("waiting", "settled"), job.number
+def _workers(jobs: Iterable[JobStatus], pause: Callable[[], object] | None) -> list[Any]:
+    found: list[Any] = []
+    for job in jobs:
+        for each in job.workers[: MOST_WORKERS - len(found)]:
+            found.append({"job": job.number, **as_data(each)})
+            if pause is not None:
+                pause()
+    return found
+
+
+def _rows(values: Iterable[object], pause: Callable[[], object] | None) -> list[Any]:
+    found = []
+    for each in values:
+        if isinstance(each, JobStatus) and each.workers:  # which are rows of their own
+            each = dataclasses.replace(each, workers=())
+        row = as_data(each)
+        row.pop("workers", None)
+        found.append(row)
+        if pause is not None:
+            pause()
+    return found
+
+
+def _order(job: JobStatus) -> tuple[bool, bool, int]:
+    return job.part, job.phase in ("waiting", "settled"), job.number

@@ -29,6 +29,7 @@ _ADVICE = (
     EventKind.STALLED,
     EventKind.STUCK,
     EventKind.BOUND_TO_ONE_CPU,
+    EventKind.HOMES_UNKNOWN,
     EventKind.LEFT_BEHIND,
 )
 # What the system refused is worth a warning; a file that is damaged, or a function that was changed

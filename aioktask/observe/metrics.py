@@ -18,15 +18,12 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from aioktask.extras import missing_package
+
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "aioktask.observe.metrics needs prometheus-client, which is not installed: "
-        "pip install 'aioktask[metrics]'",
-        name=error.name,
-        path=error.path,
-    ) from error
+except ImportError as error:
+    raise missing_package("aioktask.observe.metrics", "prometheus-client", error) from error
 
 from aioktask.checks import integer, listed, optional
 from aioktask.engine import events

@@ -3,9 +3,12 @@
 #
 # A process that publishes listens on a Unix socket in a directory that only its user may enter,
 # whose name is that of the set of slots that it shares; the kernel tells each side the user of the
-# other. A request is one line of JSON, and so is the answer. Who asks waits for each process for a
-# bounded time, all at once, so that one that hangs holds nobody up: it is told as one that does not
-# answer. The socket of a process that died is removed by the next one that finds nobody there.
+# other. A request is one line of JSON. So is an answer, but that lists in it come after it, a row a
+# line: so neither side keeps the GIL, and its loops waiting, for all of a long one. Who asks waits
+# for each process for a bounded time, all at once, so that one that hangs holds nobody up: it is
+# told as one that does not answer. What it tells is bounded in length, and may make no sense, as
+# that of another version may: then it is told as one that cannot be read, and the others are as
+# they are. The socket of a process that died is removed by the next one that finds nobody there.
 #
 # Nothing is published unless the program, or ``AIOKTASK_PUBLISH``, says so.
 """The processes of this user that publish their jobs."""
@@ -15,7 +18,9 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
+import io
 import json
+import math
 import os
 import socket
 import socketserver
@@ -26,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,21 +40,43 @@ from typing import Any
 from aioktask.checks import seconds as seconds_of
 from aioktask.engine import events
 from aioktask.engine.api.control import cancel_job, history_since, keep_history, renice_job
-from aioktask.engine.api.process import tunables
-from aioktask.engine.api.snapshots import snapshot
+from aioktask.engine.api.process import current_pool, tunables
+from aioktask.engine.api.snapshots import take_snapshot
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.tunables import NO_SHARE
+from aioktask.observe.command import this_command
+from aioktask.observe.courtesy import Courtesy
 from aioktask.observe.data import snapshot_data
+from aioktask.status import Snapshot
 
-__all__ = ["Publisher", "Told", "ask", "ask_all", "directory", "publish", "publish_if_asked"]
+__all__ = [
+    "UNREADABLE",
+    "Publisher",
+    "Told",
+    "ask",
+    "ask_all",
+    "directory",
+    "publish",
+    "publish_if_asked",
+    "unreadable",
+]
 
 VARIABLE = "AIOKTASK_PUBLISH"
 
 # How long a process may take for an answer, in seconds.
 ANSWER_SECONDS = 1.0
 
-# The longest request; an answer may be as long as it is.
+# The longest request, in bytes.
 MOST_REQUEST = 65_536
+
+# The longest answer, and the longest line of one, in bytes; and its most rows. A job takes half a
+# kilobyte, and no process tells of as many as fit in here within the time that it has.
+MOST_ANSWER = 32 << 20
+MOST_LINE = 1 << 20
+MOST_ROWS = 100_000
+
+# What reading an answer raises that is not what it should be.
+UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 # How long to wait where the system has no descriptor for a connection.
 SHORTAGE_SECONDS = 0.1
@@ -127,10 +154,81 @@ class _Handler(socketserver.StreamRequestHandler):
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise TypeError(f"a request must be an object, got {type(request).__name__}")
-            reply: object = {"answer": self.server.answer(request)}
-        except (TypeError, ValueError, KeyError, LookupError) as error:
+            reply: dict[str, object] = {"answer": self.server.answer(request)}
+        except (TypeError, ValueError, LookupError, RecursionError) as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
-        self.wfile.write(json.dumps(reply).encode() + b"\n")
+        self.wfile.write(b"".join(_lines_of(reply)))
+
+
+def _lines_of(reply: Mapping[str, object]) -> Iterator[bytes]:
+    """The lines of an answer: see `_read`."""
+    courtesy = Courtesy()
+    answer = reply.get("answer")
+    rows = {}
+    if isinstance(answer, dict):
+        rows = {name: each for name, each in answer.items() if isinstance(each, list)}
+        rest = {name: each for name, each in answer.items() if name not in rows}
+        reply = {"answer": rest, "rows": {name: len(each) for name, each in rows.items()}}
+    yield json.dumps(reply).encode() + b"\n"
+    for each in rows.values():
+        for row in each:
+            courtesy()
+            yield json.dumps(row).encode() + b"\n"
+
+
+class _CutError(ValueError):
+    """An answer that ends before all of it has come."""
+
+
+def _read(reply: bytes, until: float = math.inf) -> dict[str, Any]:
+    """An answer: its first line tells how many rows of which lists follow.
+
+    Args:
+        reply: All that came.
+        until: By when it must be read, in the time of the monotonic clock.
+
+    Raises:
+        TimeoutError: That has passed.
+        ValueError: It is not whole, or too long.
+        TypeError, LookupError, RecursionError: It is none.
+    """
+    courtesy = Courtesy()
+    lines = io.BytesIO(reply)  # not split: a line a byte long would take thirty times as much
+    told = _line(lines)
+    if not isinstance(told, dict):
+        raise TypeError(f"an answer must be an object, got {type(told).__name__}")
+    counts = told.get("rows", {})
+    if not isinstance(counts, dict):
+        raise TypeError(f"rows must be an object, got {type(counts).__name__}")
+    for name, count in counts.items():
+        if type(count) is not int or count < 0:
+            raise TypeError(f"the rows of {name} must be counted, got {count!r}")
+    if sum(counts.values()) > MOST_ROWS:
+        raise ValueError(f"it has more than {MOST_ROWS} rows")
+    if counts and not isinstance(told["answer"], dict):
+        raise TypeError(f"rows must be of an object, got {type(told['answer']).__name__}")
+    for name, count in counts.items():
+        found = []
+        for _ in range(count):
+            courtesy()
+            if time.monotonic() >= until:
+                raise TimeoutError
+            found.append(_line(lines))
+        told["answer"][name] = found
+    return told
+
+
+def _line(lines: io.BytesIO) -> Any:
+    """The next line, as what it stands for."""
+    line = lines.readline(MOST_LINE)
+    if len(line) == MOST_LINE:
+        raise ValueError(f"it has a line of more than {MOST_LINE} bytes")
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        if line.endswith(b"\n"):
+            raise
+        raise _CutError("rows are missing") from error
 
 
 def _is_own(connection: socket.socket) -> bool:
@@ -141,12 +239,17 @@ def _is_own(connection: socket.socket) -> bool:
 
 
 class Publisher:
-    """This process, as others may see it. There is one at a time: see `publish`."""
+    """This process, as others may see it. There is one at a time: see `publish`.
+
+    Attributes:
+        in_children: Whether children that it forks publish themselves too.
+    """
 
     def __init__(self) -> None:
         self.path = directory() / f"{os.getpid()}.socket"
         self._advice: OrderedDict[tuple[str, str], dict[str, object]] = OrderedDict()
         self._closed = False
+        self.in_children = False
         # Under another name until it listens: who finds nobody at a socket takes it away.
         beginning = self.path.with_suffix(".new")
         with contextlib.suppress(FileNotFoundError):
@@ -169,8 +272,9 @@ class Publisher:
         """What is told of this process, or done to one of its jobs.
 
         Args:
-            request: What to `do`: "snapshot" (with `history`, the seconds of it that are wanted),
-                "cancel" the job `number`, or "renice" it to `nice`.
+            request: What to `do`: "snapshot" (with `history`, the seconds of it that are wanted;
+                in it `start` and `stop` are of `time.perf_counter`, `began` and `ended` tell how
+                long ago that was), "cancel" the job `number`, or "renice" it to `nice`.
 
         Raises:
             TypeError, ValueError, LookupError: The request makes no sense.
@@ -185,23 +289,31 @@ class Publisher:
         raise LookupError(f"do must be snapshot, cancel or renice, got {asked!r}")
 
     def _snapshot(self, seconds: float) -> dict[str, Any]:
-        data = snapshot_data(snapshot())
-        data["command"] = " ".join(sys.orig_argv)[:200]
-        data["advice"] = list(self._advice.values())
+        courtesy = Courtesy()
+        found = take_snapshot(current_pool(), pause=courtesy)
+        data = snapshot_data(found, pause=courtesy)
+        data["command"] = this_command()
+        data["advice"] = [*self._advice.values(), *_advice_now(found)]
         if seconds > 0:
             now = time.perf_counter_ns()
-            data["history"] = [
-                {
-                    "thread": each.thread,
-                    "job": each.run,
-                    "name": each.name,
-                    "kind": each.kind,
-                    "lent": each.lent,
-                    "began": (now - each.start) / 1e9,
-                    "ended": (now - each.stop) / 1e9,
-                }
-                for each in history_since(now - int(seconds * 1e9))
-            ]
+            rows = data["history"] = []
+            for each in history_since(now - int(seconds * 1e9)):
+                courtesy()
+                rows.append(
+                    {
+                        "thread": each.thread,
+                        "depth": each.depth,
+                        "job": each.run,
+                        "name": each.name,
+                        "kind": each.kind,
+                        "lent": each.lent,
+                        "start": each.start / 1e9,
+                        "stop": each.stop / 1e9,
+                        "began": (now - each.start) / 1e9,
+                        "ended": (now - each.stop) / 1e9,
+                        "failed": each.failed,
+                    }
+                )
         return data
 
     def hear(self, event: Event) -> None:
@@ -234,14 +346,36 @@ class Publisher:
         self._server.socket.close()
 
 
+_TOLD_IN_WORDS = (EventKind.HOLDS_GIL, EventKind.BOUND_TO_ONE_CPU, EventKind.HOMES_UNKNOWN)
+
+
 def _advice_of(event: Event) -> str:
     details = event.details
-    if event.kind in (EventKind.HOLDS_GIL, EventKind.BOUND_TO_ONE_CPU):
+    if event.kind in _TOLD_IN_WORDS:
         return str(details["advice"])
     if event.kind is EventKind.STUCK:
         seconds = details["seconds"]
         return f"at one chunk for {seconds:.3g} s: a cancel and a stop wait until that ends"
     return ""
+
+
+def _advice_now(found: Snapshot) -> Iterator[dict[str, object]]:
+    """What there is to advise as long as it is like this: a cap below the CPUs that keeps jobs."""
+    limits = found.limits
+    try:
+        cpus = len(os.sched_getaffinity(os.getpid()))
+    except (AttributeError, OSError):  # not to be known here
+        return
+    starved = [each for each in found.jobs if each.threads == 0 and each.waits_for]
+    if limits.threads < cpus and limits.working >= limits.threads and starved:
+        yield {
+            "event": "cap_below_cpus",
+            "job": "",
+            "text": (
+                f"jobs wait for a thread, and this process has {limits.threads} for the {cpus} "
+                f"CPUs that it may use: {limits.reason}"
+            ),
+        }
 
 
 _publishers: dict[str, Publisher] = {}  # the one there is
@@ -258,11 +392,15 @@ def _hear(event: Event) -> None:
 events.listen(_hear, lambda: False)
 
 
-def publish() -> Publisher:
+def publish(*, in_children: bool = False) -> Publisher:
     """Have other processes of this user see the jobs of this one, and change them.
 
     `ask_all` and `ask` are how they do. May be called again, also after a fork; the variable
     ``AIOKTASK_PUBLISH=1`` does the same for a program that does not call it.
+
+    Args:
+        in_children: Whether children that this process forks do so too, as the workers of a server
+            that has loaded the application before.
 
     Returns:
         What ends that by `close`. The exit of the interpreter does so too.
@@ -279,6 +417,7 @@ def publish() -> Publisher:
         found = _publishers.get("publisher")
         if found is None:
             found = _publishers["publisher"] = Publisher()
+        found.in_children |= in_children
     return found
 
 
@@ -288,10 +427,14 @@ def publish_if_asked() -> None:
     if said not in ("", "0", "1"):
         print(f"aioktask: {VARIABLE} must be 0 or 1, got {said!r}", file=sys.stderr)
     if said == "1":
-        try:
-            publish()
-        except OSError as error:
-            print(f"aioktask: {VARIABLE}=1: the jobs are not published: {error}", file=sys.stderr)
+        _publish_if_possible()
+
+
+def _publish_if_possible(*, in_children: bool = False) -> None:
+    try:
+        publish(in_children=in_children)
+    except (OSError, ValueError) as error:  # the latter of a variable that says nonsense
+        print(f"aioktask: the jobs of {os.getpid()} are not published: {error}", file=sys.stderr)
 
 
 def _close_at_exit() -> None:
@@ -306,7 +449,10 @@ def _forget_in_child() -> None:
     found = _publishers.pop("publisher", None)
     if found is not None:
         found.forget()
-        publish_if_asked()
+        if found.in_children:
+            _publish_if_possible(in_children=True)
+        else:
+            publish_if_asked()
 
 
 atexit.register(_close_at_exit)
@@ -325,11 +471,27 @@ class Told:
         pid: Of the process.
         answer: What it told; None where it did not.
         problem: Why not, in words; empty where it did.
+        gone: Whether it did not since there is nobody at its socket.
     """
 
     pid: int
     answer: Any
     problem: str = ""
+    gone: bool = False
+
+
+def unreadable(pid: int, error: Exception) -> Told:
+    """What stands for the answer of a process that cannot be read.
+
+    Args:
+        pid: Of the process.
+        error: One of `UNREADABLE`, that reading it raised.
+
+    >>> unreadable(7, KeyError("jobs")).problem
+    "what it tells cannot be read here: another version? (KeyError: 'jobs')"
+    """
+    what = f"{type(error).__name__}: {error}"[:80]
+    return Told(pid, None, f"what it tells cannot be read here: another version? ({what})")
 
 
 def ask(pid: int, request: Mapping[str, object], *, seconds: float = ANSWER_SECONDS) -> Told:
@@ -357,7 +519,7 @@ def ask_all(
         such.
     """
     wanted = {"do": "snapshot"} if request is None else request
-    paths = sorted(directory().glob("*.socket"))
+    paths = [path for path in sorted(directory().glob("*.socket")) if _names_process(path)]
     if not paths:
         return []
     until = time.monotonic() + seconds
@@ -365,12 +527,17 @@ def ask_all(
         answers: Iterable[Told] = threads.map(
             lambda path: _ask(path, wanted, seconds, until), paths
         )
-        return sorted((each for each in answers if each.pid), key=lambda each: each.pid)
+        return sorted(answers, key=lambda each: each.pid)
+
+
+def _names_process(path: Path) -> bool:
+    return path.stem.isascii() and path.stem.isdecimal() and path.is_socket()
 
 
 def _ask(path: Path, request: Mapping[str, object], seconds: float, until: float) -> Told:
     """Ask at this socket; wait until a time of the monotonic clock, `seconds` after the begin."""
-    pid = int(path.stem) if path.stem.isdecimal() else 0
+    pid = int(path.stem)
+    late = f"it did not answer in {seconds:.3g} s: it hangs, or is stopped"
     try:
         with socket.socket(socket.AF_UNIX) as connection:
             _wait_until(connection, until)
@@ -381,30 +548,45 @@ def _ask(path: Path, request: Mapping[str, object], seconds: float, until: float
             reply = _read_all(connection, until)
     except (ConnectionRefusedError, FileNotFoundError):
         with contextlib.suppress(OSError):
-            path.unlink()  # nobody will ever listen there again
-        return Told(pid, None, "it is gone")
+            if path.is_socket():  # nobody will ever listen there again
+                path.unlink()
+        return Told(pid, None, "it is gone", gone=True)
     except (TimeoutError, BlockingIOError):  # or so many wait there that no more can
-        return Told(pid, None, f"it did not answer in {seconds:.3g} s: it hangs, or is stopped")
+        return Told(pid, None, late)
     except OSError as error:
         return Told(pid, None, str(error))
+    except ValueError as error:
+        return unreadable(pid, error)
     try:
-        told = json.loads(reply)
-    except ValueError:
+        told = _read(reply, until)
+        if "error" in told:
+            return Told(pid, None, str(told["error"]))
+        if told["answer"] is None:
+            raise TypeError("there is no answer")
+    except TimeoutError:
+        return Told(pid, None, f"its answer could not be read in {seconds:.3g} s: it is too long")
+    except _CutError:
         return Told(pid, None, "it went away as it answered")
-    if "error" in told:
-        return Told(pid, None, str(told["error"]))
+    except UNREADABLE as error:
+        return unreadable(pid, error)
     return Told(pid, told["answer"])
 
 
 def _read_all(connection: socket.socket, until: float) -> bytes:
-    """All that comes, by a time of the monotonic clock."""
-    parts: list[bytes] = []
-    while True:
+    """All that comes, by a time of the monotonic clock.
+
+    Raises:
+        TimeoutError: That has passed.
+        ValueError: It is too long.
+    """
+    found = bytearray()
+    while len(found) <= MOST_ANSWER:
         _wait_until(connection, until)
         part = connection.recv(1 << 20)
         if not part:
-            return b"".join(parts)
-        parts.append(part)
+            return bytes(found)
+        found += part
+    raise ValueError(f"it is longer than {MOST_ANSWER} bytes")
 
 
 def _wait_until(connection: socket.socket, until: float) -> None:

@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from aioktask.engine.api.elsewhere import open_elsewhere
 from aioktask.engine.api.process import current_pool
-from aioktask.engine.scheduling.caps import Decider
+from aioktask.engine.scheduling.caps import Decider, within_share
 from aioktask.engine.threads.pool import Pool
 
 __all__ = ["Sample", "Sampler", "sample"]
@@ -59,13 +60,11 @@ def sample(pool: Pool) -> Sample:
     helpers = list(state.helpers)
     at_work = sum(each.stint is not None or each.express is not None for each in helpers)
     blocked = min(len(state.blocking), at_work)
-    cap, share = pool.adapter.cap, pool.adapter.share
-    limit, decider = cap.threads, cap.decider
-    if share is not None and share < limit:
-        limit, decider = max(share, 1), "slots"
+    cap = within_share(pool.adapter.cap, pool.adapter.share)
     runs = list(state.runs)
     begun = sum(run.first_claim > 0 for run in runs)
     in_lane = sum(each.express is not None for each in helpers)
+    waiting_elsewhere, begun_elsewhere = open_elsewhere()
     late: dict[str, float] = {}
     now = time.perf_counter_ns()
     for watched in pool.loops.loops():
@@ -76,10 +75,10 @@ def sample(pool: Pool) -> Sample:
         blocked=blocked,
         idle=len(helpers) - at_work,
         starting=len(state.starting),
-        limit=limit,
-        decider=decider,
-        waiting=len(runs) - begun + len(state.lane.waiting),
-        running=begun + in_lane,
+        limit=cap.threads,
+        decider=cap.decider,
+        waiting=len(runs) - begun + len(state.lane.waiting) + waiting_elsewhere,
+        running=begun + in_lane + begun_elsewhere,
         late=late,
     )
 
@@ -113,7 +112,7 @@ class Sampler:
         if self.ended:
             return False
         pool = current_pool()
-        if pool.state.busy:
+        if pool.state.busy or any(open_elsewhere()):
             now = time.monotonic()
             if now >= self._next:
                 self._next = now + SECONDS

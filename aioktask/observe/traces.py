@@ -17,16 +17,13 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from aioktask.extras import missing_package
+
 try:
     from opentelemetry import context as otel_context
     from opentelemetry import trace
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "aioktask.observe.traces needs opentelemetry-api, which is not installed: "
-        "pip install 'aioktask[metrics]'",
-        name=error.name,
-        path=error.path,
-    ) from error
+except ImportError as error:
+    raise missing_package("aioktask.observe.traces", "opentelemetry-api", error) from error
 
 from aioktask.checks import optional
 from aioktask.engine import events

@@ -373,7 +373,7 @@ class _Raised:
                     error.__notes__[:] = notes
             if failure is not None:
                 set_failure(error, failure)
-        raise error.with_traceback(traceback)
+        raise BaseException.with_traceback(error, traceback)
 
     def _take(
         self,

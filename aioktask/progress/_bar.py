@@ -20,7 +20,7 @@ from aioktask.engine.api.handle import Handle, look_until_over, look_until_over_
 from aioktask.engine.loops.loop import refuse_running_loop
 from aioktask.job import Report, StreamProgress
 from aioktask.progress._display import Display
-from aioktask.telling import Told, told
+from aioktask.telling import Told, left, told
 
 __all__ = ["AnyHandle", "Bar", "checked_handles"]
 
@@ -47,7 +47,8 @@ class Bar(Generic[R]):
     """What shows one or more jobs and waits for them: see `rich_bar`.
 
     Await it, on asyncio, uvloop or trio; or call `result` in a thread without a loop; or use it as
-    ``with bar:``, which shows the jobs while its block runs and waits for none of them.
+    ``with bar:``, which shows the jobs while its block runs and waits for none of them: the last
+    that it says is how they ended or, of those under way, where the block was left.
     """
 
     __slots__ = ("_display", "_handles", "_interval", "_make", "_shown_by", "_stop")
@@ -135,7 +136,7 @@ class Bar(Generic[R]):
         thread, self._shown_by = self._shown_by, None
         if thread is not None:
             thread.join()
-        self._close()
+        self._close(lambda: [left(each.name, each.progress(), exc) for each in self._handles])
 
     def _go_on_showing(self) -> None:
         while not self._stop.wait(self._interval):
@@ -166,11 +167,11 @@ class Bar(Generic[R]):
     def _show(self) -> None:
         self._try(lambda display: display.show(self._rows()))
 
-    def _close(self) -> None:
+    def _close(self, rows: Callable[[], list[Told]] | None = None) -> None:
         display, self._display = self._display, None  # once, whatever its end comes to
         if display is not None:
             with contextlib.suppress(Exception):  # it may hide the cursor, or hold what is printed
-                display.close(self._rows())
+                display.close((rows or self._rows)())
 
     def _try(self, act: Callable[[Display], None]) -> None:
         display = self._display

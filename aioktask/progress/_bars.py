@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO, TypeVar, overload
 
 from aioktask.engine.api.feed import StreamHandle
 from aioktask.engine.api.handle import Handle
+from aioktask.extras import missing_package
 from aioktask.job import Report, StreamProgress
 from aioktask.progress._bar import AnyHandle, Bar, checked_handles
 from aioktask.progress._display import Display, Lines, Notebook, in_notebook, standard_error
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["rich_bar", "tqdm_bar"]
 
 T = TypeVar("T")
-
-_HOW = "pip install 'aioktask[progress]'"
 
 
 class _Nowhere:
@@ -90,7 +89,7 @@ def rich_bar(
 
     Raises:
         TypeError, ValueError: An argument is not what it may be.
-        ModuleNotFoundError: rich is not installed.
+        ImportError: rich is not installed, or too old.
 
     **Cancellation**: cancelled while it waits the bar is closed, and the jobs go on.
 
@@ -104,8 +103,8 @@ def rich_bar(
         from rich.progress import Progress
 
         from aioktask.progress import _rich
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"rich_bar() draws with rich: {_HOW}", name=error.name) from error
+    except ImportError as error:
+        raise missing_package("rich_bar()", "rich", error) from error
     if progress is not None and not isinstance(progress, Progress):
         raise TypeError(f"progress must be a rich.progress.Progress or None, got {progress!r}")
 
@@ -156,7 +155,7 @@ def tqdm_bar(*handles: Any, file: TextIO | None = None, interval: float = 0.1) -
 
     Raises:
         TypeError, ValueError: An argument is not what it may be.
-        ModuleNotFoundError: tqdm is not installed.
+        ImportError: tqdm is not installed, or too old.
 
     **Cancellation**: cancelled while it waits the bar is closed, and the jobs go on.
 
@@ -168,8 +167,8 @@ def tqdm_bar(*handles: Any, file: TextIO | None = None, interval: float = 0.1) -
     found = checked_handles("tqdm_bar()", handles)
     try:
         from aioktask.progress import _tqdm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"tqdm_bar() draws with tqdm: {_HOW}", name=error.name) from error
+    except ImportError as error:
+        raise missing_package("tqdm_bar()", "tqdm", error) from error
     if file is not None and not callable(getattr(file, "write", None)):
         raise TypeError(f"file must be a text file or None, got {file!r}")
 

@@ -20,8 +20,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.table import Column
 
-from aioktask.job import JobPhase
-from aioktask.telling import Told
+from aioktask.telling import MEANINGS, Meaning, Told
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -29,17 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GivenRows", "OwnRows", "live_console"]
 
-COLOURS: dict[JobPhase, str] = {
-    "finished": "green",
-    "settled": "green",
-    "stopping": "yellow",
-    "undoing": "yellow",
-    "cancelled": "yellow",
-    "overloaded": "red",
-    "timed out": "red",
-    "failed": "red",
-    "undo failed": "red",
-}
+COLOURS: dict[Meaning, str] = {"good": "green", "warn": "yellow", "bad": "red"}
 
 
 class _BarOfPhase(BarColumn):  # type: ignore[misc]
@@ -47,7 +36,8 @@ class _BarOfPhase(BarColumn):  # type: ignore[misc]
 
     def render(self, task: Task) -> ProgressBar:
         bar = super().render(task)
-        style = COLOURS.get(task.fields["phase"], "bar.complete")
+        meaning = MEANINGS.get(task.fields["phase"])
+        style = "bar.complete" if meaning is None else COLOURS[meaning]
         bar.complete_style = bar.finished_style = style
         return bar
 

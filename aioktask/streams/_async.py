@@ -21,7 +21,17 @@ from collections.abc import (
 )
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, Generic, Literal, SupportsIndex, TypeGuard, TypeVar, overload
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    Protocol,
+    SupportsIndex,
+    TypeGuard,
+    TypeVar,
+    cast,
+    overload,
+)
 
 import anyio
 import anyio.lowlevel
@@ -32,6 +42,9 @@ from aioktask.engine.loops.loop import AsyncWaiter, Loop
 from aioktask.engine.loops.waiting import CALLS_OF_LEAVING
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.stack import need_stack
+from aioktask.job import StreamProgress
+from aioktask.lazy import from_above
+from aioktask.status import WorkerStatus
 from aioktask.streams._consumer import PATIENCE_SECONDS, WINDOW, Consumer, Errors, Options
 from aioktask.streams._exchange import NOTHING, Raised
 from aioktask.streams._scope import Scope, close_iterator
@@ -41,9 +54,55 @@ __all__ = ["Stream", "map_ordered"]
 
 T = TypeVar("T")
 R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 
 # A consumer that finds each value there lets the loop go on so often.
 MOST_NS_A_TURN = 1_000_000
+
+
+class ValuesHandle(Protocol):
+    """What a program may ask a stream, and change, wherever its values are made."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def nice(self) -> int: ...
+
+    def renice(self, nice: SupportsIndex) -> None: ...
+
+    def cancel(self) -> bool: ...
+
+    def done(self) -> bool: ...
+
+    def progress(self) -> StreamProgress: ...
+
+    def workers(self) -> tuple[WorkerStatus, ...]: ...
+
+
+class OpenValues(Protocol[R_co]):
+    """An open stream of values, wherever they are made."""
+
+    @property
+    def handle(self) -> ValuesHandle: ...
+
+    def __aiter__(self) -> AsyncIterator[R_co]: ...
+
+    async def __anext__(self) -> R_co: ...
+
+
+class Values(Protocol[R_co]):
+    """A stream of values to enter, wherever they are made."""
+
+    async def __aenter__(self) -> OpenValues[R_co]: ...
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
 
 # How many values are given between two looks at the clock: a few, until it is known what they take,
 # and at most so many.
@@ -65,6 +124,7 @@ def map_ordered(
     coordinator: Coordinator | None = ...,
     timeout: float | None = ...,
     labels: Mapping[str, str] | None = ...,
+    on: None = ...,
 ) -> Stream[R]: ...
 
 
@@ -82,7 +142,40 @@ def map_ordered(
     coordinator: Coordinator | None = ...,
     timeout: float | None = ...,
     labels: Mapping[str, str] | None = ...,
+    on: None = ...,
 ) -> Stream[R | Exception]: ...
+
+
+@overload
+def map_ordered(
+    fn: Callable[[T], R],
+    items: Iterable[T] | AsyncIterable[T],
+    *,
+    window: SupportsIndex = ...,
+    ordered: bool = ...,
+    errors: Literal["raise"] = ...,
+    nice: SupportsIndex | None = ...,
+    name: str | None = ...,
+    timeout: float | None = ...,
+    labels: Mapping[str, str] | None = ...,
+    on: object,
+) -> Values[R]: ...
+
+
+@overload
+def map_ordered(
+    fn: Callable[[T], R],
+    items: Iterable[T] | AsyncIterable[T],
+    *,
+    window: SupportsIndex = ...,
+    ordered: bool = ...,
+    errors: Literal["yield"],
+    nice: SupportsIndex | None = ...,
+    name: str | None = ...,
+    timeout: float | None = ...,
+    labels: Mapping[str, str] | None = ...,
+    on: object,
+) -> Values[R | Exception]: ...
 
 
 def map_ordered(
@@ -98,7 +191,8 @@ def map_ordered(
     coordinator: Coordinator | None = None,
     timeout: float | None = None,
     labels: Mapping[str, str] | None = None,
-) -> Stream[Any]:
+    on: object = None,
+) -> Stream[Any] | Values[Any]:
     """Call a function for items as they come, on helpers, and give its values in their order.
 
     Use it as ``async with map_ordered(fn, items) as results`` and iterate over `results`. It runs
@@ -132,6 +226,8 @@ def map_ordered(
             where a value is asked for; one that is not over in time is cancelled, and its consumer
             gets a `TimeoutError`.
         labels: Of the stream, as of a `Job`.
+        on: Where the items are worked on, instead of here: a ``distributed.Client`` that was made
+            with ``asynchronous=True``, for helpers of the workers of a Dask cluster. See below.
 
     Returns:
         The stream, an async context manager and, once entered, an async iterator.
@@ -144,6 +240,14 @@ def map_ordered(
     coordinator ends the stream, the consumer gets `JobCancelled`. One task at a time asks for a
     value: a second one gets a `RuntimeError`, and the first goes on. So does who asks, or waits for
     a value, when the scope was left before the stream had ended.
+
+    **On a cluster.** Functions and items are pickled, and values come back through the scheduler.
+    Window, order, errors and cancellation are those of a stream here, but that items which are on
+    their way when one raises may begin. `coordinator` and `max_delay` are refused. It is seen as
+    any stream is, and its `handle` is an `aioktask.cluster.ClusterStreamHandle`. A worker takes
+    some items ahead; one that is gone may have done those that it had: each arrives as a
+    `aioktask.cluster.WorkerLost` that names it, and is not sent again, since only the program knows
+    whether it may be done twice: with ``errors="yield"`` it can tell those and go on.
 
     **Cancellation.** Entering, and each wait for a value, are checkpoints; so is about one call in
     a millisecond of those that find their value there. Cancelled while it waits for a value no
@@ -175,6 +279,9 @@ def map_ordered(
     )
     if not isinstance(items, (AsyncIterable, Iterable)):
         raise TypeError(f"items must be an iterable or an async iterable, got {items!r}")
+    if on is not None:
+        on_cluster = from_above("aioktask.cluster.stream", "map_on_cluster")
+        return cast("Values[Any]", on_cluster(options, items, on))
     return Stream(options, items)
 
 
@@ -237,7 +344,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
             return self
         except BaseException as error:
             consumer.stop()
-            if self._reader is not None and not isinstance(error, GeneratorExit):
+            if self._reader is not None and not issubclass(type(error), GeneratorExit):
                 await self._reader.end()
             raise
 
@@ -301,7 +408,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
             # What a signal handler raised may have struck between a value and its count. A cancel
             # comes where this waits only, and a second task is refused before anything is done.
             harmless = GeneratorExit, anyio.get_cancelled_exc_class()
-            if not (refused or isinstance(error, harmless)):
+            if not (refused or issubclass(type(error), harmless)):
                 consumer.over = True
             raise
 
@@ -390,7 +497,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
         consumer.stop()
         consumer.feed.wake(self._waiter)  # another task may wait for a value
         self._close_values()
-        if isinstance(error, GeneratorExit) and not self._is_in_its_task():  # nobody can wait
+        if issubclass(type(error), GeneratorExit) and not self._is_in_its_task():  # nobody can wait
             if self._reader is not None:
                 self._reader.forget()
             close_iterator(self._iterator)

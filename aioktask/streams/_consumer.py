@@ -30,6 +30,7 @@ from aioktask.checks import (
 )
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.feed import Feed, StreamHandle
+from aioktask.engine.raised import told_of_error
 from aioktask.engine.state.growth import Tally
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Waiter
@@ -115,6 +116,8 @@ class Consumer(Generic[T, R]):
         self.given = self.taken = 0
         self.source_ended = self.over = self.left = self.failed = False
         self._source_error: BaseException | None = None
+        self._errors = 0  # for how many of the items that were given `fn` raised
+        self._error = ""  # what ended the stream, in words
         self._posted = 0  # how many items helpers may know of
         self._most_unposted = max(options.window // 2, 1)
         self._waits = False  # whether the consumer waits for a value
@@ -151,8 +154,12 @@ class Consumer(Generic[T, R]):
     def _tally(self) -> Tally:
         done = self.given + self.exchange.ready
         size = self.taken if self.source_ended else None
-        raised = self._source_error is not None or self.exchange.ends_early
-        return Tally(done, size, raised, self.failed)
+        source_error = self._source_error  # once: the consumer may take it meanwhile
+        raised = source_error is not None or self.exchange.ends_early
+        error = self._error or self.exchange.ended_by
+        if source_error is not None and not error:
+            error = told_of_error(source_error)
+        return Tally(done, size, raised, self.failed, self._errors, error)
 
     # The source.
 
@@ -296,10 +303,12 @@ class Consumer(Generic[T, R]):
             JobCancelled: It raised since the stream was cancelled from outside.
         """
         error = outcome.error
-        if isinstance(error, ChunkCancelled):  # the item was told, and the consumer hears why
+        if issubclass(type(error), ChunkCancelled):  # the item was told, and the consumer hears why
             self.raise_if_stopped()
+        self._errors += 1
         if self.options.yields_errors and isinstance(error, Exception):
             return error
+        self._error = told_of_error(error)
         self.over = self.failed = True
         self.given += 1
         with contextlib.suppress(Exception):  # its class refuses
@@ -322,6 +331,7 @@ class Consumer(Generic[T, R]):
         self.over = True
         error, self._source_error = self._source_error, None
         if error is not None:
+            self._error = told_of_error(error)
             self.failed = True
             try:
                 raise error

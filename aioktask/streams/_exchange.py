@@ -19,11 +19,13 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any, Generic, TypeVar
 
+from aioktask.engine.raised import told_of_error
 from aioktask.engine.scheduling.queue import SLICE_NS
 from aioktask.engine.state.current import local
 from aioktask.engine.state.record import raisable
 from aioktask.engine.state.stint import Stint, check_done
 from aioktask.engine.state.workers import Parking, Waiter
+from aioktask.errors import ChunkCancelled
 
 __all__ = ["NOTHING", "Exchange", "Raised"]
 
@@ -90,6 +92,7 @@ class Exchange(Generic[T, R]):
         "_queue",
         "_waiting",
         "_wake",
+        "ended_by",
         "last",
         "pending",
     )
@@ -118,6 +121,7 @@ class Exchange(Generic[T, R]):
         self._enough = 1  # outcomes for which the consumer is woken, where order does not matter
         self._waiting: dict[int, Waiter] = {}  # by the number of the outcome that is waited for
         self.last = sys.maxsize
+        self.ended_by = ""  # what `fn` raised for that item, in words
 
     # On the threads that work.
 
@@ -193,6 +197,9 @@ class Exchange(Generic[T, R]):
 
     def _raised(self, error: BaseException, number: int) -> Raised:
         if self._ends_at_error or not isinstance(error, Exception):
+            # A `ChunkCancelled` says that the stream was cancelled.
+            if number < self.last and not issubclass(type(error), ChunkCancelled):
+                self.ended_by = told_of_error(error)
             self.stop(number)
         trace = error.__traceback__
         error = raisable(error)

@@ -2,7 +2,7 @@
 # The names for Starlette and FastAPI, and nothing else: they need Starlette, which comes with the
 # extra `server`, so they are imported when one of them is asked for. What is for aiohttp is in
 # `aioktask.web.aiohttp`, and needs aiohttp alone.
-"""A coordinator in a web server: its lifespan, disconnects, deadlines, refusals."""
+"""A coordinator in a web server: its lifespan, disconnects, deadlines, refusals; a live page."""
 
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,14 @@ __all__ = [
     "deadline",
     "exception_handlers",
     "lifespan",
+    "page",
 ]
 
 # Where they are, for `aioktask.lazy`.
-_NAMES = dict.fromkeys(__all__, "aioktask.web.starlette")
+_NAMES = dict.fromkeys(__all__, "aioktask.web.starlette") | {"page": "aioktask.web._page.app"}
 
 if TYPE_CHECKING:
+    from aioktask.web._page.app import page
     from aioktask.web.starlette import (
         CancelOnDisconnect,
         ClientDisconnected,

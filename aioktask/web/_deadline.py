@@ -3,7 +3,9 @@
 #
 # A client may only shorten what the server allows, so what it says is bounded by the server's own
 # limit and by a deadline that holds already. gRPC's form is that of "PROTOCOL-HTTP2" in its
-# documentation: at most eight digits and one letter.
+# documentation: at most eight digits and one letter. Any other header says a decimal number, in the
+# digits 0 to 9: what Python's own conversions take beyond that (other digits, underscores, signs,
+# exponents, names) is no number to whatever else reads the header on the way.
 """Deadlines that clients name."""
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ GRPC_HEADER = "grpc-timeout"
 KEY = "aioktask.deadline"
 
 _GRPC = re.compile(r"([0-9]{1,8})([HMSmun])", re.ASCII)
+_DECIMAL = re.compile(r"[0-9]+(\.[0-9]+)?", re.ASCII)
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 
@@ -39,20 +42,17 @@ def grpc_seconds(text: str) -> float:
 
 
 def plain_seconds(text: str) -> float:
-    """The seconds that a decimal number says.
+    """The seconds that a decimal number says: digits, and a point with digits after it if need be.
 
     Raises:
-        ValueError: It is no number, not finite, or negative.
+        ValueError: It is none, or too large for a float.
 
     >>> plain_seconds("1.5")
     1.5
     """
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"a timeout must be a number of seconds, 0 or more, got {text!r}")
+    seconds = float(text) if _DECIMAL.fullmatch(text) else math.inf
+    if not seconds < math.inf:
+        raise ValueError(f"a timeout must be a number of seconds such as 2 or 1.5, got {text!r}")
     return seconds
 
 
@@ -91,12 +91,14 @@ class Limit:
 
         Raises:
             ValueError: The header cannot be read.
+            TypeError: What was given as `seconds` returned no number.
         """
         ends = [] if holds is None else [holds]
         if self.most is not None:
             ends.append(now + self.most)
         if said is not None:
-            ends.append(now + self._seconds(said.strip()))
+            found = self._seconds(said.strip(" \t"))  # what HTTP has around a value
+            ends.append(now + seconds_of("what a deadline's header says", found))
         return min(ends, default=None)
 
 

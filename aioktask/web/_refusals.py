@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from aioktask.checks import integer
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.errors import CoordinatorClosed, Overloaded
 
@@ -35,13 +36,13 @@ class Refusals:
         overloaded: The status of `Overloaded`.
 
     Raises:
-        ValueError: It is neither 429 nor 503.
+        TypeError, ValueError: It is neither 429 nor 503.
     """
 
     def __init__(self, overloaded: int) -> None:
-        if overloaded not in (429, 503):
+        self._overloaded = integer("overloaded", overloaded)
+        if self._overloaded not in (429, UNAVAILABLE):
             raise ValueError(f"overloaded must be 429 or 503, got {overloaded!r}")
-        self._overloaded = overloaded
 
     def of(self, error: Exception, coordinator: object) -> Refusal:
         """The answer for an exception of a coordinator.

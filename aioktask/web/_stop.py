@@ -13,16 +13,17 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
 import anyio
 
-from aioktask.checks import listed
+from aioktask.checks import integer, listed
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.loops.loop import running_loop
+from aioktask.engine.tunables import TUNABLES
 from aioktask.web._deadline import checked_seconds
 
 # What Kubernetes gives by default is 30 s from SIGTERM on, and so does gunicorn.
@@ -33,11 +34,16 @@ UNDO = 15.0
 # itself, once all is done or undone.
 LINGER = 2.0
 
+# As far as the system has them.
+_NEVER_HANDLED = {getattr(signal, name) for name in ("SIGKILL", "SIGSTOP") if hasattr(signal, name)}
+
 
 class Service:
     """The coordinator that a server has while it runs, and how it is stopped.
 
     Args:
+        what: What makes it, for errors.
+        own: The names of the arguments of that, beside the settings.
         finish: For how many seconds what runs may go on once the stop begins; None for no limit.
         undo: For how many seconds what is then cancelled may be undone; None for no limit.
         stop_on: The signals with which the stop begins.
@@ -49,6 +55,8 @@ class Service:
 
     def __init__(
         self,
+        what: str,
+        own: Sequence[str],
         finish: float | None,
         undo: float | None,
         stop_on: Iterable[int],
@@ -56,7 +64,13 @@ class Service:
     ) -> None:
         self._finish = checked_seconds("finish", finish)
         self._undo = checked_seconds("undo", undo)
-        self._stop_on = [signal.Signals(number) for number in listed("stop_on", stop_on)]
+        self._stop_on = [_catchable(each) for each in listed("stop_on", stop_on)]
+        known = [each.name for each in TUNABLES.values() if each.scoped]
+        if unknown := [name for name in settings if name not in known]:
+            raise TypeError(
+                f"{what} has no argument {', '.join(map(repr, unknown))}; there are "
+                f"{', '.join(own)}, and those of Coordinator: {', '.join(known)}"
+            )
         self._settings = settings
         Coordinator(**settings)  # raises: a setting is not what it may be
 
@@ -109,6 +123,20 @@ class Service:
                 yield
                 group.cancel_scope.cancel()
         handlers.raise_unhandled()
+
+
+def _catchable(number: object) -> int:
+    """A signal with which a stop can begin.
+
+    Raises:
+        TypeError, ValueError: It is no signal, or no program can handle it.
+    """
+    found = integer("each signal of stop_on", number)
+    if found not in signal.valid_signals():
+        raise ValueError(f"stop_on must be signals, such as (signal.SIGTERM,), got {number!r}")
+    if found in _NEVER_HANDLED:
+        raise ValueError(f"stop_on: no program can handle {signal.Signals(found).name}")
+    return found
 
 
 class Running:

@@ -21,12 +21,12 @@ from typing import Any
 
 import anyio
 
+from aioktask.extras import missing_package
+
 try:
     from aiohttp import web
 except ImportError as error:
-    raise ImportError(
-        f"aioktask.web.aiohttp needs aiohttp ({error}): pip install 'aioktask[aiohttp]'"
-    ) from error
+    raise missing_package("aioktask.web.aiohttp", "aiohttp", error) from error
 
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.errors import CoordinatorClosed, JobCancelled, Overloaded
@@ -76,7 +76,7 @@ def cleanup_ctx(
     >>> app = web.Application()
     >>> app.cleanup_ctx.append(cleanup_ctx(max_threads=2, finish=5, undo=20))
     """
-    service = Service(finish, undo, (), settings)
+    service = Service("cleanup_ctx()", ("finish", "undo"), finish, undo, (), settings)
 
     async def with_coordinator(app: web.Application) -> AsyncIterator[None]:
         async def stop(app: web.Application) -> None:
@@ -173,7 +173,7 @@ def deadlines(
         most: The most seconds that a request may take; None for no limit but the client's.
         seconds: Makes seconds of the header's value, and raises ValueError where it cannot, which
             is answered with 400. By default gRPC's form for ``grpc-timeout``, and a decimal number
-            of seconds for other headers.
+            of seconds for other headers, such as 2 or 1.5.
 
     Raises:
         TypeError, ValueError: An argument is not what it may be: the message names it.
@@ -223,7 +223,7 @@ def errors(*, overloaded: int = 503) -> Middleware:
         overloaded: 503, or 429 to say that the client asks too much.
 
     Raises:
-        ValueError: `overloaded` is neither.
+        TypeError, ValueError: `overloaded` is neither.
 
     >>> app = web.Application(middlewares=[errors(overloaded=429)])
     """

@@ -26,20 +26,21 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from aioktask.extras import missing_package
+
 try:
     from starlette.exceptions import HTTPException
-    from starlette.requests import HTTPConnection, Request
+    from starlette.requests import ClientDisconnect, HTTPConnection, Request
     from starlette.responses import PlainTextResponse, Response
 except ImportError as error:
-    raise ImportError(
-        f"aioktask.web needs Starlette ({error}): pip install 'aioktask[server]'"
-    ) from error
+    raise missing_package("aioktask.web", "starlette", error) from error
 
 from aioktask.checks import integer
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.errors import CoordinatorClosed, JobCancelled, Overloaded
 from aioktask.web._deadline import GRPC_HEADER, KEY, Limit
 from aioktask.web._disconnect import Message, Watch
+from aioktask.web._lost import tells_of_a_lost_client
 from aioktask.web._refusals import CLIENT_CLOSED_REQUEST, Refusals
 from aioktask.web._stop import FINISH, UNDO, Service
 
@@ -85,7 +86,7 @@ def lifespan(
     Args:
         inner: A lifespan of your own, a function of the application that returns an async context
             manager. It is entered once there is a coordinator, and left once its jobs are over; its
-            state is kept.
+            state is kept, in which ``coordinator`` is this one.
         finish: In seconds; None for no limit.
         undo: In seconds; None for no limit.
         stop_on: Signals with which the stop begins; empty for none.
@@ -102,7 +103,8 @@ def lifespan(
     """
     if inner is not None and not callable(inner):
         raise TypeError(f"inner must be a lifespan, a function of the application, got {inner!r}")
-    service = Service(finish, undo, stop_on, settings)
+    own = ("inner", "finish", "undo", "stop_on")
+    service = Service("lifespan()", own, finish, undo, stop_on, settings)
 
     @asynccontextmanager
     async def with_coordinator(app: Any) -> AsyncIterator[dict[str, Any]]:
@@ -110,7 +112,7 @@ def lifespan(
             app.state.coordinator = running.coordinator
             async with nullcontext() if inner is None else inner(app) as state:
                 async with running as coordinator:  # left before `inner` lets go of what jobs use
-                    yield {"coordinator": coordinator, **(state or {})}
+                    yield {**(state or {}), "coordinator": coordinator}
 
     return with_coordinator
 
@@ -118,20 +120,31 @@ def lifespan(
 def coordinator_of(request: HTTPConnection) -> Coordinator:
     """The coordinator of the application that serves this request; a dependency for FastAPI.
 
+    In a mounted application that is its own one, where its lifespan runs (Starlette runs that of
+    the outermost application alone), and else that of the outermost application.
+
     Raises:
-        RuntimeError: The application has no lifespan of this module.
+        RuntimeError: No application around the request has a lifespan of this module that runs.
 
     >>> from typing import Annotated
     >>> from fastapi import Depends
     >>> Jobs = Annotated[Coordinator, Depends(coordinator_of)]
     """
     found = _coordinator_in(request.scope)
-    if not isinstance(found, Coordinator):
-        raise RuntimeError(
-            "the application has no coordinator: make it with lifespan=aioktask.web.lifespan(), "
-            "and run it on a server (or in a test client) that runs its lifespan"
+    if isinstance(found, Coordinator):
+        return found
+    what_to_do = (
+        "make it with lifespan=aioktask.web.lifespan(), and run it on a server (or in a test "
+        "client) that runs its lifespan"
+    )
+    if _is_mounted(request.scope):
+        what_to_do = (
+            f"it is mounted, at {request.scope.get('root_path', '')!r}, and only the lifespan of "
+            "the outermost application is run, so make that one with "
+            "lifespan=aioktask.web.lifespan(), and run it on a server (or in a test client) that "
+            "hands the lifespan's state on"
         )
-    return found
+    raise RuntimeError(f"the application has no coordinator: {what_to_do}")
 
 
 class ClientDisconnected(HTTPException):  # type: ignore[misc]
@@ -152,8 +165,9 @@ async def cancel_on_disconnect(
 
     Args:
         request: Of Starlette or FastAPI.
-        body_bytes: How much of the body is read ahead. While that much waits to be taken, a
-            disconnect is not seen.
+        body_bytes: How much of the body is read ahead, where each piece that the server hands on
+            counts as 256 bytes more than it has. While that much waits to be taken, a disconnect
+            is not seen.
 
     Raises:
         ClientDisconnected: The client was gone before the block ended. Answered with status 499,
@@ -168,8 +182,13 @@ async def cancel_on_disconnect(
     """
     watch = Watch(request.receive, integer("body_bytes", body_bytes, least=1))
     request._receive = watch.receive  # what it reads its body from
-    async with watch.cancelling():
-        yield
+    try:
+        async with watch.cancelling():
+            yield
+    except ClientDisconnect as error:  # the block asked for the body before it could be cancelled
+        if not watch.gone:
+            raise
+        raise ClientDisconnected from error
     if watch.cut:
         raise ClientDisconnected
 
@@ -184,8 +203,9 @@ class CancelOnDisconnect:
 
     Args:
         app: The application around which it is.
-        body_bytes: How much of a body is read ahead. While that much waits to be taken, a
-            disconnect is not seen.
+        body_bytes: How much of a body is read ahead, where each piece that the server hands on
+            counts as 256 bytes more than it has. While that much waits to be taken, a disconnect
+            is not seen.
 
     Raises:
         TypeError, ValueError: `body_bytes` is no integer, or below 1.
@@ -208,11 +228,22 @@ class CancelOnDisconnect:
 
         async def send_and_see(message: Message) -> None:
             watch.answered |= _is_last(message)  # before the server can take it for a disconnect
-            await sent(message)
+            try:
+                await sent(message)
+            except (OSError, RuntimeError) as error:
+                if not tells_of_a_lost_client(error):
+                    raise
+                await watch.lose()
 
-        async with watch.cancelling():
-            await self._app(scope, watch.receive, send_and_see)
-        if watch.cut and not sent.begun:
+        told = False
+        try:
+            async with watch.cancelling():
+                await self._app(scope, watch.receive, send_and_see)
+        except ClientDisconnect:  # the handler asked for the body before it could be cancelled
+            if not watch.gone:
+                raise
+            told = True
+        if (watch.cut or told) and not sent.begun:
             with suppress(OSError):  # servers may say so that the client is gone
                 await _answer(CLIENT_CLOSED_REQUEST, "", scope, receive, send)
 
@@ -231,7 +262,7 @@ class Deadline:
         most: The most seconds that a request may take; None for no limit but the client's.
         seconds: Makes seconds of the header's value, and raises ValueError where it cannot, which
             is answered with 400. By default gRPC's form for ``grpc-timeout``, and a decimal number
-            of seconds for other headers.
+            of seconds for other headers, such as 2 or 1.5.
 
     Raises:
         TypeError, ValueError: An argument is not what it may be: the message names it.
@@ -305,7 +336,7 @@ def exception_handlers(
         overloaded: 503, or 429 to say that the client asks too much.
 
     Raises:
-        ValueError: `overloaded` is neither.
+        TypeError, ValueError: `overloaded` is neither.
 
     >>> for error in exception_handlers(overloaded=429):
     ...     print(error.__name__)
@@ -324,10 +355,17 @@ def exception_handlers(
 
 def _coordinator_in(scope: Scope) -> Any:
     """What a lifespan left for this request, if one did."""
+    own = getattr(getattr(scope.get("app"), "state", None), "coordinator", None)
+    if own is not None and _is_mounted(scope):  # its program runs the lifespan of this one too
+        return own
     found = scope.get("state", {}).get("coordinator")
-    if found is None and "app" in scope:  # a server without state in its lifespan
-        found = getattr(scope["app"].state, "coordinator", None)
-    return found
+    return own if found is None else found  # a server without state in its lifespan
+
+
+def _is_mounted(scope: Scope) -> bool:
+    """Whether the application that serves a request is within another one."""
+    router = getattr(scope.get("app"), "router", None)
+    return router is not None and scope.get("router", router) is not router
 
 
 class _Sent:

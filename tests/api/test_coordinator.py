@@ -12,7 +12,15 @@ import anyio
 import pytest
 
 import aioktask
-from aioktask import Coordinator, Job, Part, plan, priority, run_multithreaded_sync
+from aioktask import (
+    Coordinator,
+    DeadlockError,
+    Job,
+    Part,
+    plan,
+    priority,
+    run_multithreaded_sync,
+)
 from aioktask.engine.api import coordinator as coordinator_module
 from aioktask.engine.api import scope as scope_module
 from aioktask.engine.machine.topology import read_topology
@@ -369,6 +377,29 @@ def test_threads_of_a_forked_process_use_one_group_of_a_coordinator(
         )
 
     play_at_each_bytecode(begin, scope_module)
+
+
+def test_a_handler_that_leaves_the_coordinator_of_a_call_just_submitted_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The call has a stretch by then perhaps, and goes on only when the handler returns."""
+    refused: list[BaseException] = []
+    submit = Pool.submit
+
+    def submit_and_leave(pool: Pool, *args: Any, **options: Any) -> None:
+        submit(pool, *args, **options)
+        with pytest.raises(DeadlockError) as caught:
+            coordinator.__exit__(None, None, None)
+        refused.append(caught.value)
+
+    done: list[tuple[int, int]] = []
+    with Coordinator() as coordinator:
+        monkeypatch.setattr(Pool, "submit", submit_and_leave)
+        job = Job(lambda start, stop: done.append((start, stop)), 8, chunk=1)
+        run_multithreaded_sync(job, coordinator=coordinator)
+        monkeypatch.undo()
+    assert len(refused) == 1
+    assert units(done) == list(range(8))
 
 
 def test_the_calling_thread_takes_part() -> None:

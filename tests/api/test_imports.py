@@ -121,6 +121,10 @@ def import_both(names):
             module = sys.modules[name]
             for public in getattr(module, "__all__", ()):
                 getattr(module, public)
+        except ModuleNotFoundError as error:
+            if not error.name or error.name.partition(".")[0] == "aioktask":
+                wrong.append(f"{' and '.join(names)}: {name}: {error!r}")
+            # Else a package is not installed that has no wheels for this Python.
         except BaseException as error:
             wrong.append(f"{' and '.join(names)}: {name}: {error!r}")
     threads = [threading.Thread(target=first, args=(name,)) for name in names]

@@ -26,8 +26,7 @@ from aioktask.engine.state.dispatch import State
 from aioktask.engine.state.workers import Helper
 from aioktask.engine.threads.helper import HelperThread
 from aioktask.engine.tunables import Tunables
-from tests.process.child import wait_for
-from tests.support.gates import PATIENCE, Gate
+from tests.support.gates import PATIENCE, Gate, until
 
 pytestmark = pytest.mark.max_threads(3)
 
@@ -159,7 +158,7 @@ def test_where_some_helpers_fail_the_others_do_the_job(told: list[Event]) -> Non
     with Coordinator() as coordinator:
         handle = coordinator.submit(Job(gate.chunk, 8, chunk=1))
         gate.wait_entered()
-        wait_for(lambda: told, "a helper that fails")
+        until(lambda: told)
         assert len(current_pool().state.helpers) == 1
         gate.open()
         assert handle.result(PATIENCE).peak_threads == 1
@@ -210,7 +209,7 @@ def test_set_while_a_job_runs_it_holds_from_the_next_chunk_on() -> None:
         gate.wait_entered(2)
         configure(initializer=second)
         state = current_pool().state
-        wait_for(lambda: state.tunables.initializer is second, "a turn")
+        until(lambda: state.tunables.initializer is second)
         changed.set()
         gate.open()
         handle.result(PATIENCE)

@@ -14,7 +14,8 @@ from aioktask import Coordinator, Job, Learned, plan, run_multithreaded_sync
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.learning.lessons import Lesson, key_of
 from aioktask.engine.learning.scaling import Scaling
-from aioktask.engine.state.run import GIL_ADVICE
+from aioktask.engine.state import run
+from aioktask.engine.state.run import gil_advice
 
 
 def nothing(start: int, stop: int) -> None:
@@ -106,7 +107,18 @@ def test_a_plan_shows_where_the_next_run_begins() -> None:
     assert not any("learned" in note for note in plan(job("planned", learn="nothing")).notes)
 
 
-def test_a_plan_names_the_ways_there_are_where_a_function_holds_the_gil() -> None:
+@pytest.mark.parametrize(
+    ("gil", "ways"),
+    [
+        (True, ("free-threaded", "numba with nogil=True", "processes", "NumPy")),
+        (False, ("an object of its own", "reduce=", "NumPy array")),
+    ],
+    ids=["with the GIL", "without"],
+)
+def test_a_plan_names_the_ways_there_are_where_threads_wait_for_each_other(
+    gil: bool, ways: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "gil_is_on", lambda: gil)
     asked = Job(nothing, 100_000, name="holds the GIL", max_threads=2, learn="threads")
     threads = plan(asked).threads
     scaling = Scaling(threads)
@@ -116,9 +128,10 @@ def test_a_plan_names_the_ways_there_are_where_a_function_holds_the_gil() -> Non
     shown = plan(asked)
     assert shown.threads == 1
     [advice] = shown.notes
-    for way in ("free-threaded", "numba with nogil=True", "processes", "NumPy"):
+    for way in ways:
         assert way in advice
-        assert way in GIL_ADVICE
+        assert way in gil_advice()
+    assert ("free-threaded" in advice) is gil
 
 
 @pytest.mark.parametrize(("undo", "cut"), [(lambda start, stop: None, 24), (None, 6)])

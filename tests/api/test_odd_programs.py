@@ -8,7 +8,8 @@ import asyncio
 import dataclasses
 import os
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Never
 
 import anyio
 import pytest
@@ -21,6 +22,8 @@ from aioktask import (
     JobCancelled,
     current_chunk,
     failure,
+    map_ordered,
+    map_ordered_sync,
     run_multithreaded,
     run_multithreaded_sync,
 )
@@ -53,6 +56,68 @@ async def test_exceptions_that_refuse_attributes_are_raised_as_they_are(error: E
         await run_multithreaded(Job(fail, 3))
     assert caught.value is error
     assert failure(error).chunk is not None
+
+
+class EmptyError(Exception):
+    """Has a length, and so is false."""
+
+    def __len__(self) -> int:
+        return 0
+
+
+class ClasslessError(Exception):
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        raise RuntimeError("it says of no class")
+
+    def with_traceback(self, trace: object) -> Never:
+        raise RuntimeError("it takes no traceback")
+
+
+@pytest.mark.parametrize("kind", [EmptyError, ClasslessError])
+@pytest.mark.parametrize("options", [{}, {"undo": units}, {"chunk": 1}], ids=str)
+def test_odd_exceptions_are_raised_as_they_are(
+    kind: type[Exception], options: dict[str, Any]
+) -> None:
+    error = kind("planted")
+
+    def fail(start: int, stop: int) -> None:
+        raise error
+
+    assert raised_by(lambda: run_multithreaded_sync(Job(fail, 3, **options))) is error
+    with Coordinator() as coordinator:
+        assert raised_by(coordinator.submit(Job(fail, 3, **options)).result) is error
+
+
+def raised_by(call: Callable[[], object]) -> BaseException | None:
+    """What the call raises, which pytest's own way to catch it would ask for its class."""
+    try:
+        call()
+    except BaseException as error:
+        return error
+    return None
+
+
+async def test_an_exception_that_is_false_is_none_the_less_raised() -> None:
+    error = EmptyError("planted")
+
+    def fail(item: int) -> None:
+        raise error
+
+    with pytest.raises(EmptyError):
+        await run_multithreaded(Job(lambda start, stop: fail(start), 3))
+    with pytest.raises(EmptyError):
+        await aioktask.run(fail, 0)
+    with pytest.raises(EmptyError):
+        async with map_ordered(fail, range(3)) as results:
+            await anext(results)
+    with pytest.raises(EmptyError):
+        await anyio.to_thread.run_sync(lambda: list_of(fail))
+
+
+def list_of(fn: Callable[[int], object]) -> list[object]:
+    with map_ordered_sync(fn, range(3)) as values:
+        return list(values)
 
 
 async def test_a_name_that_no_encoding_takes_is_no_obstacle() -> None:

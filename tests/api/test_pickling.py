@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import copyreg
 import multiprocessing
 import pickle
 import subprocess
@@ -33,6 +34,15 @@ MEGABYTES = 10
 SOME_HUNDREDS = 700  # bytes
 
 E = TypeVar("E", bound=BaseException)
+
+
+@pytest.fixture(autouse=True)
+def as_python_pickles_exceptions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Dask is imported, tblib pickles the exceptions that there were, with tracebacks."""
+    for kind in list(copyreg.dispatch_table):
+        if issubclass(kind, BaseException):
+            monkeypatch.delitem(copyreg.dispatch_table, kind)
+
 
 protocols = pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 

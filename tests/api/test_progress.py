@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -34,8 +35,10 @@ from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state import record
 from aioktask.engine.state.current import local
 from aioktask.engine.state.run import Run
+from aioktask.engine.state.stint import Stint
+from aioktask.engine.state.sweep import Sweep
 from aioktask.job import JobPhase
-from tests.support.gates import PATIENCE, Gate, eventually
+from tests.support.gates import PATIENCE, Gate, eventually, until
 
 pytestmark = pytest.mark.max_threads(2)
 
@@ -255,6 +258,96 @@ def test_whoever_looks_at_any_time_sees_it_go_forward() -> None:
             assert FORWARD.index(before.phase) <= FORWARD.index(after.phase)
         assert seen[-1].phase == "failed"
         assert seen[-1].done == seen[-1].undone > 0
+
+
+def test_a_look_while_a_turn_stands_half_way_counts_nothing_twice_and_nothing_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever looks then, a finalizer in that turn or a thread while that of the turn waits."""
+    submitted = threading.Event()
+    looks: list[tuple[int, int]] = []  # what was told to be done, and what was
+    walked: list[int] = []
+    whole = Sweep.give_back
+
+    def look() -> None:
+        looks.append((handle.progress().done, sum(walked)))
+
+    def give_back(sweep: Sweep, stint: Stint, free: int) -> None:
+        look()
+        whole(sweep, stint, free)
+        look()
+
+    def chunk(start: int, stop: int) -> None:
+        assert submitted.wait(PATIENCE)
+        look()
+        walked.append(stop - start)
+
+    monkeypatch.setattr(Sweep, "give_back", give_back)
+    with Coordinator() as coordinator:
+        handle = coordinator.submit(Job(chunk, 1000, min_chunk=8, max_threads=1))
+        submitted.set()
+        handle.result()
+    told, done = zip(*looks, strict=True)
+    assert sorted(told) == list(told)
+    assert all(one <= other for one, other in looks)
+    assert max(told) > 0
+    assert max(done) == 1000
+
+
+def test_a_look_that_is_late_puts_nothing_back_that_another_one_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The other one comes between any two lines of it, and then a turn stands half-way."""
+    go, inside = threading.Semaphore(0), threading.Semaphore(0)
+
+    def chunk(start: int, stop: int) -> None:
+        inside.release()  # so the turn before it is over
+        assert go.acquire(timeout=PATIENCE)
+
+    def told_between(line: int) -> int | None:
+        """What was told as the look came to that line; None where it has fewer."""
+        told: list[int] = []
+        lines = itertools.count()
+
+        def at(frame: Any, event: str, _: Any) -> Any:
+            if frame.f_code.co_filename != record.__file__:
+                return None
+            if event == "line" and next(lines) == line:
+                sys.settrace(None)
+                before = handle.progress().done
+                go.release()
+                assert inside.acquire(timeout=PATIENCE)
+                until(lambda: handle.progress().done > before)
+                told.append(handle.progress().done)
+            return at
+
+        tracing = sys.gettrace()
+        sys.settrace(at)
+        try:
+            handle.progress()
+        finally:
+            sys.settrace(tracing)
+        return told[0] if told else None
+
+    with Coordinator() as coordinator:
+        handle = coordinator.submit(Job(chunk, 1000, chunk=1, max_threads=1))
+        assert inside.acquire(timeout=PATIENCE)
+        run = handle._run
+        found = 0
+        for line in itertools.count():
+            told = told_between(line)
+            if told is None:
+                break
+            found += 1
+            with monkeypatch.context() as turn:  # one that has counted nothing yet
+                turn.setattr(run, "version", run.version | 1)
+                turn.setattr(record, "_read_progress", lambda run, walks=True: (0, 0, 0, 1))
+                half_way = handle.progress().done
+            assert half_way >= told, f"after line {line}"
+        for _ in range(1000):
+            go.release()
+        handle.result()
+    assert found > 10
 
 
 def test_a_settled_run_is_all_done() -> None:

@@ -4,15 +4,21 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import gc
+import inspect
 import os
 import random
+import re
 import signal
+import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -32,11 +38,15 @@ from aioktask import (
     run_multithreaded_sync,
     snapshot,
 )
+from aioktask.engine.api import why_waiting
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.machine.os_threads import process_nice
+from aioktask.engine.scheduling.memory import MemoryBudget
 from aioktask.engine.state.record import Ended
+from aioktask.engine.state.run import OVER
 from aioktask.job import Progress, StreamProgress
 from aioktask.status import JobStatus
+from aioktask.streams._exchange import Exchange
 from tests.support.alone import sharing_with_nobody
 from tests.support.gates import Gate, eventually, until
 from tests.support.listening import listening
@@ -57,11 +67,11 @@ def named(found: Snapshot, name: str) -> JobStatus:
 
 
 @contextlib.contextmanager
-def all_helpers_held() -> Iterator[Gate]:
+def all_helpers_held(name: str = "holds all") -> Iterator[Gate]:
     """A job holds every helper until the block ends."""
     gate = Gate()
     with Coordinator() as coordinator:
-        coordinator.submit(Job(gate.chunk, HELPERS, chunk=1, name="holds all"))
+        coordinator.submit(Job(gate.chunk, HELPERS, chunk=1, name=name))
         gate.wait_entered(HELPERS)
         try:
             yield gate
@@ -133,7 +143,8 @@ def test_a_thread_that_takes_part_is_shown_as_a_caller() -> None:
     status = named(found[0], "here")
     (caller,) = (each for each in found[0].helpers if each.kind == "caller")
     assert (caller.state, caller.job, caller.chunk) == ("working", status.number, range(5))
-    assert (caller.thread, caller.nice, caller.node) == (0, process_nice(), None)
+    native = threading.get_native_id()
+    assert (caller.thread, caller.nice, caller.node) == (native, process_nice(), None)
     assert (status.phase, status.threads) == ("running", 1)
 
 
@@ -161,8 +172,58 @@ def test_nested_jobs_are_shown_beside_the_chunk_that_waits_for_them() -> None:
             ("helper", by_name["outer"].number, range(1)),
             ("caller", by_name["inner"].number, range(1)),
         }
+        assert len({each.thread for each in found.helpers if each.job is not None}) == 1
         assert found.limits.working == 1  # one thread, in two of them
+        number = by_name["inner"].number
+        assert by_name["outer"].waits_for == f"job {number} (inner), inside a chunk"
+        assert by_name["inner"].waits_for == ""
         gate.open()
+
+
+def test_of_another_job_s_long_name_only_the_beginning_is_told() -> None:
+    gate = Gate()
+    name = "x" * 10_000
+
+    def outer(start: int, stop: int) -> None:
+        run_multithreaded_sync(Job(gate.chunk, 1, name=name))
+
+    with all_helpers_held(name) as held, Coordinator() as coordinator:
+        coordinator.submit(Job(nothing, 1, name="waits for a thread"))
+        until(lambda: "process" in named(snapshot(), "waits for a thread").waits_for)
+        assert len(named(snapshot(), "waits for a thread").waits_for) < 300
+        held.open()
+        coordinator.submit(Job(outer, 1, name="waits for a job"))
+        gate.wait_entered()
+        assert 50 < len(named(snapshot(), "waits for a job").waits_for) < 100
+        gate.open()
+
+
+def test_threads_of_a_job_that_ended_meanwhile_are_at_no_job() -> None:
+    pool = current_pool()
+    having = why_waiting.Having(pool)
+    stint = SimpleNamespace(run=OVER)
+    fake: Any = SimpleNamespace(
+        adapter=pool.adapter, state=SimpleNamespace(serving=[stint], blocking={})
+    )
+    having._pool = fake
+    assert having.limit().startswith(f"{HELPERS} are at other jobs (")
+
+
+@pytest.mark.max_threads(2 * HELPERS)
+def test_a_job_whose_chunks_wait_for_several_others_says_how_many() -> None:
+    gate = Gate()
+    with Coordinator() as coordinator:
+        held = [
+            coordinator.submit(Job(gate.chunk, 1, name=f"awaited {number}")) for number in range(2)
+        ]
+        gate.wait_entered(2)
+        waits = Job(lambda start, stop: held[start].result(), 2, chunk=1, name="waits")
+        coordinator.submit(waits)
+        until(lambda: " and 1 more" in named(snapshot(), "waits").waits_for)
+        found = named(snapshot(), "waits").waits_for
+        assert re.fullmatch(r"job \d+ \(awaited [01]\) and 1 more, inside a chunk", found)
+        gate.open()
+    assert named(snapshot(), "waits").waits_for == ""
 
 
 def test_the_nice_that_a_waiter_lends_is_shown() -> None:
@@ -177,11 +238,25 @@ def test_the_nice_that_a_waiter_lends_is_shown() -> None:
         waits.start()
         until(lambda: named(snapshot(), "lent").loan is not None)
         status = named(snapshot(), "lent")
-        assert (status.nice, status.loan) == (10, 2)
+        assert (status.nice, status.loan, status.lender) == (10, 2, None)
         handle.renice(4)
         until(lambda: named(snapshot(), "lent").nice == 4)
         gate.open()
         waits.join()
+
+
+def test_the_job_whose_chunk_lends_is_named() -> None:
+    gate = Gate()
+    with Coordinator() as coordinator:
+        lent = coordinator.submit(Job(gate.chunk, 1, nice=10, name="lent"))
+        gate.wait_entered()
+        coordinator.submit(Job(lambda start, stop: lent.result(), 1, nice=1, name="lender"))
+        until(lambda: named(snapshot(), "lent").loan is not None)
+        found = snapshot()
+        assert named(found, "lent").loan == 1
+        assert named(found, "lent").lender == named(found, "lender").number
+        assert named(found, "lender").lender is None
+        gate.open()
 
 
 # Helpers and limits.
@@ -253,12 +328,40 @@ def test_the_last_hundred_that_are_over_are_shown_the_latest_first() -> None:
 def test_what_waits_for_a_thread_of_the_process_names_its_cap() -> None:
     with all_helpers_held() as gate, Coordinator() as coordinator:
         coordinator.submit(Job(nothing, 1, name="waits"))
-        until(lambda: "all of the process" in named(snapshot(), "waits").waits_for)
+        until(lambda: "the process's" in named(snapshot(), "waits").waits_for)
         status = named(snapshot(), "waits")
-        assert f"({HELPERS}: {snapshot().limits.reason})" in status.waits_for
+        holds = named(snapshot(), "holds all").number
+        assert status.waits_for == (
+            f"a thread: the process's {HELPERS} are at job {holds} (holds all) "
+            f"({snapshot().limits.reason})"
+        )
         assert (status.phase, status.threads, status.elapsed) == ("waiting", 0, 0)
         assert status.queued == status.age > 0
         gate.open()
+
+
+def test_nobody_knows_how_long_a_job_takes_that_has_no_thread() -> None:
+    gate, more = Gate(), Gate()
+
+    def waits_at_1(start: int, stop: int) -> None:
+        if start:
+            gate.chunk(start, stop)
+
+    with Coordinator(max_threads=1) as coordinator:
+        job = Job(waits_at_1, 4, chunk=1, name="gives way")
+        coordinator.submit(job)
+        gate.wait_entered()
+        assert named(snapshot(), "gives way").progress.eta is not None
+        # It comes first at the next chunk.
+        urgent = coordinator.submit(Job(more.chunk, 1, nice=-20, name="urgent"))
+        until(lambda: named(snapshot(), "urgent").waits_for)
+        gate.open()
+        more.wait_entered()
+        until(lambda: named(snapshot(), "gives way").threads == 0)
+        waits = named(snapshot(), "gives way")
+        assert (waits.phase, waits.progress.eta) == ("running", None)
+        more.open()
+        urgent.result()
 
 
 def test_what_waits_for_a_thread_of_its_coordinator_says_so() -> None:
@@ -267,8 +370,25 @@ def test_what_waits_for_a_thread_of_its_coordinator_says_so() -> None:
         coordinator.submit(Job(gate.chunk, 1, name="has it"))
         gate.wait_entered()
         coordinator.submit(Job(nothing, 1, name="waits"))
-        until(lambda: "its coordinator has all of its 1" in named(snapshot(), "waits").waits_for)
+        has_it = f"its coordinator's 1 is at job {named(snapshot(), 'has it').number} (has it)"
+        until(lambda: named(snapshot(), "waits").waits_for == f"a thread: {has_it}")
         gate.open()
+
+
+@pytest.mark.max_threads(3)
+def test_of_the_jobs_that_have_the_threads_the_one_with_most_is_named_and_others_counted() -> None:
+    gate, other = Gate(), Gate()
+    with Coordinator(max_threads=3) as coordinator:
+        coordinator.submit(Job(other.chunk, 1, name="has one"))
+        other.wait_entered()
+        coordinator.submit(Job(gate.chunk, 2, chunk=1, name="b" * 1000))
+        gate.wait_entered(2)
+        coordinator.submit(Job(nothing, 1, name="waits"))
+        number = named(snapshot(), "b" * 1000).number
+        told = f"a thread: its coordinator's 3 are at job {number} ({'b' * 60}…) and 1 more"
+        until(lambda: named(snapshot(), "waits").waits_for == told)
+        gate.open()
+        other.open()
 
 
 @pytest.mark.anyio
@@ -309,6 +429,7 @@ def test_a_job_that_failed_was_not_undone_without_an_undo() -> None:
     over = named(snapshot(), "fails")
     assert (over.phase, over.progress.done, over.undone) == ("failed", 4, 0)
     assert (over.progress.size, over.threads) == (10, 1)
+    assert (over.error, over.error_chunk) == ("OSError: [Errno 5] planted", range(4, 6))
 
 
 def test_a_job_that_failed_and_was_undone() -> None:
@@ -322,6 +443,29 @@ def test_a_job_that_failed_and_was_undone() -> None:
         )
     over = named(snapshot(), "undone")
     assert (over.phase, over.progress.done, over.undone) == ("failed", 4, 4)
+    assert (over.error, over.error_chunk) == ("OSError: [Errno 5] planted", range(4, 6))
+
+
+def test_why_a_job_failed_is_told_while_it_is_undone() -> None:
+    gate = Gate()
+
+    def fail_at_4(start: int, stop: int) -> None:
+        if start == 4:
+            raise OSError(5, "planted")
+
+    job = Job(fail_at_4, 10, chunk=2, max_threads=1, undo=gate.chunk, name="undoing")
+    with Coordinator() as coordinator:
+        handle = coordinator.submit(job)
+        gate.wait_entered()
+        now = named(snapshot(), "undoing")
+        assert (now.phase, now.error, now.error_chunk) == (
+            "undoing",
+            "OSError: [Errno 5] planted",
+            range(4, 6),
+        )
+        gate.open()
+        with pytest.raises(OSError, match="planted"):
+            handle.result()
 
 
 def test_a_job_whose_undo_failed() -> None:
@@ -338,6 +482,7 @@ def test_a_job_whose_undo_failed() -> None:
         run_multithreaded_sync(job)
     over = named(snapshot(), "not undone")
     assert (over.phase, over.progress.done, over.undone) == ("undo failed", 4, 2)
+    assert (over.error, over.error_chunk) == ("ValueError: planted too", range(2))
 
 
 def test_a_job_that_was_cancelled_before_it_began_and_one_that_ran() -> None:
@@ -453,6 +598,7 @@ async def test_jobs_of_one_chunk_that_fail_are_remembered_too(options: dict[str,
         over = snapshot().ended[0]
         assert (over.labels, over.phase) == ({"n": str(number)}, "failed")
         assert (over.progress.done, over.undone, over.threads) == (0, 0, 1)
+        assert (over.error, over.error_chunk) == ("OSError: [Errno 5] planted", range(7))
 
 
 @pytest.mark.anyio
@@ -543,12 +689,97 @@ def test_how_a_stream_ends_that_fails_or_is_left() -> None:
         map_ordered_sync(fail_at_3, range(10), name="fails") as results,
     ):
         list(results)
-    assert named(snapshot(), "fails").phase == "failed"
+    over = named(snapshot(), "fails")
+    assert (over.phase, over.error, over.error_chunk) == (
+        "failed",
+        "OSError: [Errno 5] planted",
+        None,
+    )
+    assert isinstance(over.progress, StreamProgress)
+    assert over.progress.failed == 1
+
+    def source() -> Iterator[int]:
+        yield 1
+        raise OSError(5, "planted in the source")
+
+    with (
+        pytest.raises(OSError, match="planted"),
+        map_ordered_sync(abs, source(), name="without a source") as results,
+    ):
+        list(results)
+    assert named(snapshot(), "without a source").error == "OSError: [Errno 5] planted in the source"
     with map_ordered_sync(abs, iter(range(10**9)), name="left") as results:
         next(iter(results))
     over = named(snapshot(), "left")
     assert (over.phase, over.progress.size) == ("cancelled", None)
     assert over.progress.done >= 1
+
+
+def test_a_stream_that_is_left_before_the_item_that_failed_says_of_no_error() -> None:
+    failed = threading.Event()
+
+    def fail_at_1(item: int) -> int:
+        if item == 1:
+            failed.set()
+            raise OSError(5, "planted")
+        return item
+
+    with map_ordered_sync(fail_at_1, range(9), name="left early") as results:
+        next(iter(results))
+        until(failed.is_set)
+        until(lambda: named(snapshot(), "left early").error)
+    over = named(snapshot(), "left early")
+    assert (over.phase, over.error, over.error_chunk) == ("cancelled", "", None)
+
+
+def test_a_stream_tells_of_the_error_that_ends_it_and_not_of_one_that_came_before() -> None:
+    later = threading.Event()
+
+    def fail(item: int) -> int:
+        if item == 0:
+            until(later.is_set)
+        try:
+            raise OSError(5, f"item {item}")
+        finally:
+            later.set()
+
+    with map_ordered_sync(fail, range(2), name="two") as results:
+        with pytest.raises(OSError, match="item 0"):
+            next(iter(results))
+        assert named(snapshot(), "two").error == "OSError: [Errno 5] item 0"
+
+    def fail_meanwhile(item: int) -> int:
+        if item == 1:
+            exchange.pending.append((0, 0))
+            exchange.work(0, 1, lingers=False)
+        raise OSError(5, f"item {item}")
+
+    exchange: Any = Exchange(
+        fail_meanwhile,
+        name="two",
+        ordered=True,
+        ends_at_error=True,
+        wake=later.is_set,
+        may_linger=lambda stint: False,
+    )
+    exchange.pending.append((1, 1))
+    exchange.work(0, 1, lingers=False)
+    assert exchange.ended_by == "OSError: [Errno 5] item 0"
+
+
+@pytest.mark.anyio
+async def test_a_call_that_raised_tells_of_no_chunk() -> None:
+    def fail() -> None:
+        raise OSError(5, "planted")
+
+    with pytest.raises(OSError, match="planted"):
+        await aioktask.run(fail, name="fails at once")
+    over = named(snapshot(), "fails at once")
+    assert (over.phase, over.error, over.error_chunk) == (
+        "failed",
+        "OSError: [Errno 5] planted",
+        None,
+    )
 
 
 @pytest.mark.anyio
@@ -562,10 +793,55 @@ async def test_a_stream_that_fails_while_its_consumer_is_away_has_failed() -> No
         assert await results.__anext__() == 0
         await eventually(results.handle.done)
         assert results.handle.progress().phase == "failed"
-        assert named(snapshot(), "away").phase == "failed"
+        now = named(snapshot(), "away")
+        assert (now.phase, now.error) == ("failed", "OSError: [Errno 5] planted")
         with pytest.raises(OSError, match="planted"):
             await results.__anext__()
     assert results.handle.progress().phase == named(snapshot(), "away").phase == "failed"
+
+
+def test_items_that_raise_are_counted_where_the_stream_goes_on() -> None:
+    def fail_at_odd(item: int) -> int:
+        if item % 2:
+            raise OSError(5, "planted")
+        return item
+
+    with map_ordered_sync(fail_at_odd, range(9), errors="yield", name="goes on") as results:
+        given = list(results)
+        told = results.handle.progress()
+    assert sum(isinstance(each, OSError) for each in given) == told.failed == 4
+    over = named(snapshot(), "goes on")
+    assert isinstance(over.progress, StreamProgress)
+    assert (over.phase, over.error, over.progress.failed) == ("finished", "", 4)
+
+
+def test_the_documentation_tells_of_all_that_a_job_may_wait_for() -> None:
+    documented = (Path(__file__).parents[2] / "docs" / "how-to.md").read_text()
+    table = documented.partition("| `waits_for` begins with |")[2].partition("\n\n")[0]
+    beginnings = re.findall(r"^\| `(.*?)` \|", table, re.MULTILINE)
+    assert len(beginnings) == len(set(beginnings)) > 5
+    told = [
+        said
+        for function in (why_waiting.waits_for, MemoryBudget.reason)
+        for said in phrases(function)
+    ]
+    assert len(told) > 5
+    for each in told:
+        assert any(map(each.startswith, beginnings)), each
+    for beginning in beginnings:
+        assert any(each.startswith(beginning) for each in told), beginning
+
+
+def phrases(function: Callable[..., object]) -> Iterator[str]:
+    """What a function may return that is written down in it, each up to the first value in it."""
+    for node in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(function)))):
+        if isinstance(node, ast.Return):
+            for part in ast.walk(node):
+                if isinstance(part, ast.JoinedStr):
+                    yield ast.literal_eval(part.values[0])
+                    break
+                if isinstance(part, ast.Constant) and part.value:
+                    yield str(part.value)
 
 
 @pytest.mark.anyio

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aioktask import Job, JobCancelled, Snapshot
-from aioktask.engine.api import snapshots
+from aioktask.engine.api import snapshots, why_waiting
 from aioktask.engine.api.snapshots import take_snapshot
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.priority import thread_nice
@@ -273,8 +273,8 @@ def test_a_job_that_a_turn_is_moving_while_a_snapshot_is_taken_is_found_once() -
 
         return Scene(lambda: where(take_snapshot(pool), run), take_out)
 
-    play_at_each_bytecode(leaves_the_lane, snapshots)
-    play_at_each_bytecode(is_taken_in, snapshots)
+    play_at_each_bytecode(leaves_the_lane, snapshots, why_waiting)
+    play_at_each_bytecode(is_taken_in, snapshots, why_waiting)
 
 
 def on_its_way() -> tuple[Any, Run, tuple[Any, ...]]:

@@ -11,6 +11,7 @@ import contextlib
 import copy
 import gc
 import logging
+import math
 import pickle
 import random
 import signal
@@ -45,7 +46,7 @@ from aioktask.engine.state.run import Run
 from aioktask.engine.threads.keeper import Keeper
 from aioktask.engine.threads.pool import Pool
 from aioktask.observe.events import level_of
-from tests.support.gates import Gate, eventually, turns_pass, units
+from tests.support.gates import Gate, eventually, let_go_of, turns_pass, units, until
 from tests.support.harness import pool_at_rest
 from tests.support.patient import Endless
 
@@ -284,7 +285,9 @@ def test_a_timeout_of_nothing_is_refused_at_once_and_always(form: str) -> None:
             if form == "a thread"
             else partial(anyio.run, _awaiting, job, timeout)
         )
-        with pytest.raises(Overloaded, match="the job 'hurry' was refused: it has no time left"):
+        with pytest.raises(
+            Overloaded, match=f"it has no time left to begin, with a timeout of {timeout:g} s"
+        ):
             call()
     with Coordinator() as coordinator, pytest.raises(Overloaded):
         coordinator.submit(job, timeout=0)
@@ -320,7 +323,7 @@ def test_a_future_that_waited_too_long_has_the_exception_and_its_callbacks_are_c
         error = future.exception(20)
         assert isinstance(error, Overloaded)
         assert not future.cancelled()
-        assert told == [future]
+        until(lambda: told == [future])  # who waits for it may be told first
 
 
 @everywhere
@@ -549,12 +552,11 @@ def test_a_refused_job_leaves_nothing_behind(refused: Refused, timeout: float | 
                 refused(coordinator, function, timeout)
                 pytest.fail("it was not refused")
             del function
-            deadline = time.monotonic() + 10
-            while watch() is not None:  # what was posted of it, if anything, is let go of
-                assert time.monotonic() < deadline, gc.get_referrers(watch())
-                pool.wake()
-                if refused is _streamed:
-                    gc.collect()  # a stream is a cycle, refused or not
+            pool.wake()  # what was posted of it, if anything, is let go of
+            if refused is _streamed:
+                assert let_go_of(watch)  # a stream is a cycle, refused or not
+            else:
+                until(lambda: watch() is None)
         finally:
             gc.enable()
             held.open()
@@ -625,7 +627,9 @@ async def test_each_job_runs_whole_or_is_undone_or_never_begins_whenever_its_tim
             assert not undone
         ends[end] = ends.get(end, 0) + 1
         assert len(current_pool().state.runs) <= 1
-    assert ends.keys() >= {"overloaded", "done"}, ends
+    # Free-threaded, no job waits long enough to be refused where nothing else runs.
+    assert "done" in ends, ends
+    assert len(ends) > 1, ends
 
 
 def test_a_handle_s_cancel_and_the_time_agree_on_one_end() -> None:
@@ -764,7 +768,12 @@ def test_a_time_that_makes_no_sense_is_refused_before_any_work(
     begun: list[object] = []
     job = Job(lambda a, b: begun.append(a), 1)
     with Coordinator() as coordinator:
+        over = coordinator.submit(Job(nothing, 1))
         for call in (
+            lambda: over.result(value),
+            lambda: anyio.run(partial(aioktask.run, begun.append, 1, timeout=value)),
+            lambda: anyio.run(partial(coordinator.run, begun.append, 1, timeout=value)),
+            lambda: aioktask.map_ordered_sync(begun.append, [1], timeout=value),
             lambda: run_multithreaded_sync(job, timeout=value),
             lambda: coordinator.submit(job, timeout=value),
             lambda: anyio.run(_awaiting, job, value),
@@ -773,8 +782,13 @@ def test_a_time_that_makes_no_sense_is_refused_before_any_work(
         ):
             with pytest.raises(kind, match="timeout must be"):
                 call()
-        with pytest.raises(kind, match="max_wait must be"):
-            Coordinator(max_wait=value)
+        for make in (aioktask.map_ordered, aioktask.map_ordered_sync):
+            with pytest.raises(kind, match="max_delay must be"):
+                make(begun.append, [1], max_delay=value)
+        for name in ("max_wait", "stuck_after"):
+            for say in (Coordinator, coordinator.configure, aioktask.configure):
+                with pytest.raises(kind, match=f"{name} must be"):
+                    say(**{name: value})
     assert not begun
 
 
@@ -787,8 +801,10 @@ def test_limits_that_make_no_sense_are_refused() -> None:
         Coordinator(max_wait=0)
     with pytest.raises(ValueError, match="max_queued must be at least 0, got -1"):
         Coordinator(max_queued=-1)
-    with pytest.raises(TypeError, match="max_queued"):
-        aioktask.configure(max_queued=1.5)
+    for value in (1.5, math.nan, True, "1", b"1", [1]):
+        for say in (Coordinator, Coordinator().configure, aioktask.configure):
+            with pytest.raises(TypeError, match="max_queued must be an integer, got "):
+                say(max_queued=value)
     with pytest.raises(TypeError):
         Coordinator().configure(max_waits=1)
 
@@ -837,7 +853,9 @@ def test_the_exception_can_be_copied_and_sent_between_processes() -> None:
             error.queued,
             error.retry_after,
         )
-    assert str(error).startswith("the job 'nothing' was refused: it has no time left to begin;")
+    assert str(error).startswith(
+        "the job 'nothing' was refused: it has no time left to begin, with"
+    )
 
 
 def test_the_exception_of_one_that_expired_can_be_sent_too() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from aioktask import (
     tunables,
 )
 from aioktask.engine.state.trace import MOST_STRETCHES
-from aioktask.timeline import Stretch, Timeline, TracedThread
+from aioktask.timeline import Mark, Stretch, Timeline, TracedThread
 
 PATIENCE = 20.0
 
@@ -349,15 +350,98 @@ def test_without_matplotlib_the_error_says_what_to_install_and_a_notebook_shows_
     subprocess.run([sys.executable, "-W", "error", "-c", program], check=True)
 
 
-def test_perfetto_s_own_processor_finds_the_stretches(tmp_path: Path) -> None:
-    perfetto = pytest.importorskip("perfetto.trace_processor")
-    timeline = traced(Job(nothing, 500, chunk=7, trace=True))
+KNOWN = Timeline(
+    name="known",
+    size=8,
+    seconds=0.006,
+    threads=(TracedThread(1, "helper 11"), TracedThread(2, "helper 12")),
+    stretches=(
+        Stretch(1, 0.0, 0.002, 0, 4, 2, "work", 5, lent=False),
+        Stretch(2, 0.001, 0.003, 4, 6, 1, "work", 5, lent=False),
+        Stretch(1, 0.003, 0.004, 6, 8, 1, "work", -5, lent=True),
+        Stretch(2, 0.005, 0.006, 0, 4, 1, "undo", 5, lent=False),
+    ),
+    marks=(Mark("the first chunk begins", 0.0, None), Mark("raised OSError", 0.004, 1)),
+    lost=0,
+)
+
+
+def test_a_known_job_is_told_event_by_event() -> None:
+    pid = os.getpid()
+
+    def told(phase: str, name: str, ts: float, tid: int, **more: Any) -> dict[str, Any]:
+        return {"ph": phase, "name": name, "ts": ts, "pid": pid, "tid": tid, **more}
+
+    def is_called(what: str, tid: int, name: str) -> dict[str, Any]:
+        return {"ph": "M", "name": what, "pid": pid, "tid": tid, "args": {"name": name}}
+
+    def stretch(
+        tid: int, ts: float, dur: float, first: int, last: int, *about: Any
+    ) -> dict[str, Any]:
+        chunks, kind, nice, lent = about
+        args = {"first": first, "last": last, "chunks": chunks, "nice": nice, "lent": lent}
+        return told("X", f"{first} to {last}", ts, tid, cat=kind, dur=dur, args=args)
+
+    def threads(ts: float, count: int) -> dict[str, Any]:
+        return told("C", "threads", ts, 0, args={"threads": count})
+
+    def units_done(ts: float, count: int) -> dict[str, Any]:
+        return told("C", "units done", ts, 0, args={"units": count})
+
+    assert KNOWN.chrome_trace()["traceEvents"] == [
+        is_called("process_name", 0, "job known"),
+        is_called("thread_name", 0, "the job"),
+        is_called("thread_name", 1, "helper 11"),
+        is_called("thread_name", 2, "helper 12"),
+        told("i", "the first chunk begins", 0, 0, s="p"),
+        told("i", "raised OSError", 4000, 1, s="t"),
+        stretch(1, 0, 2000, 0, 4, 2, "work", 5, False),
+        stretch(2, 1000, 2000, 4, 6, 1, "work", 5, False),
+        stretch(1, 3000, 1000, 6, 8, 1, "work", -5, True),
+        stretch(2, 5000, 1000, 0, 4, 1, "undo", 5, False),
+        told("i", "lends nice -5", 3000, 0, s="t"),
+        told("s", "loan", 3000, 0, cat="loan", id=1),
+        told("f", "loan", 3000, 1, cat="loan", id=1, bp="e"),
+        threads(0, 1),
+        threads(1000, 2),
+        threads(2000, 1),
+        units_done(2000, 4),
+        threads(3000, 0),
+        units_done(3000, 6),
+        threads(3000, 1),
+        threads(4000, 0),
+        units_done(4000, 8),
+        threads(5000, 1),
+        threads(6000, 0),
+        units_done(6000, 4),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # of the package, about its own program
+def test_perfetto_s_own_processor_reads_each_stretch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    perfetto = pytest.importorskip("perfetto.trace_processor", reason="perfetto is not installed")
+    (tmp_path / ".curlrc").write_text("connect-timeout = 5\nmax-time = 60\n")
+    monkeypatch.setenv("CURL_HOME", str(tmp_path))  # what fetches the program, the first time
     path = tmp_path / "trace.json"
-    timeline.write_chrome_trace(path)
+    KNOWN.write_chrome_trace(path)
     try:
         processor = perfetto.TraceProcessor(trace=str(path))
-    except Exception as error:  # it fetches a program when it is used for the first time
-        pytest.skip(f"perfetto's trace processor is not to be had: {error}")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"perfetto's trace processor cannot be fetched: {error}")
     with processor:
-        (row,) = processor.query("select count(*) as n from slice where category = 'work'")
-        assert row.n == len(timeline.stretches)
+        rows = processor.query(
+            "select ts, dur, name, category from slice "
+            "where category in ('work', 'undo') order by ts"
+        )
+        found = [(row.ts, row.dur, row.name, row.category) for row in rows]
+    assert found == [
+        (
+            round(each.start * 1e9),
+            round((each.stop - each.start) * 1e9),
+            f"{each.first} to {each.last}",
+            each.kind,
+        )
+        for each in KNOWN.stretches
+    ]

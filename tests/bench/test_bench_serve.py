@@ -20,8 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioktask.bench import BENCHMARKS, processes, serve, serving
+from aioktask.bench import BENCHMARKS, barest, processes, serve, serving
 from aioktask.bench import run as run_benchmark
+from aioktask.bench.barest import bare_requests
 from aioktask.bench.load import BROKEN, load, schedule
 from aioktask.bench.pictures import pictures
 from aioktask.bench.processes import started
@@ -317,6 +318,15 @@ def test_a_hurried_run_tells_all_there_is_to_tell(hurried: Result) -> None:
     assert list(made) == ["serve"]
     told = described(made["serve"])
     assert ("not kept" in told) is any(not promise.kept for promise in hurried.promises)
+
+
+@needs_servers
+def test_bare_requests_are_as_many_as_asked_for_and_take_their_service_time_at_the_least() -> None:
+    alone, beside = bare_requests(service=2e-3, rate=40.0, seconds=0.5)
+    for took in (alone, beside):
+        assert len(took) == pytest.approx(20, abs=barest.EACH * processes.cpus())
+        assert min(took) > 0.5e-3  # it is a median, on a machine that others share
+        assert sorted(took)[len(took) // 2] > 1e-3
 
 
 @needs_servers

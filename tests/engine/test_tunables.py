@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import inspect
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import aioktask
 from aioktask import Coordinator, Handle, Job, configure, tunables
@@ -21,6 +26,7 @@ from aioktask.engine.tunables import (
     Tunables,
     checked,
     process_tunables,
+    refuse_misspelt,
 )
 
 
@@ -77,6 +83,63 @@ def test_of_the_environment_only_the_table_s_variables_are_read() -> None:
     """What a call costs does not depend on how many variables there are beside them."""
     environ = _ManyVariables({"AIOKTASK_LEARN": "nothing", "OTHER": "1"})
     assert process_tunables(environ, {"nice": ("a call", 3)}).learn == "nothing"
+
+
+@given(st.sampled_from([*TUNABLES, "publish", "token"]), st.data())
+def test_a_variable_that_is_almost_one_is_refused(name: str, data: st.DataObject) -> None:
+    letters = list(name.upper())
+    at = data.draw(st.integers(0, len(letters) - 1))
+    slip = data.draw(st.sampled_from(["drop", "double", "swap"]))
+    if slip == "drop":
+        del letters[at]
+    elif slip == "double":
+        letters.insert(at, letters[at])
+    else:
+        letters[at : at + 2] = reversed(letters[at : at + 2])
+    wrong = "AIOKTASK_" + "".join(letters)
+    refuse_misspelt({"HOME": "/", f"AIOKTASK_{name.upper()}": "1", wrong: ""})
+    if wrong == f"AIOKTASK_{name.upper()}" or (len(name) <= 5 and slip != "double"):
+        return  # of a short name little is left
+    with pytest.raises(ValueError, match=f"AIOKTASK_{name.upper()} if that is meant"):
+        refuse_misspelt({wrong: "1"})
+
+
+@pytest.mark.parametrize("name", ["AIOKTASK_TEST_SEED", "AIOKTASK_MINE", "AIOKTASK_", "MAX_THREAD"])
+def test_other_variables_are_let_be(name: str) -> None:
+    refuse_misspelt({name: "1"})
+
+
+def test_a_variable_in_small_letters_is_refused() -> None:
+    with pytest.raises(ValueError, match="AIOKTASK_MAX_THREADS if that is meant"):
+        refuse_misspelt({"AIOKTASK_max_threads": "1"})
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "aioktask.run_multithreaded_sync(aioktask.Job(lambda a, b: print('ran'), 1))",
+        "aioktask.configure(max_threads=1)",
+    ],
+    ids=["a job", "configure"],
+)
+def test_a_slip_is_refused_before_anything_is_done(call: str) -> None:
+    program = (
+        f"import os, aioktask\ntry:\n    {call}\nfinally:\n"
+        "    os.environ.pop('AIOKTASK_MAX_THREAD')\n"
+        "    assert aioktask.tunables()['max_threads'] is None\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "AIOKTASK_MAX_THREAD": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == ""
+    assert done.stderr.rstrip().endswith(
+        "ValueError: the variable 'AIOKTASK_MAX_THREAD' is set, which says nothing; "
+        "set AIOKTASK_MAX_THREADS if that is meant, else unset it"
+    )
 
 
 def test_a_call_goes_before_a_variable_even_a_wrong_one() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.guest.bed import as_child
 from tests.guest.kit import Kit, prepare
 from tests.guest.machine import MACHINE, check_host
-from tests.guest.packages import Unavailable
+from tests.support.packages import Unavailable
 
 
 def say(text: str) -> None:

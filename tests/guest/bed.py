@@ -22,16 +22,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.guest.cache import cache_directory
 from tests.guest.kit import prepare
 from tests.guest.machine import MACHINE, Limits, check_host
-from tests.guest.packages import Unavailable
 from tests.guest.reports import Stream, tail
+from tests.support.cache import cache_directory
+from tests.support.packages import Unavailable
 
 if TYPE_CHECKING:
     import pytest
 
-__all__ = ["Bed", "as_child", "required"]
+__all__ = ["Bed", "as_child"]
 
 # Lines of a log: for the test that was running, which may have printed every thread's stack, and
 # for those after it.
@@ -40,13 +40,6 @@ _SHORT_TAIL = 10
 # How often the pulse is felt, in seconds.
 _FEEL = 5.0
 _KEPT_RUNS = 5
-
-
-def required() -> bool:
-    """Whether the guest must run here: for root on Debian with CI=true, no reason excuses it."""
-    release = Path("/etc/os-release")
-    debian = release.exists() and "ID=debian" in release.read_text().splitlines()
-    return os.environ.get("CI") == "true" and os.geteuid() == 0 and debian
 
 
 def as_child(command: Sequence[str]) -> list[str]:
@@ -222,7 +215,7 @@ class Bed:
 
 def _new_folder() -> Path:
     """A folder for a run's logs; those of the last runs stay, older ones go."""
-    runs = cache_directory() / "runs"
+    runs = cache_directory("guest") / "runs"
     try:
         runs.mkdir(parents=True, exist_ok=True)
         earlier = sorted(runs.iterdir(), key=lambda run: run.stat().st_mtime)

@@ -14,11 +14,11 @@ import traceback
 
 import pytest
 
-from tests.guest.bed import Bed, required
+from tests.guest.bed import Bed
 from tests.guest.facts import NodeFacts, read_nodes
 from tests.guest.machine import Limits
-from tests.guest.packages import Unavailable
 from tests.guest.reports import failed, skipped
+from tests.support.packages import Unavailable, required
 
 IN_GUEST = os.environ.get("AIOKTASK_IN_GUEST") == "1"
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from tests.guest.packages import Unavailable
+from tests.support.packages import Unavailable
 
 __all__ = ["PYTHON", "SITE", "distributions", "image_key", "make_image"]
 

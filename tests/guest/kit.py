@@ -22,10 +22,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.guest import image, kernel, packages
-from tests.guest.cache import cache_directory, forget_unused, locked, made_once
+from tests.guest import image, kernel
 from tests.guest.machine import MODULES
-from tests.guest.packages import Packages, Unavailable
+from tests.support import packages
+from tests.support.cache import cache_directory, forget_unused, locked, made_once
+from tests.support.packages import Packages, Unavailable
 
 __all__ = ["Kit", "prepare"]
 
@@ -112,7 +113,7 @@ def prepare(say: Callable[[str], None]) -> Kit:
     Raises:
         Unavailable: This machine cannot make them; the message says why.
     """
-    cache = cache_directory()
+    cache = cache_directory("guest")
     try:
         with locked(cache):
             return _prepare(cache, say)

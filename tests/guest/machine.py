@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.guest.packages import Unavailable
+from tests.support.packages import Unavailable
 
 __all__ = ["MACHINE", "MODULES", "Limits", "Machine", "Node", "check_host", "check_memory"]
 

@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from aioktask.memory import allocate
 from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.libc import PAGE
 from tests.guest.machine import MACHINE
+from tests.support.gates import comes_true
 
 NAME = "follow"
 PATIENCE = 60.0  # in an emulated machine, on a busy one
@@ -123,11 +123,9 @@ def running(*, per_node: int | None = None, **options: Any) -> Iterator[Running]
             busy.over.set()
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Look again and again until it holds or that takes too long: the caller asserts."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
+def until(condition: Callable[[], object]) -> None:
+    """Look until it holds or that takes too long: the caller asserts, and tells what is there."""
+    comes_true(condition, PATIENCE, every=0.01)  # each look costs an emulated CPU more
 
 
 def affinities_of(name: str) -> dict[int, frozenset[int]]:

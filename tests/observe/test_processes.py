@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,11 +20,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from aioktask import Coordinator, Job, JobCancelled
+from aioktask import (
+    ChunkCancelled,
+    Coordinator,
+    Job,
+    JobCancelled,
+    current_chunk,
+    run_multithreaded_sync,
+)
 from aioktask.engine import events
-from aioktask.observe.processes import MOST_ASKED, Told, ask, ask_all, directory, publish
-from tests.support.gates import CancelledGate
+from aioktask.observe import processes
+from aioktask.observe.processes import MOST_ASKED, MOST_LINE, Told, ask, ask_all, directory, publish
+from tests.support.gates import CancelledGate, until
+from tests.support.publishing import ROOT, Publishing
 
 PATIENCE = 20.0
 
@@ -55,29 +67,9 @@ def runtime_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Child:
+class Child(Publishing):
     def __init__(self, name: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", PROGRAM, name],
-            env={**os.environ, "AIOKTASK_PUBLISH": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.hear() == "at"
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    def hear(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def end(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.communicate()
+        super().__init__(["-c", PROGRAM, name], "at")
 
 
 @pytest.fixture
@@ -110,6 +102,65 @@ def test_every_process_that_publishes_is_seen_with_its_jobs(children: list[Child
         assert each.answer["counts"] == {"running": 1}
         assert "python" in each.answer["command"]
         assert each.answer["limits"]["working"] == 1
+
+
+WORKERS = """
+import multiprocessing, pathlib, sys
+
+def serve(connection):
+    from aioktask.observe.processes import publish
+    publish()
+    connection.send(None)
+    connection.recv()
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context(sys.argv[1])
+    here, there = context.Pipe()
+    sys.argv.append(pathlib.PurePath("data"))  # a program may put anything there
+    worker = context.Process(target=serve, args=(there,), name="indexer")
+    worker.start()
+    here.recv()
+    print(worker.pid, flush=True)
+    sys.stdin.read()
+    here.send(None)
+    worker.join()
+"""
+
+
+@pytest.mark.parametrize("start", ["spawn", "forkserver", "fork"])
+def test_a_worker_of_multiprocessing_says_the_command_of_its_program(
+    start: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "service.py"
+    script.write_text(WORKERS)
+    program = subprocess.Popen(
+        [sys.executable, script, start, "--port", "80"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert program.stdout is not None
+        worker = int(program.stdout.readline())
+        command = by_pid(ask_all())[worker].answer["command"]
+    finally:
+        program.communicate()
+    suffix = f" (worker indexer of process {program.pid})"
+    data = "" if start == "fork" else " data"  # what a forked one was started with is known
+    assert command == f"{sys.executable} {script} {start} --port 80{data}{suffix}"
+
+
+def test_what_keeps_a_process_from_publishing_is_only_shown() -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", "import aioktask; aioktask.Job"],
+        env={**os.environ, "AIOKTASK_PUBLISH": "1", "AIOKTASK_MAX_THREAD": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert "are not published: the variable 'AIOKTASK_MAX_THREAD' is set" in found.stderr
 
 
 def test_a_stopped_and_a_killed_process_are_told_as_such_and_hold_nobody_up(
@@ -160,7 +211,9 @@ def test_a_request_that_makes_no_sense_is_told_why(request_: dict[str, Any], pro
         publisher.close()
 
 
-@pytest.mark.parametrize("line", [b"", b"\n", b"[1]\n", b"{" * 100_000, b"\xff\xfe\n"])
+@pytest.mark.parametrize(
+    "line", [b"", b"\n", b"[1]\n", b"{" * 100_000, b"\xff\xfe\n", b"[" * 60_000 + b"\n"]
+)
 def test_rubbish_harms_nobody(line: bytes) -> None:
     publisher = publish()
     try:
@@ -242,6 +295,70 @@ def test_history_says_what_threads_served_and_costs_nothing_when_nobody_publishe
     assert history_since(0) == []
 
 
+def test_history_says_where_a_chunk_raised_and_what_ran_inside_which_other_job() -> None:
+    def inner(start: int, stop: int) -> None:
+        if start == 3:
+            raise OSError(5, "planted")
+
+    def outer(start: int, stop: int) -> None:
+        run_multithreaded_sync(Job(inner, 8, chunk=1, max_threads=1, name="inner"))
+
+    entered, asked = threading.Event(), threading.Event()
+
+    def waits(start: int, stop: int) -> None:
+        entered.set()
+        assert asked.wait(PATIENCE)
+        current_chunk().check_cancelled()
+
+    def gives_up(start: int, stop: int) -> None:
+        raise ChunkCancelled("by itself")
+
+    publisher = publish()
+    try:
+        with Coordinator(max_threads=1) as coordinator:
+            handle = coordinator.submit(Job(outer, 1, name="outer", undo=lambda start, stop: None))
+            with pytest.raises(OSError, match="planted"):
+                handle.result()
+            with pytest.raises(ChunkCancelled, match="by itself"):
+                coordinator.submit(Job(gives_up, 1, name="gives up")).result()
+            cancelled = coordinator.submit(Job(waits, 1, name="cancelled"))
+            assert entered.wait(PATIENCE)
+            cancelled.cancel()
+            asked.set()
+            with pytest.raises(JobCancelled):
+                cancelled.result()
+        told = ask(os.getpid(), {"do": "snapshot", "history": 60}).answer["history"]
+    finally:
+        publisher.close()
+    found = {each["name"]: each for each in told}
+    assert {name: (each["depth"], each["failed"]) for name, each in found.items()} == {
+        "inner": (1, True),
+        "outer": (0, True),
+        "cancelled": (0, False),
+        "gives up": (0, True),
+    }
+    assert found["inner"]["thread"] == found["outer"]["thread"]
+
+
+def test_whoever_tells_a_long_history_lets_other_threads_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(processes.Courtesy, "__call__", lambda self: calls.append(None))
+    publisher = publish()
+    try:
+        with Coordinator(max_threads=1) as coordinator:
+            for number in range(50):
+                coordinator.submit(Job(lambda start, stop: None, 1, name=str(number))).result()
+        publisher.answer({"do": "snapshot"})
+        without = len(calls)
+        told: Any = publisher.answer({"do": "snapshot", "history": 60})
+        assert len(told["history"]) >= 50
+        assert len(calls) - 2 * without >= 50
+    finally:
+        publisher.close()
+
+
 def test_a_fork_s_child_has_no_part_in_its_parent_s_socket() -> None:
     publisher = publish()
     try:
@@ -305,6 +422,35 @@ def test_advice_is_told_once_for_each_function() -> None:
         publisher.close()
 
 
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2,
+    reason="a cap below the CPUs needs two CPUs",
+)
+@pytest.mark.max_threads(1)
+def test_a_cap_below_the_cpus_is_told_while_it_keeps_jobs_waiting() -> None:
+    def advice() -> list[str]:
+        told = ask(os.getpid(), {"do": "snapshot"}).answer["advice"]
+        return [each["text"] for each in told if each["event"] == "cap_below_cpus"]
+
+    gate = CancelledGate()
+    publisher = publish()
+    try:
+        with Coordinator() as coordinator:
+            coordinator.submit(Job(gate.chunk, 1))
+            gate.wait_entered()
+            assert advice() == []
+            coordinator.submit(Job(lambda start, stop: None, 1))
+            until(lambda: advice())
+            (text,) = advice()
+            assert text.startswith("jobs wait for a thread, and this process has 1 for the ")
+            assert "lowers the cap below" in text
+            gate.open()
+        assert advice() == []
+    finally:
+        gate.open()
+        publisher.close()
+
+
 def test_the_exit_of_a_process_removes_its_socket(runtime_directory: Path) -> None:
     program = "from aioktask.observe.processes import publish; print(publish().path)"
     found = subprocess.run(
@@ -333,6 +479,108 @@ def test_those_that_hang_are_waited_for_all_together(runtime_directory: Path) ->
             each.close()
 
 
+class Peer:
+    """A process that answers with these bytes, as it may that has another version, or is broken."""
+
+    def __init__(self, pid: int, reply: bytes, *, times: int = 1) -> None:
+        self._reply, self._times, self._over = reply, times, threading.Event()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(os.fspath(directory() / f"{pid}.socket"))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+        self._thread.start()
+
+    def _answer(self) -> None:
+        while not self._over.is_set():
+            connection, _ = self._listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(1 << 16)
+                for _ in range(self._times):
+                    connection.sendall(self._reply)
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(self._listener.getsockname())
+        self._thread.join(PATIENCE)
+        self._listener.close()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"[]\n",
+        b"{}\n",
+        b"7\n",
+        b"\xff\xfe\n",
+        b'{"answer": null}\n',
+        b'{"answer": {}, "rows": [1]}\n',
+        b'{"answer": {}, "rows": {"jobs": "9"}}\n',
+        b'{"answer": {}, "rows": {"jobs": -9}}\n',
+        b'{"answer": {}, "rows": {"jobs": 1e9}}\n',
+        b'{"answer": {}, "rows": {"jobs": 999999999}}\n',
+        b'{"answer": null, "rows": {"jobs": 0}}\n',
+        b'{"answer": "x", "rows": {"jobs": 0}}\n',
+        b"[" * 200_000 + b"\n",
+        b'{"answer": {}, "rows": {"jobs": 1}}\n' + b"[" * 200_000 + b"\n",
+        b'"' + b"x" * MOST_LINE + b'"\n',
+    ],
+)
+def test_an_answer_that_makes_no_sense_is_told_as_such_and_the_others_are_seen(
+    reply: bytes,
+) -> None:
+    publisher = publish()
+    try:
+        with Peer(1, reply):
+            told = by_pid(ask_all(seconds=PATIENCE))
+            assert told[1].answer is None
+            assert "cannot be read here: another version?" in told[1].problem
+            assert told[os.getpid()].problem == ""
+    finally:
+        publisher.close()
+
+
+def test_an_answer_without_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MOST_ANSWER", 1 << 20)
+    with Peer(1, b"x" * (1 << 20), times=1000):
+        assert "longer than 1048576 bytes" in ask(1, {"do": "snapshot"}, seconds=PATIENCE).problem
+
+
+def test_the_time_for_an_answer_holds_for_reading_it_too() -> None:
+    lines = b'{"answer": {}, "rows": {"jobs": 100000}}\n' + b"[]\n" * 100_000
+    with pytest.raises(TimeoutError):
+        processes._read(lines, time.monotonic())
+    with Peer(1, lines):
+        assert ask(1, {"do": "snapshot"}, seconds=PATIENCE).problem == ""
+        told = ask(1, {"do": "snapshot"}, seconds=0.05)  # so long its rows take many times over
+        assert told.answer is None
+        assert "in 0.05 s" in told.problem
+
+
+def test_what_is_no_socket_of_a_process_is_left_alone() -> None:
+    found = directory()
+    names = ("5.socket", "x.socket", "\u0663.socket")
+    for name in names:
+        (found / name).write_text("somebody's")
+    assert ask_all() == []
+    assert ask(5, {"do": "snapshot"}).gone
+    assert sorted(each.name for each in found.iterdir()) == sorted(names)
+
+
+def test_only_a_process_that_is_gone_is_told_as_gone() -> None:
+    publisher = publish()
+    try:
+        told = ask(os.getpid(), {"do": "the job is gone"})
+        assert "gone" in told.problem
+        assert not told.gone
+    finally:
+        publisher.close()
+    assert ask(os.getpid(), {"do": "snapshot"}).gone
+
+
 def test_a_job_that_is_cancelled_so_raises_to_its_waiter() -> None:
     publisher = publish()
     gate = CancelledGate()
@@ -348,3 +596,22 @@ def test_a_job_that_is_cancelled_so_raises_to_its_waiter() -> None:
                 handle.result(PATIENCE)
     finally:
         publisher.close()
+
+
+# The lines of an answer.
+
+rows = st.lists(st.dictionaries(st.text(), st.integers() | st.text(), max_size=3), max_size=5)
+
+
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text() | rows, max_size=5))
+def test_an_answer_is_read_as_it_was_written_and_a_part_of_it_is_none(
+    answer: dict[str, Any],
+) -> None:
+    lines = b"".join(processes._lines_of({"answer": answer}))
+    assert processes._read(lines) == {
+        "answer": answer,
+        "rows": {name: len(each) for name, each in answer.items() if isinstance(each, list)},
+    }
+    for stop in range(len(lines) - 1):  # without the last end of a line it is whole
+        with pytest.raises(ValueError):  # noqa: PT011 - of json, or that rows are missing
+            processes._read(lines[:stop])

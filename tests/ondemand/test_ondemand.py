@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import gc
 import threading
 import time
 import weakref
@@ -43,7 +42,14 @@ from aioktask.engine.events import EventKind
 from aioktask.engine.state.current import enclosing_run, local
 from aioktask.ondemand import _sections, _work
 from aioktask.ondemand._sections import Request, Sections
-from tests.support.gates import LOOK_SECONDS, PATIENCE, eventually, turns_pass, units
+from tests.support.gates import (
+    LOOK_SECONDS,
+    PATIENCE,
+    eventually,
+    let_go_of,
+    turns_pass,
+    units,
+)
 from tests.support.meanwhile import Scene, play_at_each_line
 
 
@@ -709,10 +715,7 @@ def test_it_keeps_nothing_alive() -> None:
     with OnDemand(Job(doors, 10), section=1) as d:
         d.ensure_sync(5, 7)
     del d, doors
-    deadline = time.monotonic() + PATIENCE  # a helper may still be on its way out of a chunk
-    while gone() is not None and time.monotonic() < deadline:
-        gc.collect()
-    assert gone() is None
+    assert let_go_of(gone)  # a helper may still be on its way out of a chunk
 
 
 @pytest.mark.anyio

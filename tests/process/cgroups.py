@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.process.child import Child, wait_for
+from tests.process.child import Child
+from tests.support.gates import until
 
 
 @contextlib.contextmanager
@@ -32,7 +33,7 @@ def cgroup(controller: str, *places: tuple[str, str]) -> Iterator[Path]:
                 yield group
                 return
         finally:
-            wait_for(lambda each=group: not (each / "cgroup.procs").read_text(), "an empty cgroup")
+            until(lambda each=group: not (each / "cgroup.procs").read_text(), "an empty cgroup")
             group.rmdir()
     pytest.skip(f"no cgroup with a {controller} controller can be made here")
 

@@ -11,9 +11,8 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -117,14 +116,6 @@ RUN_MAIN = {
 }
 
 on_each_loop = pytest.mark.parametrize("loop", list(RUN_MAIN))
-
-
-def wait_for(condition: Callable[[], object], what: str) -> None:
-    """Look again and again until `condition` holds."""
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: this never came"
-        time.sleep(0.002)
 
 
 class Child:

@@ -60,7 +60,7 @@ def test_a_dask_worker(coordinator: Coordinator) -> None:
 
     async def main() -> list[Any]:
         async with (
-            distributed.Scheduler(port=0, dashboard_address=None, dashboard=False) as scheduler,
+            distributed.Scheduler(port=0, dashboard_address="127.0.0.1:0") as scheduler,
             distributed.Worker(
                 scheduler.address, executor={"default": executor}, nthreads=2, dashboard=False
             ),

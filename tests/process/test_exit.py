@@ -19,8 +19,8 @@ from tests.process.child import (
     RUN_MAIN,
     Child,
     on_each_loop,
-    wait_for,
 )
+from tests.support.gates import until
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals and pipes of POSIX")
 
@@ -81,7 +81,7 @@ def test_exit_names_the_jobs_that_it_waits_for() -> None:
     """
     with Child(program, SUBMIT) as child:
         child.hear("begun", 3)
-        wait_for(child.stderr, "the notice")
+        until(child.stderr, "the notice")
         child.open(3)
         assert child.end() == 0
         assert child.stderr() == "aioktask: exit waits for the jobs 'numbers'\n"

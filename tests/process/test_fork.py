@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="fork(2)")
 OPTIONS = ["-W", "ignore:This process:DeprecationWarning"]
 
 IN_CHILD = """
-import traceback, warnings
+import faulthandler, traceback, warnings
 
 parent = os.getpid()
 
@@ -27,6 +27,7 @@ def fork(function, end=os._exit):
     number = os.fork()
     if number:
         return number
+    faulthandler.register(signal.SIGALRM, chain=True)  # tells where it hangs, before it is ended
     signal.alarm(15)
     try:
         function()

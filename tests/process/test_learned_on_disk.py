@@ -23,7 +23,8 @@ import pytest
 import aioktask
 from aioktask.engine.learning.kept import entry_of
 from tests.memory.filesystems import mounted
-from tests.process.child import RUN_MAIN, Child, on_each_loop, wait_for
+from tests.process.child import RUN_MAIN, Child, on_each_loop
+from tests.support.gates import until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="directories of POSIX")
 
@@ -418,7 +419,7 @@ def test_what_was_learned_is_kept_in_a_quiet_moment_and_a_killed_process_keeps_i
     place: Path,
 ) -> None:
     with Child(PRELUDE, RUN, "gate()", environ=environ(str(place))) as child:
-        wait_for(lambda: files(place), "the file")
+        until(lambda: files(place), "the file")
         child.signal(signal.SIGKILL)
         assert child.end() == -signal.SIGKILL
     assert script(RUN, remember=str(place)).remembered
@@ -461,7 +462,7 @@ def test_twenty_processes_that_write_at_once_and_are_killed_leave_whole_files(
             assert child.stdin is not None
             child.stdin.write(b".")
             child.stdin.flush()
-        wait_for(lambda: len(files(place)) >= 5, "some files")
+        until(lambda: len(files(place)) >= 5, "some files")
         for child in children:
             for file in files(place):  # while others write
                 # In this crowd a lesson may seem wrong, so that it is forgotten.

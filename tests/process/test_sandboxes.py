@@ -39,14 +39,9 @@ from aioktask import (
 )
 from aioktask.engine.machine.denials import denied
 from tests.support import denial
+from tests.support.gates import until
 
 libc = ctypes.CDLL(None, use_errno=True)
-
-def until(condition):
-    deadline = time.monotonic() + 5
-    while not condition():
-        assert time.monotonic() < deadline, "this never came"
-        time.sleep(0.001)
 
 class Work:
     """Units that are done and undone."""

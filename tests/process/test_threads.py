@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from aioktask.engine.priority import gil_is_on, thread_nice
-from tests.process.child import Child, wait_for
+from tests.process.child import Child
+from tests.support.gates import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -86,7 +87,7 @@ def test_a_helper_takes_the_name_of_its_next_job_and_its_own_when_idle() -> None
             assert kernel_names(child).count(name) == 2
             child.open(2)
             child.hear("idle")
-            wait_for(lambda: kernel_names(child).count("aioktask") >= 2, "idle names")
+            until(lambda: kernel_names(child).count("aioktask") >= 2, "idle names")
             assert name not in kernel_names(child)
             child.open()
         assert child.end() == 0, child.stderr()
@@ -231,7 +232,7 @@ def test_idle_helpers_retire_and_come_back() -> None:
             assert kernel_names(child).count("numbers") == 3
             child.open(3)
             child.hear("alone")
-            wait_for(lambda: len(kernel_names(child)) == 1, "the end of the helpers")
+            until(lambda: len(kernel_names(child)) == 1, "the end of the helpers")
             child.open()
         assert child.end() == 0, child.stderr()
 

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anyio
 import pytest
 
-from aioktask import Coordinator, Job, JobCancelled, map_ordered, priority
+from aioktask import Coordinator, Job, JobCancelled, map_ordered, map_ordered_sync, priority
 from aioktask.engine.events import Event, EventKind
 from tests.support.gates import PATIENCE, Gate, eventually
 
@@ -141,6 +143,62 @@ async def test_a_stream_is_waited_for_by_another_task() -> None:
     assert [(each.phase, each.done) for each in ended] == [("finished", 3)]
 
 
+def bad(item: int) -> int:
+    if item == 5:
+        raise OSError("planted")
+    return item
+
+
+def logged(fn: Callable[[int], int], consume: Callable[[Any], object]) -> list[str]:
+    """What a bar writes into a file while a stream's values are asked for, line by line."""
+    file = io.StringIO()
+    with contextlib.suppress(OSError, KeyError):
+        with map_ordered_sync(fn, range(10), name="items", window=1) as results:
+            with tqdm_bar(results.handle, file=file, interval=0.001):
+                consume(results)
+    return file.getvalue().splitlines()
+
+
+def raise_at_2(values: Iterable[int]) -> None:
+    for value in values:
+        if value == 2:
+            raise KeyError(value)
+
+
+def test_in_a_file_the_bar_of_a_stream_says_how_it_ended() -> None:
+    (line,) = logged(abs, list)
+    assert re.fullmatch(r"items: 10 done in \d+\.\d s", line)
+    (line,) = logged(bad, list)
+    assert re.fullmatch(r"items: (ended by OSError|failed) after [56]", line)
+
+
+def test_in_a_file_the_bar_of_a_stream_that_is_left_says_where() -> None:
+    (line,) = logged(abs, next)
+    assert re.fullmatch(r"items: left after 1", line)
+    (line,) = logged(abs, raise_at_2)
+    assert re.fullmatch(r"items: ended by KeyError after [23]", line)
+
+
+@everywhere
+async def test_in_a_file_the_bar_of_a_stream_on_a_loop_says_how_it_ended() -> None:
+    file = io.StringIO()
+    async with map_ordered(abs, range(10), name="items") as results:
+        with rich_bar(results.handle), tqdm_bar(results.handle, file=file):
+            assert [value async for value in results] == list(range(10))
+    assert re.fullmatch(r"items: 10 done in \d+\.\d s\n", file.getvalue())
+
+
+def test_in_a_file_the_bar_of_a_job_that_goes_on_says_where_it_was_left() -> None:
+    gate, file = Gate(), io.StringIO()
+    with Coordinator() as coordinator:
+        handle = coordinator.submit(Job(gate.chunk, 2, name="held"))
+        with contextlib.suppress(KeyError), tqdm_bar(handle, file=file):
+            gate.wait_entered()
+            raise KeyError
+        gate.open()
+    assert file.getvalue() == "held: left by KeyError at 0%\n"
+
+
 @everywhere
 @both
 async def test_result_is_refused_on_a_loop(bar: Callable[..., Bar[Any]]) -> None:
@@ -243,26 +301,6 @@ def test_what_is_no_handle_is_refused(bar: Callable[..., Bar[Any]]) -> None:
             rich_bar(handle, progress=3)  # type: ignore[call-overload]
         with pytest.raises(TypeError, match="file must be a text file or None, got 3"):
             tqdm_bar(handle, file=3)  # type: ignore[call-overload]
-
-
-@pytest.mark.parametrize(
-    ("bar", "missing", "module"), [(rich_bar, "rich", "_rich"), (tqdm_bar, "tqdm", "_tqdm")]
-)
-def test_a_missing_package_is_named(
-    bar: Callable[..., Bar[Any]], missing: str, module: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for each in list(sys.modules):
-        if each == missing or each.startswith(f"{missing}."):
-            monkeypatch.setitem(sys.modules, each, None)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, missing, None)  # type: ignore[arg-type]
-    monkeypatch.delitem(sys.modules, f"aioktask.progress.{module}", raising=False)
-    import aioktask.progress
-
-    monkeypatch.delattr(aioktask.progress, module, raising=False)
-    with Coordinator() as coordinator:
-        handle = coordinator.submit(Job(nothing, 1))
-        with pytest.raises(ModuleNotFoundError, match=r"pip install 'aioktask\[progress\]'"):
-            bar(handle)
 
 
 @both

@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import html.parser
 import io
+import re
+from pathlib import Path
 from typing import Any, get_args
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
+import aioktask
 from aioktask.job import OVER_PHASES, JobPhase, Learned, Progress, Report, StreamProgress
 from aioktask.markup import card, element, meter, printable, table
 from aioktask.progress._display import FIRST_LINE_SECONDS, Lines
 from aioktask.status import JobStatus, Limits, Snapshot
-from aioktask.telling import Told, counted, html_of, told
+from aioktask.telling import MEANINGS, Told, counted, html_of, told
 
 PHASES: tuple[JobPhase, ...] = get_args(JobPhase)
 
@@ -65,6 +68,20 @@ def test_each_way_to_end_is_told_in_its_own_words(phase: JobPhase) -> None:
         "timed out": "timed out at 70%",
         "undo failed": "ended at 70%, undo failed: 7 still done",
     }[phase] == text
+
+
+def test_every_end_means_something_and_the_page_takes_it_for_the_same() -> None:
+    assert OVER_PHASES <= MEANINGS.keys() <= set(PHASES)
+    script = Path(aioktask.__file__).parent / "web" / "_page" / "static" / "view.js"
+    table = script.read_text().partition("const PHASES = {")[2].partition("};")[0]
+    of_page = {
+        name.strip('"'): tone
+        for name, tone in re.findall(r'("[a-z ]+"|[a-z]+): \["[^"]+", "([a-z]+)"\]', table)
+    }
+    assert of_page.keys() >= set(PHASES)
+    for phase in PHASES:
+        assert of_page[phase] == MEANINGS.get(phase, of_page[phase])
+        assert phase in MEANINGS or of_page[phase] in ("quiet", "accent")
 
 
 def test_a_stream_of_unknown_length_is_told_by_what_is_done() -> None:
@@ -190,9 +207,9 @@ def test_names_and_values_are_shown_as_they_are(kind: str) -> None:
 
 
 def test_a_bar_of_unknown_length_claims_no_value() -> None:
-    assert "aria-valuenow" not in meter(None, "waiting")
-    assert 'aria-valuenow="70"' in meter(0.701, "70%")
-    assert 'role="progressbar"' in meter(2.0, "too much")
+    assert "aria-valuenow" not in meter(None, "waiting", "red")
+    assert 'aria-valuenow="70"' in meter(0.701, "70%", "red")
+    assert 'role="progressbar"' in meter(2.0, "too much", "red")
     assert table([]) == "<table></table>"
 
 

@@ -20,9 +20,9 @@ import time
 import tomllib
 from pathlib import Path
 
-from tests.guest.bed import required
 from tests.pythons import debian
-from tests.pythons.builds import Unavailable, interpreter, run_tool
+from tests.pythons.builds import Unavailable, interpreter
+from tests.support.packages import required, run_tool
 from tests.support.record import CHECK, FILE, Entry, append, read, table
 
 ROOT = Path(__file__).parents[2]

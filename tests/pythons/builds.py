@@ -12,13 +12,12 @@ import hashlib
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
-from tests.guest.cache import locked, made_once
-from tests.guest.packages import Unavailable
+from tests.support.cache import cache_directory, locked, made_once
+from tests.support.packages import Unavailable, run_tool
 
-__all__ = ["Unavailable", "cache_directory", "debian_mirror", "interpreter", "run_tool"]
+__all__ = ["Unavailable", "debian_mirror", "interpreter"]
 
 _TOOLS = ("apt-get", "cc", "make", "tar")
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
@@ -33,18 +32,6 @@ _FLAGS = "OPT=-DNDEBUG -O2 -g0"
 # step that would do that prints its help. pip comes with virtual environments.
 _INSTALL = ("COMPILEALL_OPTS=--help", "ENSUREPIP=no")
 
-# Seconds, for a build on two CPUs that others use as well.
-_PATIENCE = 3600
-
-
-def cache_directory() -> Path:
-    """`$AIOKTASK_PYTHONS`, else `aioktask-pythons` where the user's caches are."""
-    chosen = os.environ.get("AIOKTASK_PYTHONS")
-    if chosen:
-        return Path(chosen).absolute()
-    caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "aioktask-pythons"
-
 
 def interpreter(version: str) -> Path:
     """The interpreter of a version such as 3.13t, from the cache or built now.
@@ -52,7 +39,7 @@ def interpreter(version: str) -> Path:
     Raises:
         Unavailable: It is not there and cannot be built here; the message says why.
     """
-    cache = cache_directory()
+    cache = cache_directory("pythons")
     named = hashlib.sha256(" ".join((*_CONFIGURE, _FLAGS, *_INSTALL)).encode()).hexdigest()[:12]
     with locked(cache):
         prefix = cache / f"{version}-{named}"
@@ -120,27 +107,3 @@ def debian_mirror() -> str:
         if found := re.fullmatch(r"Debian \S+ (\S+/debian/?)", line):
             return found[1]
     raise Unavailable("this machine's apt has no mirror of Debian (after `apt-get update`)")
-
-
-def run_tool(*command: str, cwd: Path | None = None) -> str:
-    """What the command prints.
-
-    Raises:
-        Unavailable: It failed.
-    """
-    try:
-        ended = subprocess.run(
-            command,
-            cwd=cwd,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_PATIENCE,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"{' '.join(command)}: no end after {_PATIENCE} s") from None
-    if ended.returncode != 0:
-        said = "; ".join((ended.stderr or ended.stdout).strip().splitlines()[-3:])
-        raise Unavailable(f"{command[0]}: exit code {ended.returncode}: {said}")
-    return ended.stdout

@@ -15,9 +15,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.guest.cache import locked, made_once
-from tests.guest.packages import Packages, Unavailable
-from tests.pythons.builds import cache_directory, debian_mirror, run_tool
+from tests.pythons.builds import debian_mirror
+from tests.support.cache import cache_directory, locked, made_once
+from tests.support.packages import Packages, Unavailable, run_tool
 
 __all__ = ["VERSIONS", "Environment", "environment"]
 
@@ -77,7 +77,7 @@ def environment(version: str, checkout: Path) -> Environment:
     if missing := [tool for tool in ("unshare", "chroot", "wget") if shutil.which(tool) is None]:
         raise Unavailable(f"needs {', '.join(missing)}")
     # A cache of its own, so that a build meanwhile does not hold it up.
-    cache = cache_directory() / "debian"
+    cache = cache_directory("pythons") / "debian"
     named = hashlib.sha256(" ".join((SUITE, *PACKAGES)).encode()).hexdigest()[:12]
     with locked(cache):
         root = made_once(cache / f"{SUITE}-{named}", _bootstrap)

@@ -2,7 +2,8 @@
 # The application that the soak's servers run: jobs with an undo, a function or a coroutine, that
 # are awaited, submitted or fail; calls; a stream. All tell the ledger what they did.
 #
-# A handler ends with its client, and a time that the client names is the job's.
+# It is made as the page "Run a service" says, of `aioktask.web` alone, so that what is documented
+# is what is soaked: who goes away, whose time is up and what is refused is seen to there.
 """The application of the soak."""
 
 from __future__ import annotations
@@ -10,36 +11,34 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from functools import partial
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.lowlevel
 import numpy as np
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.middleware import Middleware
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from aioktask import (
-    Coordinator,
-    Job,
-    JobCancelled,
-    Overloaded,
-    map_ordered,
-    run_multithreaded,
-    snapshot,
+from aioktask import Coordinator, Job, map_ordered, run_multithreaded, snapshot
+from aioktask.web import (
+    CancelOnDisconnect,
+    Deadline,
+    coordinator_of,
+    deadline,
+    exception_handlers,
+    lifespan,
 )
 from tests.soak.ledger import AWAITED, CALL, STREAM, SUBMITTED, write
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import Send
 
-CLIENT_CLOSED_REQUEST = 499
-# How long the jobs of a server that stops may take to be undone, in seconds.
-UNDO_WITHIN = 20.0
+# What a server that stops gives to jobs, in seconds: to finish, and to be undone.
+FINISH, UNDO = 2.0, 20.0
 
 _numbers = itertools.count(1)
 _X = np.linspace(0.0, 1e3, 1 << 14)
@@ -86,12 +85,9 @@ def _number(request: Request, name: str, default: float) -> float:
 
 
 def _timeout(request: Request) -> float | None:
-    return _number(request, "timeout", 0) or None
-
-
-def _coordinator(request: Request) -> Coordinator:
-    found: Coordinator = request.app.state.coordinator
-    return found
+    """The time of a job: what the request names for it, and what is left of the request's own."""
+    own, left = _number(request, "timeout", 0) or None, deadline(request)
+    return left if own is None else own if left is None else min(own, left)
 
 
 async def _seen(name: str, kind: str, units: int, work: Awaitable[object]) -> None:
@@ -115,7 +111,7 @@ async def heavy(request: Request) -> Response:
         on_loop="on_loop" in request.query_params,
         nice=10,
     )
-    run = run_multithreaded(job, coordinator=_coordinator(request), timeout=_timeout(request))
+    run = run_multithreaded(job, coordinator=coordinator_of(request), timeout=_timeout(request))
     await _seen(name, AWAITED, units, run)
     return JSONResponse({"name": name, "units": units})
 
@@ -124,7 +120,7 @@ async def submitted(request: Request) -> Response:
     """A job that nobody awaits."""
     name, units = _name(), int(_number(request, "units", 200))
     write("begin", name, SUBMITTED, units)
-    _coordinator(request).submit(_job(name, units, nice=10), timeout=_timeout(request))
+    coordinator_of(request).submit(_job(name, units, nice=10), timeout=_timeout(request))
     return PlainTextResponse("", 202)
 
 
@@ -136,58 +132,42 @@ async def call(request: Request) -> Response:
         _work(20)
         write("done", name, 0, 1)
 
-    run = _coordinator(request).run(work, timeout=_timeout(request))
+    run = coordinator_of(request).run(work, timeout=_timeout(request))
     await _seen(name, CALL, 1, run)
     return PlainTextResponse("")
 
 
-class Streamed(Response):
+class Streamed(StreamingResponse):
     """A stream's values, as they come."""
 
     def __init__(self, name: str, items: int, coordinator: Coordinator) -> None:
-        super().__init__()
+        super().__init__([])
         self._name = name
         self._items = items
         self._coordinator = coordinator
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def to_client(message: Any) -> None:
-            try:
-                await send(message)
-            except (OSError, RuntimeError) as error:  # uvicorn's, before it tells of a disconnect
-                raise ClientDisconnect from error
+    async def stream_response(self, send: Send) -> None:
+        await _seen(self._name, STREAM, self._items, self._send_all(send))
 
-        work = partial(_seen, self._name, STREAM, self._items)
-        try:
-            await _until_gone(receive, lambda: work(self._send_all(to_client)))
-        except* ClientDisconnect:
-            pass
-
-    async def _send_all(self, send: Any) -> None:
+    async def _send_all(self, send: Send) -> None:
         def one(item: int) -> bytes:
             _work(2)
             write("done", self._name, item, item + 1)
             return b"%d\n" % item
 
         stream = map_ordered(one, range(self._items), window=8, coordinator=self._coordinator)
-        async with stream as values:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            async for value in values:
-                await send({"type": "http.response.body", "body": value, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
+        async with stream as self.body_iterator:
+            await super().stream_response(send)
 
 
 async def stream(request: Request) -> Response:
     """Values of items, each as it is there."""
-    return Streamed(_name(), int(_number(request, "units", 100)), _coordinator(request))
+    return Streamed(_name(), int(_number(request, "units", 100)), coordinator_of(request))
 
 
 async def body(request: Request) -> Response:
     """Reads what it is sent."""
-    try:
-        return JSONResponse({"bytes": len(await request.body())})
-    except ClientDisconnect:
-        return PlainTextResponse("", CLIENT_CLOSED_REQUEST)
+    return JSONResponse({"bytes": len(await request.body())})
 
 
 async def facts(request: Request) -> Response:
@@ -207,69 +187,21 @@ async def facts(request: Request) -> Response:
     )
 
 
-# A handler ends with its client.
+async def gave_up(request: Request, error: Exception) -> Response:
+    """The answer for a job that failed as it was meant to, or had no time of its own left."""
+    return PlainTextResponse(type(error).__name__, 504)
 
 
-async def _until_gone(receive: Any, handle: Callable[[], Awaitable[object]]) -> bool:
-    """Do it, unless the client goes first, which cancels it; whether it went."""
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        group.start_soon(watch)
-        await handle()
-        group.cancel_scope.cancel()
-    return gone
-
-
-def watched(endpoint: Callable[[Request], Awaitable[Response]]) -> Any:
-    """An endpoint that is cancelled when its client goes away, and answers what goes wrong."""
-
-    async def guarded(request: Request) -> Response:
-        answer: list[Response] = []
-
-        async def handle() -> None:
-            try:
-                answer.append(await endpoint(request))
-            except Overloaded as error:
-                answer.append(PlainTextResponse(str(error), 503))
-            except (TimeoutError, Broken, JobCancelled) as error:
-                answer.append(PlainTextResponse(type(error).__name__, 504))
-            except RuntimeError as error:  # the coordinator takes no more jobs
-                if request.app.state.coordinator.ready:
-                    raise
-                answer.append(PlainTextResponse(str(error), 503))
-
-        if await _until_gone(request.receive, handle):
-            return PlainTextResponse("", CLIENT_CLOSED_REQUEST)
-        return answer[0]
-
-    return guarded
-
-
-@asynccontextmanager
-async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    """A coordinator with a bounded queue, whose jobs are cancelled and undone at the end."""
-    async with Coordinator(max_queued=32, max_wait=1.0) as coordinator:
-        app.state.coordinator = coordinator
-        yield
-        coordinator.drain()
-        left = await coordinator.shutdown(cancel=True, timeout=UNDO_WITHIN)
-        assert not left, left
-
-
-ENDPOINTS = {"/heavy": heavy, "/submitted": submitted, "/call": call, "/stream": stream}
 app = Starlette(
     routes=[
-        *[Route(path, watched(endpoint)) for path, endpoint in ENDPOINTS.items()],
+        Route("/heavy", heavy),
+        Route("/submitted", submitted),
+        Route("/call", call),
+        Route("/stream", stream),
         Route("/body", body, methods=["POST"]),
         Route("/facts", facts),
     ],
-    lifespan=lifespan,
+    lifespan=lifespan(max_queued=32, max_wait=1.0, finish=FINISH, undo=UNDO),
+    middleware=[Middleware(Deadline, header="x-timeout", most=60), Middleware(CancelOnDisconnect)],
+    exception_handlers={**exception_handlers(), Broken: gave_up, TimeoutError: gave_up},
 )

@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
+# In which a client names a time for its request.
+TIME_HEADER = "X-Timeout"
 # What a server may take for an answer, in seconds, on a machine that others load.
 PATIENCE = 60.0
 ANSWERS = frozenset({200, 202, 503, 504})
@@ -75,7 +77,7 @@ class Crowd:
                 pass
             await asyncio.sleep(chance.uniform(0, 0.01))
 
-    async def get(self, target: str) -> None:
+    async def get(self, target: str, *headers: str) -> None:
         """Ask, and read all of the answer.
 
         Raises:
@@ -85,7 +87,7 @@ class Crowd:
         with contextlib.suppress(OSError):
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             with closed(writer):
-                writer.write(request(target))
+                writer.write(request(target, "GET", *headers))
                 if head := await reader.readline():
                     status = int(head.split()[1])
                     await reader.read()
@@ -141,7 +143,10 @@ async def names_a_time(crowd: Crowd, chance: random.Random) -> None:
     """Asks for something that has to be over in a time that is too short, or just not."""
     path = chance.choice(["/heavy", "/submitted", "/call"])
     units, timeout = chance.randrange(100, 800), chance.uniform(0.001, 0.1)
-    await crowd.get(f"{path}?units={units}&timeout={timeout:.4f}")
+    if chance.random() < 0.5:  # for the job alone
+        await crowd.get(f"{path}?units={units}&timeout={timeout:.4f}")
+    else:
+        await crowd.get(f"{path}?units={units}", f"{TIME_HEADER}: {timeout:.4f}")
 
 
 async def leaves(crowd: Crowd, chance: random.Random) -> None:

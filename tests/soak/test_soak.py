@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,9 +29,12 @@ import pytest
 from aioktask.engine.machine.slots import Slots, slots_path
 from tests.soak import ledger
 from tests.soak.clients import PATIENCE, Crowd, request
+from tests.support.gates import eventually
 
 ROOT = Path(__file__).parents[2]
 WORKERS = 2
+# What uvicorn gives requests when it stops, in whole seconds: more than the application gives jobs.
+GRACE = 30
 CLIENTS = 12
 
 pytestmark = [
@@ -97,7 +100,7 @@ class Server:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         command = [sys.executable, "-m", "uvicorn", "tests.soak.app:app", "--port", str(self.port)]
-        command += ["--workers", str(WORKERS), "--timeout-graceful-shutdown", "30"]
+        command += ["--workers", str(WORKERS), "--timeout-graceful-shutdown", str(GRACE)]
         # On a machine that others load a new worker takes more than the usual 5 s to begin.
         command += ["--timeout-worker-healthcheck", "60"]
         environ = {
@@ -135,18 +138,6 @@ def server(tmp_path: Path) -> Iterator[Server]:
     finally:
         started.end_all()
         print(started.log())  # which is shown where the test fails
-
-
-async def until(condition: Callable[[], object], what: str) -> None:
-    """Wait for what another process does.
-
-    Raises:
-        AssertionError: It did not in time.
-    """
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"not in {PATIENCE} s: {what}"
-        await asyncio.sleep(0.02)
 
 
 async def facts(server: Server) -> Mapping[str, int]:
@@ -244,7 +235,7 @@ async def soak(server: Server, crowd: Crowd, seconds: float) -> None:
     async with crowd.coming(CLIENTS):
         crowd.workers_end = True
         server.process.send_signal(signal.SIGHUP)  # SIGTERM to one after the other
-        await until(lambda: not any(map(running, first)), "the old workers end")
+        await eventually(lambda: not any(map(running, first)), "the old workers end", PATIENCE)
     crowd.workers_end = False
     await load(warming_again)
     warm = await workers(server, besides=frozenset(first))
@@ -254,7 +245,7 @@ async def soak(server: Server, crowd: Crowd, seconds: float) -> None:
     async with crowd.coming(CLIENTS):
         crowd.workers_end = True
         server.process.terminate()
-        await until(lambda: server.process.poll() is not None, "the server ends")
+        await eventually(lambda: server.process.poll() is not None, "the server ends", PATIENCE)
 
 
 def running(pid: int) -> bool:
@@ -286,6 +277,7 @@ def test_two_workers_under_load_lose_nothing(
     assert sum(crowd.served.values()) > LEAST_REQUESTS * seconds / 120
     assert "Traceback" not in server.log()
     assert "exceeded" not in server.log(), "uvicorn gave up waiting"
+    assert "jobs_left_behind" not in server.log(), "jobs could not be undone in time"
     path = slots_path(server.share)
     cpus = frozenset(os.sched_getaffinity(0))
     assert Slots(path).look(cpus, len(cpus), time.monotonic_ns()) == len(cpus), "slots"

@@ -1148,8 +1148,9 @@ class Held:
 
 
 CLOSED_LOOP = """
-import asyncio, gc, threading, time, weakref
+import asyncio, threading, weakref
 from aioktask import map_ordered
+from tests.support.gates import let_go_of
 
 begun, gate = threading.Event(), threading.Event()
 
@@ -1179,10 +1180,7 @@ def close_a_loop():
 
 watch = close_a_loop()
 gate.set()
-until = time.monotonic() + 20
-while watch() is not None and time.monotonic() < until:
-    gc.collect()
-print("held" if watch() is not None else "gone")
+print("gone" if let_go_of(watch) else "held")
 """
 
 

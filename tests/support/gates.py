@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 import anyio.from_thread
@@ -88,20 +91,56 @@ async def turns_pass() -> None:
             await anyio.lowlevel.checkpoint()
 
 
-def until(condition: Callable[[], object]) -> None:
+def comes_true(
+    condition: Callable[[], object], seconds: float = PATIENCE, *, every: float = LOOK_SECONDS
+) -> bool:
+    """Whether the condition holds in time, which is asked again and again. Blocks the thread."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(every)
+    return True
+
+
+def until(
+    condition: Callable[[], object],
+    what: str = "what the test waits for",
+    seconds: float = PATIENCE,
+) -> None:
     """Until the condition holds, which is asked again and again. Blocks the thread.
 
     Raises:
-        AssertionError: It never did.
+        AssertionError: It did not in time.
     """
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for never came"
-        time.sleep(LOOK_SECONDS)
+    assert comes_true(condition, seconds), f"not in {seconds:g} s: {what}"
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    """Until the condition holds, which is asked again and again while the loop stays alive."""
-    with anyio.fail_after(PATIENCE):
+def let_go_of(watch: weakref.ref[Any]) -> bool:
+    """Whether the object goes in time, its cycles collected meanwhile. Blocks the thread.
+
+    Between two collections other threads run for a while: without the GIL each of them stops all
+    threads, so that in a bare loop of them a keeper in many short reads takes seconds.
+    """
+
+    def gone() -> bool:
+        gc.collect()
+        return watch() is None
+
+    return comes_true(gone)
+
+
+async def eventually(
+    condition: Callable[[], object],
+    what: str = "what the test waits for",
+    seconds: float = PATIENCE,
+) -> None:
+    """Until the condition holds, which is asked again and again while the loop stays alive.
+
+    Raises:
+        AssertionError: It did not in time.
+    """
+    with anyio.move_on_after(seconds) as limit:
         while not condition():
             await anyio.sleep(LOOK_SECONDS)
+    assert not limit.cancelled_caught, f"not in {seconds:g} s: {what}"

@@ -12,25 +12,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from tests.support.gates import until
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds: what a loaded machine may take for anything that is waited for
-
-
-def eventually(condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
-    """Return once a condition holds.
-
-    Raises:
-        AssertionError: It did not in time.
-    """
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"not in {seconds} s: {what}"
-        time.sleep(0.01)
 
 
 def free_port() -> int:
@@ -55,6 +44,14 @@ class Client:
     def leave(self) -> None:
         """Go away without having read anything."""
         self._socket.close()
+
+    def hear(self, what: bytes) -> None:
+        """Read until this came, of an answer that goes on."""
+        received = b""
+        while what not in received:
+            data = self._socket.recv(65536)
+            assert data, f"the answer ended without {what!r}: {received[-2000:]!r}"
+            received += data
 
     def answer(self) -> tuple[int, bytes]:
         """The status, and all that came after it; a status of 0 where nothing came."""
@@ -83,12 +80,18 @@ class Server:
         ready: What it answers with status 200 once it serves.
         environment: Beside that of the test.
         log: Where it writes what it says.
+        port: Of the loopback interface; a free one where none is given.
     """
 
     def __init__(
-        self, command: Sequence[str], ready: str, environment: Mapping[str, str], log: Path
+        self,
+        command: Sequence[str],
+        ready: str,
+        environment: Mapping[str, str],
+        log: Path,
+        port: int | None = None,
     ) -> None:
-        self.port = free_port()
+        self.port = free_port() if port is None else port
         self._ready = ready
         self._log = log
         with log.open("wb") as out:
@@ -103,7 +106,7 @@ class Server:
 
     def __enter__(self) -> Server:
         try:
-            eventually(self._serves, f"the server answers; it says: {self.log()}")
+            until(self._serves, f"the server answers; it says: {self.log()}", PATIENCE)
         except BaseException:
             self.end_all()
             raise

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.cache import cache_directory, forget_unused, locked, made_once
 from tests.guest.kernel import archive, modules_with_dependencies, tree_in_archive, vmlinux
 from tests.guest.machine import MACHINE, check_memory
-from tests.guest.packages import Unavailable
+from tests.support.cache import cache_directory, forget_unused, locked, made_once
+from tests.support.packages import Unavailable
 
 GIB = 1 << 30
 
@@ -83,12 +83,12 @@ def test_what_is_used_is_not_forgotten(tmp_path: Path) -> None:
 def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("AIOKTASK_GUEST_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    assert cache_directory() == tmp_path / "caches" / "aioktask-guest"
+    assert cache_directory("guest") == tmp_path / "caches" / "aioktask-guest"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_directory() == tmp_path / ".cache" / "aioktask-guest"
+    assert cache_directory("guest") == tmp_path / ".cache" / "aioktask-guest"
     monkeypatch.setenv("AIOKTASK_GUEST_CACHE", str(tmp_path / "chosen"))
-    assert cache_directory() == tmp_path / "chosen"
+    assert cache_directory("guest") == tmp_path / "chosen"
 
 
 # The kernel.

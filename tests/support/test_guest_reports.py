@@ -126,7 +126,7 @@ import tests.guest.conftest as real
 from tests.guest.bed import Bed
 from tests.guest.conftest import *
 from tests.guest.machine import Limits
-from tests.guest.packages import Unavailable
+from tests.support.packages import Unavailable
 
 STANDING = '''
 import json, os, sys

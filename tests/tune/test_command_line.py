@@ -207,6 +207,10 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         (["bench", "tune", "--only", "nonsense"], {}, "in none of these names: expression; "),
         (["bench", "memory", "--only", "nonsense"], {}, "in none of these names"),
         (["info"], {"AIOKTASK_MAX_THREADS": "many"}, "many"),
+        (["cluster", "0"], {}, "at least 1 worker, got 0"),
+        (["cluster", "--port", "70000"], {}, "--port must be from 0 to 65535, got 70000"),
+        (["cluster", "--tls-key", "key.pem"], {}, "give all three"),
+        (["cluster", "--address", "0.0.0.0"], {}, "runs the code of whoever reaches it"),
     ],
 )
 def test_bad_arguments_are_told_in_one_line(

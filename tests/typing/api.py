@@ -39,6 +39,14 @@ from aioktask import (
     run_multithreaded_sync,
     set_max_threads,
 )
+from aioktask.cluster import (
+    ClusterHandle,
+    ClusterJob,
+    ClusterReport,
+    ProcessCoordinator,
+    WorkerPart,
+    run_in_processes,
+)
 from aioktask.progress import Bar, rich_bar, tqdm_bar
 from aioktask.streams import Stream, StreamHandle, SyncStream
 
@@ -159,6 +167,13 @@ async def streams() -> None:
         async for either in with_errors:
             assert_type(either, int | Exception)
     map_ordered(len, [1])  # type: ignore[arg-type]
+    async with map_ordered(len, texts(), on=object()) as elsewhere:
+        async for value in elsewhere:
+            assert_type(value, int)
+        assert_type(elsewhere.handle.progress(), StreamProgress)
+        assert_type(elsewhere.handle.cancel(), bool)
+    async with map_ordered(len, ["a"], on=object(), errors="yield") as with_errors_elsewhere:
+        assert_type(await anext(with_errors_elsewhere), int | Exception)
 
 
 def streams_in_a_script() -> None:
@@ -236,3 +251,33 @@ async def single_calls(coordinator: Coordinator) -> None:
     executor = coordinator.executor(nice=5)
     assert_type(executor.submit(count, 1, stop=2).result(), int)
     assert_type(list(executor.map(returns_something, [1], [2], buffersize=3)), list[str])
+
+
+def length(start: int, stop: int, data: str) -> int:
+    return stop - start
+
+
+def opened() -> str:
+    return ""
+
+
+async def on_workers() -> None:
+    plain = ClusterJob(work_on, 10, setup=opened)
+    assert_type(plain, ClusterJob[None])
+    job = ClusterJob(length, 10, setup=opened, reduce=add)
+    assert_type(job, ClusterJob[int])
+    ClusterJob(length, 10, setup=lambda: 5)  # type: ignore[misc]
+    report = await run_in_processes(job, 2)
+    assert_type(report, ClusterReport[int])
+    assert_type(report.value, int)
+    async with ProcessCoordinator(2) as coordinator:
+        handle = coordinator.submit(job)
+        assert_type(handle, ClusterHandle[int])
+        assert_type((await handle).value, int)
+        assert_type(handle.result().workers, tuple[WorkerPart, ...])
+        async for progress in handle.watch():
+            assert_type(progress, Progress)
+
+
+def work_on(start: int, stop: int, data: str) -> None:
+    pass

@@ -300,11 +300,17 @@ async def test_nonsense_is_refused_at_once() -> None:
     for make in (
         lambda: cleanup_ctx(finish=gate),
         lambda: cleanup_ctx(max_threads=0),
+        lambda: cleanup_ctx(max_queued=-1),
+        lambda: errors(overloaded=True),
         lambda: deadlines(header=None),
         lambda: errors(overloaded=500),
     ):
         with pytest.raises((TypeError, ValueError)):
             make()
+    with pytest.raises(
+        TypeError, match=r"^cleanup_ctx\(\) has no argument 'max_queue'; .*max_queued"
+    ):
+        cleanup_ctx(max_queue=1)
 
 
 async def _begun(request: web.Request) -> web.StreamResponse:

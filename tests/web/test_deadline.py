@@ -56,13 +56,66 @@ def test_what_only_looks_like_a_timeout_of_grpc_is_refused(text: str) -> None:
         grpc_seconds(text)
 
 
+digits = st.text("0123456789", min_size=1, max_size=12)
+
+
+@given(whole=digits, part=digits, point=st.booleans())
+def test_every_decimal_number_is_read(whole: str, part: str, point: bool) -> None:
+    text = f"{whole}.{part}" if point else whole
+    assert plain_seconds(text) == float(text)
+
+
+# What Python takes for a number beyond the digits 0 to 9 and one point.
+ALMOST = [
+    *("1_0", "1_0.5", "\uff11\uff12", "\u0663", "1.\u0663", "\u00b2"),
+    *(" 1", "1 ", "1\n", "\xa01"),
+    *("", ".", ".5", "5.", "1.2.3", "1,5", "1s", "0x10"),
+    *("+1", "-1", "-0", "inf", "Infinity", "nan", "1e3", "1E3", "1e-3", "9" * 400),
+]
+
+
+@pytest.mark.parametrize("text", ALMOST)
+def test_what_only_looks_like_a_decimal_number_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"must be a number of seconds such as 2 or 1\.5, got "):
+        plain_seconds(text)
+
+
+@given(text=st.text(st.sampled_from("0123456789.+-_ eEinfa\n\t\uff11\u0663\u00b2"), max_size=8))
+def test_a_number_is_read_where_it_consists_of_digits_and_a_point_between_them(text: str) -> None:
+    whole, point, part = text.partition(".")
+    parts = [each for each in (whole, part) if each and not set(each) - set("0123456789")]
+    if len(parts) == (2 if point else 1):
+        assert plain_seconds(text) == float(text)
+    else:
+        with pytest.raises(ValueError, match="got "):
+            plain_seconds(text)
+
+
+@pytest.mark.parametrize(("said", "ends"), [(" 5\t", 12.0), ("\xa05", None), ("5\n", None)])
+def test_only_what_http_has_around_a_value_is_left_out(said: str, ends: float | None) -> None:
+    limit = Limit("x-timeout", None, None)
+    if ends is None:
+        with pytest.raises(ValueError, match="got "):
+            limit.until(7.0, said, None)
+    else:
+        assert limit.until(7.0, said, None) == ends
+
+
+@pytest.mark.parametrize("made", [-1.0, math.nan, math.inf])
+def test_a_time_that_no_request_can_have_is_refused_whoever_read_it(made: float) -> None:
+    limit = Limit("x-timeout", 5.0, lambda text: made)
+    with pytest.raises(ValueError, match="what a deadline's header says must be at least 0 "):
+        limit.until(7.0, "anything", None)
+
+
 @given(now=seconds, most=st.none() | seconds, said=st.none() | seconds, holds=st.none() | seconds)
 def test_a_client_only_shortens(
     now: float, most: float | None, said: float | None, holds: float | None
 ) -> None:
     limit = Limit("x-timeout", most, None)
-    ends = limit.until(now, None if said is None else repr(said), holds)
-    bounds = [now + each for each in (most, said) if each is not None]
+    ends = limit.until(now, None if said is None else f"{said:f}", holds)
+    times = [most, None if said is None else float(f"{said:f}")]
+    bounds = [now + each for each in times if each is not None]
     assert ends == min(bounds + ([] if holds is None else [holds]), default=None)
 
 

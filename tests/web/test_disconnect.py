@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import tracemalloc
 import weakref
 from typing import Any
 
@@ -28,6 +29,7 @@ from starlette.routing import Route
 
 from aioktask import Job, UndoFailed, run_multithreaded
 from aioktask.web import CancelOnDisconnect, cancel_on_disconnect
+from aioktask.web._disconnect import MESSAGE_BYTES
 from tests.support.gates import CancelledGate, eventually, turns_pass, units
 from tests.web.exchange import Exchange
 
@@ -196,6 +198,68 @@ async def test_a_server_that_refuses_to_send_to_nobody_is_not_an_error() -> None
     await CancelOnDisconnect(app)(exchange.scope, exchange.receive, refuse)
 
 
+@anywhere
+@pytest.mark.parametrize("pieces", [1, 3])
+@pytest.mark.parametrize("watched", ["middleware", "block"])
+async def test_a_client_that_goes_in_the_middle_of_its_body_is_no_error_of_the_handler(
+    watched: str, pieces: int
+) -> None:
+    """Also where the handler asks for what will never come before it could be cancelled."""
+
+    async def endpoint(request: Request) -> Response:
+        if watched == "middleware":
+            return Response(await request.body())
+        async with cancel_on_disconnect(request):
+            return Response(await request.body())
+
+    exchange = Exchange([b"piece"] * pieces)
+    exchange._arrived[-1]["more_body"] = True
+    exchange.leave()
+    await exchange.run(application(endpoint, *([CANCEL] if watched == "middleware" else [])))
+    assert exchange.status == 499
+
+
+@anywhere
+@pytest.mark.parametrize(
+    "error", [RuntimeError("...; the handler is closed"), OSError("broken pipe")], ids=repr
+)
+@pytest.mark.parametrize("last", [False, True])
+async def test_what_a_server_raises_as_it_sends_to_a_client_that_went_is_no_error(
+    error: Exception, last: bool
+) -> None:
+    """Also where the server never tells of it otherwise."""
+    exchange = Exchange()
+    sent: list[Any] = []
+
+    async def lost(message: Any) -> None:
+        sent.append(message)
+        if message["type"] == "http.response.body":
+            raise error
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"value", "more_body": not last})
+        assert last, "it went on"
+
+    await CancelOnDisconnect(app)(exchange.scope, exchange.receive, lost)
+    assert len(sent) == 2
+
+
+@anywhere
+async def test_what_a_server_raises_as_it_sends_to_a_client_that_is_there_is_raised() -> None:
+    exchange, planted = Exchange(), RuntimeError("too much content")
+
+    async def refuse(message: Any) -> None:
+        raise planted
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    with pytest.raises(RuntimeError) as raised:
+        await CancelOnDisconnect(app)(exchange.scope, exchange.receive, refuse)
+    assert raised.value is planted
+
+
 bodies = st.lists(st.binary(max_size=40), max_size=8)
 
 
@@ -230,6 +294,57 @@ def test_the_body_arrives_whole_and_no_more_than_the_bound_is_read_ahead(
         assert exchange.body == b"".join(body)
 
     anyio.run(main)
+
+
+@anywhere
+async def test_pieces_of_one_byte_are_read_ahead_in_no_more_memory_than_is_said() -> None:
+    bound, size = 1 << 16, 4096
+    exchange = Exchange([b"x"] * size)
+
+    async def endpoint(request: Request) -> Response:
+        gc.collect()
+        tracemalloc.start()
+        try:
+            async with cancel_on_disconnect(request, body_bytes=bound):
+                before = None
+                while exchange.read != before:
+                    before = exchange.read
+                    await turns_pass()
+                taken, _ = tracemalloc.get_traced_memory()
+                assert 0 < exchange.read <= bound // MESSAGE_BYTES
+                assert taken < bound + 16_384
+                return Response(await request.body())
+        finally:
+            tracemalloc.stop()
+
+    await exchange.run(application(endpoint))
+    assert exchange.body == b"x" * size
+
+
+@anywhere
+async def test_empty_pieces_are_not_kept_and_keep_no_disconnect_from_being_seen() -> None:
+    async def endpoint(request: Request) -> Response:
+        async with cancel_on_disconnect(request, body_bytes=1):
+            await anyio.sleep_forever()
+        raise AssertionError("the block was left as if it had ended")
+
+    exchange = Exchange([b""] * 1000)
+    exchange._arrived[-1]["more_body"] = True
+    exchange.leave()
+    await exchange.run(application(endpoint))
+    assert exchange.status == 499
+
+
+@anywhere
+async def test_the_end_of_a_body_comes_to_the_handler_where_that_is_an_empty_piece() -> None:
+    async def endpoint(request: Request) -> Response:
+        async with cancel_on_disconnect(request):
+            await turns_pass()
+            return Response(await request.body())
+
+    exchange = Exchange([b"", b"one", b"", b"two", b""])
+    await exchange.run(application(endpoint))
+    assert exchange.body == b"onetwo"
 
 
 @anywhere
@@ -346,5 +461,34 @@ async def test_nothing_of_a_watched_request_is_kept_by_a_cycle() -> None:
         await ask()
         await turns_pass()
         assert requests[0]() is None
+    finally:
+        gc.enable()
+
+
+@anywhere
+@pytest.mark.parametrize("asks", [False, True])
+async def test_what_the_server_raised_as_it_was_asked_keeps_nothing_by_a_cycle(asks: bool) -> None:
+    class Broken:
+        async def __call__(self) -> Any:
+            await anyio.lowlevel.checkpoint()
+            raise OSError("the server's")
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await turns_pass()
+        if asks:
+            with pytest.raises(OSError, match="the server's"):
+                await receive()
+
+    async def ask() -> weakref.ref[Broken]:
+        broken, exchange = Broken(), Exchange()
+        await CancelOnDisconnect(app)(exchange.scope, broken, exchange.send)
+        return weakref.ref(broken)
+
+    await ask()
+    gc.disable()
+    try:
+        kept = await ask()
+        await turns_pass()
+        assert kept() is None
     finally:
         gc.enable()

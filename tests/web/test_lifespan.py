@@ -120,6 +120,58 @@ async def test_mounted_applications_and_dependencies_of_fastapi_get_the_same_coo
         assert (await client.get("/inner/dependency")).json() == expected
 
 
+async def ask(app: Any, state: Any, path: str) -> str:
+    async with client_of(app, state) as client:
+        answer: str = (await client.get(path)).text
+    return answer
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_a_mounted_application_whose_lifespan_does_not_run_gets_the_outermost_one(
+    own: bool,
+) -> None:
+    inner = Starlette(
+        routes=[Route("/", name_of_coordinator)], lifespan=lifespan() if own else None
+    )
+    app = Starlette(
+        routes=[Mount("/outer", Starlette(routes=[Mount("/inner", inner)]))],
+        lifespan=lifespan(max_threads=1),
+    )
+    async with app.router.lifespan_context(app) as state:
+        assert await ask(app, state, "/outer/inner/") == repr(state["coordinator"])
+
+
+async def test_a_mounted_application_whose_lifespan_runs_has_a_coordinator_of_its_own() -> None:
+    inner = Starlette(routes=[Route("/", name_of_coordinator)], lifespan=lifespan(max_threads=1))
+    app = Starlette(
+        routes=[Route("/own", name_of_coordinator), Mount("/inner", inner)],
+        lifespan=lifespan(lambda _: inner.router.lifespan_context(inner), max_threads=2),
+    )
+    async with app.router.lifespan_context(app) as state:
+        assert "max_threads=2" in await ask(app, state, "/own")
+        assert "max_threads=1" in await ask(app, state, "/inner/")
+
+
+async def test_a_mounted_application_without_a_coordinator_says_whose_lifespan_it_takes() -> None:
+    errors: list[str] = []
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            coordinator_of(request)
+        except RuntimeError as error:
+            errors.append(str(error))
+        return PlainTextResponse("")
+
+    inner = Starlette(routes=[Route("/", endpoint)], lifespan=lifespan())
+    app = Starlette(routes=[Route("/own", endpoint), Mount("/inner", inner)])
+    for path in ("/own", "/inner/"):
+        await ask(app, None, path)
+    own, mounted = errors
+    assert "mounted" not in own
+    assert "mounted, at '/inner'" in mounted
+    assert "make that one with lifespan=aioktask.web.lifespan()" in mounted
+
+
 async def test_a_server_without_state_in_its_lifespan_is_served_by_the_applications_state() -> None:
     app = Starlette(routes=[Route("/", name_of_coordinator)], lifespan=lifespan())
     async with app.router.lifespan_context(app), client_of(app) as client:
@@ -304,14 +356,27 @@ async def test_an_application_in_another_thread_hears_no_signal_and_works() -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"max_threads": 0}, "max_threads"),
-        ({"max_thread": 2}, "max_thread"),
+        ({"max_threads": 0}, "max_threads must be at least 1, got 0"),
+        ({"max_queued": -1}, "max_queued must be at least 0, got -1"),
+        ({"max_queued": "1"}, "max_queued must be an integer, got '1'"),
+        ({"max_wait": 0}, "max_wait must be above 0 seconds and finite, got 0"),
+        ({"max_wait": True}, "max_wait must be a number of seconds, got True"),
+        (
+            {"max_queue": 2},
+            r"lifespan\(\) has no argument 'max_queue'; there are inner, .*max_queued",
+        ),
+        ({"share": None}, r"lifespan\(\) has no argument 'share'; there are inner, finish, undo, "),
         ({"finish": -1}, "finish"),
         ({"undo": "long"}, "undo"),
         ({"undo": float("nan")}, "undo"),
         ({"inner": 3}, "inner"),
         ({"stop_on": 15}, "stop_on"),
-        ({"stop_on": [0]}, "0 is not a valid Signals"),
+        ({"stop_on": [0]}, "stop_on must be signals, such as .*, got 0"),
+        ({"stop_on": [-1]}, "stop_on must be signals, such as .*, got -1"),
+        ({"stop_on": [True]}, "each signal of stop_on must be an integer, got True"),
+        ({"stop_on": ["SIGTERM"]}, "each signal of stop_on must be an integer, got 'SIGTERM'"),
+        ({"stop_on": [15.0]}, "each signal of stop_on must be an integer, got 15.0"),
+        ({"stop_on": [signal.SIGKILL]}, "stop_on: no program can handle SIGKILL"),
     ],
 )
 async def test_nonsense_is_refused_before_there_is_an_application(
@@ -415,3 +480,6 @@ class TestAnswers:
     async def test_other_statuses_are_refused(self) -> None:
         with pytest.raises(ValueError, match="429 or 503"):
             exception_handlers(overloaded=500)
+        for value in (503.0, True, "503", None):
+            with pytest.raises((TypeError, ValueError), match="overloaded must be "):
+                exception_handlers(overloaded=value)  # type: ignore[arg-type]

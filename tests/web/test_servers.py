@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.servers import Client, Server, ask, eventually
+from tests.support.gates import until
+from tests.support.servers import PATIENCE, Client, Server, ask
 from tests.web.ledger import FILE, Ledger
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -124,12 +125,14 @@ class World:
     def begin(self, target: str, name: str, units: int = 100_000) -> Client:
         """A client whose request's job, of so many units, has done some."""
         client = self.client(f"{target}?name={name}&units={units}")
-        eventually(lambda: len(self.ledger.of(name).done) >= 3, f"the job {name} does something")
+        until(
+            lambda: len(self.ledger.of(name).done) >= 3, f"the job {name} does something", PATIENCE
+        )
         return client
 
     def ended(self, name: str) -> str:
         """How the request ended that ran this job."""
-        eventually(lambda: self.ledger.of(name).end, f"the request of {name} ends")
+        until(lambda: self.ledger.of(name).end, f"the request of {name} ends", PATIENCE)
         return self.ledger.of(name).end
 
 
@@ -148,8 +151,10 @@ def start(tmp_path: Path) -> Callable[..., object]:
         ledger = Ledger(tmp_path / "ledger")
         settings = {FILE: str(ledger.path), **(environment or {})}
         with Server((*command.command, *options), "/ready", settings, tmp_path / "log") as server:
-            eventually(
-                lambda: len(ledger.processes("began")) == command.workers, "all workers serve"
+            until(
+                lambda: len(ledger.processes("began")) == command.workers,
+                "all workers serve",
+                PATIENCE,
             )
             world = World(server, ledger, command)
             try:
@@ -177,7 +182,9 @@ def test_sigterm_ends_with_everything_undone_and_nobody_killed(name: str, start)
     with start(name) as world:
         awaited = world.begin("/heavy", "awaited")
         assert ask(world.server.port, "/submitted?name=submitted") == 200
-        eventually(lambda: world.ledger.of("submitted").done, "the submitted job does something")
+        until(
+            lambda: world.ledger.of("submitted").done, "the submitted job does something", PATIENCE
+        )
         stream = world.client("/endless")
         world.server.terminate()
         assert world.server.wait() == world.command.status
@@ -250,13 +257,17 @@ def test_a_rolling_restart_undoes_what_runs_and_serves_on(name: str, start) -> N
         assert world.ended("running") == "JobCancelled"
         assert client.answer()[0] == 503
         assert world.ledger.of("running").nothing_left
-        eventually(
-            lambda: sorted(world.ledger.processes("stopped")) == sorted(old), "all old workers stop"
+        until(
+            lambda: sorted(world.ledger.processes("stopped")) == sorted(old),
+            "all old workers stop",
+            PATIENCE,
         )
-        eventually(
-            lambda: len(world.ledger.processes("began")) == 2 * len(old), "all new workers serve"
+        until(
+            lambda: len(world.ledger.processes("began")) == 2 * len(old),
+            "all new workers serve",
+            PATIENCE,
         )
-        eventually(lambda: ask(world.server.port, "/ready") == 200, "it serves on")
+        until(lambda: ask(world.server.port, "/ready") == 200, "it serves on", PATIENCE)
         world.server.terminate()
         assert world.server.wait() == world.command.status
         assert "SIGKILL" not in world.server.log()

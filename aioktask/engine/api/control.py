@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from aioktask.checks import integer, nice_value
+from aioktask.engine.api import elsewhere
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.api.snapshots import runs_of
 from aioktask.engine.state.history import History, Served
@@ -26,7 +27,10 @@ def cancel_job(number: int) -> bool:
     """
     pool = current_pool()
     run = _run(pool, number)
-    return run is not None and pool.cancel(run)
+    if run is not None:
+        return pool.cancel(run)
+    other = elsewhere.find(number)
+    return other is not None and other.cancel()
 
 
 def renice_job(number: int, nice: int) -> bool:
@@ -41,9 +45,15 @@ def renice_job(number: int, nice: int) -> bool:
     value = nice_value("nice", nice)
     pool = current_pool()
     run = _run(pool, number)
-    if run is None or run.over:
+    if run is not None:
+        if run.over:
+            return False
+        pool.renice(run, value)
+        return True
+    other = elsewhere.find(number)
+    if other is None:
         return False
-    pool.renice(run, value)
+    other.renice(value)
     return True
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from time import perf_counter_ns
 from types import TracebackType
-from typing import Any, Never, SupportsIndex, TypeVar, TypeVarTuple, Unpack
+from typing import Any, Never, SupportsIndex, TypeVar, TypeVarTuple, Unpack, cast
 
 from aioktask.checks import seconds
 from aioktask.engine.api.call import refuse_keywords
@@ -342,7 +342,7 @@ class Coordinator(Scope):
             await self._leave(cancel=False)
             return
         pool.cancel_group(group)
-        if isinstance(exc, GeneratorExit):  # the loop is gone, and nobody can wait
+        if issubclass(type(exc), GeneratorExit):  # the loop is gone, and nobody can wait
             return
         cancelled = await _end_all(pool, group, needed_loop("leaving a coordinator"), exc)
         if cancelled is not None:  # it came while this waited, and must not be lost
@@ -424,7 +424,9 @@ def _leave_in_thread(
     """
     refuse_running_loop("leaving the coordinator", "use `async with`")
     refuse_waiting("leaving a coordinator")
-    refuse_own(list(group.runs))
+    # Those that no turn has taken in yet, too.
+    own = (run for run in local.takes_part if run.group is group and not (run.over or run.ended))
+    refuse_own([*group.runs, *own])
     waiter = ThreadWaiter(_NO_LOAN)
     leaver = Leaver(waiter, enclosing_stint(), detects=local.stint is not None)
     try:
@@ -492,5 +494,4 @@ def _raise_undo_failed(leaver: Leaver, cause: BaseException | None) -> None:
 
 
 def _untold(run: Run) -> UndoFailed | None:
-    verdict = run.verdict
-    return verdict if isinstance(verdict, UndoFailed) and not run.told else None
+    return cast("UndoFailed", run.verdict) if run.undo_failed and not run.told else None

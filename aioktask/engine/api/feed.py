@@ -31,8 +31,7 @@ from aioktask.engine.state.growth import Growth
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, ThreadWaiter, Waiter
 from aioktask.job import Job, Labels, StreamProgress
-from aioktask.markup import card
-from aioktask.telling import counted, html_of, told
+from aioktask.telling import stream_card
 from aioktask.timeline import Timeline
 
 __all__ = ["Feed", "StreamHandle"]
@@ -168,7 +167,7 @@ class Feed:
             return RuntimeError(
                 f"the stream {run.name!r} belongs to the parent of this forked process"
             )
-        return run.error or run.cancellation()
+        return run.cancellation() if run.error is None else run.error
 
     async def until_over(self, loop: Loop, waiter: AsyncWaiter) -> asyncio.CancelledError | None:
         """Wait until it is over, across any number of cancels; returns asyncio's first one."""
@@ -264,15 +263,7 @@ class StreamHandle:
 
     def _repr_html_(self) -> str:
         """What a notebook shows."""
-        found = self.progress()
-        figures = [
-            ("phase", found.phase),
-            ("items", f"{counted(found.done)} done"),
-            ("rate", f"{counted(round(found.rate))} items a second"),
-            ("threads", found.threads),
-            ("nice", self.nice),
-        ]
-        return card("Stream", html_of(told(self.name, found)), figures=figures)
+        return stream_card(self.name, self.progress(), self.nice)
 
     @property
     def name(self) -> str:

@@ -116,7 +116,7 @@ class Submitted:
     def _told(self, error: BaseException) -> BaseException:
         """The exception, or a `JobCancelled` where it says that the call is not wanted."""
         run = self.run
-        if isinstance(error, ChunkCancelled) and run is not None and run.unwanted():
+        if issubclass(type(error), ChunkCancelled) and run is not None and run.unwanted():
             return run.cancellation()
         return error
 

@@ -194,12 +194,13 @@ class Handle(Generic[T]):
         """Wait in this thread until the job is over.
 
         Args:
-            timeout: Seconds, or None for any time.
+            timeout: How long to wait, in seconds; None for any time.
 
         Returns:
             The job's report.
 
         Raises:
+            TypeError, ValueError: `timeout` is no number, negative or not finite.
             TimeoutError: The time passed; the job goes on.
             DeadlockError: The calling chunk's job is one that this job waits for.
             RuntimeError: This thread runs an event loop, or the handle is a forked parent's; or a
@@ -207,9 +208,10 @@ class Handle(Generic[T]):
             JobCancelled, UndoFailed: How the job ended; or the exception of its first failed chunk.
         """
         try:
+            patience = None if timeout is None else seconds("timeout", timeout)
             if not self._run.over:
                 refuse_running_loop("Handle.result()", "await the handle instead")
-                self.until_over_in_thread(timeout)
+                self.until_over_in_thread(patience)
             return self._outcome()
         finally:
             del self  # which an exception's traceback would lead to

@@ -54,7 +54,7 @@ class Interrupts:
         if not self._stands_in:
             return
         self.step_back()
-        if self.cancelled and not self._raised and not isinstance(error, KeyboardInterrupt):
+        if self.cancelled and not self._raised and not issubclass(type(error), KeyboardInterrupt):
             raise KeyboardInterrupt  # it came too late, or the job was refused
 
     def step_back(self) -> None:

@@ -20,7 +20,7 @@ from aioktask.engine.machine.green_threads import refuse_green_threads
 from aioktask.engine.machine.topology import read_topology
 from aioktask.engine.state.current import local
 from aioktask.engine.threads.pool import Pool
-from aioktask.engine.tunables import checked, process_tunables
+from aioktask.engine.tunables import checked, process_tunables, refuse_misspelt
 
 _pools: dict[str, Pool] = {}  # the one there is
 _calls: dict[str, tuple[str, Any]] = {}  # what calls have set: the call's text, and the value
@@ -31,15 +31,18 @@ def current_pool() -> Pool:
 
     Raises:
         ValueError: The pool is made by this call, and an ``AIOKTASK_`` variable has a value that it
-            may not have.
+            may not have, or a name that is almost that of one.
         RuntimeError: Threads are greenlets in this process.
     """
     refuse_green_threads()
-    pool = _pools.get("pool")
-    if pool is None:
+    # Not by `get`, which takes the dictionary's lock where there is no GIL: a fork's child would
+    # find it held for ever if another thread of its parent had it.
+    try:
+        return _pools["pool"]
+    except KeyError:
+        refuse_misspelt(os.environ)
         tunables = process_tunables(os.environ, dict(_calls))
-        pool = _pools.setdefault("pool", Pool(read_topology(), tunables))
-    return pool
+        return _pools.setdefault("pool", Pool(read_topology(), tunables))
 
 
 def max_threads() -> int:
@@ -114,6 +117,8 @@ def _set(source: str, **values: Any) -> None:
             by = source if source != "configure()" else f"configure({name}={value!r})"
             said[name] = by, value
     # First, so that a wrong variable that no call replaces is refused before anything is changed.
+    if "pool" not in _pools:
+        refuse_misspelt(os.environ)
     process_tunables(os.environ, _without_none({**_calls, **said}))
     for name, found in said.items():  # one step each, so that a handler's call is not undone
         if found is None:

@@ -37,12 +37,13 @@ from aioktask.engine.ranges.plan import (
     with_learned,
     with_memory,
 )
+from aioktask.engine.scheduling.caps import within_share
 from aioktask.engine.stack import need_stack
 from aioktask.engine.state import waiting
 from aioktask.engine.state.current import enclosing_stint, local, refuse_waiting
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.outbox import Source
-from aioktask.engine.state.run import GIL_ADVICE, Run
+from aioktask.engine.state.run import Run, gil_advice
 from aioktask.engine.state.settings import beginning, learns, remembers
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller
@@ -340,7 +341,10 @@ def _run_here(
     """Submit a run, serve it in this thread, and see it to its end whatever strikes."""
     attended = run.attended
     assert attended is not None
+    others = local.takes_part
     try:
+        # Before anybody knows of the run: a handler that would wait for it is refused from now on.
+        local.takes_part = (*others, run)
         with attended, caller.present:
             pool.submit(run, waiter=caller, caller=caller, nested=nested, detects=True)
             pool.take_part(run, caller)
@@ -362,6 +366,8 @@ def _run_here(
         if not asked.given_up:
             run.raise_failed_undo(error)
             raise
+    finally:
+        local.takes_part = others
     asked.conclude()
     raise AssertionError("an interrupt was asked for, and is not raised")
 
@@ -400,9 +406,8 @@ def plan(job: Job[Any], *, coordinator: Coordinator | None = None) -> Plan:
     adapter.refresh()
     cap, share, tunables = adapter.cap, adapter.share, adapter.tunables
     caps = [(cap.threads, f"the process: {cap.reason}")]
-    if share is not None and share < cap.threads:
-        reason = f"what other busy processes leave of the slots {tunables.share!r}"
-        caps.append((max(share, 1), reason))
+    if (left := within_share(cap, share)) is not cap:
+        caps.append((left.threads, f"{left.reason} {tunables.share!r}"))
     if coordinator is not None and coordinator.max_threads is not None:
         most = coordinator.max_threads
         caps.append((most, f"the coordinator's max_threads={most}"))
@@ -423,7 +428,7 @@ def _as_learned(pool: Pool, job: Job[Any], group: RunGroup, made: Plan) -> Plan:
     if lesson is None:
         return made
     begins = beginning(job, made.threads, group, tunables, lesson)
-    advice = GIL_ADVICE if begins.holds_gil else ""
+    advice = gil_advice() if begins.holds_gil else ""
     return with_learned(made, job, begins.chunk, begins.level, advice)
 
 

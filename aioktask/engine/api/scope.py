@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from aioktask.engine.api.process import current_pool
+from aioktask.engine.lookups import look_up
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.threads.pool import Pool
@@ -21,7 +22,12 @@ class Scope:
         tunables: By name, its groups' own: changed by `Coordinator.configure`, each value in one
             step, so that of calls in several threads, or in a signal handler, none undoes what
             another one sets.
+
+    Attributes:
+        are_parts: Whether its jobs are parts of jobs of another process, which tells of them.
     """
+
+    are_parts = False
 
     def __init__(self, tunables: dict[str, Any]) -> None:
         self._tunables = tunables
@@ -29,7 +35,7 @@ class Scope:
 
     @property
     def _cap(self) -> int | None:
-        threads: int | None = self._tunables.get("max_threads")
+        threads: int | None = look_up(self._tunables, "max_threads")
         return threads
 
     @property
@@ -40,13 +46,14 @@ class Scope:
     def scope(self) -> tuple[Pool, RunGroup]:
         """The pool of this process and this coordinator's group in it: a new one after a fork."""
         pool = current_pool()
-        group = self._groups.get(pool)
+        group: RunGroup | None = look_up(self._groups, pool)
         if group is None:
             for other in list(self._groups):
                 if other.dead:  # of the parent of this forked process
                     self._groups.pop(other, None)
             # In one step: several threads may come here at a time.
-            group = self._groups.setdefault(pool, RunGroup(self._cap, self._tunables))
+            group = RunGroup(self._cap, self._tunables, are_parts=self.are_parts)
+            group = self._groups.setdefault(pool, group)
         return pool, group
 
 

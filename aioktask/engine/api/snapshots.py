@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 # How a snapshot is taken: from what turns change, read without their lock.
 #
-# Guarantees: no lock is taken and nothing is posted, so it may be called on any thread, in any
-# line. A job that changes meanwhile may be seen as it was or as it is, but each job once, and none
-# is missed that was submitted before and is not among those that ended long ago. What it costs
-# grows with the jobs and threads that there are, by some microseconds each.
+# Guarantees: no lock of the engine's is taken and nothing is posted, so it may be called on any
+# thread, in any line. A job that changes meanwhile may be seen as it was or as it is, but each job
+# once, and none is missed that was submitted before and is not among those that ended long ago.
+# What it costs grows with the jobs and threads that there are, by some microseconds each. Jobs that
+# run elsewhere are those that `elsewhere` knows.
 #
 # Relies on two orders. Where jobs go from one place to the next, they are put there before they are
 # taken out here; so the places are read in the order in which jobs pass them. And what is kept of a
@@ -16,17 +17,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
+from aioktask.engine.api import why_waiting
+from aioktask.engine.api.elsewhere import jobs_elsewhere
+from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.process import current_pool
+from aioktask.engine.copies import items_of
 from aioktask.engine.machine.os_threads import process_nice
-from aioktask.engine.scheduling.reasons import Kept, kept_from_threads
+from aioktask.engine.scheduling.caps import within_share
 from aioktask.engine.state import admission, record
 from aioktask.engine.state.dispatch import MOST_PAST
 from aioktask.engine.state.group import RunGroup
-from aioktask.engine.state.run import SETTLED, Run
+from aioktask.engine.state.run import Run
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller, Helper
 from aioktask.engine.threads.chunk_watch import At
@@ -43,16 +48,13 @@ from aioktask.status import (
     Snapshot,
 )
 
-__all__ = ["runs_of", "snapshot", "take_snapshot"]
-
-T = TypeVar("T")
-
-# How often a deque is read at once before its items are read one by one.
-READS = 8
+__all__ = ["runs_of", "snapshot", "take_snapshot", "why_it_waits"]
 
 
 def snapshot() -> Snapshot:
     """All there is to see of this process: jobs, helpers, limits, loops.
+
+    Among the jobs are those that this process has on a cluster, with their workers.
 
     It takes no lock and changes no job, so it may be called at any time: on any thread, in a
     signal handler, a finalizer or a listener of events too. Who holds the slots of the machine is
@@ -71,31 +73,53 @@ def snapshot() -> Snapshot:
     return take_snapshot(current_pool())
 
 
-def take_snapshot(pool: Pool, group: RunGroup | None = None) -> Snapshot:
-    """What there is to see of the process, with the jobs of one group only if one is given."""
+def take_snapshot(
+    pool: Pool,
+    group: RunGroup | None = None,
+    *,
+    pause: Callable[[], object] | None = None,
+) -> Snapshot:
+    """What there is to see of the process.
+
+    Args:
+        pool: Of the process.
+        group: Only its jobs are told, if one is given.
+        pause: Called between two jobs, by who would not keep others from the GIL.
+    """
     pool.adapter.want_holders()
     now, taken_at = time.perf_counter_ns(), time.time()
-    words = _cap_in_words(pool)
+    having = why_waiting.Having(pool)
     stuck = _stuck_runs(pool, now)
     jobs: dict[int, JobStatus] = {}
     ended: dict[int, record.Ended] = {}
-    for run in runs_of(pool):
+    runs = list(runs_of(pool))
+    awaited = why_waiting.awaited(runs, pause)
+    for run in runs:
         if (group is not None and run.group is not group) or run.refused:
             continue
+        if pause is not None:
+            pause()
         if run.past is not None:
             ended[run.number] = record.Ended._make(run.past)
         elif not run.over:  # else it passed the lane, and what is kept of it was before
-            jobs[run.number] = _job_status(pool, run, now, words, stuck.get(run.number, 0.0))
-    for items in _items(pool.state.past):
+            inside = awaited.get(run.number, [])
+            waits_for = why_waiting.waits_for(pool, run, having, inside)
+            jobs[run.number] = _job_status(run, now, waits_for, stuck.get(run.number, 0.0))
+    for items in items_of(pool.state.past):
         kept = record.Ended._make(items)
         if (group is None or kept.group == group.number) and kept.number not in jobs:
             ended[kept.number] = kept
-    latest = sorted(ended.values(), key=lambda each: each.ended_at, reverse=True)
+    over = [_ended_status(each, now) for each in ended.values()]
+    if group is None:
+        there, elsewhere_over = jobs_elsewhere(pause)
+        jobs.update((each.number, each) for each in there)
+        over += elsewhere_over
+    over.sort(key=lambda each: each.ended or 0.0)
     return Snapshot(
         pid=os.getpid(),
         taken_at=taken_at,
         jobs=tuple(sorted(jobs.values(), key=lambda each: each.number)),
-        ended=tuple(_ended_status(each, now) for each in latest[:MOST_PAST]),
+        ended=tuple(over[:MOST_PAST]),
         helpers=tuple(_threads(pool, now)),
         limits=_limits(pool),
         loops=tuple(_loops(pool, now)),
@@ -103,42 +127,29 @@ def take_snapshot(pool: Pool, group: RunGroup | None = None) -> Snapshot:
     )
 
 
-def _items(queue: deque[T]) -> list[T]:
-    """The items of a deque, those that others take out of it or add meanwhile perhaps among them.
-
-    Without the GIL an iteration may be struck by another thread's step. Items are taken out on the
-    left only, so one by one they are read from the right.
-    """
-    for _ in range(READS):
-        try:
-            return list(queue)
-        except RuntimeError:
-            continue
-    found: list[T] = []
-    try:
-        while True:
-            found.append(queue[-1 - len(found)])
-    except IndexError:
-        found.reverse()
-        return found
-
-
 # Jobs.
+
+
+def why_it_waits(handle: Handle[Any]) -> str:
+    """What a job that is not over waits for, in words, as a snapshot tells; empty for nothing."""
+    pool, run = current_pool(), handle._run
+    inside = why_waiting.awaited(runs_of(pool)).get(run.number, [])
+    return why_waiting.waits_for(pool, run, why_waiting.Having(pool), inside)
 
 
 def runs_of(pool: Pool) -> Iterator[Run]:
     """Every run that is not over, once: on its way, in the lane, or taken in; and some that are."""
     state = pool.state
-    found: dict[int, Run] = {run.number: run for run in _items(state.lane.waiting)}
+    found: dict[int, Run] = {run.number: run for run in items_of(state.lane.waiting)}
     # A turn holds what it takes out of a queue in its outbox. It may put it into the inbox, or take
     # it from there; so the outbox is read before and after that.
-    for each in [*state.out.dropped, *_items(pool.inbox)]:
+    for each in [*state.out.dropped, *items_of(pool.inbox)]:
         _add_posted(found, each)
     for helper in list(state.helpers):
         at = helper.express
         if at is not None:
             found.setdefault(at.number, at)
-    for settled in _items(state.lane.settled):
+    for settled in items_of(state.lane.settled):
         found.setdefault(settled.number, settled)
     for each in list(state.out.dropped):
         _add_posted(found, each)
@@ -155,14 +166,13 @@ def _add_posted(found: dict[int, Run], each: object) -> None:
         found.setdefault(each.number, each)
 
 
-def _job_status(pool: Pool, run: Run, now: int, words: str, stuck: float) -> JobStatus:
+def _job_status(run: Run, now: int, waits_for: str, stuck: float) -> JobStatus:
     """How a run stands.
 
     Args:
-        pool: Of the process.
         run: It is not over, or was not a moment ago.
         now: When the snapshot was begun.
-        words: What limits the threads of the process, in words.
+        waits_for: What it waits for.
         stuck: How long a thread of it has been stuck.
     """
     told = record.progress(run)
@@ -173,7 +183,10 @@ def _job_status(pool: Pool, run: Run, now: int, words: str, stuck: float) -> Job
     if run.growth is not None:
         progress = record.stream_progress(run)
         phase = progress.phase
+    if waits_for and not told.threads and phase == "running":
+        progress = replace(progress, eta=None)  # nobody knows when it goes on
     loan = run.entry.loan if run.begun else None
+    error, error_chunk = record.why_it_fails(run)
     return JobStatus(
         number=run.number,
         kind=kind,
@@ -187,45 +200,21 @@ def _job_status(pool: Pool, run: Run, now: int, words: str, stuck: float) -> Job
         queued=max((first or now) - run.submitted_at, 0) / 1e9,
         elapsed=told.elapsed,
         age=max(now - run.submitted_at, 0) / 1e9,
-        waits_for=_waits_for(pool, run, told.threads, words),
+        waits_for=waits_for,
         stuck=stuck,
+        lender=None if loan is None else _lender(run, loan),
+        error=error,
+        error_chunk=error_chunk,
+        part=run.is_part,
     )
 
 
-def _waits_for(pool: Pool, run: Run, threads: int, words: str) -> str:
-    """What a run waits for, in words."""
-    if run.phase is SETTLED:
-        return "whoever awaits it to take the result"
-    if run.async_undo:
-        return "its coroutine undo"
-    if threads:
-        stops = run.stopping or run.cancel_asked
-        return "the chunks that run to end" if stops and not run.undoing else ""
-    if not run.begun:
-        return "" if run.first_claim else "a thread that takes it in"
-    if run.awaits:
-        return "what earlier runs learned, which is read from disk"
-    if not run.claimable:
-        if run.growth is not None and not run.stopping:
-            return "items"
-        return "its end to be noticed"
-    kept = kept_from_threads(pool.state.scheduler, run.entry)
-    if kept is Kept.BY_GROUP:
-        return f"a thread: its coordinator has all of its {run.group.cap} at other jobs"
-    if kept is Kept.BY_BACKGROUND:
-        return "other processes, to which its nice has it leave the CPUs"
-    if lacking := pool.state.scheduler.lacks_memory(run.entry):
-        return lacking
-    if kept is Kept.BY_PROCESS:
-        return f"a thread: all of the process are at other jobs ({words})"
-    return "a thread that is on its way"
-
-
-def _cap_in_words(pool: Pool) -> str:
-    cap, share = pool.adapter.cap, pool.adapter.share
-    if share is not None and share < cap.threads:
-        return f"{max(share, 1)}: what other busy processes leave of the slots"
-    return f"{cap.threads}: {cap.reason}"
+def _lender(run: Run, loan: int) -> int | None:
+    """The number of the job whose chunk waits for the run so urgently, if one does."""
+    for each in why_waiting.waits_of(run):
+        if each.run is not None and each.run.urgency <= loan:
+            return each.run.number
+    return None
 
 
 def _ended_status(told: record.Ended, now: int) -> JobStatus:
@@ -234,7 +223,9 @@ def _ended_status(told: record.Ended, now: int) -> JobStatus:
     rate = told.done / elapsed if elapsed > 0 else 0.0
     progress: Progress | StreamProgress
     if told.kind == "stream":
-        progress = StreamProgress(told.done, told.size, 0, elapsed, rate, told.how, 0.0)
+        progress = StreamProgress(
+            told.done, told.size, 0, elapsed, rate, told.how, 0.0, told.errors
+        )
     else:
         size = told.done if told.size is None else told.size
         progress = Progress(
@@ -255,6 +246,9 @@ def _ended_status(told: record.Ended, now: int) -> JobStatus:
         age=max(now - told.submitted_at, 0) / 1e9,
         ended=max(now - told.ended_at, 0) / 1e9,
         undone=told.undone,
+        error=told.error,
+        error_chunk=told.error_chunk,
+        part=told.part,
     )
 
 
@@ -315,7 +309,7 @@ def _working(
     helper = thread if isinstance(thread, Helper) else None
     return HelperStatus(
         kind="caller" if helper is None else "helper",
-        thread=0 if helper is None else helper.native,
+        thread=thread.native,
         state="working",
         job=run.number if not run.over else None,
         since=max(now - stint.entered_at, 0) / 1e9,
@@ -324,6 +318,7 @@ def _working(
         chunk=range(start, max(min(stint.chunk_stop(), stop), start)) if start < stop else None,
         stuck=stuck,
         stack=stack,
+        depth=thread.depth,
     )
 
 
@@ -332,12 +327,13 @@ def _working(
 
 def _limits(pool: Pool) -> Limits:
     scheduler, adapter = pool.state.scheduler, pool.adapter
-    cap = adapter.cap
+    cap, share = adapter.cap, adapter.share
+    left = within_share(cap, share)
     lane = sum(each.express is not None for each in list(pool.state.lane.members))
     return Limits(
         threads=cap.threads,
         reason=cap.reason,
-        share=adapter.share,
+        share=None if left is cap else left.threads,
         background=min(scheduler.background_cap, sys.maxsize),
         working=scheduler.running + lane,
         blocked=scheduler.blocked,

@@ -103,6 +103,8 @@ def checked_job(job: object) -> Job[Any]:
     """
     if not isinstance(job, Job):
         how = f": make one of it, Job({name_of(job)}, size)" if callable(job) else ""
+        if runs_by := getattr(type(job), "runs_by", ""):  # of a job for other processes
+            how = f": run it by {runs_by}"
         raise TypeError(f"a Job is needed, got {job!r}{how}")
     return job
 

@@ -43,6 +43,10 @@ NO_SHORTER = 0.4
 # jobs through, and share out work of uneven cost better.
 AS_GOOD = 0.99
 LONG_NS = LONGEST_NS // 2
+# Beside another job a chunk that lasts longer than this is made of a smaller size that is surely
+# almost as good, if one is: what another job waits for first is the end of a chunk.
+BRIEF_NS = 2 * MILLISECOND
+ALMOST_AS_GOOD = 0.97
 # A size that is so good may stand in for the best where pieces must become small, which last no
 # shorter than this.
 GOOD_ENOUGH = 0.95
@@ -191,6 +195,11 @@ class Sizes:
             shorter = curve.longest(rate)
             if curve.scores.speed(shorter) > NO_SHORTER:
                 return self._fitted(shorter, 1, *room)
+        elif not curve.alone and self.chunk > BRIEF_NS * rate:
+            brief = self._brief(rate)
+            if brief >= 0:
+                count = int(STRETCH_NS / curve.lasts(brief, rate))
+                return self._fitted(brief, min(max(count, 1), MOST_CHUNKS), *room)
         if not self._climb.over:
             self._step_up(pace, left // sharers, rate, search.probe_ns(left, rate))
         number, length = curve.best, float(SETTLED_STRETCH_NS if search.settled else STRETCH_NS)
@@ -273,6 +282,19 @@ class Sizes:
             smaller = [k for k in sure if k < best and scores.speed(k) >= AS_GOOD]
             if smaller:
                 self._use(max(smaller), scores.speed(max(smaller)))
+
+    def _brief(self, rate: float) -> int:
+        """The largest brief size that is surely almost as good as the one in use; -1 for none."""
+        curve, scores = self._curve, self._curve.scores
+        there = [
+            k
+            for k in scores
+            if k < curve.best
+            and curve.lasts(k, rate) <= BRIEF_NS
+            and scores.sure(k)
+            and scores.speed(k) >= ALMOST_AS_GOOD
+        ]
+        return max(there, default=-1)
 
     def _use(self, number: int, factor: float, *, verify: bool = True) -> None:
         """Make this the size in use, which is `factor` times as fast as the one until now."""

@@ -53,6 +53,9 @@ _RECLAIMABLE = {
 # No limit at all is the largest number of pages in v1; no machine comes near to this.
 _NO_LIMIT = 1 << 60
 
+_AMOUNTS = re.compile(r"^(\w+): +([0-9]{1,15}) kB$", re.MULTILINE)
+_COUNTERS = re.compile(r"^(\w+) ([0-9]{1,20})$", re.MULTILINE)
+_NUMBER = re.compile(r"[0-9]{1,20}\n?")
 _PRESSURE = re.compile(r"^some avg10=([0-9]{1,3}\.[0-9]{1,2}) .*total=([0-9]{1,18})$", re.MULTILINE)
 
 # Memory is short where tasks stalled for so much of the time; by the average over 10 s that the
@@ -131,7 +134,7 @@ class MemoryWatch:
     def _machine(self) -> list[MemoryLimit]:
         """What is available of the machine's memory, if that is known."""
         file = self._root / "proc/meminfo"
-        found = dict(re.findall(r"^(\w+): +([0-9]{1,15}) kB$", _read(file), re.MULTILINE))
+        found = dict(_AMOUNTS.findall(_read(file)))
         available, total = found.get("MemAvailable"), found.get("MemTotal")
         if available is None or total is None:  # before Linux 3.14
             return []
@@ -190,12 +193,12 @@ def _read(file: Path) -> str:
 
 def _number(text: str) -> int | None:
     """The number that a file holds; None for `max`, and for anything else."""
-    return int(text) if re.fullmatch(r"[0-9]{1,20}\n?", text) else None
+    return int(text) if _NUMBER.fullmatch(text) else None
 
 
 def _reclaimable(stat: str, kind: str) -> int:
     """Bytes of the page cache that the kernel can take back at once."""
-    lines = dict(re.findall(r"^(\w+) ([0-9]{1,20})$", stat, re.MULTILINE))
+    lines = dict(_COUNTERS.findall(stat))
     lists, busy = _RECLAIMABLE[kind]
     found = sum(int(lines.get(name, 0)) for name in lists)
     return max(found - sum(int(lines.get(name, 0)) for name in busy), 0)

@@ -17,6 +17,8 @@ from aioktask.engine.machine.kernel_files import read_text
 
 __all__ = ["own_directories"]
 
+_ESCAPED = re.compile(r"\\([0-3][0-7]{2})")
+
 # How many cgroups are looked at to find one whose name the namespace hides.
 _SEARCH_LIMIT = 4096
 
@@ -76,7 +78,7 @@ def _cgroup_mounts(root: Path, controller: str) -> list[tuple[str, str, str]]:
 
 
 def _unescape(field: str) -> str:
-    return re.sub(r"\\([0-3][0-7]{2})", lambda match: chr(int(match[1], 8)), field)
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 8)), field)
 
 
 def _place_in_mount(path: str, mount_root: str) -> tuple[int, tuple[str, ...]] | None:

@@ -32,7 +32,9 @@ def note_denial(call: str, error: int | None) -> None:
         call: What was asked, for a reader.
         error: The errno.
     """
-    if error is not None and error not in _NOT_DENIED and len(_first) < MOST:
+    if error is None or error in _NOT_DENIED or call in _first:
+        return
+    if len(_first) < MOST:
         _first.setdefault(call, error)
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import sys
 
+from aioktask.engine.lookups import look_up
+
 # The library, the module that replaces, and the function of it that tells what it replaced.
 _GREEN = (
     ("gevent", "gevent.monkey", "is_module_patched", ("_thread", "threading", "queue")),
@@ -32,7 +34,7 @@ def refuse_green_threads() -> None:
 
 def _refuse() -> None:
     for library, patcher, tells, names in _GREEN:
-        is_patched = getattr(_imported.get(patcher), tells, None)
+        is_patched = getattr(look_up(_imported, patcher), tells, None)
         found = [name for name in names if is_patched is not None and is_patched(name)]
         if found:
             raise RuntimeError(

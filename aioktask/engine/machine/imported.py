@@ -7,6 +7,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from aioktask.engine.lookups import look_up
+
 __all__ = ["imported"]
 
 
@@ -16,7 +18,4 @@ def imported(name: str) -> Any:
     It does without `sys.modules.get`, in which 5 of 200 forked children hung on free-threaded
     CPython 3.13.
     """
-    try:
-        return sys.modules[name]
-    except KeyError:
-        return None
+    return look_up(sys.modules, name)

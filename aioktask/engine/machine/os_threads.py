@@ -46,6 +46,8 @@ __all__ = [
     "thread_nice_now",
 ]
 
+_CAPABILITIES = re.compile(rb"^CapEff:\s*([0-9a-f]+)$", re.MULTILINE)
+
 # The name of the engine's threads that have nothing to do.
 NAME = "aioktask"
 
@@ -288,7 +290,7 @@ def may_lower(nice: int) -> bool:
             return True
     except OSError as error:
         note_denial("getrlimit(RLIMIT_NICE)", error.errno)
-    found = re.search(rb"^CapEff:\s*([0-9a-f]+)$", read_bytes("/proc/self/status"), re.MULTILINE)
+    found = _CAPABILITIES.search(read_bytes("/proc/self/status"))
     return found is not None and bool(int(found[1], 16) >> _CAP_SYS_NICE & 1)
 
 

@@ -16,6 +16,8 @@ from aioktask.engine.machine.kernel_files import read_text
 
 __all__ = ["Quota", "quota_files", "read_quota"]
 
+_NUMBER = re.compile("[0-9]{1,18}")
+
 # By the type of the file system: where a cgroup keeps its quota and its period, in microseconds.
 _QUOTA_FILES = {
     "cgroup2": ("cpu.max",),
@@ -73,7 +75,7 @@ def _quota_of(directory: Path, kind: str) -> Quota | None:
     """The cgroup's own quota. `max` (v2) and -1 (v1) say that it has none."""
     sources = [directory / name for name in _QUOTA_FILES[kind]]
     words = [word for source in sources for word in read_text(source).split()]
-    if len(words) != 2 or not all(re.fullmatch("[0-9]{1,18}", word) for word in words):
+    if len(words) != 2 or not all(_NUMBER.fullmatch(word) for word in words):
         return None
     quota_us, period_us = map(int, words)
     return Quota(quota_us, period_us, sources[0]) if quota_us and period_us else None

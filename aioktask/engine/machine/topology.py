@@ -23,6 +23,13 @@ from aioktask.engine.machine.quota import Quota, quota_files, read_quota
 
 __all__ = ["Node", "Topology", "Watched", "affinity_of", "parse_cpulist", "read_topology"]
 
+# Compiled here, as in all of the engine: without the GIL a fork's child would wait for ever for a
+# lock of `re` if another thread of its parent was compiling.
+_CPUS = re.compile(r"([0-9]{1,9})(?:-([0-9]{1,9}))?")
+_DISTANCE = re.compile("[0-9]{1,9}")
+_MEMORY = re.compile(r"\bMemTotal:\s+([0-9]{1,18}) kB")
+_NODE = re.compile(r"node[0-9]{1,9}")
+
 # Far above the kernel's largest NR_CPUS (8192): a malformed range must not fill the memory.
 _CPU_LIMIT = 1 << 16
 
@@ -142,7 +149,7 @@ def parse_cpulist(text: str) -> frozenset[int]:
     """
     numbers: set[int] = set()
     for item in text.strip().split(",") if text.strip() else ():
-        match = re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", item)
+        match = _CPUS.fullmatch(item)
         if match is None:
             raise ValueError(f"a CPU list is like '0-3,8', got {text!r}")
         first, last = int(match[1]), int(match[2] or match[1])
@@ -204,17 +211,17 @@ def _read_nodes(root: Path, online: frozenset[int]) -> tuple[Node, ...]:
 
 def _listed_nodes(directory: Path) -> set[int]:
     names = glob.glob("node[0-9]*", root_dir=directory)
-    return {int(name[4:]) for name in names if re.fullmatch(r"node[0-9]{1,9}", name)}
+    return {int(name[4:]) for name in names if _NODE.fullmatch(name)}
 
 
 def _read_distances(path: Path, count: int) -> tuple[int, ...]:
     """The distances in a file: one for each node that is online, or none if the file differs."""
     words = read_text(path).split()
-    if len(words) != count or not all(re.fullmatch("[0-9]{1,9}", word) for word in words):
+    if len(words) != count or not all(_DISTANCE.fullmatch(word) for word in words):
         return ()
     return tuple(map(int, words))
 
 
 def _read_memory(path: Path) -> int:
-    match = re.search(r"\bMemTotal:\s+([0-9]{1,18}) kB", read_text(path))
+    match = _MEMORY.search(read_text(path))
     return int(match[1]) * 1024 if match else 0

@@ -14,6 +14,7 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from aioktask.engine.lookups import look_up
 from aioktask.job import Job
 
 # padata's load_balance_factor: this many chunks for each thread, so that a slow one can be helped
@@ -205,7 +206,7 @@ class Facts(NamedTuple):
 
 def facts_of(job: Job[Any]) -> Facts:
     """The facts of a job, found out once and kept with it."""
-    facts: Facts | None = vars(job).get("_facts")
+    facts: Facts | None = look_up(vars(job), "_facts")
     if facts is None:
         facts = Facts(most_threads(job), one_chunk(job), job.undo_is_async)
         object.__setattr__(job, "_facts", facts)

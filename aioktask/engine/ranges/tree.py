@@ -14,7 +14,10 @@ Node = tuple[int, int, Any]  # level, index, value
 
 
 class Tree:
-    """The values that wait for their sibling, by the place of their parent."""
+    """The values that wait for their sibling, by the place of their parent.
+
+    That of the whole range waits for ever, since it has none.
+    """
 
     __slots__ = ("leaves", "top", "waiting")
 
@@ -37,9 +40,6 @@ class Tree:
         threads at a time: of two siblings the first waits, and the second finds it, by one step.
         """
         level, index = self.climb(level, index)
-        if level == self.top:
-            self.waiting[level, index] = index, value
-            return None
         parent = level + 1, index >> 1
         mine = index, value
         first = self.waiting.setdefault(parent, mine)
@@ -50,8 +50,12 @@ class Tree:
         return *parent, left, right
 
     def value(self) -> Any:
-        """The value of the whole range, when every leaf has been offered."""
-        return self.waiting[self.top, 0][1]
+        """The value of the whole range.
+
+        Raises:
+            KeyError: Not every leaf has been offered.
+        """
+        return self.waiting[self.top + 1, 0][1]
 
 
 def push(stack: list[Node], level: int, index: int, value: Any) -> tuple[int, Any, Any] | None:

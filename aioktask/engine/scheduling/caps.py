@@ -13,7 +13,7 @@ from typing import Literal
 
 from aioktask.engine.machine.topology import Topology
 
-__all__ = ["Cap", "Decider", "bound_to_one_cpu", "process_cap"]
+__all__ = ["Cap", "Decider", "bound_to_one_cpu", "process_cap", "threads_within", "within_share"]
 
 # In a word, what decides how many helpers there may be: the CPUs that are online, the affinity, a
 # cgroup's quota, what the user says, or what other processes leave of the slots that they share.
@@ -45,6 +45,32 @@ def process_cap(topology: Topology, threads: int | None = None, source: str = ""
     """
     machine = _machine_cap(topology)
     return machine if threads is None else _chosen(threads, source, machine)
+
+
+def threads_within(threads: int, share: int | None) -> int:
+    """The most of so many threads that a share of the slots has room for, one at least.
+
+    Args:
+        threads: At least 1.
+        share: How many slots other processes leave; None where that bounds nothing.
+    """
+    return threads if share is None else max(min(threads, share), 1)
+
+
+def within_share(cap: Cap, share: int | None) -> Cap:
+    """The cap, or what other processes leave of it where that is less.
+
+    Args:
+        cap: Of the process alone.
+        share: As `threads_within` takes it.
+
+    >>> within_share(Cap(4, "the affinity allows every CPU that is online (4)"), 0)
+    Cap(threads=1, reason='what other busy processes leave of the slots', decider='slots')
+    """
+    threads = threads_within(cap.threads, share)
+    if threads == cap.threads:
+        return cap
+    return Cap(threads, "what other busy processes leave of the slots", "slots")
 
 
 def bound_to_one_cpu(topology: Topology, threads: int | None = None) -> str | None:

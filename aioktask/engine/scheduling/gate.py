@@ -20,6 +20,8 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
+from aioktask.engine.copies import items_of
+
 # A rate is measured over so many events, and needs so many to be known.
 MOST_EVENTS = 32
 FEW_EVENTS = 4
@@ -51,7 +53,7 @@ class Flow:
 
     def rate(self, now: int) -> float | None:
         """How many in a second; None where too few are known."""
-        times = self._times.copy()  # in one step, also without the GIL
+        times = items_of(self._times)
         if len(times) < FEW_EVENTS:
             return None
         return (len(times) - 1) * 1e9 / max(now - times[0], 1)

@@ -124,7 +124,9 @@ def caller_left(state: State, run: Run, caller: Caller, error: BaseException | N
     now = perf_counter_ns()
     begun = caller.stint is None and stint.chunk_start < stint.stretch_stop
     if begun:
-        state.raised(stint, error or RuntimeError("the calling thread left in a chunk"), now)
+        if error is None:
+            error = RuntimeError("the calling thread left in a chunk")
+        state.raised(stint, error, now)
     else:
         stint.run.walked(stint, stint.chunk_start, now)
     caller.stint = None

@@ -48,6 +48,7 @@ from aioktask.engine.state.stint import Signals, Stint
 from aioktask.engine.state.waiting import end_wait, let_leave
 from aioktask.engine.state.workers import Caller, Helper, Waiter
 from aioktask.engine.tunables import Tunables
+from aioktask.errors import ChunkCancelled
 
 # How many helpers are woken at once; each that wakes wakes as many again.
 SUMMON_AHEAD = 2
@@ -326,6 +327,7 @@ class State:
 
     def raised(self, stint: Stint, error: BaseException, now: int) -> None:
         """Take in that `fn`, `undo` or `reduce` raised in the stint."""
+        stint.failed = not issubclass(type(error), ChunkCancelled) or not stint.run.unwanted()
         if stint.reducing:
             stint.run.reduce_raised(stint, error, now)
         else:

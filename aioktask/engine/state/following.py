@@ -19,7 +19,7 @@ from aioktask.engine.machine.available_memory import AvailableMemory
 from aioktask.engine.machine.load import CpuLoad
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.scheduling.background import BackgroundShare
-from aioktask.engine.scheduling.caps import Cap
+from aioktask.engine.scheduling.caps import Cap, threads_within
 from aioktask.engine.scheduling.memory import less_reserve
 from aioktask.engine.state.callers import ask_caller
 from aioktask.engine.state.dispatch import State
@@ -123,7 +123,7 @@ def set_caps(state: State, cap: int, share: int | None) -> None:
         share: What other processes leave of it; None for all.
     """
     state.cap = cap
-    state.scheduler.cap = cap if share is None else max(min(cap, share), 1)
+    state.scheduler.cap = threads_within(cap, share)
     for run in list(state.runs):
         _move_limit(state, run)
     state.signals.change()

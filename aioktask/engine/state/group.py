@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from aioktask.engine.scheduling.gate import Gate
@@ -19,13 +18,12 @@ if TYPE_CHECKING:
 
 _numbers = itertools.count()
 
-NO_TUNABLES: Mapping[str, Any] = MappingProxyType({})
-
 
 class RunGroup(Group):
     """The runs of one coordinator.
 
     Attributes:
+        are_parts: Whether its runs are parts of jobs of another process, which tells of them.
         number: Of this group in the process.
         runs: Those that are not over.
         closed: Whether nothing more may be submitted. Set by the closing thread, before it posts.
@@ -41,6 +39,7 @@ class RunGroup(Group):
     """
 
     __slots__ = (
+        "are_parts",
         "closed",
         "gate",
         "given_up",
@@ -52,10 +51,17 @@ class RunGroup(Group):
         "undo_failed",
     )
 
-    def __init__(self, cap: int | None = None, tunables: Mapping[str, Any] = NO_TUNABLES) -> None:
+    def __init__(
+        self,
+        cap: int | None = None,
+        tunables: Mapping[str, Any] | None = None,
+        *,
+        are_parts: bool = False,
+    ) -> None:
         super().__init__(cap)
+        self.are_parts = are_parts
         self.number = next(_numbers)
-        self.tunables = tunables
+        self.tunables = {} if tunables is None else tunables
         self.runs: dict[Run, None] = {}
         self.closed = self.shut = self.given_up = False
         self.undo_failed: dict[int, Run] = {}

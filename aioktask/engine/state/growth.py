@@ -28,12 +28,16 @@ class Tally(NamedTuple):
         raised: Whether what was raised for an item, or by the source, ends the stream, once the
             consumer comes to that.
         failed: Whether the consumer has.
+        errors: For how many items `fn` raised, as far as the consumer has come.
+        error: What ended the stream, as `told_of_error` has it; empty where nothing did.
     """
 
     done: int = 0
     size: int | None = None
     raised: bool = False
     failed: bool = False
+    errors: int = 0
+    error: str = ""
 
 
 class Growth:

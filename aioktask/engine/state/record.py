@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aioktask.engine.learning.pacing import learned_with_given_size
 from aioktask.engine.machine.imported import imported
+from aioktask.engine.raised import told_of_error
 from aioktask.engine.ranges.undo import merge, subtract
-from aioktask.errors import UndoFailed
+from aioktask.errors import UndoFailed, name_of_class
 from aioktask.job import (
     OVER_PHASES,
     Failure,
@@ -120,7 +121,8 @@ def figures_of_failure(run: Run) -> dict[str, object]:
     return figures
 
 
-# How often `progress` reads again where a turn changes what it reads; then it takes what it has.
+# How often `progress` reads again where a turn changes what it reads. The thread of that turn may
+# have lost its CPU, for longer than anybody should wait who only looks.
 READS = 32
 
 
@@ -129,14 +131,19 @@ def progress(run: Run) -> Progress:
 
     May be called on any thread, without the lock: `Run.version` is odd while a turn changes what is
     read here, and another number afterwards. The phase is read first, so of a run that it says is
-    over all is counted.
+    over all is counted. Where a turn stands still half-way, the walks under way are left out but
+    for what was seen of them before, so no count goes back, and none is too high.
     """
     for _ in range(READS):
         version = run.version
         phase = phase_of(run)
         done, undone, chunks, threads = _read_progress(run)
         if run.version == version and not version & 1:
+            _most_seen(run, (done, undone, chunks))
             break
+    else:
+        done, undone, chunks, threads = _read_progress(run, walks=False)
+        done, undone, chunks = _most_seen(run, (done, undone, chunks))
     report = run.report
     if phase in ("settled", "finished") and run.growth is None:
         done = run.size
@@ -180,7 +187,30 @@ def phase_of(run: Run) -> JobPhase:
     return "running" if run.first_claim else "waiting"
 
 
-def _read_progress(run: Run) -> tuple[int, int, int, int]:
+def _most_seen(run: Run, figures: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The most that was seen of each: units done, units undone and chunks, these figures included.
+
+    Many may look at once, and a finalizer between any two steps of a look. So nothing is read,
+    compared and written back, which might undo what another look wrote meanwhile: figures are added
+    to a set, each in one step, and taken out once larger ones are in it.
+    """
+    seen: set[tuple[int, int, int]] = run.decisions.setdefault("seen", set())
+    seen.add(figures)
+    found = seen.copy()
+    most = (
+        max([done for done, _, _ in found]),
+        max([undone for _, undone, _ in found]),
+        max([chunks for _, _, chunks in found]),
+    )
+    seen.add(most)
+    for each in found:
+        if each != most:
+            seen.discard(each)
+    return most
+
+
+def _read_progress(run: Run, *, walks: bool = True) -> tuple[int, int, int, int]:
+    """Units done, units undone, chunks and threads; `walks` counts what walks have come to."""
     done, undone, chunks = run.done_units, run.undone_units, run.chunks_done
     threads = walked = 0
     undoing = run.undoing
@@ -189,7 +219,7 @@ def _read_progress(run: Run) -> tuple[int, int, int, int]:
             continue
         threads += 1
         position = stint.chunk_start
-        if position > stint.stretch_start:
+        if walks and position > stint.stretch_start:
             walked += position - stint.stretch_start
             if not undoing:
                 chunks += stint.chunks_up_to(position)
@@ -240,7 +270,9 @@ def stream_progress(run: Run) -> StreamProgress:
     elif tally.size is not None and phase == "running":
         eta = eta_of(tally.size - tally.done, tally.done, elapsed)
     rate = tally.done / elapsed if elapsed > 0 else 0.0
-    return StreamProgress(tally.done, tally.size, told.threads, elapsed, rate, phase, eta)
+    return StreamProgress(
+        tally.done, tally.size, told.threads, elapsed, rate, phase, eta, tally.errors
+    )
 
 
 def _how_a_stream_ended(how: JobPhase, tally: Tally) -> JobPhase:
@@ -273,6 +305,10 @@ class Ended(NamedTuple):
     threads: int
     undone: int
     group: int  # the number of its group
+    error: str  # what was raised, in words; empty where nothing was
+    error_chunk: range | None  # that raised it
+    errors: int  # for how many items of a stream `fn` raised
+    part: bool  # whether it was a part of a job of another process
 
 
 def kind_of(run: Run) -> Kind:
@@ -289,11 +325,15 @@ def ended(run: Run, now: int) -> tuple[Any, ...]:
     done: int = run.done_units
     size: int | None = run.size
     last_chunk = run.last_chunk
+    errors = 0
     if run.growth is not None:
         tally = run.growth.tally()
         done, size = tally.done, tally.size
         last_chunk = now  # a calling thread may have been at an item until now
         how = _how_a_stream_ended(how, tally)
+        errors = tally.errors
+    # Else nothing was raised, or a stream was left before that came up.
+    error, chunk = why_it_fails(run) if how in ("failed", "undo failed") else ("", None)
     return (
         run.number,
         kind_of(run),
@@ -311,7 +351,26 @@ def ended(run: Run, now: int) -> tuple[Any, ...]:
         run.peak_threads,
         0 if told is None else _units(told.undone),
         run.group.number,
+        error,
+        chunk,
+        errors,
+        run.is_part,
     )
+
+
+def why_it_fails(run: Run) -> tuple[str, range | None]:
+    """What was raised, in words, and by which chunk; empty and None where nothing was. Any thread.
+
+    Of a run whose undo raised it is that, since it says why part of the run is still done.
+    """
+    undo_errors = run.undo_errors
+    if undo_errors:
+        where, error = undo_errors[0]
+        return told_of_error(error), where
+    raised = run.error
+    if raised is not None:
+        return told_of_error(raised), None if run.job.single_call else run.error_chunk
+    return ("" if run.growth is None else run.growth.tally().error), None
 
 
 def ended_in_lane(run: Run, last_chunk: int, now: int) -> tuple[Any, ...]:
@@ -337,6 +396,10 @@ def ended_in_lane(run: Run, last_chunk: int, now: int) -> tuple[Any, ...]:
         1,
         0,
         run.group.number,
+        "",
+        None,
+        0,
+        run.is_part,
     )
 
 
@@ -413,6 +476,6 @@ def raisable(error: BaseException, raiser: str = "the job's function") -> BaseEx
         misread = (*misread, trio.Cancelled)
     if not issubclass(type(error), misread):  # an instance might say that it is another's
         return error
-    wrapped = RuntimeError(f"{raiser} raised {type(error).__name__}")
+    wrapped = RuntimeError(f"{raiser} raised {name_of_class(type(error))}")
     wrapped.__cause__ = error
     return wrapped

@@ -33,6 +33,7 @@ from aioktask.engine.events import Beginning, Event, EventKind
 from aioktask.engine.inherited import captured
 from aioktask.engine.learning.lessons import Key, Lesson, Lessons
 from aioktask.engine.learning.pacing import Pacing
+from aioktask.engine.priority import gil_is_on
 from aioktask.engine.ranges.plan import Split, facts_of
 from aioktask.engine.ranges.undo import Failed, merge, outcome, subtract
 from aioktask.engine.scheduling.queue import Entry
@@ -51,12 +52,23 @@ from aioktask.job import NO_LABELS, Bound, Failure, Job, Labels, Report, set_fai
 # How long a thread serves before it is asked for the first time what it waited for.
 LOOK_NS = 5_000_000
 
-GIL_ADVICE = (
+_GIL_ADVICE = (
     "more threads get no more done, since they wait for each other: the function holds the GIL (or "
     "one lock of its own). Ways there are: let it call what releases the GIL on larger blocks "
     "(NumPy, or a function compiled by numba with nogil=True); run it on a free-threaded build of "
-    "Python; run it in processes (concurrent.futures.ProcessPoolExecutor)"
+    "Python; run it in processes (aioktask.cluster.run_in_processes)"
 )
+_LOCK_ADVICE = (
+    "more threads get no more done, since they wait for each other: for a lock of the function's, "
+    "or for that of an object which all of them change, as each list, dict and bytearray has where "
+    "there is no GIL. Ways there are: let each chunk change an object of its own, and combine them "
+    "(reduce=), or write into a NumPy array"
+)
+
+
+def gil_advice() -> str:
+    """What to do where threads wait for each other, on this build as it is now."""
+    return _GIL_ADVICE if gil_is_on() else _LOCK_ADVICE
 
 
 class Phase(Enum):
@@ -415,6 +427,11 @@ class Run:
         return self.decisions.setdefault("start", CLAIMED) is CLAIMED
 
     @property
+    def is_part(self) -> bool:
+        """Whether it is a part of a job of another process; what a chunk of one runs is not."""
+        return self.group.are_parts and not self.parent_number
+
+    @property
     def urgency(self) -> int:
         """The nice at which a wait inside a chunk of this run counts."""
         if not self.begun:  # or it stands for one that is over
@@ -531,6 +548,7 @@ class Run:
     def enter(self, stint: Stint, now: int) -> None:
         """Have the stint's thread serve this run from now on."""
         stint.live = True
+        stint.failed = False
         stint.entered_at = now
         if self.entry.threads > self.peak_threads:
             self.peak_threads = self.entry.threads
@@ -660,7 +678,7 @@ class Run:
 
     def _tell_of_gil(self) -> None:
         if self.lessons is None or self.lessons.tell_once(self.job):
-            self.tell(EventKind.HOLDS_GIL, threads=self.thread_limit, advice=GIL_ADVICE)
+            self.tell(EventKind.HOLDS_GIL, threads=self.thread_limit, advice=gil_advice())
 
     def _add_error(self, error: BaseException, where: str, chunk: range | None = None) -> None:
         if self.stopping:
@@ -752,7 +770,7 @@ class Run:
     @property
     def undo_failed(self) -> bool:
         """Whether the end of this run is an `UndoFailed`."""
-        return isinstance(self.verdict, UndoFailed)
+        return issubclass(type(self.verdict), UndoFailed)
 
     def _stop(self) -> None:
         if not self.never_starts and self.growth is None:  # else nothing is known to be done
@@ -877,9 +895,9 @@ class Run:
             self.tell(EventKind.CANCELLED, done=failure.done, undone=failure.undone, **figures)
         if self.verdict is not None:
             self._trace = self.verdict.__traceback__
+        self._keep_past()
         self.errors, self.failed, self.undo_errors = (), (), ()
         self.undo_task = None
-        self._keep_past()
         self.let_go()
         self.phase = DONE
 
@@ -990,12 +1008,14 @@ class Run:
             if not self.begun:  # the helper that ended it in the lane may refer to it still
                 self.report = self.value = None
             return report
-        verdict, trace = self.verdict or self.cancellation(), self._trace
+        # An exception may be false, as one with a length of 0 is.
+        verdict = self.cancellation() if self.verdict is None else self.verdict
+        trace = self._trace
         if self.owned:  # nobody else will ask, and the traceback will lead back to here
             self.verdict = self.error = self._trace = None  # `name_outcome` may need the failure
         try:
             # Each raise would add to the traceback of the one exception that all waiters get.
-            raise verdict.with_traceback(trace)
+            raise BaseException.with_traceback(verdict, trace)
         finally:
             del verdict, trace, self
 
@@ -1036,7 +1056,7 @@ class Run:
         self._tell_at(perf_counter_ns(), kind, details)
 
     def _tell_at(self, when: int, kind: EventKind, details: Mapping[str, object]) -> None:
-        awaited = self.owned or self._is_awaited()
+        awaited = self.owned or self.is_part or self._is_awaited()
         what, at = record.kind_of(self), events.at(when)
         self.news.append(
             Event(kind, self.name, self.number, details, awaited, self.labels, what, at)

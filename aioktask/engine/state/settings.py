@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from aioktask.engine.learning.lessons import Lesson
+from aioktask.engine.lookups import look_up
 from aioktask.engine.state.group import RunGroup
 from aioktask.engine.tunables import Tunables
 from aioktask.job import Job
@@ -17,21 +18,23 @@ from aioktask.job import Job
 
 def own_nice(job: Job[Any], group: RunGroup, tunables: Tunables) -> int:
     """The job's nice outside of blocks: its coordinator's, else the process's, else its own."""
-    for said in (group.tunables.get("nice"), tunables.nice):
-        if said is not None:
-            return int(said)
+    for nice in (look_up(group.tunables, "nice"), tunables.nice):
+        if nice is not None:
+            return int(nice)
     return job.nice
 
 
 def admission_limits(group: RunGroup, tunables: Tunables) -> tuple[int | None, float | None]:
     """How many jobs of the group may wait for a thread, and how long one may wait to begin."""
     own = group.tunables
-    return own.get("max_queued", tunables.max_queued), own.get("max_wait", tunables.max_wait)
+    queued: int | None = look_up(own, "max_queued", tunables.max_queued)
+    wait: float | None = look_up(own, "max_wait", tunables.max_wait)
+    return queued, wait
 
 
 def gives_way(nice: int, group: RunGroup, tunables: Tunables) -> bool:
     """Whether a job of this nice leaves the CPUs to other processes."""
-    return nice > 0 and bool(group.tunables.get("give_way", tunables.give_way))
+    return nice > 0 and bool(look_up(group.tunables, "give_way", tunables.give_way))
 
 
 def learns(job: Job[Any], group: RunGroup, tunables: Tunables) -> str:
@@ -40,7 +43,7 @@ def learns(job: Job[Any], group: RunGroup, tunables: Tunables) -> str:
         return job.learn
     if job.chunk is not None:
         return "nothing"
-    return str(group.tunables.get("learn", tunables.learn))
+    return str(look_up(group.tunables, "learn", tunables.learn))
 
 
 def remembers(job: Job[Any], group: RunGroup, tunables: Tunables) -> bool | str:
@@ -51,15 +54,15 @@ def remembers(job: Job[Any], group: RunGroup, tunables: Tunables) -> bool | str:
     """
     if job.remember is not None:
         return job.remember
-    said: bool | str = group.tunables.get("remember", tunables.remember)
-    return said
+    found: bool | str = look_up(group.tunables, "remember", tunables.remember)
+    return found
 
 
 def traces(job: Job[Any], group: RunGroup, tunables: Tunables) -> bool:
     """Whether it is kept which thread was at which part of the job when."""
     if job.trace is not None:
         return job.trace
-    return bool(group.tunables.get("trace", tunables.trace))
+    return bool(look_up(group.tunables, "trace", tunables.trace))
 
 
 class Beginning(NamedTuple):

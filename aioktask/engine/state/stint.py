@@ -71,6 +71,7 @@ class Stint:
         chunk: The size of its other chunks.
         generation: That of the signals when the stretch was claimed.
         stepper: Takes the thread's stretches, and learns from them; None until the first one.
+        failed: Whether a chunk raised, for another reason than a cancel, since the thread came.
         off_node: Whether it takes parts of other nodes, which have no CPU for it.
     """
 
@@ -91,6 +92,7 @@ class Stint:
         "cpu_now",
         "delay",
         "entered_at",
+        "failed",
         "first_chunk_stop",
         "generation",
         "kernel_now",
@@ -120,7 +122,7 @@ class Stint:
         self.context = context
         self.outer: Stint | None = None
         self.counted = NOWHERE
-        self.live = False
+        self.live = self.failed = False
         self.chunk_start = self.stretch_start = self.stretch_stop = 0
         self.first_chunk_stop = 0
         self.chunk = 1

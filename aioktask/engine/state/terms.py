@@ -106,7 +106,8 @@ class Terms:
         gate, now = self.gate, run.submitted_at
         if self.timeout is not None and self.timeout * 1e9 < 1:
             queued, retry_after = gate.queued(threads), gate.retry_after(threads, now)
-            raise _refused(run, "it has no time left to begin", queued, retry_after)
+            why = f"it has no time left to begin, with a timeout of {self.timeout:.3g} s"
+            raise _refused(run, why, queued, retry_after)
         if nested:
             self.most_queued = self.max_wait = None
         patience = self._patience
@@ -121,10 +122,15 @@ class Terms:
         )
         if refusal is not None:
             self._counted = None
-            if refusal.wait is None:
-                why = f"{_jobs(refusal.queued)}, and at most {self.most_queued} may"
-            else:
+            if refusal.wait is not None:
                 why = f"it would wait about {refusal.wait:.3g} s to begin, and may {patience:.3g} s"
+            elif self.most_queued:
+                why = f"{_jobs(refusal.queued)}, and at most {self.most_queued} may (max_queued)"
+            else:
+                why = (
+                    "its coordinator has as many jobs under way as threads for them, and none may "
+                    "wait (max_queued=0)"
+                )
             raise _refused(run, why, refusal.queued, refusal.retry_after)
         return None if patience is None else now + int(patience * 1e9)
 

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING
 
+from aioktask.engine.copies import items_of
 from aioktask.engine.scheduling.queue import LENT
 from aioktask.engine.state.workers import Caller, Helper
 from aioktask.timeline import Mark, Stretch, Timeline, TracedThread
@@ -96,16 +97,14 @@ class Trace:
     def timeline(self, run: Run, now: int) -> Timeline:
         """What was kept until now, as it is told."""
         rings = list(self._rings.values())
-        stretches = sorted(
-            (each for ring in rings for each in ring.stretches.copy()), key=lambda each: each.start
-        )
+        kept = [each for ring in rings for each in items_of(ring.stretches)]
         return Timeline(
             name=run.name,
             size=run.size,
             seconds=self._seconds(now),
             threads=tuple(TracedThread(ring.number, ring.name) for ring in rings),
-            stretches=tuple(stretches),
-            marks=tuple(self._marks.copy()),
+            stretches=tuple(sorted(kept, key=lambda each: each.start)),
+            marks=tuple(items_of(self._marks)),
             lost=self._forgotten + sum(ring.lost for ring in rings),
         )
 

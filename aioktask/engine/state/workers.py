@@ -86,6 +86,8 @@ class Helper:
         present: Held by the thread as long as it runs.
     """
 
+    depth = 0  # what it serves inside a chunk of another job it serves as a `Caller`
+
     __slots__ = (
         "asked_for",
         "begun",
@@ -143,6 +145,7 @@ class Caller:
         stint: The stretch that it should walk next.
         serving: The stint that turns count as its own, whether it has begun or not.
         ident: Python's number of the thread.
+        native: The kernel's number of it.
         main: Whether it is the main thread, where signal handlers run at any line.
         quits: Whether it takes no further part: a second Ctrl-C, or it went away.
         present: Held by the thread as long as it takes part. Whichever way it leaves, the
@@ -152,6 +155,7 @@ class Caller:
     __slots__ = (
         "ident",
         "main",
+        "native",
         "nice",
         "parking",
         "present",
@@ -165,6 +169,7 @@ class Caller:
     def __init__(self, nice: int, chunk: Stint | None = None, *, main: bool = False) -> None:
         self.stints: list[Stint] = []
         self.ident = threading.get_ident()
+        self.native = threading.get_native_id()
         self.nice = nice
         while chunk is not None:
             self.stints.append(chunk)
@@ -176,6 +181,11 @@ class Caller:
         self.main = main
         self.quits = False
         self.refused: DeadlockError | None = None
+
+    @property
+    def depth(self) -> int:
+        """In how many chunks of other jobs the thread is, one inside the other."""
+        return len(self.stints)
 
     @property
     def heard(self) -> bool:

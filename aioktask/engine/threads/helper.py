@@ -124,7 +124,7 @@ class HelperThread:
             if pool.dead:  # it forked, and this is the child
                 end_forked(f"the initializer {name}")
             if raised is not None:
-                raised.with_traceback(beyond_engine(raised.__traceback__))
+                BaseException.with_traceback(raised, beyond_engine(raised.__traceback__))
                 pool.post(helpers.initializer_failed, None, helper, raised, name)
                 raised = None  # no cycle with this frame
                 return False
@@ -411,7 +411,7 @@ class HelperThread:
         pool, state, helper = self._pool, self._state, self._helper
         error = raised.pop() if raised else None
         if error is not None:
-            error.with_traceback(beyond_engine(error.__traceback__))
+            BaseException.with_traceback(error, beyond_engine(error.__traceback__))
             state.out.dropped.append(error)
         if pool.inbox:
             pool.drain()
@@ -542,4 +542,15 @@ def _clear(frame: FrameType) -> None:
 # By what a frame is known to be cleared at present. No lock, since what is cleared may call
 # anything; and no frame, so that nothing keeps one where the removal is struck.
 _clearing: dict[int, object] = {}
+
+
+def _forget() -> None:
+    """In a fork's child. The dictionary may be locked for ever, where there is no GIL."""
+    global _clearing
+    _clearing = {}
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
 _OWN_FILES = {__file__, sys.modules[Stint.__module__].__file__}

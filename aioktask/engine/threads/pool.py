@@ -748,7 +748,7 @@ class Pool:
             else:
                 stint.walk(self.signals)
         except BaseException as error:
-            error.with_traceback(beyond_engine(error.__traceback__))
+            BaseException.with_traceback(error, beyond_engine(error.__traceback__))
             raised.append(error)
         finally:
             local.stint = outer

@@ -38,6 +38,7 @@ def test_a_stretch_is_of_a_size_or_a_piece_no_smaller_than_the_grain_whatever_wa
     for _ in range(60):
         pace = paces[data.draw(st.integers(0, threads - 1))]
         ahead = data.draw(st.integers(0, size))
+        sizes.be_alone(data.draw(st.booleans()))
         chunk, count, number = sizes.pick(pace, left, threads, ahead, cut)
         assert chunk >= grain
         assert chunk % cut == 0
@@ -323,6 +324,30 @@ def test_beside_another_job_chunks_are_short_at_once() -> None:
     sizes.measured(pace, number, chunk * count, 20 * chunk * count)
     sizes.be_alone(True)
     assert sizes.chunk == 1 << 22
+
+
+@pytest.mark.parametrize(
+    ("speeds", "expected"),
+    [
+        ({15: 0.98, 16: 0.98, 17: 0.99}, 16),  # a chunk of 2^17 lasts longer
+        ({15: 0.98, 16: 0.96}, 15),
+        ({15: 0.95, 16: 0.96}, 19),
+        ({17: 1.0}, 19),
+    ],
+)
+def test_beside_another_job_chunks_are_brief_where_such_are_almost_as_good(
+    speeds: dict[int, float], expected: int
+) -> None:
+    """Here those of the size in use last 10 ms, which is short enough where brief ones are slow."""
+    before = settled(1 << 30, best=19, rate=0.05, noise=0.01, speeds=speeds)
+    sizes = before.for_next_run(1 << 30)
+    pace = sizes.new_pace()
+    sizes.be_alone(False)
+    chunk, count, number = sizes.pick(pace, 1 << 30, 2, 0, 1)
+    assert (chunk, number) == (1 << expected, expected)
+    assert count * chunk <= 1 << 19
+    sizes.be_alone(True)
+    assert sizes.pick(pace, 1 << 30, 2, 0, 1)[0] == 1 << 19
 
 
 def test_luck_in_the_choice_of_a_size_is_put_right() -> None:

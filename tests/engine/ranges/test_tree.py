@@ -88,7 +88,7 @@ def reduce_by_makers(
         claims.give_back(position, stop)
         asked[each] = chunks_at_once(position - first, rng.choice([0, (position - first) * 1000]))
         look(tree, team)
-    assert list(tree.waiting) == [(tree.top, 0)]
+    assert list(tree.waiting) == [(tree.top + 1, 0)]
     value: str = tree.value()
     return value
 

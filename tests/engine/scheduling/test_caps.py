@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aioktask.engine.machine.topology import Node, Quota, Topology
-from aioktask.engine.scheduling.caps import Cap, bound_to_one_cpu, process_cap
+from aioktask.engine.scheduling.caps import (
+    Cap,
+    bound_to_one_cpu,
+    process_cap,
+    threads_within,
+    within_share,
+)
 
 QUOTA_FILE = Path("/sys/fs/cgroup/app.slice/cpu.max")
 
@@ -112,3 +118,18 @@ def test_whoever_is_not_bound_to_one_cpu_or_meant_it_is_told_nothing(
     topology: Topology, threads: int | None
 ) -> None:
     assert bound_to_one_cpu(topology, threads) is None
+
+
+@given(threads=st.integers(1, 64), share=st.none() | st.integers(0, 64))
+def test_a_share_of_the_slots_only_lowers_a_cap_and_leaves_one_thread(
+    threads: int, share: int | None
+) -> None:
+    cap = Cap(threads, "the user says so", "user")
+    left = within_share(cap, share)
+    assert left.threads == threads_within(threads, share)
+    assert 1 <= left.threads <= threads
+    if share is None or share >= threads or threads == 1:
+        assert left is cap
+    else:
+        assert left.threads == max(share, 1)
+        assert left.decider == "slots"

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-# What the guest machine keeps between runs: downloads, the unpacked kit, the image.
+# What the tests keep between runs: a guest machine, other interpreters, programs.
 #
 # Guarantees that whatever has its final name is whole: it is made under another name and renamed
 # when it is finished. What a killed run left unfinished is thrown away by the next. One run at a
 # time makes anything; the others wait for it and find it made. Relies on rename(2) within one
 # directory and on flock(2), which the kernel lets go however the holder ends.
-"""The cache directory of the guest machine."""
+"""The cache directories of the tests."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _UNFINISHED = "unfinished-"
 _UNUSED_AFTER = 30 * 24 * 3600
 
 
-def cache_directory() -> Path:
-    """`$AIOKTASK_GUEST_CACHE`, else `aioktask-guest` where the user's caches are."""
-    chosen = os.environ.get("AIOKTASK_GUEST_CACHE")
+def cache_directory(of: str) -> Path:
+    """Of the guest `$AIOKTASK_GUEST_CACHE`, else `aioktask-guest` where the user's caches are."""
+    chosen = os.environ.get(f"AIOKTASK_{of.upper()}_CACHE")
     if chosen:
         return Path(chosen).absolute()
     caches = os.environ.get("XDG_CACHE_HOME")
-    return (Path(caches) if caches else Path.home() / ".cache") / "aioktask-guest"
+    return (Path(caches) if caches else Path.home() / ".cache") / f"aioktask-{of}"
 
 
 @contextlib.contextmanager
