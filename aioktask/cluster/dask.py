@@ -405,15 +405,22 @@ class DaskCarrier:
         elif what == "taken":  # for gone, and the scheduler knows that
             self._lost(worker, *told)
         else:
-            stimulus = told[0]
-            loop = asyncio.get_running_loop()
-            for name, address in list(self._addresses.items()):
-                if address == worker:
-                    why = _why_gone(stimulus)
-                    if stimulus.startswith(RETIRED) or name in self._leaving:
-                        loop.call_later(GRACE_SECONDS, self._lose, name, why)
-                    else:  # the scheduler knows that it is
-                        loop.call_later(0.0, self._lost, name, why)
+            self._gone_from_scheduler(worker, *told)
+
+    def _gone_from_scheduler(self, worker: str, stimulus: str) -> None:
+        """Dask forgot a worker by this address: one that leaves may have something to say still.
+
+        Any other is lost now. That it leaves may come next, and it undoes nothing of what others
+        might do again, since the scheduler, which it asks after that, knows that it is gone.
+        """
+        for name, address in list(self._addresses.items()):
+            if address == worker:
+                why = _why_gone(stimulus)
+                if stimulus.startswith(RETIRED) or name in self._leaving:
+                    loop = asyncio.get_running_loop()
+                    loop.call_later(GRACE_SECONDS, self._lose, name, why)
+                else:
+                    self._lost(name, why)
 
     def _said(self, address: str, name: str, number: int, data: bytes) -> None:
         """Hear what a worker says: the next of it, once, and nothing after it is lost."""

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import os
+import pickle
 import socket
 import sys
 import threading
@@ -28,6 +29,7 @@ from aioktask import failure
 from aioktask.cluster import ClusterCoordinator, ClusterJob, WorkerLost, run_on_cluster
 from aioktask.cluster import dask as carrier
 from aioktask.cluster import dask_workers as there
+from aioktask.cluster.messages import Leaves
 from tests.cluster import work
 from tests.cluster.dasks import Dask, cluster_here, dask_cluster
 from tests.cluster.ledger import Ledger
@@ -246,6 +248,33 @@ async def test_a_worker_is_lost_that_said_what_cannot_be_read(tmp_path: Path) ->
                 await handle
         await eventually(lambda: ledger.said("closed") == 2)
     ledger.check_all_undone()
+
+
+async def test_a_worker_that_says_that_it_leaves_after_dask_forgot_it_is_lost_and_undoes_nothing(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(tmp_path, unit_seconds=0.001)
+    async with cluster_here(2) as (scheduler, client, workers):
+        async with ClusterCoordinator(client, max_threads=1) as coordinator:
+            handle = coordinator.submit(ledger.job(idempotent=True))
+            await eventually(lambda: both_have_done(handle.workers()))
+            own: Any = coordinator._driver.carrier
+            plugins = [worker.plugins[own._id] for worker in workers]
+            ended = plugins[0].station.name
+            address = own._addresses[ended]
+            # What its connection's end does, and what it says next, in one batch of events.
+            scheduler.plugins[own._id].remove_worker(
+                scheduler, address, stimulus_id="handle-worker-cleanup-1.5"
+            )
+            number = plugins[0].number + 1
+            leaves = ["said", address, ended, number, pickle.dumps([Leaves(ended)])]
+            scheduler.log_event(own._id, leaves)
+            report = await handle
+    parts = {part.name: part for part in report.workers}
+    assert parts[ended].lost == "is gone: its connection to the scheduler ended"
+    assert not parts[ended].units
+    assert not ledger.counts("undone")
+    ledger.check_done(twice=True)
 
 
 async def test_a_job_that_begins_after_a_worker_said_that_it_leaves_has_no_part_there() -> None:
