@@ -208,7 +208,7 @@ class DaskCarrier:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._addresses: dict[str, str] = {}  # of workers, by the name that they have here
         self._queues: dict[str, asyncio.Queue[Command | None]] = {}
-        self._leaving: set[str] = set()  # names of those that said that they do
+        self._leaving: set[str] = set()  # names of those that said, or of which Dask did, they do
         self._losing: set[str] = set()  # of those of which the scheduler is being told
         self._heard: dict[str, int] = {}  # the number of what each worker said last
         self._tasks: set[asyncio.Task[None]] = set()
@@ -359,7 +359,8 @@ class DaskCarrier:
             _logger.warning("the worker %r %s: it has no part in jobs", address, why)
             self._hear(Joined(address, host_of(address)))
             self._hear(Lost(address, why, all_heard=True, may_undo=False))
-        if lacking and len(lacking) == len(found):
+        # One that has it may have come since.
+        if lacking and len(lacking) == len(found) and not self._addresses:
             last = next(reversed(lacking))
             self._lose_all(f"could not be told what to run: the worker {last!r} {lacking[last]}")
 
@@ -397,7 +398,7 @@ class DaskCarrier:
     def _event(self, event: tuple[float, Any]) -> None:
         if self._cut:
             return
-        what, worker, *told = event[1]
+        what, worker, *told = event[1]  # the worker by its address where it says that itself
         if what == "heard":
             self._listens.set()
         elif what == "said":
@@ -407,20 +408,18 @@ class DaskCarrier:
         else:
             self._gone_from_scheduler(worker, *told)
 
-    def _gone_from_scheduler(self, worker: str, stimulus: str) -> None:
-        """Dask forgot a worker by this address: one that leaves may have something to say still.
+    def _gone_from_scheduler(self, name: str, stimulus: str) -> None:
+        """Dask forgot a worker: one that leaves may have something to say still.
 
         Any other is lost now. That it leaves may come next, and it undoes nothing of what others
         might do again, since the scheduler, which it asks after that, knows that it is gone.
         """
-        for name, address in list(self._addresses.items()):
-            if address == worker:
-                why = _why_gone(stimulus)
-                if stimulus.startswith(RETIRED) or name in self._leaving:
-                    loop = asyncio.get_running_loop()
-                    loop.call_later(GRACE_SECONDS, self._lose, name, why)
-                else:
-                    self._lost(name, why)
+        why = _why_gone(stimulus)
+        if stimulus.startswith(RETIRED) or name in self._leaving:
+            self._leaving.add(name)
+            asyncio.get_running_loop().call_later(GRACE_SECONDS, self._lose, name, why)
+        else:
+            self._lost(name, why)
 
     def _said(self, address: str, name: str, number: int, data: bytes) -> None:
         """Hear what a worker says: the next of it, once, and nothing after it is lost."""
@@ -536,6 +535,8 @@ class DaskCarrier:
             except Exception as error:
                 # That the plugin was told of the loss tells more, if it is on its way.
                 await self._rest(LOOK_SECONDS)
+                if worker in self._leaving:  # in good order: it has more to say
+                    await self._rest(GRACE_SECONDS)
                 return f"cannot be told anything: {type(error).__name__}: {error}"
             if not told[address]:
                 # It lets go of this coordinator, or closes, and says when it has undone.

@@ -112,9 +112,10 @@ class StationPlugin(WorkerPlugin):  # type: ignore[misc]
                 return False
             await asyncio.sleep(SAY_LOOK_SECONDS)
         ask = getattr(self.worker.scheduler, _question(self.name))
-        asked = ask(address=self.worker.address, station=self.station.name)
+        asked = ask(station=self.station.name)
         try:
-            return not await asyncio.wait_for(asked, SAYING_SECONDS)
+            # Where nobody listens any more Dask answers None: it may have been told before that.
+            return await asyncio.wait_for(asked, SAYING_SECONDS) is False
         except Exception:
             return False
 
@@ -197,28 +198,40 @@ class Watcher(SchedulerPlugin):  # type: ignore[misc]
 
     async def start(self, scheduler: Any) -> None:
         self.scheduler = scheduler
-        self.gone: set[str] = set()  # addresses of those gone otherwise than in good order
         self.heard = True  # by the client, which is there
-        self.lets_go = False
-        self.taken: set[str] = set()  # for gone by the coordinator: names of stations
+        self.letting_go: asyncio.Task[None] | None = None
+        # The scheduler's address of each station, which may have called it otherwise; empty once
+        # it has forgotten that worker.
+        self.stations: dict[str, str] = {}
+        self.gone: set[str] = set()  # stations: forgotten otherwise than in good order, or taken
+        # Of those that let go since they are taken for gone, by the scheduler's address.
+        self.removing: dict[str, asyncio.Task[None]] = {}
         scheduler.handlers[_question(self.name)] = self._is_gone
 
-    def _is_gone(self, address: str, station: str) -> bool:
-        return address in self.gone or station in self.taken
+    def _is_gone(self, station: str) -> bool:
+        return station in self.gone
 
     def log_event(self, topic: str, msg: Any) -> None:
         """Have the scheduler keep none of what was said: the client has been sent it by now."""
-        if topic == self.name and topic in (topics := _topics(self.scheduler)):
+        if topic != self.name:
+            return
+        if topic in (topics := _topics(self.scheduler)):
             topics[topic].truncate()
+        if msg[0] == "said":
+            _, address, station, *_ = msg
+            if station not in self.stations:
+                self.stations[station] = self.scheduler.coerce_address(address)
 
     def add_worker(self, scheduler: Any, worker: str) -> None:
-        self.gone.discard(worker)
+        self.removing.pop(worker, None)
 
     def remove_worker(self, scheduler: Any, worker: str, **how: Any) -> None:
         stimulus = str(how.get("stimulus_id", ""))
-        if not stimulus.startswith(RETIRED):
-            self.gone.add(worker)
-        scheduler.log_event(self.name, ["gone", worker, stimulus])
+        for station in [each for each, address in self.stations.items() if address == worker]:
+            self.stations[station] = ""
+            if not stimulus.startswith(RETIRED):
+                self.gone.add(station)
+            scheduler.log_event(self.name, ["gone", station, stimulus])
 
     def remove_client(self, scheduler: Any, client: str) -> None:
         if client == self.client:
@@ -230,17 +243,40 @@ class Watcher(SchedulerPlugin):  # type: ignore[misc]
         forget(self.name, scheduler)
 
     async def let_go(self, scheduler: Any) -> None:
-        """Have workers let go of the coordinator, if nobody has yet, and end this.
+        """Have workers let go of the coordinator, and end this; whoever asks waits for that.
 
         Where Dask is asked for what was done, it writes a traceback into the scheduler's log.
         """
-        if self.lets_go:
-            return
-        self.lets_go = True
-        with contextlib.suppress(Exception):
-            await scheduler.unregister_worker_plugin(None, self.name)
+        if self.letting_go is None:
+            self.letting_go = asyncio.create_task(self._let_go(scheduler))
+        await asyncio.shield(self.letting_go)
+
+    async def _let_go(self, scheduler: Any) -> None:
+        scheduler.worker_plugins.pop(self.name, None)  # so that workers to come are not given it
+        # Dask's own call for both would be over as soon as one worker cannot be told.
+        others = [each for each in scheduler.workers if each not in self.removing]
+        await self._have_removed(scheduler, others)
+        if self.removing:
+            await asyncio.wait(self.removing.values(), timeout=LEAVING_SECONDS)
         with contextlib.suppress(Exception):
             await scheduler.unregister_scheduler_plugin(self.name)
+
+    async def _have_removed(self, scheduler: Any, workers: list[str]) -> None:
+        """Have these let go of the coordinator, as far as they can be told, and wait for that."""
+        message = {"op": "plugin-remove", "name": self.name}
+        with contextlib.suppress(Exception):
+            await scheduler.broadcast(msg=message, workers=workers, on_error="ignore")
+
+    def take(self, station: str, reason: str) -> None:
+        """Take a worker for gone, have the coordinator hear that, and then the worker let go.
+
+        So it asks before it undoes while the scheduler is there, and frees what it holds.
+        """
+        self.gone.add(station)
+        self.scheduler.log_event(self.name, ["taken", station, reason])
+        if address := self.stations.get(station):
+            removed = self._have_removed(self.scheduler, [address])
+            self.removing[address] = asyncio.create_task(removed)
 
 
 def take_for_gone(name: str, station: str, reason: str, dask_scheduler: Any) -> bool:
@@ -248,8 +284,7 @@ def take_for_gone(name: str, station: str, reason: str, dask_scheduler: Any) -> 
     watcher = dask_scheduler.plugins.get(name)
     if not isinstance(watcher, Watcher) or not watcher.heard:
         return False
-    watcher.taken.add(station)
-    dask_scheduler.log_event(name, ["taken", station, reason])
+    watcher.take(station, reason)
     return True
 
 

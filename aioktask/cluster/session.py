@@ -161,7 +161,9 @@ class Session(Standing):
             orders = self._opened(member, message, now)
         elif isinstance(message, OpenFailed):
             self._members.gone(member, "closed")
-            orders = self._fail(self._told_by(member, message.error), now)
+            orders = []
+            if not self._all_done:  # else it has nothing of the job
+                orders = self._fail(self._told_by(member, message.error), now)
         elif isinstance(message, Lost):
             orders = self._lost(member, message, now)
         elif isinstance(message, Leaves):

@@ -23,7 +23,7 @@ import pytest
 
 pytest.importorskip("distributed", reason="distributed is not installed")
 
-from distributed import Client
+from distributed import Client, Worker
 
 from aioktask import failure
 from aioktask.cluster import ClusterCoordinator, ClusterJob, WorkerLost, run_on_cluster
@@ -189,19 +189,21 @@ async def test_a_coordinator_that_is_left_as_it_begins_leaves_nothing_on_workers
         assert own._id not in scheduler.plugins
 
 
-@pytest.mark.parametrize("what", ["register_worker_plugin", "unregister_worker_plugin"])
+@pytest.mark.parametrize("what", ["register_worker_plugin", "broadcast"])
 async def test_letting_go_that_takes_too_long_goes_on_when_the_coordinator_was_left(
     monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     monkeypatch.setattr(carrier, "ENDING_SECONDS", 0.01)
     async with cluster_here(1) as (scheduler, client, (worker,)):
         before = set(worker.plugins)
-        came, go = held(scheduler, what)
+        if what == "register_worker_plugin":
+            came, go = held(scheduler, what)
         async with ClusterCoordinator(client) as coordinator:
             if what == "register_worker_plugin":
                 await came.wait()
             else:
                 await eventually(lambda: bool(coordinator.snapshot().workers))
+                came, go = held(scheduler, what)
         await came.wait()
         go.set()
         own: Any = coordinator._driver.carrier
@@ -273,6 +275,134 @@ async def test_a_worker_that_says_that_it_leaves_after_dask_forgot_it_is_lost_an
     parts = {part.name: part for part in report.workers}
     assert parts[ended].lost == "is gone: its connection to the scheduler ended"
     assert not parts[ended].units
+    assert not ledger.counts("undone")
+    ledger.check_done(twice=True)
+
+
+async def test_a_worker_that_asks_once_the_coordinator_is_forgotten_undoes_nothing(
+    tmp_path: Path,
+) -> None:
+    ledger, held = Ledger(tmp_path, unit_seconds=0.001), asyncio.Event()
+
+    async def is_dead_for_all_it_knows() -> bool:
+        await held.wait()
+        return False
+
+    async with cluster_here(2) as (scheduler, client, workers):
+        async with ClusterCoordinator(client, max_threads=1) as coordinator:
+            handle = coordinator.submit(ledger.job(idempotent=True))
+            await eventually(lambda: both_have_done(handle.workers()))
+            own: Any = coordinator._driver.carrier
+            workers[0].plugins[own._id]._scheduler_is_dead = is_dead_for_all_it_knows
+            scheduler.stream_comms[workers[0].address].abort()
+            report = await handle
+        assert there._question(own._id) not in scheduler.handlers
+        held.set()
+        await workers[0].finished()
+    assert [part.lost for part in report.workers].count("") == 1
+    assert ledger.said("closed") == 2
+    assert not ledger.counts("undone")
+    ledger.check_done(twice=True)
+
+
+async def test_a_worker_that_is_taken_for_gone_lets_go_while_the_scheduler_can_be_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = Ledger(tmp_path, unit_seconds=0.001)
+    async with cluster_here(2) as (_, client, workers):
+        fail = unreachable(client, monkeypatch)
+        async with ClusterCoordinator(client, max_threads=1) as coordinator:
+            handle = coordinator.submit(ledger.job(idempotent=True))
+            await eventually(lambda: both_have_done(handle.workers()))
+            own: Any = coordinator._driver.carrier
+            lost = handle.workers()[0]
+            fail(lost)
+            await handle
+            await eventually(lambda: ledger.said("closed") == 2)
+            has = {worker.address: own._id in worker.plugins for worker in workers}
+            assert not has.pop(lost.name.rpartition("/")[0])
+            assert list(has.values()) == [True]
+    assert not ledger.counts("undone")
+    ledger.check_done(twice=True)
+    assert [each for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")] == []
+
+
+async def test_a_command_that_fails_as_a_worker_is_retired_leaves_it_time_to_undo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path, unit_seconds=0.001)
+    (tmp_path / "hold-undo").touch()
+    monkeypatch.setattr(carrier, "LOOK_SECONDS", 0.01)
+    async with cluster_here(2) as (_, client, workers):
+        run, ended = client.run, asyncio.Event()
+
+        async def run_until_retired(function: Any, *args: Any, **more: Any) -> Any:
+            if function is carrier.deliver and own._addresses.get(leaves) in more["workers"]:
+                ended.set()
+                raise OSError("planted")
+            return await run(function, *args, **more)
+
+        async with ClusterCoordinator(client, max_threads=1) as coordinator:
+            handle = coordinator.submit(ledger.job())
+            await eventually(lambda: both_have_done(handle.workers()))
+            own: Any = coordinator._driver.carrier
+            leaves = workers[0].plugins[own._id].station.name
+            await client.retire_workers([workers[0].address])
+            await eventually(lambda: ledger.said("undoing") == 1)
+            monkeypatch.setattr(client, "run", run_until_retired)
+            handle.renice(3)  # so that a command goes to both
+            await ended.wait()
+            await asyncio.sleep(20 * carrier.LOOK_SECONDS)  # what it would have been given
+            (tmp_path / "hold-undo").unlink()
+            report = await handle
+    parts = {part.name: part for part in report.workers}
+    assert parts[leaves].lost == "left the cluster"
+    assert not parts[leaves].done
+    ledger.check_done()
+
+
+async def test_where_none_had_the_library_one_that_came_since_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with cluster_here(1) as (_, client, _):
+        run, answered = client.run, asyncio.Event()
+
+        async def run_late(function: Any, *args: Any, **more: Any) -> Any:
+            if function is exec:
+                await eventually(lambda: bool(coordinator.snapshot().workers))
+                answered.set()
+                return {"tcp://1.2.3.4:5": ModuleNotFoundError("planted")}
+            return await run(function, *args, **more)
+
+        monkeypatch.setattr(client, "run", run_late)
+        async with ClusterCoordinator(client) as coordinator:
+            await answered.wait()
+            report = await coordinator.submit(ClusterJob(work.count, 1000, reduce=int.__add__))
+    assert report.value == 1000
+
+
+async def test_a_worker_is_lost_whose_address_has_a_name_where_the_scheduler_has_none(
+    tmp_path: Path,
+) -> None:
+    ledger = Ledger(tmp_path, unit_seconds=0.001)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with cluster_here(1) as (scheduler, client, _):
+        named = Worker(
+            scheduler.address,
+            nthreads=1,
+            port=port,
+            contact_address=f"tcp://localhost:{port}",
+            dashboard_address=":0",
+        )
+        async with named, ClusterCoordinator(client, max_threads=1) as coordinator:
+            handle = coordinator.submit(ledger.job(idempotent=True))
+            await eventually(lambda: both_have_done(handle.workers()))
+            scheduler.stream_comms[f"tcp://127.0.0.1:{port}"].abort()
+            report = await handle
+    lost = {part.name.rpartition("/")[0]: part.lost for part in report.workers if part.lost}
+    assert lost == {f"tcp://localhost:{port}": "is gone: its connection to the scheduler ended"}
     assert not ledger.counts("undone")
     ledger.check_done(twice=True)
 
@@ -425,5 +555,5 @@ async def test_who_is_let_go_of_twice_leaves_no_error_in_the_log_of_the_schedule
             watcher.remove_client(scheduler, client.id)  # as where the program's loop is ended
             assert not there.take_for_gone(name, "w", "is silent", dask_scheduler=scheduler)
             await eventually(lambda: name not in scheduler.plugins)
-        assert not watcher.taken
+        assert not watcher.gone
     assert [each for each in caplog.records if each.levelname in ("ERROR", "CRITICAL")] == []

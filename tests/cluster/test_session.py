@@ -31,6 +31,7 @@ from aioktask.cluster.messages import (
     Lost,
     Message,
     Opened,
+    OpenFailed,
     Run,
     Stretch,
     Undone,
@@ -521,6 +522,37 @@ def test_what_a_worker_that_leaves_has_in_hand_is_not_done_again_where_it_may_be
     session.hear(Lost("leaves", "is gone", all_heard=False, may_undo=True), 0.3)
     assert session.parts()[0].unknown[0].start == run.stretch.start
     assert session.phase != "running"
+
+
+@pytest.mark.parametrize("first", ["closed", "failed"])
+@pytest.mark.parametrize("owned", [False, True])
+def test_a_setup_that_raises_once_all_is_done_fails_nothing(*, owned: bool, first: str) -> None:
+    session = Session("s", a_job(), b"", decision=Decision(), now=0.0, owned=owned)
+    session.start(0.0, [Joined("ready", "here"), Joined("late", "here")])
+    ready, now = (session.name, "ready"), 0.0
+    failed = OpenFailed(session.name, "late", packed_error(OSError("setup")))
+    orders = session.hear(Opened(*ready, 1, 1), now)
+    while not session._all_done:
+        runs = [order for _, order in orders if isinstance(order, Run)]
+        assert runs
+        now, orders = now + 1.0, []
+        for run in runs:
+            lease, done = run.stretch.lease, (run.stretch.range,)
+            session.hear(Began(*ready, lease), now)
+            orders += session.hear(Ended(*ready, lease, "done", done=done, seconds=1.0), now)
+    if owned:
+        assert session.phase == "settled"
+        session.hear(failed, now)
+        session.commit(now)
+        session.hear(Closed(*ready), now)
+    else:
+        last = [failed, Closed(*ready)] if first == "failed" else [Closed(*ready), failed]
+        for message in last:
+            session.hear(message, now)
+    assert session.over
+    assert session.outcome is not None
+    assert session.outcome.error is None
+    assert session.outcome.report is not None
 
 
 def test_a_worker_that_makes_its_data_is_not_waited_for_at_the_end() -> None:
