@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.dasks import Dask, dask_cluster
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
     """Two workers, w0 and w1, for tests that kill nothing and leave nothing behind."""
     with dask_cluster(tmp_path_factory.mktemp("dask"), 2) as dask:
