@@ -12,6 +12,7 @@ import asyncio
 import gc
 import mmap
 import statistics
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -36,7 +37,7 @@ from aioktask.bench.memory import anonymous, fitting, populate_plainly
 from aioktask.bench.pictures import PAUSES
 from aioktask.bench.promises import Result
 from aioktask.figures.measure import turns
-from aioktask.figures.table import Table, number, render, size_text
+from aioktask.figures.table import WIDTH, Table, number, render, size_text
 from aioktask.tune.machine import info, machine_text
 
 __all__ = ["demo"]
@@ -82,7 +83,8 @@ def demo(*, quick: bool = False, say: Callable[[str], object] = print) -> Result
         quick: On little data, in some seconds, to see that it works.
         say: Called with each part of what is shown.
     """
-    say(f"aioktask demo: {max_threads()} helpers on {machine_text(info())}\n")
+    head = f"aioktask demo: {max_threads()} helpers on {machine_text(info())}"
+    say(textwrap.fill(head, WIDTH, subsequent_indent="  ") + "\n")
     return asyncio.run(_demo(quick, say))
 
 

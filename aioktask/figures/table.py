@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 
-__all__ = ["Table", "number", "render", "size_text"]
+__all__ = ["WIDTH", "Table", "number", "render", "size_text"]
 
 WIDTH = 96
 

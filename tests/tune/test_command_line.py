@@ -25,6 +25,7 @@ import aioktask
 from aioktask.__main__ import main, size
 from aioktask.bench.pictures import pictures
 from aioktask.bench.promises import Result
+from aioktask.demo import demo
 
 ROOT = Path(aioktask.__file__).parents[1]
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -452,6 +453,20 @@ def test_demo_shows_every_way_and_leaves_nothing_half_done() -> None:
     for chunks, undone, left, still_set in (cancelled[-4:], failed[-4:]):
         assert 0 < int(undone) <= int(chunks)
         assert (left, still_set) == ("0", "0")
+
+
+def test_demo_keeps_to_its_width_whatever_the_machine_is_called(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def nothing_more(quick: bool, say: object) -> None:
+        pass
+
+    monkeypatch.setattr("aioktask.demo._demo", nothing_more)
+    monkeypatch.setattr("aioktask.demo.machine_text", lambda facts: "64 CPUs (a processor)" * 7)
+    said: list[str] = []
+    demo(say=said.append)
+    assert " ".join(said[0].split()).count("64 CPUs") == 7
+    assert max(map(len, said[0].splitlines())) <= 96
 
 
 def test_demo_says_what_a_kernel_cannot_do(
