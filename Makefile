@@ -32,7 +32,7 @@ SCREENSHOTS := $(VENV)/group-screenshots
 TESTS := $(VENV)/group-tests
 
 .DEFAULT_GOAL := test
-.PHONY: help check demo test test-long test-switching browser cluster soak sweep sweep-sampled test-pythons guest lint format types layers doctest docs pictures screenshots examples bench clean
+.PHONY: help check demo test test-programs test-long test-switching browser cluster soak sweep sweep-sampled test-pythons guest lint format types layers doctest docs pictures screenshots examples bench clean
 
 # Two installs into one environment at a time would break it.
 .NOTPARALLEL:
@@ -46,8 +46,16 @@ check: lint types layers $(TESTS)  ## before a commit: lint, types, layers, the 
 demo: $(BENCH)  ## what the library is for, as a table
 	$(IN_VENV) -m aioktask demo $(ARGS)
 
+# Tests of programs, half of the time of all: commands, servers, clusters, interpreters that are forked,
+# end, or are struck, and are looked at from outside.
+PROGRAMS := bench interruption process top tune cluster/test_dask.py cluster/test_dask_lost.py \
+	cluster/test_processes.py support/test_guest_reports.py web/test_page_servers.py web/test_servers.py
+
 test: $(TESTS)  ## the everyday tests
-	$(PYTEST) $(ARGS)
+	$(PYTEST) $(PROGRAMS:%=--ignore=tests/%) $(ARGS)
+
+test-programs: $(TESTS)  ## tests that start programs of their own
+	$(PYTEST) $(PROGRAMS:%=tests/%) $(ARGS)
 
 # What is marked slow, with long hypothesis runs: 15 minutes a test at most, 30 in all.
 test-long: $(TESTS)  ## the slow ones, with long hypothesis runs

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-SECONDS = 45  # after so many no further module is begun: the rest is left to `make test`
+SECONDS = 45  # after so many no further module is begun: the rest is left to other commands
 
 NO_TESTS = 5  # pytest's status where a module has slow tests only
 
@@ -61,7 +61,7 @@ def main() -> int:
     pytest = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header"]
     for number, test in enumerate(tests):
         if time.monotonic() - begun > SECONDS:
-            print(f"left to `make test`: {' '.join(tests[number:])}")
+            print(f"left to `make test` and `make test-programs`: {' '.join(tests[number:])}")
             break
         status = subprocess.call([*pytest, test, *sys.argv[1:]])
         if status not in (0, NO_TESTS):
