@@ -100,6 +100,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     asked = parser.parse_args(arguments)
     try:
+        status = _run(parser, asked)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Nobody reads any more, as after `| head`; nothing is left for the exit to write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return status
+
+
+def _run(parser: _Parser, asked: argparse.Namespace) -> int:
+    try:
         current_pool()  # AIOKTASK_MAX_THREADS may be nonsense
         if asked.command == "plan":
             made = plan(_planned_job(asked))
@@ -357,9 +368,6 @@ def _top(parser: _Parser, asked: argparse.Namespace) -> int:
         parser.exit(1, f"{parser.prog}: {error}\n")
     except KeyboardInterrupt:  # the way to end it
         pass
-    except BrokenPipeError:
-        # Nobody reads any more, as after `| head`; nothing is left for the exit to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

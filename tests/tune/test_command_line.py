@@ -439,6 +439,22 @@ def test_tune_shows_its_figures_even_if_the_picture_cannot_be_written(
 # demo
 
 
+@pytest.mark.parametrize(
+    "arguments", [["info"], ["plan", "1000"], ["demo", "--quick"], ["bench", "overhead", "--quick"]]
+)
+def test_a_command_ends_quietly_when_nobody_reads_what_it_prints(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "aioktask", *arguments]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read().splitlines()
+        assert process.wait(100) == 0
+    assert [line for line in said if not line.startswith("... ")] == []
+
+
 def test_demo_shows_every_way_and_leaves_nothing_half_done() -> None:
     ended = run("demo", "--quick")
     assert (ended.returncode, ended.stderr) == (0, "")
