@@ -329,9 +329,15 @@ def _persisted(array: Any, layout: _Layout) -> Client:
     return client
 
 
+# Blocks are put together without it, and it could be written to.
+MASKED = "array is a masked array, whose mask would be lost: use da.ma.getdata or da.ma.filled"
+
+
 def _read_only(block: Any) -> Any:
     if not isinstance(block, np.ndarray):
         return block
+    if isinstance(block, np.ma.MaskedArray):  # Dask was told otherwise
+        raise TypeError(MASKED)
     view = block.view()
     view.flags.writeable = False
     return view
@@ -377,6 +383,8 @@ def _layout(array: Any, units: Units) -> _Layout:
         raise TypeError(f"array must be a dask.array.Array, got {type(array).__name__}")
     if units not in ("rows", "blocks"):
         raise ValueError(f"units must be 'rows' or 'blocks', got {units!r}")
+    if isinstance(array._meta, np.ma.MaskedArray):
+        raise TypeError(MASKED)
     if not array.ndim:
         raise ValueError("array must have an axis, got one value")
     if any(math.isnan(length) for lengths in array.chunks for length in lengths):

@@ -168,6 +168,7 @@ class Fleet:
             self._driver.begin()
         except BaseException:
             self._state = "closed"
+            self._driver.end()  # again: a Ctrl-C may have come as it had begun
             raise
 
     async def _end_all(self, error: BaseException) -> None:

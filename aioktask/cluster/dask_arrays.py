@@ -122,7 +122,7 @@ class _Block:
         self.__name__ = name_of(fn)  # what Dask's pages show
 
     def __call__(self, *blocks: Array) -> Array:
-        if blocks[0].shape[self.axis] == 0:
+        if all(each.shape[self.axis] == 0 for each in blocks):  # else their lengths differ
             return np.empty(blocks[0].shape if self.shape is None else self.shape, self.dtype)
         job = apply(self.fn, *blocks, axis=self.axis, **self.options)
         made = _value(job)

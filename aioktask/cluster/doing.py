@@ -23,6 +23,7 @@ from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.snapshots import why_it_waits
 from aioktask.engine.ranges.undo import merge, subtract
 from aioktask.engine.state.current import current_chunk
+from aioktask.engine.state.stint import check_done
 from aioktask.errors import JobCancelled
 from aioktask.job import Job, told_of
 
@@ -274,6 +275,7 @@ def _chunk_function(
             value = fn(start, stop, data)
             if leaves is None:
                 return value
+            check_done(value, "fn", kit.name)
             current_chunk().advance(stop)  # where `reduce` raises, this is done all the same
             leaves.take_leaf(start, value)
             return None

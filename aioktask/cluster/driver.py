@@ -156,6 +156,7 @@ class Driver:
             self._thread.start()
         except BaseException:
             self.ended.set()
+            self.end()  # it may run, where a Ctrl-C came as it had begun
             raise
         try:
             self._carrier_begun = True

@@ -132,6 +132,8 @@ def run_local_cluster(
         refused = _refused_by_the_system(error)
         if refused is None:
             raise
+        if refused.errno is None:  # Dask's own, of a time that was up
+            raise OSError(str(error)) from error
         raise OSError(refused.errno, refused.strerror) from error
     with started as cluster:
         say(f"scheduler:  {cluster.scheduler_address}")

@@ -41,6 +41,9 @@ from aioktask.engine.api.process import configure, max_threads, tunables
 from aioktask.engine.api.submission import needed_loop
 from aioktask.engine.raised import told_of_error
 
+if sys.platform != "win32":
+    import fcntl
+
 __all__ = ["ProcessCarrier", "ProcessCoordinator", "run_in_processes"]
 
 T = TypeVar("T")
@@ -179,9 +182,9 @@ class ProcessCarrier:
             f"process-{number}": _Process(f"process-{number}", threads)
             for number in range(1, count + 1)
         }
+        _live.add(self)  # before it begins: a child that is forked must not keep its pipes open
 
     def begin(self, hear: Callable[[Message], None]) -> None:
-        _live.add(self)
         try:
             for worker in self.workers.values():
                 hear(Joined(worker.name, "localhost"))
@@ -234,7 +237,8 @@ class _Process:
     def __init__(self, name: str, threads: int) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
-        self._connection, self._theirs = context.Pipe()
+        self._connection, theirs = context.Pipe()
+        self._theirs = _above_standard(theirs)
         # Something comes by this where the wait for the worker is limited from now on.
         self._woken, self._wake = context.Pipe(duplex=False)
         options = {"share": tunables()["share"], "give_way": tunables()["give_way"]}
@@ -322,7 +326,8 @@ class _Process:
             # It may wait for ever where a child of the worker has the other end of the pipe.
             sender.join(STOPPING_SECONDS)
         self._woken.close()
-        self._process.close()
+        with contextlib.suppress(ValueError):  # SIGCHLD is ignored, so the system kept no status
+            self._process.close()
 
     def _left(self) -> float | None:
         """How long it may go on, in seconds; None for any time."""
@@ -379,6 +384,18 @@ class _Process:
         """In a forked child: have no part in it, and do not keep the pipe open."""
         with contextlib.suppress(OSError):
             self._connection.close()
+
+
+def _above_standard(connection: Connection) -> Connection:
+    """The same, by a descriptor above those of the standard streams, which may be closed here.
+
+    The worker has it under this number, and would print into it.
+    """
+    if sys.platform == "win32" or connection.fileno() > 2:
+        return connection
+    moved = fcntl.fcntl(connection.fileno(), fcntl.F_DUPFD_CLOEXEC, 3)
+    connection.close()
+    return Connection(moved)
 
 
 def _ends_in_a_message(error: OSError) -> bool:

@@ -36,6 +36,7 @@ from aioktask.cluster.stream_handle import ClusterStreamHandle, StreamState, Str
 from aioktask.cluster.stream_worker import call, stop_calls, threads
 from aioktask.engine.api import elsewhere
 from aioktask.engine.raised import told_of_error
+from aioktask.engine.state.record import raisable
 from aioktask.errors import JobCancelled, Overloaded
 from aioktask.streams._consumer import Options
 from aioktask.streams._scope import close_iterator
@@ -329,7 +330,7 @@ class ClusterStream(Generic[R]):
                 error = self._failure
         self._over = True
         try:
-            raise StopAsyncIteration if error is None else error
+            raise StopAsyncIteration if error is None else raisable(error, "fn, or the source,")
         finally:
             del error
 

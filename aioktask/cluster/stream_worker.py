@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from aioktask.cluster.packing import packed, packed_error
@@ -46,9 +46,9 @@ async def call(
         return pickle.dumps(("dropped", None))
     try:
         called = run(_function(fn), pickle.loads(item), nice=nice, name=name)
-    except Exception as error:
+    except BaseException as error:
         return pickle.dumps(("error", packed_error(error)))
-    task = asyncio.get_running_loop().create_task(called)
+    task = asyncio.get_running_loop().create_task(_told(called))
     running = _running.setdefault(place, set())
     running.add(task)
     try:
@@ -60,13 +60,23 @@ async def call(
             _running.pop(place, None)
     if task.cancelled():
         return pickle.dumps(("dropped", None))
-    raised = task.exception()
+    value, raised = task.result()
     if raised is None:
         try:
-            return pickle.dumps(("value", packed(task.result())))
-        except TypeError as refused:
+            return pickle.dumps(("value", packed(value)))
+        except BaseException as refused:
             raised = refused
     return pickle.dumps(("error", packed_error(raised)))
+
+
+async def _told(called: Coroutine[Any, Any, Any]) -> tuple[Any, BaseException | None]:
+    """What this returned, or raised. A SystemExit that left its task would end the worker."""
+    try:
+        return await called, None
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
+        return None, error
 
 
 def stop_calls(token: str, dask_worker: Any) -> None:

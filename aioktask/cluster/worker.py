@@ -45,6 +45,7 @@ from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.process import max_threads, tunables
 from aioktask.engine.ranges.undo import merge, subtract
+from aioktask.engine.state.stint import check_done
 from aioktask.job import Job
 
 __all__ = ["Station", "here"]
@@ -359,7 +360,7 @@ class _Part:
 
         def undo_piece(start: int, stop: int) -> None:
             try:
-                undo(start, stop, data)
+                check_done(undo(start, stop, data), "undo", kit.name)
             except BaseException as error:
                 failed.append((range(start, stop), error))
 

@@ -136,7 +136,7 @@ async def test_further_exceptions_are_kept() -> None:
     assert told.unknown == (range(2),)
 
 
-@pytest.mark.parametrize("misread", [StopIteration, asyncio.CancelledError])
+@pytest.mark.parametrize("misread", [StopIteration, StopAsyncIteration, asyncio.CancelledError])
 async def test_what_the_waiter_would_misread_becomes_a_runtime_error(
     misread: type[BaseException],
 ) -> None:

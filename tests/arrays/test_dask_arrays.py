@@ -143,6 +143,16 @@ def test_blocks_without_rows_and_of_unknown_length_are_taken(numbers: Any) -> No
     assert (few.compute() == sums(numbers[numbers[:, 0] > 0.5])).all()
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_blocks_of_unknown_length_that_do_not_fit_are_refused(*, swapped: bool) -> None:
+    three = da.from_array(np.array([-1.0, -1, -1, 1, 2, 3]), chunks=3)
+    five = da.from_array(np.array([-1.0, 4, 5, 6, 7, 8]), chunks=3)
+    given = [three[three > 0], five[five > 0]]
+    lazy = arrays.apply(np.add, *(reversed(given) if swapped else given))
+    with pytest.raises(ValueError, match="length"):
+        lazy.compute(scheduler="synchronous")
+
+
 def test_a_function_that_does_not_take_a_row_of_ones_needs_meta() -> None:
     matrices = RNG.random((40, 3, 3)) + np.eye(3)
     lazy = da.from_array(matrices, chunks=(10, 3, 3))

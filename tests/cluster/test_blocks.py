@@ -205,6 +205,14 @@ async def test_what_is_no_persisted_dask_array_is_refused(client: Any) -> None:
         blocks_of(lazy)
 
 
+async def test_masked_arrays_are_refused_whose_mask_would_be_lost() -> None:
+    masked = np.ma.masked_array(np.arange(4.0), mask=[0, 1, 0, 1])
+    with pytest.raises(TypeError, match=r"masked array.*da\.ma\.filled"):
+        homes_of(da.from_array(masked, chunks=2))
+    with pytest.raises(TypeError, match="masked array"):  # behind a meta that is none
+        asked._read_only(masked)
+
+
 async def test_units_that_are_rows_here_and_blocks_there_are_refused(client: Any) -> None:
     array = client.persist(da.from_array(NUMBERS, chunks=(500, 3)))
     setup = blocks_of(array, units="blocks")

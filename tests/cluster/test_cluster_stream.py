@@ -137,6 +137,49 @@ async def test_an_error_arrives_in_its_items_place_and_ends_the_stream(client: A
     assert "in fail_at_7" in notes
 
 
+def exit_at_three(number: int) -> int:
+    if number == 3:
+        raise SystemExit(7)
+    return number
+
+
+async def test_an_exit_in_an_item_is_its_error_and_no_worker_ends(client: Any) -> None:
+    before = set(client.scheduler_info()["workers"])
+    values: list[int] = []
+    with pytest.raises(SystemExit):
+        await collect(map_ordered(exit_at_three, range(10), on=client), values)
+    assert values == [0, 1, 2]
+    async with map_ordered(square, range(4), on=client) as results:
+        assert [value async for value in results] == [0, 1, 4, 9]
+    assert set(client.scheduler_info()["workers"]) == before
+
+
+def end_at_three(number: int) -> int:
+    if number == 3:
+        raise StopAsyncIteration
+    return number
+
+
+def ends_otherwise() -> Iterator[int]:
+    class Source:
+        def __iter__(self) -> Any:
+            return self
+
+        def __next__(self) -> int:
+            raise StopAsyncIteration
+
+    return Source()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("who", ["fn", "source"])
+async def test_what_would_be_taken_for_the_end_of_the_stream_is_an_error(
+    client: Any, who: str
+) -> None:
+    source = range(10) if who == "fn" else ends_otherwise()
+    with pytest.raises(RuntimeError, match="raised StopAsyncIteration"):
+        await collect(map_ordered(end_at_three, source, on=client), [])
+
+
 async def test_errors_may_be_values(client: Any) -> None:
     async with map_ordered(fail_at_7, range(20), on=client, errors="yield") as results:
         values = [value async for value in results]

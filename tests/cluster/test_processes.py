@@ -493,6 +493,65 @@ def pid_of(coordinator: ProcessCoordinator, name: str) -> int:
     return pid
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork(2)")
+def test_a_child_that_is_forked_before_the_workers_start_keeps_no_pipe_open() -> None:
+    coordinator = ProcessCoordinator(1)
+    (worker,) = coordinator._driver.carrier.workers.values()  # type: ignore[attr-defined]
+    end = worker._connection.fileno()
+    child = os.fork()
+    if not child:
+        try:
+            os.fstat(end)
+        except OSError as error:
+            os._exit(error.errno or 0)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == errno.EBADF
+    with coordinator:
+        assert coordinator.submit(ClusterJob(work.count, 10, reduce=int.__add__)).result()
+
+
+CLOSED = """
+import sys
+from aioktask.cluster import ClusterJob, ProcessCoordinator
+
+def chunk(start, stop, data):
+    print("said", flush=True)
+
+if __name__ == "__main__":
+    with ProcessCoordinator(1, max_threads=1) as coordinator:
+        coordinator.submit(ClusterJob(chunk, 10, chunk=1)).result()
+    open(sys.argv[1], "w").write("through")
+"""
+
+
+def test_what_a_worker_prints_does_not_go_into_its_pipe_where_streams_are_closed(
+    tmp_path: Path,
+) -> None:
+    program, through = tmp_path / "program.py", tmp_path / "through"
+    program.write_text(CLOSED)
+    command = ["sh", "-c", 'exec "$0" "$@" <&- >&-', sys.executable, program, through]
+    subprocess.run(command, check=True, timeout=60, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    assert through.read_text() == "through"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGCHLD"), reason="SIGCHLD")
+def test_no_worker_is_taken_for_unknown_where_sigchld_is_ignored() -> None:
+    program = """if True:
+        import signal
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+        from aioktask.cluster import ClusterJob, ProcessCoordinator
+        from tests.cluster import work
+
+        if __name__ == "__main__":
+            with ProcessCoordinator(1) as coordinator:
+                coordinator.submit(ClusterJob(work.count, 10, reduce=int.__add__)).result()
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="SIGSTOP")
 def test_a_worker_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "ENDING_SECONDS", 0.2)

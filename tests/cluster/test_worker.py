@@ -330,6 +330,39 @@ def test_an_undo_that_raises_keeps_its_part_alone() -> None:
     bench.close()
 
 
+def undoes_later(start: int, stop: int, data: object) -> Any:
+    return (each for each in range(start, stop))
+
+
+def test_an_undo_that_does_its_work_later_has_not_undone() -> None:
+    bench = Bench(ClusterJob(work.count, 100, undo=undoes_later, name="later"))
+    bench.hear(Opened)
+    bench.run(0, 100)
+    bench.hear(Began)
+    bench.hear(Ended)
+    bench.station.obey(Undo("s"))
+    told = bench.hear(Undone)
+    assert (told.undone, told.kept) == ((), (range(100),))
+    assert "undo of the job 'later' returned a generator" in str(
+        unpacked_error(told.errors[0], "w")
+    )
+    bench.close()
+
+
+def awaits_later(start: int, stop: int, data: object) -> Any:
+    return (each for each in range(start, stop))
+
+
+def test_a_value_of_a_reduce_that_is_work_to_be_done_is_refused() -> None:
+    bench = Bench(ClusterJob(awaits_later, 100, reduce=work.add, chunk=100, name="later"))
+    bench.hear(Opened)
+    bench.run(0, 100)
+    bench.hear(Began)
+    (error,) = bench.hear(Ended).errors
+    assert "fn of the job 'later' returned a generator" in str(unpacked_error(error, "w"))
+    bench.close()
+
+
 def test_a_setup_that_raises_is_told_and_the_session_is_gone() -> None:
     bench = Bench(ClusterJob(work.count, 100, setup=work.fail_in_setup))
     assert isinstance(unpacked_error(bench.hear(OpenFailed).error, "w"), ValueError)

@@ -463,12 +463,13 @@ def what_is_left(run: Run) -> str:
 def raisable(error: BaseException, raiser: str = "the job's function") -> BaseException:
     """`error`, or a RuntimeError in its place where it would be misread when a waiter raises it.
 
-    A StopIteration or GeneratorExit would end the waiter's coroutine, and a loop's cancellation
-    would read as one of the waiter.
+    A StopIteration, StopAsyncIteration or GeneratorExit would end the waiter's coroutine or
+    iterator, and a loop's cancellation would read as one of the waiter.
     """
     trio = imported("trio")
     misread: tuple[type[BaseException], ...] = (
         StopIteration,
+        StopAsyncIteration,
         GeneratorExit,
         asyncio.CancelledError,
     )
