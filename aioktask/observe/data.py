@@ -11,12 +11,16 @@ from typing import Any
 
 from aioktask.status import JobStatus, Snapshot
 
-__all__ = ["as_data", "snapshot_data"]
+__all__ = ["as_data", "cut", "snapshot_data"]
 
 # So many jobs are told one by one: more than anybody looks at, in half a megabyte. And so many of
 # the workers that they have in other processes, all together.
 MOST_JOBS = 1000
 MOST_WORKERS = 2000
+
+# So long may a text be, as the name of a job: a request that has its query for a name must not make
+# the process unreadable.
+MOST_TEXT = 400
 
 # Attributes of which there may be many.
 ROWS = ("jobs", "ended", "helpers")
@@ -39,6 +43,15 @@ def as_data(value: object) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
+
+
+def cut(text: str) -> str:
+    """A text, or as much of it as is told.
+
+    >>> cut("a" * 1000)[-5:], len(cut("a" * 1000))
+    ('aaaa…', 400)
+    """
+    return text if len(text) <= MOST_TEXT else f"{text[: MOST_TEXT - 1]}…"
 
 
 def snapshot_data(
@@ -90,6 +103,7 @@ def _rows(values: Iterable[object], pause: Callable[[], object] | None) -> list[
             each = dataclasses.replace(each, workers=())
         row = as_data(each)
         row.pop("workers", None)
+        row.update({name: cut(text) for name, text in row.items() if isinstance(text, str)})
         found.append(row)
         if pause is not None:
             pause()

@@ -46,7 +46,7 @@ from aioktask.engine.events import Event, EventKind
 from aioktask.engine.tunables import NO_SHARE
 from aioktask.observe.command import this_command
 from aioktask.observe.courtesy import Courtesy
-from aioktask.observe.data import snapshot_data
+from aioktask.observe.data import cut, snapshot_data
 from aioktask.status import Snapshot
 
 __all__ = [
@@ -87,7 +87,7 @@ MOST_ASKED = 32
 # So many pieces of advice are kept, the last ones.
 MOST_ADVICE = 50
 
-_PEER = struct.Struct("3i")  # pid, uid, gid: see SO_PEERCRED in socket(7)
+_PEER = struct.Struct("iII")  # pid, uid, gid: see SO_PEERCRED in socket(7)
 
 
 def directory(share: str | None = None) -> Path:
@@ -132,12 +132,18 @@ class _Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
     def get_request(self) -> tuple[Any, Any]:
         try:
             return super().get_request()
-        except OSError:  # descriptors are short: who asks stays in the queue, and this comes again
-            time.sleep(SHORTAGE_SECONDS)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # else it was closed
+                # Descriptors are short: who asks stays in the queue, and this comes again.
+                time.sleep(SHORTAGE_SECONDS)
             raise
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        return _is_own(request)
+        try:
+            return _is_own(request)
+        except BaseException:
+            self.shutdown_request(request)
+            raise
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Nothing: who asked went away, and nobody else is to be told."""
@@ -150,6 +156,8 @@ class _Handler(socketserver.StreamRequestHandler):
 
     def handle(self) -> None:
         line = self.rfile.readline(MOST_REQUEST)
+        if self._nobody_waits():
+            return
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
@@ -158,6 +166,19 @@ class _Handler(socketserver.StreamRequestHandler):
         except (TypeError, ValueError, LookupError, RecursionError) as error:
             reply = {"error": f"{type(error).__name__}: {error}"}
         self.wfile.write(b"".join(_lines_of(reply)))
+
+    def _nobody_waits(self) -> bool:
+        """Whether who asked went away, and has been told that there was no answer.
+
+        So it is where this process was stopped meanwhile. A job must not be cancelled after that.
+        """
+        try:
+            self.connection.setblocking(False)
+            return not self.connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        finally:
+            self.connection.settimeout(self.timeout)
 
 
 def _lines_of(reply: Mapping[str, object]) -> Iterator[bytes]:
@@ -255,9 +276,20 @@ class Publisher:
         with contextlib.suppress(FileNotFoundError):
             beginning.unlink()  # of a process that had this number before
         self._server = _Server(os.fspath(beginning), self.answer)
-        beginning.rename(self.path)
+        try:
+            self._inode = beginning.lstat().st_ino
+            beginning.rename(self.path)
+            threading.Thread(target=self._serve, name="aioktask published", daemon=True).start()
+        except BaseException as error:
+            self._closed = True
+            self._server.server_close()
+            for path in (beginning, self.path):
+                _unlink(path, self._inode)
+            if type(error) is RuntimeError:  # so Python says what the system refused
+                what = "the system starts no thread to answer by"
+                raise OSError(errno.EAGAIN, what, os.fspath(self.path)) from error
+            raise
         keep_history()
-        threading.Thread(target=self._serve, name="aioktask published", daemon=True).start()
 
     def __repr__(self) -> str:
         return f"<Publisher at {self.path}{': closed' if self._closed else ''}>"
@@ -265,7 +297,10 @@ class Publisher:
     def _serve(self) -> None:
         # Not by `serve_forever`, which comes by several times a second for nothing.
         while not self._closed:
-            self._server.handle_request()
+            try:
+                self._server.handle_request()
+            except Exception:  # memory is short: who asks stays in the queue
+                time.sleep(SHORTAGE_SECONDS)
         self._server.server_close()
 
     def answer(self, request: Mapping[str, Any]) -> object:
@@ -304,7 +339,7 @@ class Publisher:
                         "thread": each.thread,
                         "depth": each.depth,
                         "job": each.run,
-                        "name": each.name,
+                        "name": cut(each.name),
                         "kind": each.kind,
                         "lent": each.lent,
                         "start": each.start / 1e9,
@@ -322,23 +357,32 @@ class Publisher:
         if text:
             key = event.kind.value, event.job
             self._advice.pop(key, None)
-            self._advice[key] = {"event": event.kind.value, "job": event.job, "text": text}
+            self._advice[key] = {
+                "event": event.kind.value,
+                "job": cut(event.job),
+                "text": cut(text),
+            }
             while len(self._advice) > MOST_ADVICE:
                 self._advice.popitem(last=False)
 
     def close(self) -> None:
         """Tell nothing any more. May be called again."""
-        if self._closed:
-            return
-        self._closed = True
-        if _publishers.get("publisher") is self:
-            del _publishers["publisher"]
-        keep_history(keep=False)
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ANSWER_SECONDS)
-            connection.connect(os.fspath(self.path))  # so that its thread finds out
+        # Not beside one that is made, which begins the history that this one ends. Not for long: a
+        # signal handler may have come into that.
+        locked = _making.acquire(timeout=ANSWER_SECONDS)
+        try:
+            if self._closed:
+                return
+            self._closed = True
+            if _publishers.get("publisher") is self:
+                del _publishers["publisher"]
+            keep_history(keep=False)
+            _unlink(self.path, self._inode)
+        finally:
+            if locked:
+                _making.release()
         with contextlib.suppress(OSError):
-            self.path.unlink()
+            self._server.socket.shutdown(socket.SHUT_RDWR)  # so that its thread finds out
 
     def forget(self) -> None:
         """In a fork's child: have no part in the parent's socket."""
@@ -376,6 +420,14 @@ def _advice_now(found: Snapshot) -> Iterator[dict[str, object]]:
                 f"CPUs that it may use: {limits.reason}"
             ),
         }
+
+
+def _unlink(path: Path, inode: int) -> None:
+    """Take a socket away, unless that is another one by now."""
+    with contextlib.suppress(OSError):
+        found = path.lstat()
+        if found.st_ino == inode and stat.S_ISSOCK(found.st_mode):
+            path.unlink()
 
 
 _publishers: dict[str, Publisher] = {}  # the one there is
@@ -539,6 +591,7 @@ def _ask(path: Path, request: Mapping[str, object], seconds: float, until: float
     pid = int(path.stem)
     late = f"it did not answer in {seconds:.3g} s: it hangs, or is stopped"
     try:
+        inode = path.lstat().st_ino
         with socket.socket(socket.AF_UNIX) as connection:
             _wait_until(connection, until)
             connection.connect(os.fspath(path))
@@ -546,10 +599,10 @@ def _ask(path: Path, request: Mapping[str, object], seconds: float, until: float
                 return Told(pid, None, "its socket is another user's")
             connection.sendall(json.dumps(dict(request)).encode() + b"\n")
             reply = _read_all(connection, until)
-    except (ConnectionRefusedError, FileNotFoundError):
-        with contextlib.suppress(OSError):
-            if path.is_socket():  # nobody will ever listen there again
-                path.unlink()
+    except FileNotFoundError:
+        return Told(pid, None, "it is gone", gone=True)
+    except ConnectionRefusedError:
+        _unlink(path, inode)  # nobody will ever listen there again
         return Told(pid, None, "it is gone", gone=True)
     except (TimeoutError, BlockingIOError):  # or so many wait there that no more can
         return Told(pid, None, late)

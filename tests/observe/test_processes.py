@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -180,6 +182,32 @@ def test_a_stopped_and_a_killed_process_are_told_as_such_and_hold_nobody_up(
     children[1].process.wait()
     assert by_pid(ask_all())[children[1].pid].problem == "it is gone"
     assert set(by_pid(ask_all())) == {children[0].pid}
+
+
+def test_a_change_that_was_told_as_failed_is_not_made_later(children: list[Child]) -> None:
+    pid = children[0].pid
+    (job,) = by_pid(ask_all())[pid].answer["jobs"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        told = ask(pid, {"do": "cancel", "number": job["number"]}, seconds=0.1)
+        assert "hangs, or is stopped" in told.problem
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for _ in range(3):  # what waited at the socket is through before this is answered
+        assert jobs_of(by_pid(ask_all())[pid]) == [("one", "one")]
+
+
+def test_a_process_is_read_whatever_its_jobs_are_called() -> None:
+    publisher = publish()
+    try:
+        for _ in range(3):
+            run_multithreaded_sync(Job(lambda start, stop: None, 1, name="x" * (MOST_LINE + 1)))
+        told = ask(os.getpid(), {"do": "snapshot", "history": 60.0})
+        assert told.problem == ""
+        assert {len(each["name"]) for each in told.answer["ended"]} == {400}
+        assert {len(each["name"]) for each in told.answer["history"]} == {400}
+    finally:
+        publisher.close()
 
 
 def test_a_change_goes_to_the_process_that_it_is_for(children: list[Child]) -> None:
@@ -381,6 +409,71 @@ def test_closing_ends_the_thread_and_removes_the_socket() -> None:
     thread.join(PATIENCE)
     assert not thread.is_alive()
     assert ask_all() == []
+
+
+def test_closing_ends_the_thread_though_somebody_took_the_socket_away() -> None:
+    publisher = publish()
+    threads = {each for each in threading.enumerate() if each.name == "aioktask published"}
+    publisher.path.unlink()
+    publisher.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_a_socket_that_was_made_anew_is_not_taken_away() -> None:
+    path = directory() / "1.socket"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(os.fspath(path))
+    inode = path.lstat().st_ino
+    beside = path.with_suffix(".beside")  # so that the number of the first is not given again
+    path.rename(beside)
+    with socket.socket(socket.AF_UNIX) as lives:
+        lives.bind(os.fspath(path))
+        processes._unlink(path, inode)
+        assert path.exists()
+        processes._unlink(beside, inode)
+        assert not beside.exists()
+
+
+def test_a_thread_that_cannot_start_leaves_nothing_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OSError, match="starts no thread") as raised:
+            publish()
+    assert raised.value.errno == errno.EAGAIN
+    assert list(directory().iterdir()) == []
+    publish().close()
+
+
+def test_a_publisher_goes_on_after_memory_was_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    publisher = publish()
+    own, short = processes._is_own, [True]
+
+    def short_once(connection: socket.socket) -> bool:
+        if threading.current_thread().name == "aioktask published" and short.pop():
+            short.append(False)
+            raise MemoryError
+        return own(connection)
+
+    monkeypatch.setattr(processes, "_is_own", short_once)
+    try:
+        ask(os.getpid(), {"do": "snapshot"})
+        assert ask(os.getpid(), {"do": "snapshot"}, seconds=PATIENCE).problem == ""
+    finally:
+        publisher.close()
+
+
+def test_users_have_numbers_without_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Connection:
+        def getsockopt(self, *asked: int) -> bytes:
+            return struct.pack("=iII", 1, 3_000_000_000, 1)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 3_000_000_000)
+    assert processes._is_own(Connection())  # type: ignore[arg-type]
 
 
 def test_threads_that_publish_at_a_time_get_one_publisher_that_answers() -> None:

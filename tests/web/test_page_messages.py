@@ -79,6 +79,16 @@ def test_marks_cover_what_was_served_and_each_is_told_once(
     assert sorted(told) == sorted(marks.all())
 
 
+def test_processes_that_are_gone_hide_none_that_lives() -> None:
+    known = Processes()
+    known.hear([Told(pid, None, "it is gone", gone=True) for pid in range(1, 400)], 1.0)
+    known.hear([Told(5000, answer(jobs=1))], 2.0)
+    message = known.message(2.0)
+    assert [each["pid"] for each in message["jobs"]] == [5000]
+    assert message["under_way"] == 1
+    assert message["processes"][0]["pid"] == 5000
+
+
 def test_a_thousand_short_jobs_a_second_are_a_few_marks() -> None:
     told = Marks(300.0, 10_000).add(
         1, [entry(1, n, n / 1000, n / 1000 + 0.0009) for n in range(5000)]

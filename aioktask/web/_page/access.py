@@ -12,7 +12,8 @@
 #
 # The token stands in a file that only its user may read, in the directory of the processes'
 # sockets, so all workers have the same one. A browser keeps a digest of it, in a cookie that
-# scripts cannot read and other sites do not send; so what a browser leaks is of no use elsewhere.
+# scripts cannot read and other sites do not send; so what a browser leaks is no token. Servers on
+# other ports of the same host do get it: cookies know no ports.
 """Access to the page: hosts, cross-site requests, tokens."""
 
 from __future__ import annotations

@@ -108,8 +108,11 @@ class Processes:
 
     def message(self, now: float) -> dict[str, Any]:
         """All there is to show at this time, as data for JSON."""
-        processes = sorted(self._known.values(), key=lambda each: each.pid)[:MOST_PROCESSES]
+        # Those that are gone last: there may be many, and they have no jobs.
+        known = sorted(self._known.values(), key=lambda each: (each.state == "gone", each.pid))
+        processes = known[:MOST_PROCESSES]
         told = [each.read for each in processes if each.state != "gone"]
+        counts = [each.read.under_way for each in known if each.state != "gone"]
         jobs = [row for each in told for row in each.jobs]
         ended = [row for each in told for row in each.ended]
         helpers = [row for each in told for row in each.helpers]
@@ -120,7 +123,7 @@ class Processes:
             "at": time.strftime("%H:%M:%S"),
             "processes": [_shown(each, now) for each in processes],
             "jobs": sorted(jobs, key=lambda each: bool(each["resting"]))[:MOST_JOBS],
-            "under_way": sum(each.under_way for each in told),
+            "under_way": sum(counts),
             "ended": sorted(ended, key=lambda each: float(each["ended"]))[:MOST_ENDED],
             "helpers": helpers[:MOST_HELPERS],
             "left_out_helpers": max(len(helpers) - MOST_HELPERS, 0),
