@@ -125,6 +125,8 @@ class OnDemand:
         Raises:
             BaseException: What the first failed one of these sections raised, as it is.
             JobCancelled: It was ended before they were done.
+            Overloaded: Its coordinator has too many jobs that wait (`max_queued`, `max_wait`). The
+                sections are done all the same, in their usual order.
             TypeError, ValueError: start and stop are no integers, or not within the job's range.
             RuntimeError: It was not entered yet.
 

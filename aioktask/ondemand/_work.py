@@ -31,6 +31,7 @@ from aioktask.engine.api.submission import is_main_thread, new_run, run_here, wa
 from aioktask.engine.priority import waiter_nice
 from aioktask.engine.state.current import enclosing_run, enclosing_stint, local
 from aioktask.engine.state.run import Run
+from aioktask.engine.state.stint import check_done
 from aioktask.engine.state.workers import Caller
 from aioktask.errors import JobCancelled
 from aioktask.job import (
@@ -116,8 +117,11 @@ class Work:
             except RuntimeError as error:
                 if not run.refused:  # the end of the stack
                     raise
-                # The coordinator was left, or the interpreter exits.
-                raise self.cancelled() from error
+                background = self._handle_of(self._background)
+                if takes_part or background.done() or not self._may_begin():
+                    # The coordinator was left, or the interpreter exits.
+                    raise self.cancelled() from error
+                return background  # the coordinator takes nothing new: this does them, and first
             urgent = self._handle_of(run)
             with self.lock:
                 self._urgent[urgent] = None
@@ -179,6 +183,8 @@ class Work:
             index = self.sections.take() if request is None else self.sections.take_of(request)
             if index is None:
                 return False
+            if (terms := self._background.terms) is not None:
+                terms.max_wait = None  # all of it has begun, whoever does this section
             try:
                 run = self._run_of(index, nice)
                 handle = self.running[index] = self._handle_of(run)
@@ -236,7 +242,7 @@ class Work:
         """A section, in its run."""
         done = False
         try:
-            self._fn(start, stop)
+            check_done(self._fn(start, stop), "fn", self._job.name)
             done = True
         finally:
             with self.lock:

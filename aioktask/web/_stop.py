@@ -117,12 +117,15 @@ class Service:
             await anyio.sleep(LINGER)
             handlers.raise_unhandled()
 
-        with Handlers(self._stop_on, begin) as handlers:
-            async with anyio.create_task_group() as group:
-                group.start_soon(stop_when_told)
-                yield
-                group.cancel_scope.cancel()
-        handlers.raise_unhandled()
+        handlers = Handlers(self._stop_on, begin)
+        try:
+            with handlers:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(stop_when_told)
+                    yield
+                    group.cancel_scope.cancel()
+        finally:  # also where the lifespan was cancelled before the stop was through
+            handlers.raise_unhandled()
 
 
 def _catchable(number: object) -> int:
@@ -175,8 +178,15 @@ class Running:
         coordinator = self.coordinator
         coordinator.drain()
         try:
-            if await coordinator.shutdown(timeout=0.0 if at_once else self._finish):
-                await coordinator.shutdown(cancel=True, timeout=self._undo)
+            try:
+                left = await coordinator.shutdown(timeout=0.0 if at_once else self._finish)
+                if left:
+                    await coordinator.shutdown(cancel=True, timeout=self._undo)
+            except anyio.get_cancelled_exc_class():
+                # What is being undone has all of its time, whatever was left of the other.
+                with anyio.CancelScope(shield=True):
+                    await coordinator.shutdown(cancel=True, timeout=self._undo)
+                raise
         except Exception as error:
             self.error = error
         finally:

@@ -19,6 +19,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
@@ -253,8 +254,9 @@ class Deadline:
 
     A client may name a time in a header. It only shortens: the smallest of that, `most` and the
     deadline of a middleware around this one holds. When it is reached, the handler is cancelled, a
-    job that it awaits is undone, and the answer is 504 if none has begun. `deadline` tells a
-    handler the seconds left, for the `timeout=` of jobs, which then end themselves in time.
+    job that it awaits is undone, and the answer is 504 if none has begun. What goes on after the
+    response, such as background tasks, is left alone. `deadline` tells a handler the seconds left,
+    for the `timeout=` of jobs, which then end themselves in time.
 
     Args:
         app: The application around which it is.
@@ -300,8 +302,14 @@ class Deadline:
         sent = _Sent(send)
         late = False
         with anyio.CancelScope(deadline=ends) as time:
+
+            async def send_in_time(message: Message) -> None:
+                await sent(message)
+                if _is_last(message):
+                    time.deadline = math.inf
+
             try:
-                await self._app({**scope, KEY: ends}, receive, sent)
+                await self._app({**scope, KEY: ends}, receive, send_in_time)
             except TimeoutError:  # of a job that was given the time left
                 late = anyio.current_time() >= ends and not sent.begun
                 if not late:

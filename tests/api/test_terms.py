@@ -89,6 +89,18 @@ def nothing(start: int, stop: int) -> None:
 # Past its time while it runs.
 
 
+def test_a_job_that_is_cancelled_before_it_began_leaves_its_place_at_once() -> None:
+    with Coordinator(2, max_queued=0) as coordinator, all_threads_busy(coordinator) as gate:
+        for _ in range(20):
+            waits = coordinator.submit(Job(lambda start, stop: None, 1))
+            assert waits.cancel()
+        last = coordinator.submit(Job(lambda start, stop: None, 1))
+        with pytest.raises(Overloaded):
+            coordinator.submit(Job(lambda start, stop: None, 1))
+        gate.open()
+        last.result()
+
+
 @everywhere
 async def test_an_awaited_job_past_its_time_is_undone_and_raises() -> None:
     endless = Endless(3)

@@ -49,6 +49,7 @@ from tests.support.gates import (
     let_go_of,
     turns_pass,
     units,
+    until,
 )
 from tests.support.meanwhile import Scene, play_at_each_line
 
@@ -786,6 +787,61 @@ async def test_what_strikes_the_helper_at_a_section_reaches_who_ensures_it(
             async with table:
                 await ask(table)
         assert info.value is struck
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("returned", ["coroutine", "generator"])
+async def test_a_function_that_does_its_work_later_has_not_done_it(returned: str) -> None:
+    async def later() -> None:
+        raise AssertionError("nobody awaits it")
+
+    def fn(start: int, stop: int) -> Any:
+        return later() if returned == "coroutine" else (each for each in range(start, stop))
+
+    async def use(table: OnDemand) -> None:
+        async with table:
+            with pytest.raises(TypeError, match=f"'later' returned a {returned}"):
+                await table.ensure(0, 10)
+            await table.wait()
+
+    table = OnDemand(Job(fn, 10, chunk=5, name="later"))
+    with pytest.raises(TypeError, match="so its work was not done"):
+        await use(table)
+    assert table.failed == (range(5), range(5, 10))
+
+
+@pytest.mark.anyio
+async def test_what_is_asked_for_while_the_coordinator_drains_is_done_by_what_goes_on() -> None:
+    doors = Doors(0)
+    async with Coordinator(max_threads=1) as coordinator:
+        async with OnDemand(Job(doors, 40, chunk=10), coordinator=coordinator) as table:
+            await doors.at(0)
+            coordinator.drain()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(table.ensure, 30, 40)
+                await turns_pass()
+                doors.open()
+            assert doors.begun[1] == 30
+    assert units(doors.done) == list(range(40))
+
+
+def test_what_is_in_use_does_not_end_since_its_background_had_no_thread_in_time() -> None:
+    wait, doors, tables = 1.0, Doors(), list[OnDemand]()
+
+    def chunk(start: int, stop: int) -> None:
+        until(lambda: tables)
+        tables[0].ensure_sync(0, 10)
+        over = time.monotonic() + 1.2 * wait
+        until(lambda: time.monotonic() > over)
+        tables[0].ensure_sync(90, 100)
+
+    with Coordinator(max_threads=1, max_wait=wait) as coordinator:
+        handle = coordinator.submit(Job(chunk, 1))
+        until(lambda: handle.progress().threads)
+        with OnDemand(Job(doors, 100, chunk=10), coordinator=coordinator) as table:
+            tables.append(table)
+            handle.result()
+    assert units(doors.done) == list(range(100))
 
 
 @pytest.mark.anyio

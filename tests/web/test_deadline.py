@@ -201,6 +201,21 @@ async def test_a_timeout_of_the_handlers_own_is_no_deadline() -> None:
 
 
 @anywhere
+async def test_what_goes_on_after_the_response_is_left_alone() -> None:
+    through = anyio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse("done")(scope, receive, send)
+        ends = scope["aioktask.deadline"]
+        while anyio.current_time() < ends + 0.01:
+            await anyio.sleep(0.01)
+        through.set()
+
+    await Exchange().run(Deadline(app, header=None, most=0.05))
+    assert through.is_set()
+
+
+@anywhere
 async def test_a_response_that_has_begun_is_cut_and_no_other_one_sent() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})

@@ -35,7 +35,7 @@ from aioktask import (
     run_multithreaded,
 )
 from aioktask.web import coordinator_of, exception_handlers, lifespan
-from tests.support.gates import CancelledGate, Gate, eventually, units
+from tests.support.gates import CancelledGate, Gate, eventually, turns_pass, units
 
 pytestmark = [pytest.mark.max_threads(2), pytest.mark.anyio]
 
@@ -229,6 +229,41 @@ async def test_the_stop_takes_no_longer_than_it_may() -> None:
     assert units(gate.undone) == units(gate.done)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_stop_that_is_cancelled_leaves_the_undo_its_time(*, at_once: bool) -> None:
+    gate, undoing = CancelledGate(), Gate()
+
+    def undo(start: int, stop: int) -> None:
+        undoing.chunk(start, stop)
+
+    async def serve(scope: anyio.CancelScope) -> None:
+        with scope:
+            async with lifespan(finish=None, undo=None)(Starlette()) as state:
+                handle = state["coordinator"].submit(Job(gate.chunk, 10, chunk=5, undo=undo))
+                handles.append(handle)
+                await gate.entered()
+                if at_once:
+                    scope.cancel()
+                    await anyio.lowlevel.checkpoint()
+        assert handle.done()
+
+    handles: list[Any] = []
+    scope = anyio.CancelScope()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(serve, scope)
+        await gate.entered()
+        if not at_once:
+            await turns_pass()
+            scope.cancel()
+        await eventually(gate.cancelled.is_set)
+        gate.open()
+        await undoing.entered()
+        await turns_pass()
+        assert not handles[0].done()
+        undoing.open()
+    assert units(undoing.done) == units(gate.done) != []
+
+
 async def test_an_error_of_the_application_undoes_at_once_and_goes_on_as_it_is() -> None:
     gate = CancelledGate()
     planted = OSError("planted")
@@ -328,6 +363,27 @@ async def test_a_signal_that_nobody_else_handles_ends_the_process_after_the_stop
             print("still there")
 
         asyncio.run(main())
+    """
+    found = await anyio.run_process([sys.executable, "-W", "error", "-c", program], check=False)
+    assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGTERM, b"", b"")
+
+
+async def test_a_signal_is_not_lost_where_the_lifespan_is_cancelled_before_its_end() -> None:
+    program = """if True:
+        import os, signal
+        import anyio
+        from starlette.applications import Starlette
+        from aioktask.web import lifespan
+
+        async def main():
+            with anyio.CancelScope() as scope:
+                async with lifespan(finish=1, undo=1)(Starlette()):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    scope.cancel()
+                    await anyio.sleep(0)
+            print("still there")
+
+        anyio.run(main)
     """
     found = await anyio.run_process([sys.executable, "-W", "error", "-c", program], check=False)
     assert (found.returncode, found.stdout, found.stderr) == (-signal.SIGTERM, b"", b"")

@@ -640,6 +640,9 @@ class Pool:
         """End a run; whether that came in time, also when it was cancelled before."""
         if not run.cancel():
             return False
+        if run.never_starts and run.terms is not None:
+            # It waits no more, from now on: the turn that lets go of it may come later.
+            run.terms.gate.end(run.number, time.perf_counter_ns())
         # One command is enough. If struck between the two steps here, it is left to the keeper. One
         # that was refused is none of a turn's business, or comes with its own command.
         if not (run.cancelled or run.over or run.cancel_posted or run.refused):
