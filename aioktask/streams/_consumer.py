@@ -329,10 +329,12 @@ class Consumer(Generic[T, R]):
         """
         self.refuse_if_left()
         self.over = True
-        error, self._source_error = self._source_error, None
+        error = self._source_error
         if error is not None:
+            # In this order: a helper may ask meanwhile whether it is over well, see `_tally`.
             self._error = told_of_error(error)
             self.failed = True
+            self._source_error = None
             try:
                 raise error
             finally:

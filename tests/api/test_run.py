@@ -31,6 +31,7 @@ from aioktask import (
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.state.current import enclosing_run
 from tests.support.gates import PATIENCE, Gate, eventually, turns_pass
+from tests.support.patient import wait_until_unwanted
 
 pytestmark = [pytest.mark.anyio, pytest.mark.max_threads(2)]
 
@@ -245,7 +246,7 @@ async def test_leaving_a_coordinator_by_an_exception_ends_its_calls() -> None:
 
     def call() -> None:
         gate.chunk(0, 1)
-        current_chunk().check_cancelled()
+        wait_until_unwanted()
 
     async def wait(coordinator: Coordinator) -> None:
         try:

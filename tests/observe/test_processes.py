@@ -204,8 +204,8 @@ def test_a_process_is_read_whatever_its_jobs_are_called() -> None:
             run_multithreaded_sync(Job(lambda start, stop: None, 1, name="x" * (MOST_LINE + 1)))
         told = ask(os.getpid(), {"do": "snapshot", "history": 60.0})
         assert told.problem == ""
-        assert {len(each["name"]) for each in told.answer["ended"]} == {400}
-        assert {len(each["name"]) for each in told.answer["history"]} == {400}
+        for of in ("ended", "history"):
+            assert max(len(each["name"]) for each in told.answer[of]) == 400
     finally:
         publisher.close()
 

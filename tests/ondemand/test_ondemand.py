@@ -459,7 +459,8 @@ def test_a_task_may_ensure_on_behalf_of_a_chunk_that_holds_the_only_helper() -> 
             portal.call(d.ensure, 5, 6)
         done.append(start)
 
-    with start_blocking_portal() as portal, OnDemand(Job(initialise, 8), section=1) as d:
+    d = OnDemand(Job(initialise, 8), section=1)  # before its sections begin, which need it
+    with start_blocking_portal() as portal, d:
         d.ensure_sync(0, 1)
         assert done[:2] == [5, 0]
     assert sorted(done) == list(range(8))
@@ -474,7 +475,8 @@ def test_a_loop_that_runs_in_a_chunk_never_does_a_section_itself() -> None:
         if start == 0:
             anyio.run(d.ensure, 5, 7)
 
-    with OnDemand(Job(initialise, 8), section=1) as d:
+    d = OnDemand(Job(initialise, 8), section=1)
+    with d:
         d.ensure_sync(0, 1)
     assert threads[0] not in (threads[5], threads[6])
 
@@ -507,7 +509,8 @@ def test_sections_may_need_others_many_deep() -> None:
             d.ensure_sync(start - 1, start)
         order.append(start)
 
-    with OnDemand(Job(initialise, 300), section=1) as d:
+    d = OnDemand(Job(initialise, 300), section=1)
+    with d:
         d.ensure_sync(299, 300)
     assert order == list(range(300))
 
@@ -521,7 +524,8 @@ def test_sections_may_need_others(max_threads: int | None) -> None:
             d.ensure_sync(start - 1, start)
         order.append(start)
 
-    with OnDemand(Job(initialise, 20, max_threads=max_threads), section=1) as d:
+    d = OnDemand(Job(initialise, 20, max_threads=max_threads), section=1)
+    with d:
         d.ensure_sync(19, 20)
     assert order == list(range(20))
 

@@ -30,10 +30,12 @@ from aioktask import (
 )
 from aioktask.engine.api.feed import Feed
 from aioktask.engine.api.process import current_pool
+from aioktask.streams import _consumer
 from aioktask.streams._consumer import SLOW_SOURCE_NS
 from tests.streams.scenarios import SOURCES, Scenario, play_sync, scenarios
 from tests.support.gates import PATIENCE, Gate, until
 from tests.support.harness import pool_at_rest
+from tests.support.meanwhile import Scene, play_at_each_bytecode
 
 
 @pytest.fixture(autouse=True)
@@ -726,3 +728,24 @@ def test_a_coordinator_that_is_shut_takes_no_stream() -> None:
     ):
         pass
     pool_at_rest()
+
+
+def test_a_stream_whose_source_raised_never_looks_as_if_all_was_well() -> None:
+    def begin() -> Scene:
+        results = map_ordered_sync(int, iter(()))
+        results.__enter__()
+        consumer: Any = results._consumer
+        consumer.end_source(OSError("no more"))
+
+        def no_value() -> None:
+            with pytest.raises(OSError, match="no more"):
+                consumer.no_value()
+
+        def looks() -> None:
+            tally = consumer._tally()
+            assert tally.raised or tally.failed
+            assert "no more" in tally.error
+
+        return Scene(no_value, looks, lambda: results.__exit__(None, None, None))
+
+    play_at_each_bytecode(begin, _consumer)
