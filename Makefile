@@ -92,7 +92,7 @@ soak: $(TESTS)  ## servers under load, for two minutes
 # The library's calls, interrupted at a sample of their lines by a seed that is printed: 8 minutes at
 # most. AIOKTASK_TEST_SEED=7 repeats a sample.
 sweep-sampled: $(TESTS)  ## calls interrupted at their lines, a sample
-	$(PYTEST) -m sweep --timeout=600 tests/interruption $(ARGS)
+	$(PYTEST) -m sweep --timeout=1200 tests/interruption $(ARGS)
 
 # The same at every line, of every call, in every way: some hours.
 sweep: $(TESTS)  ## the same at every line: some hours
