@@ -165,7 +165,7 @@ def do(
     asked, order, stretch = doing.asked, doing.order, doing.order.stretch
     leaves = None
     if kit.reduce is not None:
-        leaves = Reducing(kit.start, kit.size, kit.leaf, kit.reduce, kit.initial)
+        leaves = Reducing(kit.start, kit.size, kit.leaf, kit.reduce, kit.initial, kit.name)
     job: Job[None] = Job(
         _chunk_function(kit, data, doing, leaves),
         len(stretch.range),

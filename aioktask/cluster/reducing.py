@@ -14,6 +14,7 @@ from typing import Any
 
 from aioktask.engine.ranges.plan import count_chunks
 from aioktask.engine.ranges.tree import Node, Tree
+from aioktask.engine.state.stint import check_done
 
 __all__ = ["Reducing"]
 
@@ -27,6 +28,7 @@ class Reducing:
         leaf: How many of them a leaf has.
         reduce: Combines two values.
         initial: What stands before the first one; ``...`` for nothing.
+        name: Of the job.
 
     >>> left, right, whole = (Reducing(0, 30, 10, str.__add__) for _ in range(3))
     >>> left.take_leaf(10, "b"), left.take_leaf(0, "a"), right.take_leaf(20, "c")
@@ -45,10 +47,12 @@ class Reducing:
         leaf: int,
         reduce: Callable[[Any, Any], Any],
         initial: Any = ...,
+        name: str = "",
     ) -> None:
         self._leaf = leaf
         self._first = start // leaf
         self._reduce = reduce
+        self._name = name
         self._initial = initial
         self._tree = Tree(count_chunks(start, start + size, leaf))
 
@@ -60,7 +64,7 @@ class Reducing:
         """
         index = start // self._leaf - self._first
         if index == 0 and self._initial is not ...:
-            value = self._reduce(copy.deepcopy(self._initial), value)
+            value = self._combined(copy.deepcopy(self._initial), value)
         self.take([(0, index, value)])
 
     def take(self, nodes: Iterable[Node]) -> None:
@@ -71,7 +75,13 @@ class Reducing:
         """
         for offered in nodes:
             while (both := self._tree.offer(*offered)) is not None:
-                offered = both[0], both[1], self._reduce(both[2], both[3])
+                offered = both[0], both[1], self._combined(both[2], both[3])
+
+    def _combined(self, left: Any, right: Any) -> Any:
+        """What `reduce` makes of two values, unless that is work to be done."""
+        value = self._reduce(left, right)
+        check_done(value, "reduce", self._name)
+        return value
 
     def nodes(self) -> list[Node]:
         """What waits for a sibling that somebody else has, or for nothing more."""

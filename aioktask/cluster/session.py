@@ -106,7 +106,7 @@ class Session(Standing):
         self._reducing: Reducing | None = None
         self._all_done = job.size == 0
         if job.reduce is not None and job.size:
-            self._reducing = Reducing(job.start, job.size, job.leaf, job.reduce)
+            self._reducing = Reducing(job.start, job.size, job.leaf, job.reduce, name=job.name)
 
     # What happens.
 

@@ -184,7 +184,7 @@ class Work:
             if index is None:
                 return False
             if (terms := self._background.terms) is not None:
-                terms.max_wait = None  # all of it has begun, whoever does this section
+                terms.wait_no_more()  # all of it has begun, whoever does this section
             try:
                 run = self._run_of(index, nice)
                 handle = self.running[index] = self._handle_of(run)

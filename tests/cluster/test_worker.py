@@ -353,6 +353,20 @@ def awaits_later(start: int, stop: int, data: object) -> Any:
     return (each for each in range(start, stop))
 
 
+def combines_later(left: int, right: int) -> Any:
+    return (each for each in (left, right))
+
+
+def test_a_reduce_that_does_its_work_later_is_refused() -> None:
+    bench = Bench(ClusterJob(work.count, 100, reduce=combines_later, chunk=50, name="later"))
+    bench.hear(Opened)
+    bench.run(0, 100)
+    bench.hear(Began)
+    error = bench.hear(Ended).errors[0]
+    assert "reduce of the job 'later' returned a generator" in str(unpacked_error(error, "w"))
+    bench.close()
+
+
 def test_a_value_of_a_reduce_that_is_work_to_be_done_is_refused() -> None:
     bench = Bench(ClusterJob(awaits_later, 100, reduce=work.add, chunk=100, name="later"))
     bench.hear(Opened)

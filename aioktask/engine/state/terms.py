@@ -147,6 +147,10 @@ class Terms:
         if self.timeout is None:
             self.deadlines.drop(run.number)
 
+    def wait_no_more(self) -> None:
+        """The run may take any time to begin: what it is for has begun by another way."""
+        self.max_wait = None
+
     def ended(self, run: Run, now: int) -> None:
         """Take in that the run is over, or never begins; may be called again."""
         self._counted = None
