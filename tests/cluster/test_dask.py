@@ -65,9 +65,10 @@ async def test_a_reduce_has_the_value_of_one_machine_bit_for_bit(two: Dask) -> N
     assert sum(part.units for part in report.workers) == 200_001
 
 
-async def test_all_workers_take_part_and_none_of_it_runs_here(two: Dask) -> None:
+async def test_all_workers_take_part_and_none_of_it_runs_here(two: Dask, tmp_path: Path) -> None:
+    fn = functools.partial(work.pid_once_two_came, str(tmp_path))
     async with client_of(two) as client:
-        job = ClusterJob(work.pid, 2000, min_chunk=10, reduce=work.union)
+        job = ClusterJob(fn, 2000, min_chunk=10, reduce=work.union)
         report = await run_on_cluster(job, client)
     assert len(report.value) == 2
     assert os.getpid() not in report.value
@@ -140,13 +141,20 @@ async def test_two_jobs_run_on_a_worker_at_a_time_with_one_thread_of_dask(
                 await handle
 
 
-async def test_stretches_go_to_the_workers_that_homes_name(two: Dask) -> None:
+async def test_stretches_go_to_the_workers_that_homes_name(two: Dask, tmp_path: Path) -> None:
     homes = [Home(0, 3000, "w0"), Home(3000, 6000, "w1")]
-    job = ClusterJob(work.pid, 6000, reduce=work.union, homes=homes, chunk=10)
+    fn = functools.partial(work.pid_once_two_came, str(tmp_path))
+    job = ClusterJob(fn, 6000, reduce=work.union, homes=homes, chunk=10)
     async with client_of(two) as client:
         report = await run_on_cluster(job, client)
-    assert sorted(part.done[0].start for part in report.workers) == [0, 3000]
-    assert [len(part.done) for part in report.workers] == [1, 1]
+        info = (await client.scheduler.identity())["workers"]
+    began = {
+        info[part.name.rpartition("/")[0]]["name"]: [
+            home.start for home in homes if any(home.start in each for each in part.done)
+        ]
+        for part in report.workers
+    }
+    assert began == {"w0": [0], "w1": [3000]}
 
 
 async def test_a_client_that_is_not_asynchronous_is_refused(two: Dask) -> None:

@@ -59,8 +59,9 @@ def asyncio_alone(test: object) -> object:
 
 
 @pytest.mark.anyio
-async def test_a_job_runs_in_processes_on_any_loop() -> None:
-    job = ClusterJob(work.pid, 4000, min_chunk=10, reduce=work.union)
+async def test_a_job_runs_in_processes_on_any_loop(tmp_path: Path) -> None:
+    fn = functools.partial(work.pid_once_two_came, str(tmp_path))
+    job = ClusterJob(fn, 4000, min_chunk=10, reduce=work.union)
     report = await run_in_processes(job, 2, max_threads=1)
     assert os.getpid() not in report.value
     assert len(report.value) == 2 == len(report.workers)
@@ -297,7 +298,8 @@ async def test_a_worker_killed_in_the_undo_is_told_with_what_it_had(tmp_path: Pa
     told = failure(caught.value)
     ledger.check(told)
     assert caught.value.ranges
-    assert set(caught.value.ranges) <= {*told.unknown, *told.done}
+    named = {unit for each in (*told.unknown, *told.done) for unit in each}
+    assert {unit for each in caught.value.ranges for unit in each} <= named
 
 
 @pytest.mark.anyio

@@ -13,11 +13,13 @@ import threading
 import time
 from collections.abc import Callable
 from multiprocessing import shared_memory
+from pathlib import Path
 
 import numpy as np
 
 from aioktask import current_chunk
 from aioktask.cluster import worker
+from tests.support.gates import until
 
 
 def count(start: int, stop: int, data: object) -> int:
@@ -35,6 +37,17 @@ def add(a: float, b: float) -> float:
 
 def pid(start: int, stop: int, data: object) -> set[int]:
     time.sleep(0.001)
+    return {os.getpid()}
+
+
+def pid_once_two_came(folder: str, start: int, stop: int, data: object) -> set[int]:
+    """`pid`, which the first process that comes keeps back until a second one has come too.
+
+    Args:
+        folder: An empty one, where processes leave their names.
+    """
+    (Path(folder) / str(os.getpid())).touch()
+    until(lambda: len(os.listdir(folder)) >= 2)
     return {os.getpid()}
 
 
