@@ -28,7 +28,8 @@ LOOPS: dict[str, Any] = {
 }
 
 # No deadlines: how long one example takes says more about the machine's neighbours than about it.
-hypothesis.settings.register_profile("everyday", deadline=None, print_blob=True)
+# Each session tries other examples: few in each, since there are many sessions.
+hypothesis.settings.register_profile("everyday", deadline=None, print_blob=True, max_examples=40)
 hypothesis.settings.register_profile(
     "long",
     deadline=None,

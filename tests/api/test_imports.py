@@ -35,7 +35,7 @@ PUBLIC = (
     "aioktask.progress",
     *(["aioktask.web"] if importlib.util.find_spec("starlette") else []),
 )
-MORE_PAIRS = 40
+MORE_PAIRS = 20
 
 
 def module_name(path: Path) -> str:

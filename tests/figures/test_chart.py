@@ -109,7 +109,7 @@ def parsed(picture: Picture) -> ElementTree.Element:
 
 
 @given(dots())
-@settings(max_examples=20, phases=PHASES)
+@settings(max_examples=8, phases=PHASES)
 def test_dots_whiskers_and_promises_stand_at_their_values(panel: Dots) -> None:
     picture = Picture("", [panel])
     every = [each for row in panel.rows for each in row.readings if each is not None]
@@ -128,7 +128,7 @@ def test_dots_whiskers_and_promises_stand_at_their_values(panel: Dots) -> None:
 
 
 @given(dots())
-@settings(max_examples=20, phases=PHASES)
+@settings(max_examples=8, phases=PHASES)
 def test_a_promise_crosses_the_reading_that_it_is_of_and_no_other(panel: Dots) -> None:
     picture = Picture("", [panel])
     heights = [each.get_ydata()[0] for each in named(picture, "dot")]
@@ -169,7 +169,7 @@ def test_bars_begin_at_zero_and_each_column_has_its_axis() -> None:
 
 
 @given(curves())
-@settings(max_examples=20, phases=PHASES)
+@settings(max_examples=8, phases=PHASES)
 def test_curves_go_through_their_points_and_a_ring_is_where_the_mark_says(panel: Curves) -> None:
     picture = Picture("", [panel])
     lines = [(list(e.get_xdata()), list(e.get_ydata())) for e in named(picture, "curve")]
@@ -192,7 +192,7 @@ def test_a_long_interval_does_not_press_the_curves_together() -> None:
 
 
 @given(st.floats(1e-3, 1e6), st.floats(1.05, 1e9))
-@settings(max_examples=50)
+@settings(max_examples=20)
 def test_ticks_lie_on_their_axis_at_what_they_say(low: float, ratio: float) -> None:
     high, width = low * ratio, 300.0
     for ticks, text in (
@@ -222,7 +222,7 @@ def texts(picture: Picture) -> list[Text]:
 
 
 @given(PICTURES)
-@settings(max_examples=30, phases=PHASES)
+@settings(max_examples=12, phases=PHASES)
 def test_all_that_is_written_lies_on_the_paper_and_none_of_it_on_other_writing(
     picture: Picture,
 ) -> None:
@@ -248,7 +248,7 @@ def test_letters_have_nine_points_on_a_phone(picture: Picture) -> None:
 
 
 @given(st.text(), st.text(), st.text(), st.text())
-@settings(max_examples=25, phases=PHASES)
+@settings(max_examples=10, phases=PHASES)
 def test_any_text_makes_a_document(title: str, name: str, label: str, caption: str) -> None:
     rows = [Row(name, [reading(1, 2, 3, 2.5)], label)]
     points = [Point(1, 1, 1, 2)]

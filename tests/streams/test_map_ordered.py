@@ -51,7 +51,7 @@ def _own_limit() -> Iterator[None]:
 
 
 @given(scenario=scenarios(ASYNC_SOURCES))
-@settings(max_examples=150)
+@settings(max_examples=80)
 async def test_whatever_happens_values_come_once_in_order_and_nothing_outlives_the_scope(
     scenario: Scenario,
 ) -> None:

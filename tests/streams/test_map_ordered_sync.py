@@ -75,7 +75,7 @@ def in_thread(action: Any) -> Any:
 
 
 @given(scenario=scenarios(SOURCES), main=st.booleans())
-@settings(max_examples=200)
+@settings(max_examples=80)
 def test_whatever_happens_values_come_once_in_order_and_nothing_outlives_the_scope(
     scenario: Scenario, main: bool
 ) -> None:

@@ -15,7 +15,7 @@ from aioktask import map_ordered, map_ordered_sync
 KIB = 1024
 
 # What the keeper takes out every 0.1 s, and dictionaries that were made anew, may be in the
-# difference; a pointer for each item between the two looks would be 1.2 MB.
+# difference; a pointer for each item between the two looks would be 480 kB.
 SLACK = 128 * KIB
 
 
@@ -45,7 +45,7 @@ def traced() -> int:
 @pytest.mark.usefixtures("_traced")
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_what_a_stream_holds_is_bounded_by_its_window(ordered: bool) -> None:
-    items, early = 200_000, 0
+    items, early = 80_000, 0
     async with map_ordered(nothing, range(items), ordered=ordered) as results:
         given = 0
         async for _ in results:
@@ -59,7 +59,7 @@ async def test_what_a_stream_holds_is_bounded_by_its_window(ordered: bool) -> No
 
 @pytest.mark.usefixtures("_traced")
 def test_what_a_stream_in_a_thread_holds_is_bounded_by_its_window() -> None:
-    items, early = 200_000, 0
+    items, early = 80_000, 0
     with map_ordered_sync(nothing, range(items)) as results:
         for given, _ in enumerate(results):
             if given == items // 4:

@@ -113,8 +113,9 @@ def test_what_a_thread_does_inside_another_job_is_a_mark_beside_that_one() -> No
 def test_what_is_remembered_of_short_jobs_is_bounded_by_one_answer() -> None:
     marks = Marks(300.0, 10_000)
     for second in range(100):
-        entries = [entry(1, n, n / 1000, n / 1000 + 0.0009) for n in range(1000 * (second + 1))]
-        marks.add(1, entries[-1250:])  # as much as is asked for each time
+        last = 1000 * (second + 1)
+        # As much as is asked for each time.
+        marks.add(1, [entry(1, n, n / 1000, n / 1000 + 0.0009) for n in range(last)[-1250:]])
         marks.forget(second + 1.0)
     assert sum(len(each) for each in marks._told.values()) <= 1250
     assert sum(each.jobs for each in marks.all()) == 100_000
@@ -498,7 +499,7 @@ def test_jobs_that_are_over_are_bounded_however_many_there_were() -> None:
         run(5000)
         size()  # what is kept to be told is full
         first = size()
-        run(20_000)
+        run(10_000)
         size()
         assert size() < 2 * first + 200_000
         ended = json.loads(gatherer._build(with_marks=False).state)["ended"]

@@ -22,6 +22,7 @@ from aioktask.engine.scheduling.queue import (
     Seat,
 )
 from tests.engine.scheduling.tracing import strike
+from tests.support.lines import AT_LINES
 
 Serving = tuple[Entry, Seat]
 
@@ -221,11 +222,12 @@ CALLS: dict[str, Callable[[World], object]] = {
 }
 
 
+@AT_LINES
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize("went_through", [False, True])
 @pytest.mark.parametrize("memory", [0, 2])
 def test_a_call_struck_at_any_line_is_mended(
-    call: Callable[[World], object], went_through: bool, memory: int
+    call: Callable[[World], object], went_through: bool, memory: int, step: int
 ) -> None:
     """Whether the threads are counted as they were before the call or as they are after it."""
     line = 0
@@ -249,5 +251,5 @@ def test_a_call_struck_at_any_line_is_mended(
         assert world.scheduler.cap == cap == 9
         if not struck:
             break
-        line += 1
+        line += step
     assert line > 1

@@ -455,7 +455,7 @@ class Beside(RuleBasedStateMachine):
 
 
 TestBeside = Beside.TestCase
-TestBeside.settings = settings(stateful_step_count=60, max_examples=150)
+TestBeside.settings = settings(stateful_step_count=60, max_examples=60)
 
 
 # What a call costs.

@@ -122,7 +122,7 @@ class LaneWorld(World):
 
 
 @given(st.sampled_from([1, 2, 2, 3]), st.sampled_from([(1, 1), (1, 1), (1, 3), (0, 1)]), _STEPS)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=max(settings().max_examples, 300), deadline=None)
 def test_a_job_that_passes_the_lane_is_found_as_one_that_was_taken_in(
     cap: int, nices: tuple[int, int], steps: list[tuple[Any, ...]]
 ) -> None:

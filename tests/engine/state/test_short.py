@@ -354,7 +354,7 @@ def _take(world: World, step: tuple[Any, ...]) -> None:
 
 
 @given(st.sampled_from([1, 2, 2, 3]), st.sampled_from([(0, 0), (0, 3)]), _STEPS)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=max(settings().max_examples, 300), deadline=None)
 def test_the_short_way_leaves_what_the_long_one_leaves(
     cap: int, nices: tuple[int, int], steps: list[tuple[Any, ...]]
 ) -> None:
