@@ -32,7 +32,7 @@ SCREENSHOTS := $(VENV)/group-screenshots
 TESTS := $(VENV)/group-tests
 
 .DEFAULT_GOAL := test
-.PHONY: help check demo test test-programs test-long test-switching browser cluster soak sweep sweep-sampled test-pythons guest lint format types layers doctest docs pictures screenshots examples bench clean
+.PHONY: help check demo test test-programs test-long test-switching browser cluster soak sweep sweep-sampled test-pythons guest lint format types layers doctest docs pictures screenshots examples bench packages clean
 
 # Two installs into one environment at a time would break it.
 .NOTPARALLEL:
@@ -45,6 +45,9 @@ check: lint types layers $(TESTS)  ## before a commit: lint, types, layers, the 
 
 demo: $(BENCH)  ## what the library is for, as a table
 	$(IN_VENV) -m aioktask demo $(ARGS)
+
+# What the tests, the checks and the demo need, for whoever starts several of them at a time.
+packages: $(TESTS) $(LINT) $(DOCS) $(BENCH)  ## install it all
 
 # Tests of programs, half of the time of all: commands, servers, clusters, interpreters that are forked,
 # end, or are struck, and are looked at from outside.

@@ -19,7 +19,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from tests.support import record
+from tests.support import record, sampling
 
 LOOPS: dict[str, Any] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
@@ -51,8 +51,19 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
 
 
+# The tests for which there is time, where only so much is given.
+SAMPLE = pytest.StashKey[sampling.Sample]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if SAMPLE in config.stash:
+        config.stash[SAMPLE].arrange(items)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip what a parameter says is about uvloop, where there is none."""
+    """Skip what is left when the time is over, and what is about uvloop where there is none."""
+    if SAMPLE in item.config.stash:
+        item.config.stash[SAMPLE].admit()
     if not HAS_UVLOOP and isinstance(item, pytest.Function) and hasattr(item, "callspec"):
         for asked in item.callspec.params.values():
             if isinstance(asked, str | tuple) and asked in ("uvloop", LOOPS["asyncio+uvloop"]):
@@ -87,6 +98,8 @@ RECORDED = pytest.StashKey[tuple[Path, str, float]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if sample := sampling.asked_for():
+        config.stash[SAMPLE] = sample
     # Taken out of the environment, since tests start sessions of their own.
     if file := os.environ.pop(record.FILE, None):
         check = os.environ.pop(record.CHECK, "tests")
@@ -109,6 +122,8 @@ def pytest_report_header() -> str:
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
+    if SAMPLE in config.stash:
+        terminalreporter.write_line(config.stash[SAMPLE].told())
     if RECORDED in config.stash:
         file, check, began = config.stash[RECORDED]
         ended = record.counted((name, len(of)) for name, of in terminalreporter.stats.items())

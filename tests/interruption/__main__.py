@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--at-a-time", type=int, default=os.cpu_count() or 2)
     parser.add_argument("--faults", type=int, default=200, help="so many faults end the sweep")
     parser.add_argument("--repeat", type=int, default=0, help="strike faults so often anew")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="what trials may take")
     parser.add_argument("--json", help="where to write the results")
     parser.add_argument("--one", action="append", help="this trial only")
     given = parser.parse_args()
@@ -54,7 +55,7 @@ def main() -> int:
                 kinds=[kind for kind in given.kinds.split(",") if kind],
                 state=given.state,
             )
-        sweep.run(children, most_faults=given.faults)
+        sweep.run(children, most_faults=given.faults, seconds=given.seconds)
         sweep.repeat_faults(children, given.repeat)
     except InChild:
         return 0

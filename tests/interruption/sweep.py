@@ -8,6 +8,7 @@ import random
 import re
 import signal
 import sys
+import time
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -190,9 +191,17 @@ class Sweep:
             again.run(children, most_faults=len(again.specs))
             self.faults = again.faults
 
-    def run(self, children: Children, *, most_faults: int) -> None:
+    def run(
+        self, children: Children, *, most_faults: int, seconds: float = float("inf")
+    ) -> None:
+        """Make the trials, those that begin within `seconds`."""
+        until = time.monotonic() + seconds
+
         def tasks() -> Iterable[Spec]:
-            for spec in self.specs:
+            for number, spec in enumerate(self.specs):
+                if time.monotonic() >= until:
+                    print(f"{seconds:g} s are over: {number} of {len(self.specs)} trials made")
+                    return
                 if len(self.faults) >= most_faults:
                     print(f"{most_faults} faults: the rest is left out", file=sys.stderr)
                     return

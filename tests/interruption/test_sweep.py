@@ -54,7 +54,8 @@ def test_strikes_at_any_line_leave_nothing_behind() -> None:
     if WHOLE:
         sweep("--whole")
     else:
-        sweep("--seed", SEED, "--sample", "0.3", "--kinds", PROVED, "--repeat", "2")
+        sample = ("--sample", "0.3", "--seconds", "180")
+        sweep("--seed", SEED, *sample, "--kinds", PROVED, "--repeat", "2")
 
 
 @pytest.mark.sweep
@@ -62,4 +63,5 @@ def test_strikes_at_any_line_leave_nothing_behind() -> None:
 def test_calls_at_every_line_leave_nothing_behind() -> None:
     """A tracing or profiling function, or the collector, calls the library again and again."""
     only = ("--only", "thread/", "--state", "warm")
-    sweep("--seed", SEED, "--sample", "0.3", "--kinds", EVERYWHERE, "--repeat", "2", *only)
+    sample = ("--sample", "0.3", "--seconds", "60")
+    sweep("--seed", SEED, *sample, "--kinds", EVERYWHERE, "--repeat", "2", *only)
