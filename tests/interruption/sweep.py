@@ -191,9 +191,7 @@ class Sweep:
             again.run(children, most_faults=len(again.specs))
             self.faults = again.faults
 
-    def run(
-        self, children: Children, *, most_faults: int, seconds: float = float("inf")
-    ) -> None:
+    def run(self, children: Children, *, most_faults: int, seconds: float = float("inf")) -> None:
         """Make the trials, those that begin within `seconds`."""
         until = time.monotonic() + seconds
 

@@ -52,9 +52,9 @@ def session(folder: Path, environment: dict[str, str]) -> str:
         (folder / f"test_{name}.py").write_text(
             "def test_a() -> None: pass\ndef test_b() -> None: pass\n"
         )
+    quietly = ("-p", "tests.conftest", "-p", "no:cacheprovider", "-rs")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider"]
-        + ["-rs", str(folder)],
+        [sys.executable, "-m", "pytest", *quietly, str(folder)],
         cwd=ROOT,
         env=environment,
         capture_output=True,
