@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from aioktask.extras import missing_package
+from aioktask.markup import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,6 +83,8 @@ class TracedThread(NamedTuple):
 # How many marks a picture names, and how many letters of theirs fit into its width.
 MOST_NAMED = 12
 LETTERS = 110
+TITLE_LETTERS = 72
+THREAD_LETTERS = 32
 
 # Of a picture's width: what is shorter is drawn so wide, or as one with what is next to it, so that
 # a picture is bounded however many stretches there were, and the shortest undo is seen.
@@ -268,11 +271,13 @@ class Timeline:
         for mark in self.marks:
             axes.axvline(mark.at * scale, color="0.4", linewidth=0.6, linestyle=":")
         self._name_marks(axes, scale)
-        axes.set_yticks(list(rows.values()), [thread.name for thread in self.threads])
+        axes.set_yticks(
+            list(rows.values()), [_plain(thread.name, THREAD_LETTERS) for thread in self.threads]
+        )
         axes.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         axes.set_xlim(0, max(self.seconds * scale, 1e-9))
         axes.set_xlabel(f"{unit} since the job was submitted")
-        axes.set_title(_plain(self.name), fontsize="medium", loc="left", pad=16)
+        axes.set_title(_plain(self.name, TITLE_LETTERS), fontsize="medium", loc="left", pad=16)
         self._add_legend(figure)
         return figure
 
@@ -354,8 +359,14 @@ def _unit(seconds: float) -> tuple[str, float]:
     return ("milliseconds", 1e3) if seconds < 2 else ("seconds", 1.0)
 
 
-def _plain(text: str) -> str:
-    """The text as matplotlib shows it literally, which takes ``$`` for the begin of a formula."""
+def _plain(text: str, most: int = LETTERS) -> str:
+    """The text as matplotlib shows it literally, which takes ``$`` for the begin of a formula.
+
+    What cannot be printed cannot be in an SVG either; what has more letters than `most` is cut.
+    """
+    text = printable(text)
+    if len(text) > most:
+        text = text[: most - 1] + "…"
     return text.replace("$", r"\$")
 
 

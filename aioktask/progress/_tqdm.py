@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from tqdm import tqdm
+from tqdm.utils import disp_len, disp_trim
 
 from aioktask.telling import Told
 
@@ -15,6 +16,9 @@ __all__ = ["Meters"]
 
 # Too short to make a difference to a time of day: a bar that is closed at once is shown too.
 SHORT = 1e-9
+
+# As many as the bars of rich have.
+NAME_CELLS = 32
 
 FORMAT = "{desc} |{bar}| {percent} {told}"
 
@@ -35,6 +39,11 @@ class _Meter(tqdm):  # type: ignore[misc]
         return {**found, "told": self.row.text, "percent": self.row.percent}
 
 
+def _cut(name: str) -> str:
+    """The name, in few enough cells that a terminal has room for what is said after it."""
+    return name if disp_len(name) <= NAME_CELLS else disp_trim(name, NAME_CELLS - 1) + "…"
+
+
 class Meters:
     """A bar for each row."""
 
@@ -43,10 +52,11 @@ class Meters:
         self._meters: list[_Meter] = []
 
     def show(self, rows: Sequence[Told]) -> None:
-        width = max(len(row.name) for row in rows)
+        names = [_cut(row.name) for row in rows]
+        width = max(map(disp_len, names))
         for number, row in enumerate(rows):
             if number == len(self._meters):
-                self._meters.append(self._meter(row, width))
+                self._meters.append(self._meter(row, names[number], width))
             meter = self._meters[number]
             fraction = row.fraction
             meter.row = row
@@ -55,11 +65,11 @@ class Meters:
             with meter.get_lock():  # which all bars have: `refresh` keeps it where a write fails
                 meter.refresh(nolock=True)
 
-    def _meter(self, row: Told, width: int) -> _Meter:
+    def _meter(self, row: Told, name: str, width: int) -> _Meter:
         # With a delay it does not show itself as it is made, when nobody could close it yet.
         return _Meter(
             total=1.0,
-            desc=row.name.ljust(width),
+            desc=name + " " * (width - disp_len(name)),
             file=self._file,
             bar_format=FORMAT,
             dynamic_ncols=True,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from typing import TextIO
 
 from aioktask.top._rows import chosen, columns_for, head, line, process_line, summary
@@ -26,22 +26,25 @@ MOST_ENDED = 10
 NOBODY = "no process of this user publishes its jobs: AIOKTASK_PUBLISH=1 has a program do so"
 
 
-def lines_of(view: View, when: float, width: int, *, since: float | None = None) -> list[str]:
+def lines_of(
+    view: View, when: float, width: int, *, told: Container[tuple[int, int]] | None = None
+) -> list[str]:
     """A snapshot as lines, none of which takes more cells than `width`.
 
     Args:
         view: What was told.
         when: In seconds since the epoch.
         width: In cells.
-        since: Jobs are told that were over so many seconds ago at most; None for the last ones.
+        told: Which of the jobs that are over were told before, by process and number, and are not
+            again; None to tell the last ones.
     """
     lines = [fit(f"{_stamp(when)}  {summary(view)}", width)]
     lines += ["".join(text for text, _ in process_line(each, width)) for each in view.processes]
     rows = chosen(view, sort="process", words="", ended=False)
     over = view.ended[:MOST_ENDED]
     more = len(view.ended) - len(over)
-    if since is not None:
-        over = tuple(each for each in view.ended if (each.ended or 0.0) <= since)
+    if told is not None:
+        over = tuple(each for each in view.ended if (each.pid, each.number) not in told)
         more = 0
     shown: list[JobRow] = [*rows, *over]
     if shown:
@@ -63,6 +66,13 @@ def workers_of(job: JobRow, view: View) -> list[str]:
     found = [each.text for each in process.workers if each.job == job.number]
     more = len(found) - MOST_WORKERS
     return [*found[:MOST_WORKERS], *([f"and {more} more"] if more > 0 else [])]
+
+
+def _over(view: View, before: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
+    """Which jobs are over, with those of before of processes that tell of none this time."""
+    silent = {each.pid for each in view.processes} - {each.pid for each in view.ended}
+    found = {(pid, number) for pid, number in before if pid in silent}
+    return found | {(each.pid, each.number) for each in view.ended}
 
 
 def _stamp(when: float) -> str:
@@ -92,13 +102,13 @@ def show_lines(
         SourceError: The source cannot be read the first time.
         BrokenPipeError: Nobody reads any more.
     """
-    before: float | None = None
+    told: set[tuple[int, int]] | None = None
     while True:
         began, now = time.monotonic(), time.time()
         try:
             reading = source.read()
         except SourceError as error:
-            if before is None:  # else it may be there again
+            if told is None:  # else it may be there again
                 raise
             lines = [json.dumps({"taken_at": now, "problem": str(error)})]
             if not as_json:
@@ -107,14 +117,13 @@ def show_lines(
             if as_json:
                 lines = [json.dumps({"taken_at": now, **reading.data})]
             else:
-                since = None if before is None else began - before
-                lines = lines_of(reading.view, now, width(), since=since)
+                lines = lines_of(reading.view, now, width(), told=told)
                 if not reading.view.processes and source.name == Processes.name:
                     lines.append(fit(NOBODY, width()))
                 lines = [each.rstrip() for each in lines]
                 if not once:
                     lines.append("")
-        before = began
+            told = _over(reading.view, told or ())
         encoding = getattr(out, "encoding", None) or "utf-8"
         text = "".join(f"{each}\n" for each in lines)
         out.write(text.encode(encoding, "replace").decode(encoding))

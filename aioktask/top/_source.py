@@ -292,9 +292,12 @@ class Page:
         data = self._call("state")
         try:
             state = data["state"]
-            return Reading(view_of_page(state), state)
+            problem = state.get("error")
+            if not problem:
+                return Reading(view_of_page(state), state)
         except UNREADABLE:
             raise SourceError(_foreign(self.name)) from None
+        raise SourceError(f"{self.name} cannot ask the processes: {plain(str(problem))}")
 
     def cancel(self, pid: int, number: int) -> Told:
         return self._change("cancel", {"pid": pid, "job": number})

@@ -290,6 +290,14 @@ def test_the_picture_is_valid_and_takes_every_name_literally() -> None:
     assert not [each for each in root.iter() if each.tag.endswith("script")]
 
 
+@pytest.mark.parametrize("name", ["a\x1b[2J\x00b", "of half \ud800", "two\nlines", "x" * 3000])
+def test_any_name_makes_a_valid_picture(name: str) -> None:
+    pytest.importorskip("matplotlib")
+    stretches = (Stretch(1, 0.0, 1.0, 0, 10, 1, "work", 0, False),)
+    threads = (TracedThread(1, name),)
+    ET.fromstring(Timeline(name, 10, 1.0, threads, stretches, (), 0).svg())
+
+
 spans = st.tuples(
     st.integers(0, 15), st.floats(0, 9.9), st.floats(0, 0.5), st.sampled_from(["work", "undo"])
 )

@@ -83,6 +83,19 @@ with Coordinator() as coordinator:
 
 
 @both
+def test_a_long_name_leaves_room_for_where_the_job_stands(bar: str) -> None:
+    name = "resize of 日本語 " + "x" * 300
+    program = f"""
+with Coordinator() as coordinator:
+    {bar}(coordinator.submit(job(stops(25), {name!r}))).result()
+"""
+    with Terminal(BEFORE + program) as terminal:
+        terminal.until(shows(" 25%", "s left", "…"))
+        terminal.open_gate()
+        assert re.search(r"100%\W+100 done in", row(terminal.end()))
+
+
+@both
 def test_the_bar_of_a_job_that_is_undone_runs_back(bar: str) -> None:
     program = f"""
 with Coordinator() as coordinator:

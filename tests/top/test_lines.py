@@ -11,13 +11,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import aioktask
+from aioktask.observe.processes import Told
 from aioktask.top._lines import lines_of, show_lines
-from aioktask.top._source import Processes
-from aioktask.top._view import view_of
+from aioktask.top._source import Processes, Reading, SourceError
+from aioktask.top._view import View, view_of
 from tests.top.told import HOSTILE, Child, answer, job
 
 ROOT = Path(aioktask.__file__).parents[1]
@@ -63,7 +65,7 @@ def test_jobs_that_ended_and_are_not_listed_are_counted() -> None:
     assert not any("more that" in each for each in lines_of(view_of([answer(7)]), 1.0, 100))
     assert not any(
         "more that" in each
-        for each in lines_of(view_of([answer(7, ended=over)]), 1.0, 100, since=20.0)
+        for each in lines_of(view_of([answer(7, ended=over)]), 1.0, 100, told=())
     )
 
 
@@ -191,7 +193,47 @@ def test_jobs_that_ended_are_told_once_while_it_goes_on() -> None:
     over = [job(n, "over", phase="finished", done=100, ended=float(n)) for n in range(1, 20)]
     view = view_of([answer(7, ended=tuple(over))])
     assert sum(" over " in each for each in lines_of(view, 1.0, 100)) == 10
-    assert sum(" over " in each for each in lines_of(view, 1.0, 100, since=2.0)) == 2
+    told = {(7, n) for n in range(3, 20)} | {(8, 1)}
+    assert sum(" over " in each for each in lines_of(view, 1.0, 100, told=told)) == 2
+
+
+class Played:
+    """A source that tells one view after the other, or that it cannot, and is then interrupted."""
+
+    name = "played"
+
+    def __init__(self, *views: View | None) -> None:
+        self._views = iter(views)
+
+    def read(self) -> Reading:
+        view = next(self._views, "over")
+        if view == "over":
+            raise KeyboardInterrupt
+        if view is None:
+            raise SourceError("it is away")
+        return Reading(view, {})
+
+    def cancel(self, pid: int, number: int) -> Told:
+        raise AssertionError
+
+    def renice(self, pid: int, number: int, nice: int) -> Told:
+        raise AssertionError
+
+
+def test_a_job_that_ends_while_nothing_can_be_read_is_told_once() -> None:
+    def ended(number: int, seconds: float) -> Any:
+        return job(number, f"lost {number}", phase="finished", done=100, ended=seconds)
+
+    running = view_of([answer(7, job(1, "lost 1"))])
+    first = view_of([answer(7, ended=(ended(1, 400.0),))])  # long ago, by the answer's clock
+    silent = view_of([Told(7, None, "it did not answer")])
+    both = view_of([answer(7, ended=(ended(2, 0.1), ended(1, 900.0)))])
+    source = Played(running, None, None, first, silent, None, both, both)
+    out = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        show_lines(source, out, width=lambda: 100, interval=0.001)
+    over = [each.split()[2:4] for each in out.getvalue().splitlines() if " done in " in each]
+    assert over == [["lost", "1"], ["lost", "2"]]
 
 
 def test_lines_go_where_they_are_asked_to() -> None:

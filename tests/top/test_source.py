@@ -247,6 +247,13 @@ def test_figures_that_cannot_be_are_refused_before_anybody_draws_them(
         Page(server.url).read()
 
 
+def test_what_the_page_says_of_its_own_trouble_is_passed_on(server: Server) -> None:
+    told = {"error": "OSError: [Errno 1] no\x1b[2J", "number": 1}
+    server.body = json.dumps({"state": told, "access": "write"}).encode()
+    with pytest.raises(SourceError, match=r"cannot ask the processes: OSError.*no\ufffd\[2J"):
+        Page(server.url).read()
+
+
 @pytest.mark.parametrize(
     "figures",
     [

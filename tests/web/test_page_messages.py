@@ -25,7 +25,7 @@ from aioktask.web._page.gather import Gatherer
 from aioktask.web._page.marks import Marks
 from aioktask.web._page.told import GONE_SECONDS, MOST_ENDED, MOST_JOBS, Processes, job_row
 from aioktask.web.starlette import Deadline
-from tests.support.gates import eventually
+from tests.support.gates import eventually, until
 from tests.web.exchange import Exchange
 
 
@@ -122,6 +122,11 @@ def test_what_is_remembered_of_short_jobs_is_bounded_by_one_answer() -> None:
     marks.add(1, [])
     marks.forget(1000.0)
     assert not marks._told
+
+
+def test_names_of_marks_are_printable() -> None:
+    [mark] = Marks(60.0, 10).add(1, [{**entry(7, 1, 0.0, 1.0), "name": "a\u202eb\x1b[2J\ud800"}])
+    assert mark.name == "a\ufffdb\ufffd[2J\ufffd"
 
 
 def test_marks_let_other_threads_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,6 +272,21 @@ def test_a_process_that_is_gone_is_shown_as_such_for_a_while(last: list[Told]) -
     assert known.message(2.0 + GONE_SECONDS)["processes"] == []
 
 
+def test_a_process_that_was_silent_for_long_is_shown_as_gone_for_as_long() -> None:
+    known = Processes()
+    known.hear([Told(7, answer(1))], 1.0)
+    known.hear([Told(7, None, "it did not answer")], 2.0)
+    gone_at = 2.0 + 2 * GONE_SECONDS
+    known.hear([], gone_at)
+    [shown] = known.message(gone_at)["processes"]
+    assert shown["state"] == "gone"
+    known.hear([Told(7, answer(1))], gone_at + 1.0)  # another one with its number
+    known.hear([], gone_at + GONE_SECONDS)
+    assert known.message(gone_at + GONE_SECONDS)["processes"]
+    known.hear([], gone_at + 3 * GONE_SECONDS)
+    assert known.message(gone_at + 3 * GONE_SECONDS)["processes"] == []
+
+
 def test_words_are_those_of_bars_and_an_undo_runs_back() -> None:
     known = Processes()
     told = answer(1, "undoing")
@@ -379,6 +399,95 @@ async def test_all_readers_have_one_message_and_nothing_is_asked_without_them(
     await eventually(lambda: gatherer._thread is None)
     assert set(asked) == {"aioktask page"}
     assert len(asked) < 12
+
+
+@pytest.mark.anyio
+async def test_readers_that_come_and_go_have_no_more_messages_built(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gather, "ask_all", lambda *args, **options: [])
+    monkeypatch.setattr(gather, "EVERY", 3600.0)
+    gatherer = Gatherer()
+    with gatherer.reading() as reader:
+        assert await reader.next(10) is not None
+    for _ in range(3):
+        with gatherer.reading() as reader:
+            assert await reader.next(0.01) is None
+    await eventually(lambda: gatherer._thread is None)
+    assert gatherer._number == 1
+    monkeypatch.setattr(gather, "EVERY", 0.01)
+    with gatherer.reading() as reader:
+        assert await reader.next(10) is not None
+
+
+def test_a_reader_that_comes_as_the_thread_goes_has_one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes once the thread has given up its place, before that thread has returned."""
+    monkeypatch.setattr(gather, "ask_all", lambda *args, **options: [])
+    monkeypatch.setattr(gather, "EVERY", 0.01)
+    gatherer = Gatherer()
+    came, leaves, told = threading.Event(), threading.Event(), []
+
+    async def read(over: threading.Event) -> None:
+        with gatherer.reading():
+            came.set()
+            await eventually(over.is_set)
+
+    class Condition(threading.Condition):
+        def __exit__(self, *of: Any) -> None:
+            super().__exit__(*of)
+            if gatherer._thread is None and not told:
+                told.append(threading.current_thread())
+                came.clear()
+                second.start()
+                assert came.wait(30)
+
+    gatherer._changed = Condition()
+    first, second = (
+        threading.Thread(target=anyio.run, args=(read, over)) for over in (came, leaves)
+    )
+    first.start()
+    first.join()
+    until(lambda: told)
+    [one] = told
+    one.join(30)
+    assert not one.is_alive()
+    assert gatherer._thread is not None
+    leaves.set()
+    second.join()
+
+
+def test_what_was_served_while_a_process_did_not_answer_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, rounds, asked = 0.0, iter(PLAYED), []
+
+    def ask_all(request: dict[str, Any], seconds: float) -> list[Told]:
+        asked.append(now - request["history"] + gather.OVERLAP_SECONDS)
+        return [Told(pid, answer(0)) for pid in alive] + [
+            Told(pid, None, "it did not answer") for pid in {7, 8} - alive
+        ]
+
+    monkeypatch.setattr(gather, "ask_all", ask_all)
+    monkeypatch.setattr(gather.time, "perf_counter", lambda: now)
+    gatherer = Gatherer()
+    for now, alive in rounds:  # noqa: B007
+        gatherer._ask()
+    # At 1003 7 answers, which had told until 1000: that is asked for at 1004, and told by 8 as well.
+    assert asked[1:] == [1000.0, 1001.0, 1002.0, 1000.0, 1004.0, 1005.0]
+
+
+# When it is asked, and who answers.
+PLAYED = [
+    (1000.0, {7, 8}),
+    (1001.0, {8}),
+    (1002.0, {8}),
+    (1003.0, {7}),
+    (1004.0, {7, 8}),
+    (1005.0, {7, 8}),
+    (1006.0, {7, 8}),
+]
 
 
 @pytest.mark.anyio

@@ -4,7 +4,8 @@
 # Guarantees: no loop's thread asks, waits or builds a message; a message is built once, twice a
 # second at most, whoever reads it; a process that hangs delays nobody by more than its part of that
 # time; one whose answer cannot be read is told as such, beside all others; without readers nothing
-# is asked, and the thread ends. Whatever it ends by, the next reader begins another one.
+# is asked, and the thread ends. Whatever it ends by, the next reader begins another one, and there
+# are never two. What a process served while it did not answer is asked for once it does.
 #
 # A browser gets the timeline's marks as they come, so it must miss no message. A reader that missed
 # one, or is new, asks for all marks, which come with the next message.
@@ -13,10 +14,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +27,7 @@ import anyio
 
 from aioktask.engine.loops.loop import running_loop
 from aioktask.observe.courtesy import Courtesy
-from aioktask.observe.processes import UNREADABLE, ask_all, unreadable
+from aioktask.observe.processes import UNREADABLE, Told, ask_all, unreadable
 from aioktask.web._page.marks import Mark, Marks
 from aioktask.web._page.told import Processes
 
@@ -105,6 +107,7 @@ class Gatherer:
 
     def _begin(self) -> None:
         self._pid = os.getpid()
+        self._began = -math.inf  # when the last message was begun, by `time.monotonic`
         self._changed = threading.Condition()  # guards the two below
         self._readers: set[Reader] = set()
         self._thread: threading.Thread | None = None
@@ -112,6 +115,8 @@ class Gatherer:
         self._processes = Processes()
         self._marks = Marks(TIMELINE_SECONDS, MOST_MARKS)
         self._asked_at = 0.0
+        self._heard_at: dict[int, float] = {}  # of each process, the last time that it answered
+        self._owed_since = math.inf  # since when one that answers again has told nothing
         self._number = 0
 
     @contextmanager
@@ -147,11 +152,14 @@ class Gatherer:
 
     def _leave(self) -> None:
         with self._changed:
-            self._thread = None
+            if self._thread is threading.current_thread():  # it had not given up its place yet
+                self._thread = None
 
     def _turn(self) -> bool:
         """Build a message, give it to all, and wait; false, and no thread any more, without any."""
-        began = time.monotonic()
+        if not self._rest(self._began + EVERY):  # of a thread before this one, perhaps
+            return False
+        self._began = began = time.monotonic()
         with self._changed:
             waiting = [each for each in self._readers if each.wants_marks]
             for each in waiting:
@@ -164,12 +172,19 @@ class Gatherer:
             readers = list(self._readers)
         for each in readers:
             each.give(message)
+        return self._rest(max(began + EVERY, time.monotonic() + 0.05))
+
+    def _rest(self, until: float) -> bool:
+        """Wait until then; false, and no thread any more, where there are no readers.
+
+        Both are decided under one hold of the lock: a reader that comes later begins a thread.
+        """
         with self._changed:
-            left = began + EVERY - time.monotonic()
-            self._changed.wait_for(lambda: not self._readers, max(left, 0.05))
-            if not self._readers:
-                self._thread = None
-        return self._thread is not None
+            self._changed.wait_for(lambda: not self._readers, max(until - time.monotonic(), 0.0))
+            if self._readers:
+                return True
+            self._thread = None
+            return False
 
     def _build(self, *, with_marks: bool) -> Message:
         self._number += 1
@@ -188,8 +203,10 @@ class Gatherer:
 
     def _ask(self) -> dict[str, Any]:
         began = time.perf_counter()
-        back = min(began - self._asked_at + OVERLAP_SECONDS, TIMELINE_SECONDS)
+        since = min(self._asked_at, self._owed_since)
+        back = min(began - since + OVERLAP_SECONDS, TIMELINE_SECONDS)
         answers = ask_all({"do": "snapshot", "history": back}, seconds=ANSWER_SECONDS)
+        self._owed_since = self._missed_since(answers, since, began)
         self._asked_at = began
         now = time.perf_counter()
         fresh: list[Mark] = []
@@ -204,6 +221,23 @@ class Gatherer:
         data = self._processes.message(now)
         data["marks"] = [_told(each) for each in fresh]
         return data
+
+    def _missed_since(self, answers: Sequence[Told], since: float, began: float) -> float:
+        """Note who answered; the earliest time from which one of them has told too little.
+
+        Args:
+            answers: To what was asked for at `began`: what was served since `since`.
+        """
+        before, self._heard_at = self._heard_at, {}
+        missed = math.inf
+        for each in answers:
+            heard = before.get(each.pid, self._asked_at)
+            if each.answer is not None:
+                if heard < since:
+                    missed = min(missed, heard)
+                heard = began
+            self._heard_at[each.pid] = heard
+        return missed
 
 
 def _told(mark: Mark) -> list[Any]:

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Any, NamedTuple
 
+from aioktask.markup import printable
 from aioktask.observe.courtesy import Courtesy
 from aioktask.observe.values import integer, nesting, number, text
 
@@ -145,7 +146,7 @@ class Marks:
 def _mark(pid: int, entry: Mapping[str, Any]) -> Mark:
     start, stop = number(entry["start"]), number(entry["stop"])
     thread, job = integer(entry["thread"]), integer(entry["job"])
-    name, kind, depth = text(entry["name"]), text(entry["kind"]), nesting(entry["depth"])
+    name, kind, depth = printable(text(entry["name"])), text(entry["kind"]), nesting(entry["depth"])
     lent, failed = bool(entry["lent"]), bool(entry["failed"])
     return Mark(pid, thread, job, name, kind, lent, start, stop, 1, depth, failed)
 

@@ -68,6 +68,7 @@ class _Process:
     at: float = 0.0
     state: str = "alive"
     problem: str = ""
+    gone_at: float = 0.0  # when that was found
 
 
 class Processes:
@@ -102,9 +103,11 @@ class Processes:
             if known.pid not in present and known.state != "gone":
                 known.state, known.problem = "gone", "it ended"
             if known.state == "gone":
-                known.at = known.at or now
-                if now - known.at > GONE_SECONDS:
+                known.at, known.gone_at = known.at or now, known.gone_at or now
+                if now - known.gone_at >= GONE_SECONDS:
                     del self._known[known.pid]
+            else:
+                known.gone_at = 0.0
 
     def message(self, now: float) -> dict[str, Any]:
         """All there is to show at this time, as data for JSON."""
