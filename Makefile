@@ -85,7 +85,7 @@ browser: $(TESTS)  ## the live page in a real browser
 # Processes of clusters killed at every stage of a job, and hosts in network namespaces that are cut
 # off or slow: 6 minutes. With AIOKTASK_TEST_CLUSTER=whole every cut of a minute, for some more.
 cluster: $(TESTS)  ## clusters whose processes are killed and whose networks are cut
-	$(PYTEST) -m cluster --timeout=300 tests/cluster $(ARGS)
+	$(PYTEST) -m cluster --timeout=600 tests/cluster $(ARGS)
 
 # A real server with two workers for two minutes, and what it takes to begin and to stop. For ten
 # minutes: ARGS=--soak-seconds=600. ARGS=--soak-seed=7 has the clients do the same once more.
@@ -102,9 +102,9 @@ sweep: $(TESTS)  ## the same at every line: some hours
 	AIOKTASK_TEST_SWEEP=whole $(PYTEST) -m sweep --timeout=36000 tests/interruption $(ARGS)
 
 # In a machine with two nodes, huge pages and an IOMMU, which is built and emulated: see
-# tests/guest/README.md. Five minutes a test at most: an emulated CPU is slow.
+# tests/guest/README.md. Ten minutes a test at most: an emulated CPU is slow.
 guest: $(TESTS)  ## the tests that need an emulated machine
-	$(PYTEST) -m guest --timeout=300 tests/guest $(ARGS)
+	$(PYTEST) -m guest --timeout=600 tests/guest $(ARGS)
 
 lint: $(LINT)  ## likely bugs, misuse of async, one form of the code
 	$(IN_VENV) -m ruff check .

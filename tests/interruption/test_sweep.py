@@ -45,7 +45,8 @@ SEED = os.environ.get("AIOKTASK_TEST_SEED", "2026")
 def test_a_few_strikes_leave_nothing_behind() -> None:
     """A small part of the sweep, in the everyday run."""
     kinds = "alarm,interrupt,call"
-    sweep("--seed", SEED, "--sample", "0.06", "--kinds", kinds, "--repeat", "2")
+    sample = ("--sample", "0.06", "--seconds", "60")
+    sweep("--seed", SEED, *sample, "--kinds", kinds, "--repeat", "2")
 
 
 @pytest.mark.sweep

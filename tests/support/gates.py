@@ -17,7 +17,7 @@ import anyio.lowlevel
 
 from aioktask import ChunkCancelled, current_chunk
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 # How often a test looks while it waits. A thread that spins lets go of the GIL again and again, for
 # less time than another thread needs to wake up and take it, and so keeps others from it for
 # seconds.
