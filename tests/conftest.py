@@ -20,6 +20,7 @@ import hypothesis
 import pytest
 
 from tests.support import record, sampling
+from tests.support.sampling import SAMPLE
 
 LOOPS: dict[str, Any] = {
     "asyncio": ("asyncio", {"use_uvloop": False}),
@@ -29,10 +30,13 @@ LOOPS: dict[str, Any] = {
 
 # No deadlines: how long one example takes says more about the machine's neighbours than about it.
 # Each session tries other examples: few in each, since there are many sessions.
-hypothesis.settings.register_profile("everyday", deadline=None, print_blob=True, max_examples=40)
+hypothesis.settings.register_profile(
+    "everyday", deadline=None, print_blob=True, derandomize=False, max_examples=40
+)
 hypothesis.settings.register_profile(
     "long",
     deadline=None,
+    derandomize=False,
     print_blob=True,
     max_examples=2000,
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
@@ -49,10 +53,6 @@ def anyio_backend(request: pytest.FixtureRequest) -> Any:
 # The tests' dependency group brings uvloop, but not to Windows, and there are no wheels of it for
 # free-threaded Python 3.13.
 HAS_UVLOOP = importlib.util.find_spec("uvloop") is not None
-
-
-# The tests for which there is time, where only so much is given.
-SAMPLE = pytest.StashKey[sampling.Sample]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

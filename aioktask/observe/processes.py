@@ -558,27 +558,32 @@ def ask(pid: int, request: Mapping[str, object], *, seconds: float = ANSWER_SECO
 
 
 def ask_all(
-    request: Mapping[str, object] | None = None, *, seconds: float = ANSWER_SECONDS
+    request: Mapping[str, object] | Callable[[int], Mapping[str, object]] | None = None,
+    *,
+    seconds: float = ANSWER_SECONDS,
 ) -> list[Told]:
     """Ask every process of this user that publishes its jobs, all at once.
 
     Args:
-        request: As `Publisher.answer` takes it; by default for a snapshot.
+        request: As `Publisher.answer` takes it, or what makes one for the number of a process; by
+            default for a snapshot.
         seconds: How long to wait, for all of them together.
 
     Returns:
         What each told, by number of the process. One that hangs, is stopped or is gone is told as
         such.
     """
-    wanted = {"do": "snapshot"} if request is None else request
+
+    def asked(path: Path) -> Told:
+        wanted = {"do": "snapshot"} if request is None else request
+        return _ask(path, wanted(int(path.stem)) if callable(wanted) else wanted, seconds, until)
+
     paths = [path for path in sorted(directory().glob("*.socket")) if _names_process(path)]
     if not paths:
         return []
     until = time.monotonic() + seconds
     with ThreadPoolExecutor(min(len(paths), MOST_ASKED), "aioktask asks") as threads:
-        answers: Iterable[Told] = threads.map(
-            lambda path: _ask(path, wanted, seconds, until), paths
-        )
+        answers: Iterable[Told] = threads.map(asked, paths)
         return sorted(answers, key=lambda each: each.pid)
 
 

@@ -69,8 +69,8 @@ def workers_of(job: JobRow, view: View) -> list[str]:
 
 
 def _over(view: View, before: Iterable[tuple[int, int]]) -> set[tuple[int, int]]:
-    """Which jobs are over, with those of before of processes that tell of none this time."""
-    silent = {each.pid for each in view.processes} - {each.pid for each in view.ended}
+    """Which jobs are over, with those of before of processes that tell of nothing this time."""
+    silent = {each.pid for each in view.processes if each.problem}
     found = {(pid, number) for pid, number in before if pid in silent}
     return found | {(each.pid, each.number) for each in view.ended}
 

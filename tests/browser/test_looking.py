@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -496,6 +497,128 @@ def test_a_stream_that_is_refused_is_asked_for_again_and_then_nothing_else_is(
     assert states >= 1
     changes(page, "asked", 4)
     assert asked.count("state") == states
+
+
+def test_a_stream_that_is_refused_for_good_is_not_asked_for_all_the_time(
+    start: Start, visit: Visit, token: str
+) -> None:
+    asked: list[str] = []
+    page = visit(log_in=False, **DESKTOP)
+    page.on("request", lambda sent: asked.append(sent.url.rpartition("/")[2]))
+    page.route("**/events", lambda route: route.fulfill(status=503, body="never"))
+    start("one", "asked")
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    changes(page, "asked", 1)
+    asked.clear()
+    changes(page, "asked", 3)
+    # Between two changes it asks once.
+    assert page.title()
+    assert asked.count("events") <= asked.count("state") <= 6
+
+
+def test_where_a_stream_ends_before_it_tells_anything_the_page_asks(
+    start: Start, visit: Visit, token: str
+) -> None:
+    """As under a deadline of a second, or while a coordinator ends and the server goes on."""
+    page = visit(log_in=False, **DESKTOP)
+    body = 'retry: 200\n\nevent: hello\ndata: {"access": "write"}\n\nevent: end\ndata: again\n\n'
+    kind = {"Content-Type": "text/event-stream"}
+    page.route("**/events", lambda route: route.fulfill(status=200, body=body, headers=kind))
+    start("one", "asked")
+    page.get_by_label("Token").fill(token)
+    page.get_by_role("button", name="Log in").click()
+    changes(page, "asked", 2)
+
+
+def test_an_answer_that_is_not_the_page_s_is_said_and_asked_again(
+    start: Start, visit: Visit
+) -> None:
+    worker = start("one", "asked about")
+    page = visit(**DESKTOP)
+    page.get_by_role("button", name="Cancel asked about").click()
+    dialog = page.get_by_role("dialog")
+    sure = dialog.get_by_role("button", name="Cancel the job")
+    html = {"Content-Type": "text/html"}
+    answers = [
+        (200, html, "<title>Log in</title>", "The answer is not this page's"),
+        (502, html, "<h1>Bad gateway</h1>", "The server answers with status 502."),
+        (503, {"Content-Type": "text/plain"}, "", "The server answers with status 503."),
+    ]
+    for status, headers, body, said in answers:
+        answer = functools.partial(_fulfill, status=status, headers=headers, body=body)
+        page.route("**/cancel", answer)
+        sure.click()
+        dialog.get_by_text(said).wait_for()
+        assert sure.is_enabled()
+        page.unroute("**/cancel", answer)
+    sure.click()
+    dialog.wait_for(state="hidden")
+    until(lambda: not ask(worker.pid, {"do": "snapshot"}).answer["jobs"])
+
+
+def _fulfill(route: Any, **answer: Any) -> None:
+    route.fulfill(**answer)
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_late_answer_about_one_job_leaves_the_question_about_the_next(
+    start: Start, visit: Visit, done: bool
+) -> None:
+    start("one", "slow one")
+    start("one", "next one")
+    page = visit(**DESKTOP)
+    held: list[Any] = []
+    page.route("**/cancel", held.append)
+    page.get_by_role("button", name="Cancel slow one").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Cancel the job").click()
+    until(lambda: page.title() and held)
+    page.keyboard.press("Escape")
+    page.get_by_role("button", name="Cancel next one").click()
+    assert "next one" in dialog.inner_text()
+    with page.expect_response("**/cancel"):
+        held[0].fulfill(json={"done": done, "text": "of the slow one"})
+    seen = page.locator("#cancel-text").inner_text()
+    until(lambda: page.locator("#cancel-text").inner_text() != seen)
+    assert "next one" in dialog.inner_text()
+    assert "of the slow one" not in dialog.inner_text()
+    assert dialog.get_by_role("button", name="Cancel the job").is_enabled()
+
+
+def test_who_logs_out_does_so_in_all_pages_of_the_browser(start: Start, visit: Visit) -> None:
+    start("one", "secret")
+    page = visit(**DESKTOP)
+    row(page, "secret").wait_for()
+    with page.context.expect_page():
+        page.evaluate("window.open('about:blank')")
+    other = page.context.pages[-1]
+    other.goto(page.url)
+    row(other, "secret").wait_for()
+    other.get_by_role("button", name="Log out").click()
+    for each in (other, page):
+        each.get_by_label("Token").wait_for()
+        assert not row(each, "secret").is_visible()
+
+
+def test_the_menu_of_the_pointer_moves_no_timeline(start: Start, visit: Visit) -> None:
+    start("one", "job")
+    page = visit(**DESKTOP)
+    changes(page, "job", 1)
+    box = page.locator("#canvas").bounding_box()
+    assert box is not None
+    y = box["y"] + 52
+    page.mouse.move(box["x"] + 400, y)
+    page.mouse.down(button="right")
+    for x in range(400, 300, -20):
+        page.mouse.move(box["x"] + x, y)
+    page.mouse.up(button="right")
+    assert page.locator("#hold").get_attribute("aria-pressed") == "false"
+    page.mouse.move(box["x"] + 400, y)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 440, y)
+    page.mouse.up()
+    assert page.locator("#hold").get_attribute("aria-pressed") == "true"
 
 
 def changes(page: Page, name: str, times: int) -> None:

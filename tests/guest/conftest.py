@@ -19,6 +19,7 @@ from tests.guest.facts import NodeFacts, read_nodes
 from tests.guest.machine import Limits
 from tests.guest.reports import failed, skipped
 from tests.support.packages import Unavailable, required
+from tests.support.sampling import SAMPLE
 
 IN_GUEST = os.environ.get("AIOKTASK_IN_GUEST") == "1"
 
@@ -28,6 +29,9 @@ NO_BED = pytest.StashKey[Exception]()
 # What ran when a machine froze, once for each: a test may do that once, a session so often.
 FROZEN = pytest.StashKey[list[str | None]]()
 MOST_FROZEN = 3
+
+# Jobs that follow CPUs that come and go: on a slow machine a minute each.
+LONGEST = "test_follow_in_guest.py"
 
 # The guest's own timeout of a test, in seconds; 0 where it has none of its own.
 TIMEOUT = pytest.StashKey[float]()
@@ -49,6 +53,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.timeout(0), append=False)
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest comes last, in an order that is always the same."""
+    of_guest = [each for each in items if each.get_closest_marker("guest") is not None]
+    of_guest.sort(key=lambda item: (item.path.name == LONGEST, item.path.name))
+    others = [each for each in items if each.get_closest_marker("guest") is None]
+    items[:] = others + of_guest
+
+
 def _own_timeout(item: pytest.Item) -> float:
     mark = item.get_closest_marker("timeout")
     asked = (mark.args[0] if mark.args else mark.kwargs.get("timeout")) if mark else None
@@ -62,7 +75,9 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     if BED not in item.session.stash:
         _boot(item.session)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-    for report in _reports(item):
+    sample = item.config.stash.get(SAMPLE, None)
+    reason = sample.why_not() if sample is not None else ""
+    for report in [skipped(item, reason)] if reason else _reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
     return True

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,10 @@ from tests.support.gates import comes_true
 
 NAME = "follow"
 PATIENCE = 60.0  # in an emulated machine, on a busy one
-# Some minutes of work for all CPUs, unless it is told that it is over.
-UNITS = 9_600
+# Some minutes of work for all CPUs, unless it is told that it is over. A unit takes as long on any
+# machine: an emulated CPU may be slow.
+UNITS = 6_400
+UNIT_SECONDS = 0.1
 
 NODES = tuple(frozenset(node.cpus) for node in MACHINE.nodes)
 EVERY_CPU = frozenset().union(*NODES)
@@ -44,7 +47,7 @@ class Busy:
     def __init__(self) -> None:
         self.counts = np.zeros(UNITS, np.int64)
         self.over = threading.Event()
-        self._angles = np.linspace(0, 9, 1 << 16)
+        self._angles = np.linspace(0, 9, 1 << 13)
         self._own = threading.local()
 
     def chunk(self, start: int, stop: int) -> None:
@@ -53,7 +56,9 @@ class Busy:
             return
         if not hasattr(self._own, "sines"):
             self._own.sines = np.empty_like(self._angles)
-        np.sin(self._angles, out=self._own.sines)
+        until = time.monotonic() + UNIT_SECONDS
+        while time.monotonic() < until and not self.over.is_set():
+            np.sin(self._angles, out=self._own.sines)
 
 
 @dataclass(frozen=True)

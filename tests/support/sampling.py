@@ -47,14 +47,21 @@ class Sample:
         places = in_order_of(self.seed, (item.nodeid.partition("::")[0] for item in items))
         items.sort(key=lambda item: places[item.nodeid.partition("::")[0]])
 
-    def admit(self) -> None:
-        """Skip the test that is about to begin if the time is over, which the first one starts."""
+    def why_not(self) -> str:
+        """Why the test that is about to begin is left out; empty if the time is not over, which
+        the first one starts."""
         now = time.monotonic()
         if self._until is None:
             self._until = now + self.seconds
-        if now >= self._until:
-            self._left_out += 1
-            pytest.skip(f"not in this sample: its {self.seconds:g} s were over")
+        if now < self._until:
+            return ""
+        self._left_out += 1
+        return f"not in this sample: its {self.seconds:g} s were over"
+
+    def admit(self) -> None:
+        """Skip the test that is about to begin if it is left out."""
+        if reason := self.why_not():
+            pytest.skip(reason)
 
     def told(self) -> str:
         """What there is to say of it at the end."""
@@ -62,6 +69,10 @@ class Sample:
         if not self._left_out:
             return f"all tests were within {self.seconds:g} s; {again}"
         return f"{self._left_out} tests left out after {self.seconds:g} s; {again}"
+
+
+# The sample of a session, where only so much time is given.
+SAMPLE = pytest.StashKey[Sample]()
 
 
 def asked_for() -> Sample | None:

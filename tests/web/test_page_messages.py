@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from aioktask import Coordinator, Job, snapshot
 from aioktask.observe.courtesy import Courtesy
 from aioktask.observe.data import snapshot_data
 from aioktask.observe.processes import Told, publish
+from aioktask.telling import lasting
 from aioktask.web._page import app, gather
 from aioktask.web._page.app import Page
 from aioktask.web._page.gather import Gatherer
@@ -279,7 +281,7 @@ def test_a_process_that_was_silent_for_long_is_shown_as_gone_for_as_long() -> No
     gone_at = 2.0 + 2 * GONE_SECONDS
     known.hear([], gone_at)
     [shown] = known.message(gone_at)["processes"]
-    assert shown["state"] == "gone"
+    assert (shown["state"], shown["age"]) == ("gone", lasting(0.0))
     known.hear([Told(7, answer(1))], gone_at + 1.0)  # another one with its number
     known.hear([], gone_at + GONE_SECONDS)
     assert known.message(gone_at + GONE_SECONDS)["processes"]
@@ -461,33 +463,31 @@ def test_a_reader_that_comes_as_the_thread_goes_has_one_thread(
 def test_what_was_served_while_a_process_did_not_answer_is_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now, rounds, asked = 0.0, iter(PLAYED), []
+    now = 0.0
+    asked: list[tuple[float, float]] = []
 
-    def ask_all(request: dict[str, Any], seconds: float) -> list[Told]:
-        asked.append(now - request["history"] + gather.OVERLAP_SECONDS)
-        return [Told(pid, answer(0)) for pid in alive] + [
-            Told(pid, None, "it did not answer") for pid in {7, 8} - alive
-        ]
+    def ask_all(request: Callable[[int], dict[str, Any]], seconds: float) -> list[Told]:
+        back7, back8 = (request(pid)["history"] - gather.OVERLAP_SECONDS for pid in (7, 8))
+        asked.append((now - back7, now - back8))
+        silent = {7, 8} - alive
+        return [Told(pid, answer(0)) for pid in alive] + [Told(pid, None, "no") for pid in silent]
 
     monkeypatch.setattr(gather, "ask_all", ask_all)
     monkeypatch.setattr(gather.time, "perf_counter", lambda: now)
     gatherer = Gatherer()
-    for now, alive in rounds:  # noqa: B007
+    for now, alive in [  # noqa: B007
+        (1000.0, {7, 8}),
+        (1001.0, {8}),
+        (1002.0, {8}),
+        (1003.0, {7}),
+        (1004.0, {7, 8}),
+        (1005.0, set[int]()),
+        (1006.0, {7, 8}),
+    ]:
         gatherer._ask()
-    # At 1003 7 answers, which had told until 1000: that is asked for at 1004, and told by 8 as well.
-    assert asked[1:] == [1000.0, 1001.0, 1002.0, 1000.0, 1004.0, 1005.0]
-
-
-# When it is asked, and who answers.
-PLAYED = [
-    (1000.0, {7, 8}),
-    (1001.0, {8}),
-    (1002.0, {8}),
-    (1003.0, {7}),
-    (1004.0, {7, 8}),
-    (1005.0, {7, 8}),
-    (1006.0, {7, 8}),
-]
+    # Each from when it had answered last.
+    assert [since for since, _ in asked[1:]] == [1000.0, 1000.0, 1000.0, 1003.0, 1004.0, 1004.0]
+    assert [since for _, since in asked[1:]] == [1000.0, 1001.0, 1002.0, 1002.0, 1004.0, 1004.0]
 
 
 @pytest.mark.anyio

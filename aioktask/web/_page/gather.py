@@ -18,16 +18,16 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
 
 from aioktask.engine.loops.loop import running_loop
 from aioktask.observe.courtesy import Courtesy
-from aioktask.observe.processes import UNREADABLE, Told, ask_all, unreadable
+from aioktask.observe.processes import UNREADABLE, ask_all, unreadable
 from aioktask.web._page.marks import Mark, Marks
 from aioktask.web._page.told import Processes
 
@@ -52,7 +52,7 @@ class Message:
     Attributes:
         number: Counts messages.
         state: What there is to see, as JSON in one line.
-        marks: All marks of the timeline as JSON in one line, where a reader had asked for them.
+        marks: All marks of the timeline as JSON in one line, for a reader that asked for them.
     """
 
     number: int
@@ -115,8 +115,8 @@ class Gatherer:
         self._processes = Processes()
         self._marks = Marks(TIMELINE_SECONDS, MOST_MARKS)
         self._asked_at = 0.0
-        self._heard_at: dict[int, float] = {}  # of each process, the last time that it answered
-        self._owed_since = math.inf  # since when one that answers again has told nothing
+        # Of each process, the last time when it was asked and answered.
+        self._heard_at: dict[int, float] = {}
         self._number = 0
 
     @contextmanager
@@ -170,8 +170,9 @@ class Gatherer:
                 each.wants_marks = True  # they come with a later one
         with self._changed:
             readers = list(self._readers)
+        without = replace(message, marks=None)
         for each in readers:
-            each.give(message)
+            each.give(message if each in waiting else without)
         return self._rest(max(began + EVERY, time.monotonic() + 0.05))
 
     def _rest(self, until: float) -> bool:
@@ -203,11 +204,18 @@ class Gatherer:
 
     def _ask(self) -> dict[str, Any]:
         began = time.perf_counter()
-        since = min(self._asked_at, self._owed_since)
-        back = min(began - since + OVERLAP_SECONDS, TIMELINE_SECONDS)
-        answers = ask_all({"do": "snapshot", "history": back}, seconds=ANSWER_SECONDS)
-        self._owed_since = self._missed_since(answers, since, began)
+        before, known = self._asked_at, self._heard_at
+
+        def request(pid: int) -> dict[str, object]:
+            back = began - known.get(pid, before) + OVERLAP_SECONDS
+            return {"do": "snapshot", "history": min(back, TIMELINE_SECONDS)}
+
+        answers = ask_all(request, seconds=ANSWER_SECONDS)
         self._asked_at = began
+        self._heard_at = {
+            each.pid: known.get(each.pid, before) if each.answer is None else began
+            for each in answers
+        }
         now = time.perf_counter()
         fresh: list[Mark] = []
         for place, each in enumerate(answers):
@@ -221,23 +229,6 @@ class Gatherer:
         data = self._processes.message(now)
         data["marks"] = [_told(each) for each in fresh]
         return data
-
-    def _missed_since(self, answers: Sequence[Told], since: float, began: float) -> float:
-        """Note who answered; the earliest time from which one of them has told too little.
-
-        Args:
-            answers: To what was asked for at `began`: what was served since `since`.
-        """
-        before, self._heard_at = self._heard_at, {}
-        missed = math.inf
-        for each in answers:
-            heard = before.get(each.pid, self._asked_at)
-            if each.answer is not None:
-                if heard < since:
-                    missed = min(missed, heard)
-                heard = began
-            self._heard_at[each.pid] = heard
-        return missed
 
 
 def _told(mark: Mark) -> list[Any]:

@@ -141,7 +141,7 @@ def _shown(process: _Process, now: float) -> dict[str, Any]:
         "command": process.read.command,
         "state": process.state,
         "problem": process.problem,
-        "age": lasting(max(now - process.at, 0.0)),
+        "age": lasting(max(now - (process.gone_at or process.at), 0.0)),
         **(process.read.shown if process.state != "gone" else {}),
     }
 

@@ -399,6 +399,7 @@ function take(state) {
   if (paused) {
     missed.push(...(state.marks ?? []));
     if (missed.length > MOST_MARKS) missed.splice(0, missed.length - MOST_MARKS);
+    if (by("view").hidden) show(state); // it was logged out meanwhile
     connection("paused", pausedAt);
     return;
   }
@@ -436,24 +437,39 @@ async function change(what, body) {
   let response;
   try {
     response = await fetch(what, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+    if (!response.ok) return await whyRefused(response);
   } catch {
     return "The server does not answer.";
   }
-  if (!response.ok) return await response.text();
-  const told = await response.json();
-  return told.done ? "" : told.text;
+  try {
+    const told = await response.json();
+    return told.done ? "" : String(told.text);
+  } catch {
+    return "The answer is not this page's: load the page again.";
+  }
+}
+
+// In words: a proxy's page is none.
+async function whyRefused(response) {
+  const kind = response.headers.get("Content-Type") ?? "";
+  const text = kind.startsWith("text/plain") ? (await response.text()).trim() : "";
+  return text || `The server answers with status ${response.status}.`;
 }
 
 // Opens a dialog and does what it asks; it stays open with the reason where that failed.
+let opened = 0;
+
 function open(dialog, act) {
+  const mine = ++opened;
   const error = dialog.querySelector(".dialog-error");
   if (error) setText(error, "");
-  dialog.onsubmit = null;
+  for (const each of dialog.querySelectorAll("button")) each.disabled = false;
   dialog.querySelector("form").onsubmit = async (event) => {
     if (!act || event.submitter?.value !== "yes") return;
     event.preventDefault();
     event.submitter.disabled = true;
     const problem = await act();
+    if (mine !== opened || !dialog.open) return; // something else is asked by now
     event.submitter.disabled = false;
     if (problem) setText(error, problem);
     else dialog.close();
@@ -506,7 +522,11 @@ function showDetails(key) {
 
 function patchDetails() {
   const job = jobOf(detailed);
-  if (!job) return;
+  if (!job) {
+    const state = detailed === null ? null : detailRows.get("state");
+    if (state) setText(state, "not told of any more");
+    return;
+  }
   setText(by("details-title"), job.name);
   const facts = {
     process: job.pid, kind: `${job.kind} ${job.number}`, labels: job.labels.join(", ") || "none", state: job.stuck ? `${job.phase}, stuck for ${job.stuck}` : stateOf(job),
@@ -544,7 +564,7 @@ by("login-form").addEventListener("submit", async (event) => {
     by("login").hidden = true;
     begin();
   } else {
-    setText(by("login-error"), await response.text());
+    setText(by("login-error"), await whyRefused(response));
     by("token").select();
   }
 });
@@ -553,6 +573,7 @@ by("logout").addEventListener("click", async () => {
   try {
     await fetch("logout", { method: "POST" });
   } finally {
+    stream.say("left");
     location.reload();
   }
 });
@@ -587,23 +608,25 @@ let watching = 0;
 const stream = new Stream((kind, data) => {
   if (kind === "broken") {
     poll();
+  } else if (kind === "left") {
+    begin(); // who looks has changed: the server says what may be seen now
   } else if (kind === "end") {
     if (data === "stop") connection("lost", "The server stops");
   } else if (kind === "marks") {
     missed = [];
     timeline.replace(JSON.parse(data));
   } else {
-    heard = performance.now();
     if (kind === "hello") {
       setAccess(JSON.parse(data).access);
       by("logout").hidden = false;
     } else {
+      heard = performance.now();
       clearTimeout(polling);
       polling = 0;
       take(JSON.parse(data));
     }
   }
-}, () => timeline.all());
+}, () => [...timeline.all(), ...missed]);
 
 function stop() {
   stream.close();
@@ -636,7 +659,7 @@ async function poll(since = performance.now()) {
   }
   if (polling === 0 || document.hidden) return; // the stream is back
   if (response?.status === 401 || response?.status === 403) {
-    refused(response.status, await response.text());
+    refused(response.status, await whyRefused(response));
     return;
   }
   if (told) {
@@ -647,7 +670,8 @@ async function poll(since = performance.now()) {
   } else {
     connection("lost", "The server does not answer; trying again");
   }
-  if (told && stream.broken || performance.now() - since > AGAIN_MS) begin();
+  if (performance.now() - since > AGAIN_MS) begin();
+  else if (told && stream.broken) polling = setTimeout(begin, POLL_MS);
   else polling = setTimeout(() => poll(since), POLL_MS);
 }
 

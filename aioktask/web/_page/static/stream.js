@@ -57,6 +57,11 @@ export class Stream {
     channel.postMessage({ kind: "who?", from: me });
   }
 
+  // Tells the other pages of this browser, beside what the server tells.
+  say(kind) {
+    this.channel?.postMessage({ kind });
+  }
+
   connect(pass) {
     const source = (this.source = new EventSource("events"));
     for (const kind of KINDS) {

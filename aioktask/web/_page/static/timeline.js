@@ -116,6 +116,7 @@ export class Timeline {
   }
 
   grab(event) {
+    if (event.button) return; // a menu's
     const from = event.offsetX;
     const end = this.end ?? this.clock;
     const scale = SPANS[this.span] / Math.max(this.width - this.gutter, 1);
@@ -128,7 +129,8 @@ export class Timeline {
       }
     };
     this.canvas.addEventListener("pointermove", drag);
-    this.canvas.addEventListener("pointerup", () => this.canvas.removeEventListener("pointermove", drag), { once: true });
+    // However it ends: a touch that becomes a scroll is cancelled.
+    this.canvas.addEventListener("lostpointercapture", () => this.canvas.removeEventListener("pointermove", drag), { once: true });
   }
 
   // Drawing.

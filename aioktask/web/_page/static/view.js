@@ -82,7 +82,7 @@ export class RowTable {
     this.make = make;
     this.items = [];
     this.shown = new Map();
-    this.empty = element("p", { class: "empty", text: empty });
+    this.empty = element("p", { class: "empty", text: empty, tabindex: -1 });
     this.space = element("div", { class: "space", role: "presentation" });
     this.scroll = element("div", { class: "scroll", role: "rowgroup", tabindex: "0" }, this.space);
     const heads = columns.map(({ title, right, unseen }) =>
@@ -147,7 +147,7 @@ export class RowTable {
       nodes.push(row.node);
     });
     for (const key of this.shown.keys()) if (!kept.has(key)) this.shown.delete(key);
-    if (focused !== null && !focusStays) this.scroll.focus({ preventScroll: true });
+    if (focused !== null && !focusStays) (items.length ? this.scroll : this.empty).focus({ preventScroll: true });
     place(this.space, nodes);
   }
 
