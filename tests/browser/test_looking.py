@@ -569,7 +569,7 @@ def test_a_late_answer_about_one_job_leaves_the_question_about_the_next(
     start("one", "next one")
     page = visit(**DESKTOP)
     held: list[Any] = []
-    page.route("**/cancel", held.append)
+    page.route("**/cancel", lambda route: held.append(route))
     page.get_by_role("button", name="Cancel slow one").click()
     dialog = page.get_by_role("dialog")
     dialog.get_by_role("button", name="Cancel the job").click()
