@@ -170,7 +170,8 @@ class Job(Generic[T]):
             edges of the range or of a part, and what is left last, may be smaller.
         chunk: Fixes the chunk size, a multiple of `align` and at least `min_chunk`. Without it the
             size is learned while the job runs, and no chunk is made to last longer than about 10 ms
-            where `min_chunk` and `align` allow that.
+            (50 while no other job is there, if that is worth a fifth) where `min_chunk` and `align`
+            allow that.
         max_threads: The most threads that may work on this job; the calling thread of
             `run_multithreaded_sync` counts as one of them.
         undo: Called as ``undo(start, stop)`` for what was done when the job fails or is cancelled;
@@ -491,7 +492,8 @@ class Report(Generic[T_co]):
     """What a finished job tells. All times are in seconds.
 
     Attributes:
-        value: What `reduce` made of the chunks' values; None without `reduce`.
+        value: What `reduce` made of the chunks' values, or what the function that made the job says
+            of it, such as an array; None of a job that has neither.
         peak_threads: The most threads that worked on the job at one moment.
         chunks: How many chunks there were.
         queued: From submit to the first claim of a chunk.

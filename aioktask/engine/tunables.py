@@ -161,8 +161,9 @@ TUNABLES = {
     for each in (
         Tunable(
             "max_threads",
-            "The most helpers at a time. Of the process: None for what the machine gives, the CPUs "
-            "it may use and its cgroup's quota, as they change. Of a coordinator: below that.",
+            "The most helpers at a time. Of the process: None for what AIOKTASK_MAX_THREADS says, "
+            "else the CPUs it may use and its cgroup's quota, as they change. Of a coordinator: "
+            "below that.",
             _threads,
             _integer,
         ),

@@ -32,7 +32,7 @@ class Tally:
 
     @property
     def files(self) -> int:
-        """Files that were removed, symlinks and devices too; files that were evicted whole."""
+        """Files that were removed, symlinks and devices too; files whose last part was evicted."""
         return self._files
 
     @property

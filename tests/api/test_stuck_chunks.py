@@ -181,7 +181,7 @@ def test_a_thread_that_called_the_sync_form_is_told(told: Told) -> None:
     run_multithreaded_sync(Job(gate.chunk, 1, max_threads=1, name="here"))
     looking.join()
     assert [(each.kind, each.chunk) for each in found] == [("caller", range(1))]
-    assert told.of("chunk_stuck", "here")[0]["thread"] == 0
+    assert told.of("chunk_stuck", "here")[0]["thread"] == threading.get_native_id()
     if gil_is_on():
         assert found[0].stack[-1].startswith('File "')
 

@@ -40,6 +40,7 @@ from aioktask import (
     run_multithreaded_sync,
 )
 from aioktask.engine import events
+from aioktask.engine.api.control import cancel_job
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state.run import Run
@@ -877,6 +878,25 @@ def test_the_exception_of_one_that_expired_can_be_sent_too() -> None:
             handle.result()
     other = pickle.loads(pickle.dumps(caught.value))
     assert (str(other), other.queued) == (str(caught.value), caught.value.queued)
+
+
+def test_a_cancel_after_the_time_had_passed_came_too_late() -> None:
+    gate = Gate()
+    with Coordinator(1) as coordinator:
+        handle = coordinator.submit(Job(gate.chunk, 2, chunk=1), timeout=SOON)
+        gate.wait_entered()
+        until(lambda: handle._run.expired)
+        assert not handle.cancel()  # while its chunk runs to end
+        gate.open()
+        with pytest.raises(TimeoutError):
+            handle.result()
+        assert not handle.cancel()
+        assert not cancel_job(handle._run.number)
+        cancelled = coordinator.submit(Job(nothing, 4))
+        if cancelled.cancel():  # else it was over before
+            with pytest.raises(JobCancelled):
+                cancelled.result()
+            assert cancelled.cancel()  # as it did before
 
 
 def test_when_to_come_again_follows_from_how_fast_jobs_end() -> None:

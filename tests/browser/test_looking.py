@@ -511,10 +511,9 @@ def test_a_stream_that_is_refused_for_good_is_not_asked_for_all_the_time(
     page.get_by_role("button", name="Log in").click()
     changes(page, "asked", 1)
     asked.clear()
-    changes(page, "asked", 3)
-    # Between two changes it asks once.
+    page.wait_for_timeout(3000)  # in which it should ask about three times
     assert page.title()
-    assert asked.count("events") <= asked.count("state") <= 6
+    assert 0 < asked.count("events") <= asked.count("state") + 1 <= 7
 
 
 def test_where_a_stream_ends_before_it_tells_anything_the_page_asks(
@@ -610,7 +609,7 @@ def test_the_menu_of_the_pointer_moves_no_timeline(start: Start, visit: Visit) -
     y = box["y"] + 52
     page.mouse.move(box["x"] + 400, y)
     page.mouse.down(button="right")
-    for x in range(400, 300, -20):
+    for x in range(400, 500, 20):
         page.mouse.move(box["x"] + x, y)
     page.mouse.up(button="right")
     assert page.locator("#hold").get_attribute("aria-pressed") == "false"

@@ -28,7 +28,7 @@ def cancel_job(number: int) -> bool:
     pool = current_pool()
     run = _run(pool, number)
     if run is not None:
-        return pool.cancel(run)
+        return pool.cancel(run) and not run.expired
     other = elsewhere.find(number)
     return other is not None and other.cancel()
 

@@ -299,7 +299,7 @@ class StreamHandle:
         Items that run finish; `current_chunk().check_cancelled()` tells them.
 
         Returns:
-            Whether it came in time: False when the stream was over before.
+            Whether it came in time: False when the stream was over, or ended by its time, before.
         """
         return self._handle.cancel()
 

@@ -118,12 +118,13 @@ class Handle(Generic[T]):
         Its waiters get `JobCancelled`. May be called from any thread, any number of times.
 
         Returns:
-            Whether it came in time: False when the job was over, or failing, before.
+            Whether it came in time: False when the job was over, failing, or ended by its time
+            before; True again for a job that an earlier cancel ended.
 
         Raises:
             RuntimeError: The handle belongs to the parent of this forked process.
         """
-        return self._own_pool().cancel(self._run)
+        return self._own_pool().cancel(self._run) and not self._run.expired
 
     def done(self) -> bool:
         """Whether the job is over, undo included, and the engine has let go of its function.

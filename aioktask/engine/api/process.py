@@ -59,7 +59,8 @@ def max_threads() -> int:
 
 
 def set_max_threads(threads: int | None) -> None:
-    """Change `max_threads`, also while jobs run; None goes back to the default.
+    """Change `max_threads`, also while jobs run; None goes back to `AIOKTASK_MAX_THREADS`,
+    or else to what the machine gives.
 
     Helpers above a lower limit stop at the next chunk boundary.
 

@@ -159,8 +159,8 @@ async def run(
     Args:
         fn: An ordinary function. Keyword arguments are for this call: use `functools.partial`.
         args: What it is called with.
-        nice: -20 (most urgent) to 19, as of a job; None for 0, or what the coordinator, the process
-            or a `priority` block says.
+        nice: -20 (most urgent) to 19, as of a job: where the coordinator, the process or a
+            `priority` block has one, that comes in its place. None for 0.
         name: For events, errors and thread names; by default the function's.
         coordinator: As in `run_multithreaded`.
         timeout: How long the call may take from now on, in seconds; None for any time. One that has
@@ -174,8 +174,8 @@ async def run(
 
     Raises:
         BaseException: What `fn` raised, as it is, without a note, since its traceback tells all;
-            but a `StopIteration`, a `GeneratorExit` or a loop's cancellation, which would be
-            misread here, is the cause of a `RuntimeError`. `failure` tells the job.
+            but a `StopIteration`, `StopAsyncIteration`, `GeneratorExit` or a loop's cancellation,
+            which would be misread here, is the cause of a `RuntimeError`. `failure` tells the job.
         JobCancelled: The coordinator ended the call.
         Overloaded: The call could not begin in time: the function was not called.
         TimeoutError: The function returned or raised too late.

@@ -143,7 +143,8 @@ class ChunkWatch:
         if stint is not None:
             if not stint.reducing:
                 chunk = range(at.chunk, max(stint.chunk_stop(), at.chunk))
-            thread = stint.thread.native if isinstance(stint.thread, Helper) else 0
+            who = stint.thread
+            thread = who.native if isinstance(who, (Helper, Caller)) else 0
             stack = _stack_of(stint.thread)
         news.append((ending.tell_stuck, run, chunk, lasts / 1e9, thread, stack))
         return At(at.chunk, at.begun, at.since, at.since + 2 * lasts, stack)
