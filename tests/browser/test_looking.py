@@ -513,7 +513,7 @@ def test_a_stream_that_is_refused_for_good_is_not_asked_for_all_the_time(
     asked.clear()
     page.wait_for_timeout(3000)  # in which it should ask about three times
     assert page.title()
-    assert 0 < asked.count("events") <= asked.count("state") + 1 <= 7
+    assert 0 < asked.count("events") <= asked.count("state") + 1 <= 6
 
 
 def test_where_a_stream_ends_before_it_tells_anything_the_page_asks(
