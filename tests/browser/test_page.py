@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +120,24 @@ def test_a_hostile_name_is_text(start: Start, visit: Visit) -> None:
     assert "hacked" not in page.title()
 
 
+def tasks_of(page: Page, act: Callable[[], None]) -> list[float]:
+    """The tasks of the page's main thread meanwhile, in milliseconds of CPU time.
+
+    The time by the clock is that of the processes beside it, too.
+    """
+    browser = page.context.browser
+    assert browser is not None
+    browser.start_tracing(
+        page=page, categories=["toplevel", "disabled-by-default-devtools.timeline"]
+    )
+    act()
+    events = json.loads(browser.stop_tracing())["traceEvents"]
+    return [each["tdur"] / 1000 for each in events if each["name"] in TASKS and "tdur" in each]
+
+
+TASKS = ("RunTask", "ThreadControllerImpl::RunTask")
+
+
 def test_of_a_thousand_jobs_only_those_in_view_are_drawn_and_no_task_is_long(
     start: Start, visit: Visit
 ) -> None:
@@ -126,26 +146,18 @@ def test_of_a_thousand_jobs_only_those_in_view_are_drawn_and_no_task_is_long(
     page.locator("#summary").get_by_text("1000 jobs under way").wait_for()
     drawn = page.locator("#jobs .space [role=row]")
     until(lambda: page.locator("#jobs [role=table]").get_attribute("aria-rowcount") == "1001")
-    page.evaluate(
-        """() => {
-            window.long = [];
-            new PerformanceObserver((list) => list.getEntries().forEach(
-                (each) => window.long.push(each.duration))).observe({ type: "longtask" });
-        }"""
-    )
     scroll = page.locator("#jobs .scroll")
-    # A task that another process kept off the CPU is long once, one that computes each time.
-    for _ in range(4):
-        page.evaluate("window.long = []")
+
+    def look_around() -> None:
         for part in range(20):
             scroll.evaluate(f"(each) => each.scrollTop = each.scrollHeight * {part} / 20")
             page.wait_for_timeout(100)  # so that the page draws, several times with what comes
             assert drawn.count() <= 20
-        long = page.evaluate("window.long")
-        print("tasks over 50 ms:", long)
-        if not long:
-            break
-    assert long == []
+
+    tasks = tasks_of(page, look_around)
+    print(f"the longest of {len(tasks)} tasks, in ms of CPU time:", sorted(tasks)[-5:])
+    # 50 ms, and three times that for a slow machine: what all rows take at once is far more.
+    assert max(tasks) < 150
     scroll.evaluate("(each) => each.scrollTop = each.scrollHeight")
     row(page, "waits 999").wait_for()
     assert drawn.last.get_attribute("aria-rowindex") == "1001"
