@@ -334,10 +334,12 @@ async def test_a_command_that_fails_as_a_worker_is_retired_leaves_it_time_to_und
     (tmp_path / "hold-undo").touch()
     monkeypatch.setattr(carrier, "LOOK_SECONDS", 0.01)
     async with cluster_here(2) as (_, client, workers):
-        run, ended = client.run, asyncio.Event()
+        run, begun, ended = client.run, asyncio.Event(), asyncio.Event()
 
         async def run_until_retired(function: Any, *args: Any, **more: Any) -> Any:
             if function is carrier.deliver and own._addresses.get(leaves) in more["workers"]:
+                begun.set()
+                await eventually(lambda: ledger.said("undoing") == 1)
                 ended.set()
                 raise OSError("planted")
             return await run(function, *args, **more)
@@ -347,11 +349,11 @@ async def test_a_command_that_fails_as_a_worker_is_retired_leaves_it_time_to_und
             await eventually(lambda: both_have_done(handle.workers()))
             own: Any = coordinator._driver.carrier
             leaves = workers[0].plugins[own._id].station.name
-            await client.retire_workers([workers[0].address])
-            await eventually(lambda: ledger.said("undoing") == 1)
             monkeypatch.setattr(client, "run", run_until_retired)
             handle.renice(3)  # so that a command goes to both
-            await ended.wait()
+            await asyncio.wait_for(begun.wait(), 60)
+            await client.retire_workers([workers[0].address])
+            await asyncio.wait_for(ended.wait(), 60)
             await asyncio.sleep(20 * carrier.LOOK_SECONDS)  # what it would have been given
             (tmp_path / "hold-undo").unlink()
             report = await handle
