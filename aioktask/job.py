@@ -924,7 +924,7 @@ def _cut_to(job: Job[T], piece: range) -> Job[T]:
     vars(one).pop("_facts", None)  # what the engine keeps with a job follows from its range
     put = functools.partial(object.__setattr__, one)
     put("start", piece.start)
-    put("size", len(piece))
+    put("size", piece.stop - piece.start)
     parts = []
     for part in job.parts:
         start, stop = max(part.start, piece.start), min(part.stop, piece.stop)

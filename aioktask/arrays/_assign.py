@@ -64,6 +64,8 @@ def fill(
     array([7., 7., 7.])
     """
     target = writable("a", a)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError("value must not be masked, since its mask would be lost")
     item: Array = np.empty((), target.dtype)
     if target.dtype.hasobject or (
         target.dtype.names and not isinstance(value, np.generic | np.ndarray)

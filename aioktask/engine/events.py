@@ -156,8 +156,10 @@ def emit(event: Event) -> None:
         try:
             listener(event)
         except Exception:
-            print(f"aioktask: a listener failed at {event}", file=sys.stderr)
-            traceback.print_exc()
+            # Not the event itself: it may be the error in it that cannot be shown.
+            told = f"{event.kind.value} of the job {event.job!r} (run {event.run})"
+            print(f"aioktask: a listener failed at {told}", file=sys.stderr)
+            show_exception()
 
 
 def show_exception() -> None:

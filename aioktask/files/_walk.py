@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -152,4 +153,6 @@ class Walk:
         removed = self._removal.removed()
         gone = f"{removed.files:,} files and {removed.directories:,} directories"
         while self._errors:
-            self._errors.pop().add_note(f"remove_tree: {gone} had been removed")
+            with contextlib.suppress(Exception):  # its class refuses
+                note = f"remove_tree: {gone} had been removed"
+                BaseException.add_note(self._errors.pop(), note)

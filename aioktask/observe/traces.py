@@ -175,7 +175,7 @@ def _tell_of_undo(found: _Open, event: Event) -> None:
     assert isinstance(undoing, float)
     assert isinstance(ranges, tuple)
     span.add_event("aioktask.undo_began", timestamp=event.at - int(undoing * 1e9))
-    units = sum(map(len, ranges))
+    units = sum(each.stop - each.start for each in ranges)  # perhaps more than `len` can tell
     if event.kind is EventKind.UNDONE:
         told, outcome = {"aioktask.undone": units}, "undone"
     else:

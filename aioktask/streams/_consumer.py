@@ -218,7 +218,8 @@ class Consumer(Generic[T, R]):
     def end_source(self, error: BaseException | None) -> None:
         """Take in that the source has come to its end, or raised."""
         if error is not None and error.__traceback__ is not None:
-            error.__traceback__ = error.__traceback__.tb_next  # without the frame here
+            # Without the frame here; its class may refuse attributes.
+            BaseException.with_traceback(error, error.__traceback__.tb_next)
         self.source_ended = True
         self._source_error = error
         self._posted = self.taken
@@ -306,7 +307,7 @@ class Consumer(Generic[T, R]):
         if issubclass(type(error), ChunkCancelled):  # the item was told, and the consumer hears why
             self.raise_if_stopped()
         self._errors += 1
-        if self.options.yields_errors and isinstance(error, Exception):
+        if self.options.yields_errors and not outcome.ends and isinstance(error, Exception):
             return error
         self._error = told_of_error(error)
         self.over = self.failed = True

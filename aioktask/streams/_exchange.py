@@ -53,13 +53,16 @@ class Raised:
     Attributes:
         error: What it raised.
         number: The item's number.
+        ends: Whether it ends the stream, although errors are yielded: it was no `Exception`, also
+            where a `RuntimeError` has its place.
     """
 
-    __slots__ = ("error", "number")
+    __slots__ = ("ends", "error", "number")
 
-    def __init__(self, error: BaseException, number: int) -> None:
+    def __init__(self, error: BaseException, number: int, *, ends: bool = False) -> None:
         self.error = error
         self.number = number
+        self.ends = ends
 
 
 class Exchange(Generic[T, R]):
@@ -147,7 +150,8 @@ class Exchange(Generic[T, R]):
             if type(outcome) is not self._plain:
                 self._plain = check_done(outcome, "fn", self._name, "stream")
         except BaseException as error:
-            if here and not isinstance(error, Exception):
+            cancelled = issubclass(type(error), ChunkCancelled)  # the consumer hears why
+            if here and not isinstance(error, Exception) and not cancelled:
                 self.stop()
                 raise
             outcome = self._raised(error, number)
@@ -196,16 +200,17 @@ class Exchange(Generic[T, R]):
         stint.leave_out(waited, perf_counter_ns() - begun)
 
     def _raised(self, error: BaseException, number: int) -> Raised:
-        if self._ends_at_error or not isinstance(error, Exception):
+        ends = not isinstance(error, Exception)
+        if self._ends_at_error or ends:
             # A `ChunkCancelled` says that the stream was cancelled.
             if number < self.last and not issubclass(type(error), ChunkCancelled):
                 self.ended_by = told_of_error(error)
             self.stop(number)
         trace = error.__traceback__
         error = raisable(error)
-        if trace is not None:
-            error.__traceback__ = trace.tb_next  # without the frame here, which has the item
-        return Raised(error, number)
+        if trace is not None:  # without the frame here, which has the item
+            BaseException.with_traceback(error, trace.tb_next)  # its class may refuse attributes
+        return Raised(error, number, ends=ends)
 
     # On the consumer's.
 

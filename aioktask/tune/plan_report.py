@@ -35,10 +35,16 @@ def plan_text(made: Plan) -> str:
         f"chunks      {made.chunks:,}",
         *[f"note        {note}" for note in made.notes],
     ]
-    shown = [f"{each.start:>20,} to {each.stop:>20,}  {len(each):>16,} units" for each in first]
+    shown = [
+        f"{each.start:>20,} to {each.stop:>20,}  {each.stop - each.start:>16,} units"
+        for each in first
+    ]
     if last:
         shown.append(f"{'...':>20}")
-        shown += [f"{each.start:>20,} to {each.stop:>20,}  {len(each):>16,} units" for each in last]
+        shown += [
+            f"{each.start:>20,} to {each.stop:>20,}  {each.stop - each.start:>16,} units"
+            for each in last
+        ]
     return "\n".join([*lines, *(["boundaries", *shown] if shown else [])])
 
 

@@ -28,7 +28,7 @@ __all__ = ["TargetError", "copy_of", "job_from", "told"]
 # What a Job is made of, apart from what needs a closer look: its function, reduce and parts.
 _SETTINGS = (
     *("size", "start", "align", "min_chunk", "chunk", "max_threads"),
-    *("undo", "initial", "nice", "learn", "remember", "name"),
+    *("undo", "initial", "nice", "learn", "remember", "name", "memory", "labels", "trace"),
 )
 
 # Whose lines are not the user's.

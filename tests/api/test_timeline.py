@@ -290,6 +290,29 @@ def test_the_picture_is_valid_and_takes_every_name_literally() -> None:
     assert not [each for each in root.iter() if each.tag.endswith("script")]
 
 
+def test_an_error_whose_class_has_no_name_to_tell_is_traced() -> None:
+    class Nameless(type):
+        @property
+        def __name__(cls) -> str:
+            raise LookupError
+
+    class Odd(Exception, metaclass=Nameless):  # noqa: N818
+        pass
+
+    undone: list[int] = []
+
+    def fn(start: int, stop: int) -> None:
+        if start == 5:
+            raise Odd
+
+    def undo(start: int, stop: int) -> None:
+        undone.extend(range(start, stop))
+
+    with pytest.raises(Odd):
+        run_multithreaded_sync(Job(fn, 10, chunk=1, max_threads=1, undo=undo, trace=True))
+    assert sorted(undone) == [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("name", ["a\x1b[2J\x00b", "of half \ud800", "two\nlines", "x" * 3000])
 def test_any_name_makes_a_valid_picture(name: str) -> None:
     pytest.importorskip("matplotlib")

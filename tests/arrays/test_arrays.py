@@ -508,3 +508,11 @@ def test_a_reduction_of_each_row_is_cut_between_rows() -> None:
     assert arrays.reduce(np.add, a, axis=1).size == 1000
     assert arrays.reduce(np.add, a, axis=0).reduce is not None
     assert arrays.reduce(np.add, a.T, axis=1).size == 1000
+
+
+@pytest.mark.parametrize("value", [np.ma.masked, np.ma.array(5.0, mask=True)])
+def test_a_masked_value_is_refused(value: Any) -> None:
+    a = np.ones(3)
+    with pytest.raises(TypeError, match="its mask would be lost"):
+        arrays.fill(a, value)
+    assert a.tolist() == [1.0, 1.0, 1.0]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import os
@@ -457,6 +458,22 @@ def test_what_onexc_raises_ends_it(tmp_path: Path) -> None:
     calls, _ = failing(4, errno.EIO)
     job = remove_tree(tmp_path / "tree", onexc=onexc)
     with calls(), pytest.raises(ZeroDivisionError):
+        run_multithreaded_sync(job)
+
+
+def test_what_onexc_raises_may_refuse_notes(tmp_path: Path) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Frozen(Exception):  # noqa: N818
+        what: str
+
+    make(tmp_path / "tree", {"a": {"b": None}})
+
+    def onexc(function: object, path: str, error: OSError) -> None:
+        raise Frozen("planted")
+
+    calls, _ = failing(4, errno.EIO)
+    job = remove_tree(tmp_path / "tree", onexc=onexc)
+    with calls(), pytest.raises(Frozen, match="planted"):
         run_multithreaded_sync(job)
 
 

@@ -29,6 +29,7 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
+from aioktask.engine import events
 from aioktask.engine.events import Event, EventKind
 from aioktask.engine.state.outbox import Outbox
 from aioktask.engine.state.run import Run
@@ -482,9 +483,32 @@ def test_a_listener_that_raises_breaks_no_job(capfd: pytest.CaptureFixture[str])
     assert report.chunks == 10
     captured = capfd.readouterr()
     assert captured.out == ""
-    assert "aioktask: a listener failed at Event" in captured.err
+    assert "aioktask: a listener failed at job_finished of the job 'nothing' (run " in captured.err
     assert "LookupError: planted in the listener" in captured.err
     run_multithreaded_sync(Job(nothing, 100))
+
+
+def test_an_error_that_cannot_be_shown_keeps_no_event_from_other_listeners(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    class Unshown(Exception):  # noqa: N818
+        def __repr__(self) -> str:
+            raise LookupError("planted in the repr")
+
+    def fail(start: int, stop: int) -> None:
+        raise Unshown
+
+    heard: list[str] = []
+    listener = lambda event: heard.append(event.kind.value)  # noqa: E731
+    events._listeners.append(lambda event: repr(event))
+    events._listeners.append(listener)
+    try:
+        with pytest.raises(Unshown):
+            run_multithreaded_sync(Job(fail, 1))
+    finally:
+        del events._listeners[-2:]
+    assert "job_failed" in heard
+    assert "a listener failed at job_failed of the job" in capfd.readouterr().err
 
 
 def test_what_is_not_wanted_is_not_told(caplog: pytest.LogCaptureFixture) -> None:

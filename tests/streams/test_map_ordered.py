@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import hashlib
 import itertools
@@ -1224,3 +1225,49 @@ async def test_a_job_may_wait_for_a_stream_on_its_loop() -> None:
     with anyio.fail_after(PATIENCE):
         await run_multithreaded(Job(chunk, 1, chunk=1))
     assert given == [2 * item for item in range(20)]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit])
+async def test_what_is_no_exception_ends_a_stream_that_yields_errors(
+    kind: type[BaseException], ordered: bool
+) -> None:
+    def fn(item: int) -> int:
+        if item == 1:
+            raise kind
+        return item
+
+    with anyio.fail_after(60), pytest.raises(RuntimeError, match=f"raised {kind.__name__}"):
+        await all_of(fn, range(100), ordered=ordered, errors="yield")
+
+
+async def all_of(fn: Callable[[int], int], source: Any, **options: Any) -> list[Any]:
+    async with map_ordered(fn, source, **options) as results:
+        return [each async for each in results]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frozen(Exception):  # noqa: N818
+    """One whose class refuses attributes, the traceback among them."""
+
+    what: str
+
+
+@pytest.mark.anyio
+async def test_an_error_whose_class_refuses_attributes_comes_as_it_is() -> None:
+    def fn(item: int) -> int:
+        if item == 1:
+            raise Frozen("one")
+        return item
+
+    assert await all_of(fn, range(4), errors="yield") == [0, Frozen("one"), 2, 3]
+    with pytest.raises(Frozen, match="one"):
+        await all_of(fn, range(4))
+
+    def source() -> Iterator[int]:
+        yield 0
+        raise Frozen("source")
+
+    with pytest.raises(Frozen, match="source"):
+        await all_of(fn, source())

@@ -749,3 +749,28 @@ def test_a_stream_whose_source_raised_never_looks_as_if_all_was_well() -> None:
         return Scene(no_value, looks, lambda: results.__exit__(None, None, None))
 
     play_at_each_bytecode(begin, _consumer)
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_cancel_that_an_item_finds_out_is_told_as_one_on_any_thread(here: bool) -> None:
+    own, begun = threading.get_ident(), threading.Event()
+
+    def fn(item: int) -> None:
+        if (threading.get_ident() == own) != here:
+            begun.wait(60)
+            return
+        begun.set()
+        while True:  # until it raises
+            current_chunk().check_cancelled()
+
+    def consume() -> None:
+        with map_ordered_sync(fn, range(8)) as results:
+            cancelling = threading.Thread(target=lambda: begun.wait(60) and results.handle.cancel())
+            cancelling.start()
+            try:
+                list(results)
+            finally:
+                cancelling.join()
+
+    with pytest.raises(JobCancelled):
+        consume()

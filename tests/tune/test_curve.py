@@ -295,6 +295,12 @@ def test_a_copy_of_a_job_does_the_same_over_another_range() -> None:
     assert run_multithreaded_sync(total).value == 45
 
 
+def test_a_copy_of_a_job_takes_as_much_memory_and_has_its_labels() -> None:
+    job = Job(print, 30, memory=1 << 40, labels={"of": "test"}, trace=True)
+    copied = copy_of(job, size=10)
+    assert (copied.memory, copied.labels, copied.trace) == (job.memory, job.labels, True)
+
+
 def test_a_copy_of_a_job_keeps_the_parts_that_it_reaches() -> None:
     parts = [Part(10, 20, None), Part(20, 30, None), Part(30, 40, None)]
     job = Job(print, 30, start=10, parts=parts, undo=print, nice=3, align=5)

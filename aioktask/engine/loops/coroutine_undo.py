@@ -201,7 +201,7 @@ class CoroutineUndo:
                 if self._run.trace is not None:
                     self._run.trace.piece(piece, began, perf_counter_ns(), self._run.nice)
                 if not self._over:  # else it counts as not undone
-                    self._run.undone_units += len(piece)
+                    self._run.undone_units += piece.stop - piece.start
             except GeneratorExit:
                 raise
             except BaseException as error:

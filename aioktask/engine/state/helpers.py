@@ -20,6 +20,7 @@ from aioktask.engine.state.lane_turns import struck_in_lane
 from aioktask.engine.state.lending import recall
 from aioktask.engine.state.waiting import end_unservable
 from aioktask.engine.state.workers import Helper
+from aioktask.errors import name_of_class
 
 # After an initializer raised, the next helper is started so much later: else each stretch that
 # leaves work to be done would start one, whose initializer may raise again.
@@ -104,7 +105,7 @@ def initializer_failed(
         state.summon(perf_counter_ns())
         return
     state.starts_again_at = 0  # whom no helper serves now fails, and does not wait for the next try
-    why = f"no helper is ready: the initializer {name} raised {type(error).__name__}"
+    why = f"no helper is ready: the initializer {name} raised {name_of_class(type(error))}"
     _do_without(state, helper, error, why)
     state.starts_again_at = perf_counter_ns() + RETRY_NS
 

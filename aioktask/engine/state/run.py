@@ -46,7 +46,7 @@ from aioktask.engine.state.sweep import NOTHING, Sweep, undo_sweep, work_sweep
 from aioktask.engine.state.terms import Expiry, Terms
 from aioktask.engine.state.trace import Trace
 from aioktask.engine.state.workers import Caller, Helper, Waiter
-from aioktask.errors import ChunkCancelled, JobCancelled, Overloaded, UndoFailed
+from aioktask.errors import ChunkCancelled, JobCancelled, Overloaded, UndoFailed, name_of_class
 from aioktask.job import NO_LABELS, Bound, Failure, Job, Labels, Report, set_failure, told_of
 
 # How long a thread serves before it is asked for the first time what it waited for.
@@ -596,7 +596,7 @@ class Run:
     def chunk_raised(self, stint: Stint, error: BaseException, now: int) -> None:
         """Take in that the chunk at ``stint.chunk_start`` raised `error`."""
         if self.trace is not None:
-            self.trace.mark(f"raised {type(error).__name__}", now, stint.thread)
+            self.trace.mark(f"raised {name_of_class(type(error))}", now, stint.thread)
         chunk = range(stint.chunk_start, stint.chunk_stop())
         upto = stint.advanced_to if stint.advanced_from == chunk.start else chunk.start
         self._close_stretch(stint, chunk.start, chunk.stop, now)
