@@ -118,7 +118,14 @@ def reduce(
             along = split - (kept < split)
 
             def reduce_into(start: int, stop: int) -> None:
-                reduce_rows(start, stop, out=result[rows(along, start, stop)], **given)
+                out = result[rows(along, start, stop)]
+                if stop - start > 1 or size == 1:
+                    reduce_rows(start, stop, out=out, **given)
+                    return
+                # NumPy drops an axis of length 1, and then adds up in another order.
+                first = max(start - 1, 0)
+                pair = np.asarray(reduce_rows(first, first + 2, **given))
+                out[...] = pair[rows(along, start - first, stop - first)]
 
             return Bound(reduce_into, lambda: result)
 

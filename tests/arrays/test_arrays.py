@@ -516,3 +516,15 @@ def test_a_masked_value_is_refused(value: Any) -> None:
     with pytest.raises(TypeError, match="its mask would be lost"):
         arrays.fill(a, value)
     assert a.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("at", [0, 1, 20972])
+def test_a_chunk_of_one_column_is_reduced_as_a_wider_one(at: int) -> None:
+    a = np.random.default_rng(0).random((100, 20973))
+    job = arrays.reduce(np.add, a)
+    bound = job.bind()
+    for start, stop in ((0, at), (at, at + 1), (at + 1, 20973)):
+        if start < stop:
+            bound.fn(start, stop)
+    assert bound.value is not None
+    assert (bound.value() == np.add.reduce(a, axis=0)).all()
