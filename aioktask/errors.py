@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -26,6 +27,12 @@ __all__ = [
 
 # The name of a class, whose own class may have an attribute of that name.
 name_of_class = type.__dict__["__name__"].__get__
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note to an exception of whatever class: one that refuses attributes goes without."""
+    with contextlib.suppress(Exception):
+        BaseException.add_note(error, note)
 
 
 class JobCancelled(Exception):  # noqa: N818 - the field says "cancelled", not "cancelled error"

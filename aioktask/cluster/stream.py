@@ -37,7 +37,7 @@ from aioktask.cluster.stream_worker import call, stop_calls, threads
 from aioktask.engine.api import elsewhere
 from aioktask.engine.raised import told_of_error
 from aioktask.engine.state.record import raisable
-from aioktask.errors import JobCancelled, Overloaded
+from aioktask.errors import JobCancelled, Overloaded, add_note
 from aioktask.streams._consumer import Options
 from aioktask.streams._scope import close_iterator
 
@@ -488,7 +488,7 @@ class ClusterStream(Generic[R]):
             self._lose(worker, f"{type(error).__name__}: {error}")
             return
         except Exception as error:  # what it runs is another version, or lacks the library
-            error.add_note(f"raised where the worker {address!r} was to call fn")
+            add_note(error, f"raised where the worker {address!r} was to call fn")
             outcome = error
         if worker.items.pop(number, worker) is worker:  # it was taken for lost before
             return
@@ -534,10 +534,8 @@ class ClusterStream(Generic[R]):
         self._state.done += 1
         self._state.last_at = monotonic()
         if type(outcome) is not _Value:
-            with contextlib.suppress(Exception):  # its class refuses
-                name = self._options.name
-                note = f"raised for the item {number} of the stream {name!r}"
-                BaseException.add_note(outcome, note)  # type: ignore[arg-type]
+            note = f"raised for the item {number} of the stream {self._options.name!r}"
+            add_note(outcome, note)  # type: ignore[arg-type]
             if not (self._options.yields_errors and _is_a(outcome, Exception)):
                 self._state.stopping = True
                 self._pending = deque(each for each in self._pending if each[0] < number)
@@ -581,7 +579,7 @@ class ClusterStream(Generic[R]):
             self._greeted.discard(address)  # it is asked again, if it is there still
             return
         except Exception as error:
-            error.add_note(f"raised by the worker {address!r}, which needs aioktask too")
+            add_note(error, f"raised by the worker {address!r}, which needs aioktask too")
             self._fail(error)
             return
         self._state.workers[address] = StreamWorker(address, max(told[address], 1))
@@ -660,6 +658,6 @@ def _opened(data: bytes, address: str) -> _Value | BaseException | None:
         try:
             return _Value(pickle.loads(told))
         except Exception as error:
-            error.add_note("raised where the value of a worker was unpickled")
+            add_note(error, "raised where the value of a worker was unpickled")
             return error
     return unpacked_error(told, address) if kind == "error" else None

@@ -140,8 +140,7 @@ def prepared(context: Context, beginning: Beginning) -> Context:
         try:
             context.run(prepare, beginning)
         except Exception:
-            print(f"aioktask: a listener failed at {beginning}", file=sys.stderr)
-            traceback.print_exc()
+            _show_failure("the begin", beginning)
     return context
 
 
@@ -156,10 +155,14 @@ def emit(event: Event) -> None:
         try:
             listener(event)
         except Exception:
-            # Not the event itself: it may be the error in it that cannot be shown.
-            told = f"{event.kind.value} of the job {event.job!r} (run {event.run})"
-            print(f"aioktask: a listener failed at {told}", file=sys.stderr)
-            show_exception()
+            _show_failure(event.kind.value, event)
+
+
+def _show_failure(what: str, of: Event | Beginning) -> None:
+    """Say at what a listener failed; not all of it, since it may be that which cannot be shown."""
+    told = f"aioktask: a listener failed at {what} of the job {of.job!r} (run {of.run})"
+    print(told, file=sys.stderr)
+    show_exception()
 
 
 def show_exception() -> None:

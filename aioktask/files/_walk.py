@@ -14,11 +14,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 
 from aioktask.engine.state.current import current_chunk
+from aioktask.errors import add_note
 from aioktask.files._branches import Branches
 from aioktask.files._directories import Directory, OpenDirectories
 from aioktask.files._removal import Removal, Removed
@@ -153,6 +153,4 @@ class Walk:
         removed = self._removal.removed()
         gone = f"{removed.files:,} files and {removed.directories:,} directories"
         while self._errors:
-            with contextlib.suppress(Exception):  # its class refuses
-                note = f"remove_tree: {gone} had been removed"
-                BaseException.add_note(self._errors.pop(), note)
+            add_note(self._errors.pop(), f"remove_tree: {gone} had been removed")

@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter_ns
 from typing import Generic, Literal, SupportsIndex, TypeVar
@@ -35,7 +34,7 @@ from aioktask.engine.state.growth import Tally
 from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Waiter
 from aioktask.engine.threads.keeper import WATCH_SECONDS
-from aioktask.errors import ChunkCancelled
+from aioktask.errors import ChunkCancelled, add_note
 from aioktask.job import NO_LABELS, Labels
 from aioktask.streams._exchange import Exchange, Raised
 
@@ -312,10 +311,8 @@ class Consumer(Generic[T, R]):
         self._error = told_of_error(error)
         self.over = self.failed = True
         self.given += 1
-        with contextlib.suppress(Exception):  # its class refuses
-            BaseException.add_note(
-                error, f"raised for the item {outcome.number} of the stream {self.options.name!r}"
-            )
+        name = self.options.name
+        add_note(error, f"raised for the item {outcome.number} of the stream {name!r}")
         try:
             raise error
         finally:

@@ -892,11 +892,14 @@ def test_a_cancel_after_the_time_had_passed_came_too_late() -> None:
             handle.result()
         assert not handle.cancel()
         assert not cancel_job(handle._run.number)
-        cancelled = coordinator.submit(Job(nothing, 4))
-        if cancelled.cancel():  # else it was over before
-            with pytest.raises(JobCancelled):
-                cancelled.result()
-            assert cancelled.cancel()  # as it did before
+        other = Gate()
+        cancelled = coordinator.submit(Job(other.chunk, 1))
+        other.wait_entered()
+        assert cancelled.cancel()
+        other.open()
+        with pytest.raises(JobCancelled):
+            cancelled.result()
+        assert cancelled.cancel()  # as it did before
 
 
 def test_when_to_come_again_follows_from_how_fast_jobs_end() -> None:

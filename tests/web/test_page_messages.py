@@ -491,6 +491,27 @@ def test_what_was_served_while_a_process_did_not_answer_is_asked_for(
 
 
 @pytest.mark.anyio
+async def test_marks_go_to_the_reader_that_asked_for_them_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gather, "ask_all", lambda *args, **options: [])
+    monkeypatch.setattr(gather, "EVERY", 0.0)
+    gatherer = Gatherer()
+    gatherer._thread = threading.current_thread()  # whose turns are those below
+    with gatherer.reading() as one:
+        assert gatherer._turn()
+        first = await one.next(60)
+        with gatherer.reading() as other:
+            assert gatherer._turn()
+            with_marks, without = await other.next(60), await one.next(60)
+    assert first is not None
+    assert with_marks is not None
+    assert without is not None
+    assert first.marks == with_marks.marks == b"[]"
+    assert without.marks is None
+
+
+@pytest.mark.anyio
 async def test_a_reader_that_missed_messages_has_all_marks_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
