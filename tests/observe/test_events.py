@@ -236,10 +236,10 @@ def test_a_cancelled_job_is_told_once_however_often_it_is_cancelled(
 
     def fn(start: int, stop: int) -> None:
         begun.set()
-        assert opened.wait(20)
+        assert opened.wait(60)
 
     handle = Coordinator().submit(Job(fn, 8, chunk=1, max_threads=1, undo=undo, name="numbers"))
-    assert begun.wait(20)
+    assert begun.wait(60)
     for _ in range(3):
         handle.cancel()
     opened.set()
@@ -257,11 +257,11 @@ def test_a_job_cancelled_before_it_began_is_never_started(heard: Heard) -> None:
 
     def fn(start: int, stop: int) -> None:
         begun.set()
-        assert opened.wait(20)
+        assert opened.wait(60)
 
     with Coordinator(max_threads=1) as coordinator:
         coordinator.submit(Job(fn, 1))
-        assert begun.wait(20)
+        assert begun.wait(60)
         queued = coordinator.submit(Job(nothing, 8, undo=nothing, name="numbers"))
         assert queued.cancel()
         heard.wait_for("numbers", "job_cancelled")
@@ -312,7 +312,7 @@ async def test_a_failure_that_a_task_waits_for_is_only_noted(heard: Heard) -> No
     opened = threading.Event()
 
     def fn(start: int, stop: int) -> None:
-        assert opened.wait(20)
+        assert opened.wait(60)
         raise ValueError("planted")
 
     async def wait() -> None:
@@ -432,13 +432,13 @@ def test_events_carry_what_their_own_submitter_bound_and_no_other(configured: He
 
     def fn(start: int, stop: int) -> None:
         begun.set()
-        assert opened.wait(20)
+        assert opened.wait(60)
 
     with Coordinator(max_threads=1) as coordinator:
         for request in range(5):
             with structlog.contextvars.bound_contextvars(request=request):
                 coordinator.submit(Job(fn, 1, name=f"job {request}"))
-            assert begun.wait(20)
+            assert begun.wait(60)
         coordinator.submit(Job(fn, 1, name="job of nobody"))
         opened.set()
     for request in range(5):
@@ -453,11 +453,11 @@ def test_a_cancel_from_elsewhere_is_told_with_what_the_submitter_bound(configure
 
     def fn(start: int, stop: int) -> None:
         begun.set()
-        assert opened.wait(20)
+        assert opened.wait(60)
 
     with Coordinator(max_threads=1) as coordinator:
         coordinator.submit(Job(fn, 1))
-        assert begun.wait(20)
+        assert begun.wait(60)
         with structlog.contextvars.bound_contextvars(request=1):
             handle = coordinator.submit(Job(nothing, 8, name="numbers"))
         with structlog.contextvars.bound_contextvars(request=2):
@@ -529,7 +529,7 @@ def run_program(program: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(Path(aioktask.__file__).parents[1])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
     )
 
@@ -550,6 +550,30 @@ with Coordinator() as coordinator:
     {also}
 assert not structlog.is_configured()
 """
+
+
+CONFIGURED_LATER = """
+import sys
+from aioktask import Job, run_multithreaded_sync
+
+def run(name):
+    run_multithreaded_sync(Job(lambda start, stop: None, 10, name=name))
+
+run("before")
+assert "structlog" not in sys.modules
+import structlog
+run("imported")
+structlog.configure(processors=[structlog.processors.KeyValueRenderer(key_order=["event", "job"])])
+run("configured")
+"""
+
+
+def test_structlog_is_used_once_the_application_has_configured_it_and_not_imported_before() -> None:
+    ended = run_program(CONFIGURED_LATER)
+    assert ended.stderr == ""
+    told = [line.split()[:2] for line in ended.stdout.splitlines()]
+    assert ["event='job_finished'", "job='configured'"] in told
+    assert all(job == "job='configured'" for _, job in told)
 
 
 def test_the_library_configures_nothing_and_prints_nothing() -> None:
