@@ -248,7 +248,7 @@ async def test_check_cancelled_ends_a_chunk_early() -> None:
     def chunk(start: int, stop: int) -> None:
         current_chunk().check_cancelled()
         entered.set()
-        assert cancelled.wait(30)
+        assert cancelled.wait(60)
         try:
             current_chunk().check_cancelled()
         except Exception:
@@ -299,11 +299,11 @@ async def test_another_chunk_s_failure_is_seen_by_check_cancelled() -> None:
             failed.set()
             raise ValueError("planted")
         both.wait()
-        failed.wait(30)
+        failed.wait(60)
         while True:  # until the failure is known
             current_chunk().check_cancelled()
 
-    both = threading.Barrier(2, timeout=30)
+    both = threading.Barrier(2, timeout=60)
     with pytest.raises(ValueError, match="planted") as caught:
         await run_multithreaded(Job(chunk, 2, chunk=1))
     assert failure(caught.value).errors == ()

@@ -300,7 +300,7 @@ async def test_a_waiter_s_nice_belongs_to_the_run_from_the_start() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(wait, -3)
             tasks.start_soon(wait, 4)
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 while len(handle._run.waiters) < 2:
                     await turns_pass()
             assert sorted(waiter.nice for waiter in handle._run.waiters) == [-3, 4]
@@ -403,7 +403,7 @@ def test_a_handler_that_leaves_the_coordinator_of_a_call_just_submitted_is_refus
 
 
 def test_the_calling_thread_takes_part() -> None:
-    barrier = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=60)
     threads: set[int] = set()
 
     def chunk(start: int, stop: int) -> None:

@@ -202,6 +202,6 @@ def test_the_first_name_brings_all_that_a_job_needs() -> None:
         "print(sorted(set(sys.modules) - before))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", found], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", found], capture_output=True, text=True, timeout=100, check=True
     )
     assert done.stdout.split() == ["[]"]

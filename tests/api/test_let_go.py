@@ -65,7 +65,7 @@ async def test_a_helper_that_is_slow_to_park_holds_no_memory(
         woke = bool(outbox.waiters)
         deliver(pool, outbox)
         if woke and threading.current_thread() is not threading.main_thread():
-            assert parks.wait(30)
+            assert parks.wait(60)
 
     with mmap.mmap(-1, 1 << 16) as buffer:
         job = job_over(buffer, max_threads=1)

@@ -28,7 +28,7 @@ async def test_a_waiter_looks_for_itself_where_wakeups_can_be_lost(
     monkeypatch.setattr(asyncio_loop, "wakeups_can_be_lost", lambda loop: True)
     monkeypatch.setattr(asyncio_loop, "LOOK_SECONDS", 0.001)
     monkeypatch.setattr(loop, "call_soon_threadsafe", lose)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         report = await run_multithreaded(Job(lambda a, b: None, 100, chunk=10))
     assert report.chunks == 10
     assert len(lost) == 1  # one wake-up a job

@@ -36,8 +36,8 @@ from aioktask import (
 )
 from aioktask.engine.api.process import current_pool
 from aioktask.engine.priority import gil_is_on
+from tests.support.patience import PATIENCE
 
-PATIENCE = 5
 STEP = 0.001
 
 

@@ -88,7 +88,7 @@ async def test_nested_jobs_may_still_run_while_their_coordinator_is_left() -> No
 
     def outer(start: int, stop: int) -> None:
         entered.set()
-        assert leaving.wait(30)
+        assert leaving.wait(60)
         run_multithreaded_sync(Job(counter.add, 5, chunk=1))
 
     async with Coordinator() as coordinator:
@@ -148,7 +148,7 @@ async def test_waiting_for_one_s_own_job_is_refused() -> None:
     ready = threading.Event()
 
     def chunk(start: int, stop: int) -> None:
-        assert ready.wait(30)
+        assert ready.wait(60)
         handles[0].result()
 
     async with Coordinator() as coordinator:
@@ -167,7 +167,7 @@ async def test_a_cycle_of_waits_is_found_when_the_last_wait_would_begin() -> Non
 
     def wait_for(name: str) -> Any:
         def chunk(start: int, stop: int) -> None:
-            assert ready.wait(30)
+            assert ready.wait(60)
             with order:
                 pass
             handles[name].result()
@@ -197,7 +197,7 @@ async def test_a_cycle_through_a_nested_job_is_found() -> None:
         handles[0].result()
 
     def outer(start: int, stop: int) -> None:
-        assert ready.wait(30)
+        assert ready.wait(60)
         run_multithreaded_sync(Job(inner, 1, name="inner"))
 
     async with Coordinator() as coordinator:
@@ -271,24 +271,24 @@ def test_a_chunk_that_waits_lends_its_own_job_s_nice_also_after_a_renice() -> No
 
     def inner(start: int, stop: int) -> None:
         waits.set()
-        gate.wait(20)
+        gate.wait(60)
 
     aioktask.set_max_threads(2)
     pool = current_pool()
     with Coordinator() as coordinator:
         handles.append(coordinator.submit(Job(inner, 1, nice=0, name="inner")))
-        assert waits.wait(20)
+        assert waits.wait(60)
         coordinator.submit(Job(outer, 1, nice=10, name="outer"))
         run = handles[0]._run
         try:
             while not run.waiters:  # until the chunk's wait has been applied
                 applied.clear()
                 pool.post(lambda state, run: applied.set(), None)
-                assert applied.wait(20)
+                assert applied.wait(60)
             handles[0].renice(15)
             applied.clear()
             pool.post(lambda state, run: applied.set(), None)
-            assert applied.wait(20)
+            assert applied.wait(60)
             assert (run.entry.nice, run.entry.loan) == (15, 10)
         finally:
             gate.set()

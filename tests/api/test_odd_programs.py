@@ -193,7 +193,7 @@ async def test_no_job_outlives_its_coordinator() -> None:
 
         def chunk(start: int, stop: int) -> None:
             entered.set()
-            assert leaving.wait(30)
+            assert leaving.wait(60)
             late.append(coordinator.submit(Job(lambda a, b: None, 50, chunk=1)))
 
         coordinator.submit(Job(chunk, 1))

@@ -214,7 +214,7 @@ def test_an_exception_arrives_where_there_is_no_aioktask() -> None:
         "print(type(error).__name__, error.errno, error.__notes__[0].partition(' in ')[0])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", there], input=data, capture_output=True, timeout=60, check=True
+        [sys.executable, "-c", there], input=data, capture_output=True, timeout=100, check=True
     )
     assert done.stdout.decode().split() == ["OSError", "5", "raised"]
 

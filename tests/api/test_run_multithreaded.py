@@ -56,7 +56,7 @@ async def test_no_chunk_crosses_the_edge_of_a_part() -> None:
 
 
 async def test_the_report_tells_what_happened() -> None:
-    barrier = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=60)
     report = await run_multithreaded(Job(lambda a, b: barrier.wait(), 2, chunk=1))
     assert report.value is None
     assert (report.chunks, report.peak_threads, len(report.busy)) == (2, 2, 2)
@@ -121,7 +121,7 @@ async def test_the_exception_of_a_chunk_is_raised_as_it_is() -> None:
 
 
 async def test_further_exceptions_are_kept() -> None:
-    barrier = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=60)
 
     def fail(start: int, stop: int) -> None:
         barrier.wait()

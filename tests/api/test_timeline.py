@@ -32,8 +32,7 @@ from aioktask import (
 )
 from aioktask.engine.state.trace import MOST_STRETCHES
 from aioktask.timeline import Mark, Stretch, Timeline, TracedThread
-
-PATIENCE = 20.0
+from tests.support.patience import PATIENCE
 
 
 def nothing(start: int, stop: int) -> None: ...

@@ -92,7 +92,7 @@ async def test_undo_is_cut_at_multiples_of_align_and_min_chunk_only() -> None:
 
 
 async def test_plain_undo_runs_on_helpers_several_at_a_time() -> None:
-    barrier = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=60)
     threads: set[int] = set()
 
     def undo(start: int, stop: int) -> None:

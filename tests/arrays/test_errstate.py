@@ -19,11 +19,9 @@ from aioktask import (
     run_multithreaded,
     run_multithreaded_sync,
 )
+from tests.support.patience import PATIENCE
 
 pytestmark = pytest.mark.max_threads(2)
-
-
-PATIENCE = 30
 
 
 class Seen:

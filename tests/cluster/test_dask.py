@@ -328,7 +328,7 @@ async def test_workers_undo_when_the_client_goes_away(tmp_path: Path) -> None:
         await client.close()
         with pytest.raises(WorkerLost) as caught:
             await handle
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while [what for what, _ in ledger.lines()].count("closed") < 2:
                 await anyio.sleep(0.001)
         await coordinator.__aexit__(None, None, None)
@@ -368,7 +368,7 @@ async def test_the_example_has_the_same_bits_in_threads_processes_and_on_a_clust
         [sys.executable, str(EXAMPLE), two.address],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
     )
     assert ended.returncode == 0, ended.stderr
     lines = ended.stdout.splitlines()
@@ -418,7 +418,7 @@ async def test_the_command_says_that_its_port_is_taken() -> None:
             ],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=100,
         )
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr

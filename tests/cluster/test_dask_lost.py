@@ -491,7 +491,7 @@ async def test_a_scheduler_without_the_library_is_told_at_once(tmp_path: Path) -
         with lacking(dask, tmp_path):
             dask.start_scheduler()
         async with Client(dask.address, asynchronous=True) as client:
-            with anyio.fail_after(20), pytest.raises(WorkerLost) as caught:
+            with anyio.fail_after(60), pytest.raises(WorkerLost) as caught:
                 await run_on_cluster(ClusterJob(work.count, 10), client)
     finally:
         dask.stop()
@@ -508,7 +508,7 @@ async def test_a_worker_without_the_library_is_named_and_others_do_its_work(
             dask.start_worker("bare")
             dask.wait_for_worker("bare")
         async with Client(dask.address, asynchronous=True) as client:
-            with anyio.fail_after(20):
+            with anyio.fail_after(60):
                 with pytest.raises(WorkerLost, match=NEEDS):
                     await run_on_cluster(job, client)
             dask.start_worker("w0")

@@ -165,7 +165,7 @@ def test_an_exception_of_an_odd_class_fails_its_job_as_any_other(
     with entered(Here()) as fleet:
         handle = fleet.submit(ClusterJob(fn, 1, undo=nothing))
         with pytest.raises(kind) as caught:
-            handle.result(30)
+            handle.result(60)
         assert failure(caught.value).unknown == (range(1),)
 
 
@@ -180,7 +180,7 @@ def test_a_step_that_raises_ends_its_job_and_names_what_may_be_done(gate: Gate, 
         nonsense: Any = (None,)
         carrier.hear(Ended(name, "w0", f"{name}.2", "done", done=nonsense))
         with pytest.raises((TypeError, AttributeError)) as caught:
-            handle.result(30)
+            handle.result(60)
         gate.open()
     told = failure(caught.value)
     assert told.done == (() if undo else (range(1),))
@@ -275,7 +275,7 @@ def test_an_exception_that_is_made_anew_slowly_keeps_nobody_from_looking(
         gate.open()
         assert seen
         with pytest.raises((SlowError, UndoFailed)):
-            handle.result(30)
+            handle.result(60)
 
 
 @pytest.mark.parametrize("way", ["result", "watch", "await", "with"])
@@ -513,7 +513,7 @@ async def test_whoever_leaves_second_waits_until_the_workers_are_let_go_of(gate:
 @pytest.mark.anyio
 async def test_a_coordinator_that_was_not_entered_is_shut_down_at_once() -> None:
     fleet = Fleet(Here())
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         await fleet.shutdown()
 
 

@@ -345,7 +345,7 @@ if __name__ == "__main__":
 def test_workers_undo_what_is_done_when_the_program_dies(tmp_path: Path, end: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(textwrap.dedent(PROGRAM))
-    ended = subprocess.run([sys.executable, str(program), str(tmp_path), end], timeout=60)
+    ended = subprocess.run([sys.executable, str(program), str(tmp_path), end], timeout=100)
     assert ended.returncode == (-signal.SIGKILL if end == "kill" else 0)
     ledger = Ledger(tmp_path)
     until(lambda: [what for what, _ in ledger.lines()].count("closed") == 2)
@@ -436,7 +436,7 @@ def test_a_worker_is_lost_though_a_child_of_it_holds_its_pipe(tmp_path: Path) ->
         handle = coordinator.submit(ClusterJob(work.leave_child_and_die, 10, setup=lambda: folder))
         try:
             with pytest.raises(WorkerLost, match="SIGKILL"):
-                handle.result(20)
+                handle.result(60)
         finally:
             os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
@@ -479,7 +479,7 @@ def test_a_forked_child_has_no_part_in_the_workers(tmp_path: Path) -> None:
     program.write_text(FORKING)
     ended = subprocess.run(
         [sys.executable, "-W", "ignore:This process:DeprecationWarning", str(program)],
-        timeout=60,
+        timeout=100,
         capture_output=True,
         text=True,
     )
@@ -532,7 +532,7 @@ def test_what_a_worker_prints_does_not_go_into_its_pipe_where_streams_are_closed
     program, through = tmp_path / "program.py", tmp_path / "through"
     program.write_text(CLOSED)
     command = ["sh", "-c", 'exec "$0" "$@" <&- >&-', sys.executable, program, through]
-    subprocess.run(command, check=True, timeout=60, env={**os.environ, "PYTHONPATH": os.getcwd()})
+    subprocess.run(command, check=True, timeout=100, env={**os.environ, "PYTHONPATH": os.getcwd()})
     assert through.read_text() == "through"
 
 
@@ -549,7 +549,7 @@ def test_no_worker_is_taken_for_unknown_where_sigchld_is_ignored() -> None:
                 coordinator.submit(ClusterJob(work.count, 10, reduce=int.__add__)).result()
     """
     found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False
     )
     assert (found.returncode, found.stderr) == (0, "")
 
@@ -665,10 +665,10 @@ def test_a_function_of_the_program_may_wait_for_one_who_reads(fleet: ProcessCoor
     submitted = threading.Event()
 
     def homes(workers: object) -> list[Home]:
-        submitted.wait(5)
+        submitted.wait(60)
         reading = threading.Thread(target=lambda: seen.append(handle.progress().size))
         reading.start()
-        reading.join(5)
+        reading.join(60)
         return []
 
     handle = fleet.submit(ClusterJob(work.count, 1000, homes=homes))
@@ -685,9 +685,9 @@ def test_a_function_of_the_program_that_exits_fails_its_job_alone(
     fleet: ProcessCoordinator,
 ) -> None:
     with pytest.raises(BaseException) as caught:  # noqa: PT011 - of what kind is not the point
-        fleet.submit(ClusterJob(work.count, 1000, homes=exit_here)).result(20)
+        fleet.submit(ClusterJob(work.count, 1000, homes=exit_here)).result(60)
     assert not isinstance(caught.value, TimeoutError)
-    fleet.submit(ClusterJob(work.count, 1000)).result(20)
+    fleet.submit(ClusterJob(work.count, 1000)).result(60)
 
 
 def test_a_job_whose_workers_are_let_go_of_ends(tmp_path: Path) -> None:
@@ -697,7 +697,7 @@ def test_a_job_whose_workers_are_let_go_of_ends(tmp_path: Path) -> None:
         until(lambda: bool(os.listdir(tmp_path)))
         coordinator._driver.end()  # as nobody should who has a job
         with pytest.raises(CoordinatorClosed):
-            handle.result(30)
+            handle.result(60)
 
 
 def test_a_job_that_fails_while_nobody_waits_is_logged_as_an_error(
@@ -743,7 +743,7 @@ def test_a_worker_that_says_what_cannot_be_read_is_lost() -> None:
     with ProcessCoordinator(1, max_threads=1) as coordinator:
         handle = coordinator.submit(ClusterJob(work.say_what_cannot_be_read, 10, chunk=10))
         with pytest.raises(WorkerLost, match=r"be heard .MemoryError: planted") as caught:
-            handle.result(20)
+            handle.result(60)
     assert failure(caught.value).unknown == (range(10),)
 
 
@@ -776,7 +776,7 @@ def test_a_worker_to_which_the_pipe_fails_is_killed_and_lost(what: str, told: st
     with coordinator:
         handle = coordinator.submit(ClusterJob(work.count, 100, chunk=1))
         with pytest.raises(WorkerLost, match=rf"{told} .OSError: \[Errno 12\] planted"):
-            handle.result(30)
+            handle.result(60)
 
 
 def test_a_worker_that_can_say_nothing_ends_at_once(tmp_path: Path) -> None:
@@ -784,7 +784,7 @@ def test_a_worker_that_can_say_nothing_ends_at_once(tmp_path: Path) -> None:
         fn = functools.partial(work.fail_to_say, str(tmp_path))
         handle = coordinator.submit(ClusterJob(fn, 10, chunk=10))
         with pytest.raises(WorkerLost, match="was killed by SIGKILL") as caught:
-            handle.result(30)
+            handle.result(60)
     assert failure(caught.value).unknown == (range(10),)
 
 
@@ -810,7 +810,7 @@ if __name__ == "__main__":
     child = os.fork()
     if not child:
         with ProcessCoordinator(1, max_threads=1) as coordinator:
-            coordinator.submit(ClusterJob(work.count, 10)).result(20)
+            coordinator.submit(ClusterJob(work.count, 10)).result(60)
         print("done")
     else:
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -823,7 +823,7 @@ def test_a_child_that_is_forked_while_a_worker_starts_has_workers_of_its_own(
 ) -> None:
     program = tmp_path / "program.py"
     program.write_text(FORKED_WHILE_STARTING)
-    ended = subprocess.run([sys.executable, str(program)], timeout=60, capture_output=True)
+    ended = subprocess.run([sys.executable, str(program)], timeout=100, capture_output=True)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout == b"done\n"
 

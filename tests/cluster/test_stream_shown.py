@@ -314,7 +314,7 @@ async def test_what_an_item_raised_arrives_whatever_its_class_says() -> None:
 async def test_a_block_that_is_left_by_any_exception_waits_for_what_runs(hold: Path) -> None:
     async with cluster_here(1) as (_, client, _):
         mine, left = OddError("mine"), None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             try:
                 async with map_ordered(stay, items(hold, 3), on=client, name="odd") as results:
                     first = asyncio.ensure_future(anext(results))
@@ -340,7 +340,7 @@ async def test_an_item_that_cannot_be_sent_has_an_outcome(
         for item in given:
             yield item
 
-    async with cluster_here(1) as (_, client, _), asyncio.timeout(20):
+    async with cluster_here(1) as (_, client, _), asyncio.timeout(60):
         source: Any = later() if kind == "async" else given
         async with map_ordered(odd, source, on=client, window=2) as results:
             values, error = await consumed(results)

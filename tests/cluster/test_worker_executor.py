@@ -87,7 +87,7 @@ GATES: dict[str, threading.Event] = {}
 
 def wait_at(gate: str) -> str:
     GATES[gate + " begun"].set()
-    assert GATES[gate].wait(30)
+    assert GATES[gate].wait(60)
     return "passed"
 
 
@@ -125,7 +125,7 @@ async def test_closing_the_worker_waits_for_the_task_that_runs(gate: Any) -> Non
             await closing
             del future
         # The executor alone was shut down.
-        assert coordinator.executor().submit(pow, 2, 3).result(30) == 8
+        assert coordinator.executor().submit(pow, 2, 3).result(60) == 8
 
 
 def asks_other_tasks() -> int:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Self
 
 from aioktask.memory.vfio import Device
+from tests.support.patience import PATIENCE
 
 __all__ = ["ADDRESSES", "TRANSFER", "Edu", "bound_to_vfio"]
 
 ADDRESSES = ("0000:00:08.0", "0000:00:09.0")
 # At most: the whole buffer, of 4096 bytes, aborts QEMU 7.2.
 TRANSFER = 2048
-PATIENCE_SECONDS = 30
 
 _PCI = Path("/sys/bus/pci")
 _GET_REGION_INFO = 0x3B6C
@@ -93,7 +93,7 @@ class Edu:
         for register, value in ((_SOURCE, source), (_DESTINATION, destination), (_COUNT, nbytes)):
             self._put(register, value)
         self._put(_GO, direction | _START)
-        deadline = time.monotonic() + PATIENCE_SECONDS
+        deadline = time.monotonic() + PATIENCE
         while self._word(_GO) & _START:
             assert time.monotonic() < deadline, "the device never ended its copy"
             os.sched_yield()

@@ -28,9 +28,9 @@ from aioktask.memory._kernel import libc
 from aioktask.memory._kernel.libc import PAGE
 from tests.guest.machine import MACHINE
 from tests.support.gates import comes_true
+from tests.support.patience import PATIENCE
 
 NAME = "follow"
-PATIENCE = 60.0  # in an emulated machine, on a busy one
 # Some minutes of work for all CPUs, unless it is told that it is over. A unit takes as long on any
 # machine: an emulated CPU may be slow.
 UNITS = 6_400
@@ -162,7 +162,7 @@ def in_a_process(*arguments: str, **environ: str) -> str:
         env={**os.environ, **environ},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

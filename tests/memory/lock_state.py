@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from aioktask.memory._kernel.libc import PAGE
+from tests.support.patience import PATIENCE
 
-DEADLINE_SECONDS = 60
 NOBODY = 65534
 SKIPPED = "skipped: "
 FLAGS = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) |^VmFlags: (.*)$", re.MULTILINE)
@@ -88,7 +88,7 @@ def in_a_child(scenario: Callable[[], None], *, privileged: bool = False) -> Non
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=DEADLINE_SECONDS,
+        timeout=PATIENCE,
         check=False,
     )
     if told.stdout.startswith(SKIPPED):

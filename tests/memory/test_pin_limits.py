@@ -210,7 +210,7 @@ def scenario_a_fork_while_another_thread_locks() -> None:
     def action(_: int, name: str) -> None:
         if name == "any_locked" and not inside.is_set():
             inside.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
 
     def child() -> None:
         with pin(memory):
@@ -219,7 +219,7 @@ def scenario_a_fork_while_another_thread_locks() -> None:
     with shim(action):
         thread = threading.Thread(target=lambda: pin(memory).open().close())
         thread.start()
-        assert inside.wait(30)
+        assert inside.wait(60)
         in_a_fork(child)
         go_on.set()
         thread.join()

@@ -471,7 +471,7 @@ assert (samples[1].working, samples[1].idle, samples[1].running) == (1, 0, 1)
 
 def test_samples_end_where_there_are_neither_jobs_nor_helpers() -> None:
     """A process that has nothing to do is not to be woken."""
-    subprocess.run([sys.executable, "-W", "error", "-c", IDLE], timeout=60, check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", IDLE], timeout=100, check=True)
 
 
 # Several processes, each of which writes into files of its own.
@@ -541,7 +541,7 @@ def test_the_counts_of_several_processes_add_up_also_when_one_is_killed(tmp_path
         assert limits() == 3 * aioktask.max_threads()
         killed = workers[1]
         killed.send_signal(signal.SIGKILL)
-        killed.wait(30)
+        killed.wait(60)
         mark_process_dead(killed.pid, str(tmp_path))
         assert (jobs("a"), jobs("b")) == (7, 5), "what it did was done"
         assert limits() == 2 * aioktask.max_threads(), "it has no helpers any more"
@@ -602,7 +602,7 @@ hear, inside, forks, counted = metrics._metrics.hear, threading.Event(), threadi
 
 def slow(event):
     inside.set()
-    assert forks.wait(30)
+    assert forks.wait(60)
     hear(event)
     counted.append(event)
 
@@ -612,7 +612,7 @@ thread = threading.Thread(
     target=run_multithreaded_sync, args=(Job(lambda start, stop: None, 4, chunk=1),)
 )
 thread.start()
-assert inside.wait(30)
+assert inside.wait(60)
 child = os.fork()
 if not child:
     os._exit(0 if counted else 3)
@@ -624,7 +624,7 @@ assert os.waitpid(child, 0)[1] == 0
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_fork_waits_for_what_is_being_counted() -> None:
     """Or the child would have the client's locks as they were, and nobody to let go of them."""
-    subprocess.run([sys.executable, "-c", FORKED_WHILE_COUNTING], timeout=60, check=True)
+    subprocess.run([sys.executable, "-c", FORKED_WHILE_COUNTING], timeout=100, check=True)
 
 
 def test_the_library_alone_imports_neither_metrics_nor_traces() -> None:
@@ -636,7 +636,7 @@ def test_the_library_alone_imports_neither_metrics_nor_traces() -> None:
         "print(*[each for each in sys.modules if each.startswith(wanted)])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True
     )
     assert done.stdout.split() == []
 
@@ -656,7 +656,7 @@ def test_where_the_package_is_missing_the_error_says_what_to_install(
         "    print(error)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True
     )
     assert f"needs {package}" in done.stdout
     assert "pip install 'aioktask[metrics]'" in done.stdout

@@ -37,9 +37,8 @@ from aioktask.engine import events
 from aioktask.observe import processes
 from aioktask.observe.processes import MOST_ASKED, MOST_LINE, Told, ask, ask_all, directory, publish
 from tests.support.gates import CancelledGate, until
+from tests.support.patience import PATIENCE
 from tests.support.publishing import ROOT, Publishing
-
-PATIENCE = 20.0
 
 # Has one job at a gate, which ends when it is cancelled.
 PROGRAM = """

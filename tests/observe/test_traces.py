@@ -146,7 +146,7 @@ async def test_the_span_is_a_child_of_the_submitter_s_and_the_parent_of_its_chun
 
     def fn(start: int, stop: int) -> None:
         if start < 2:
-            barrier.wait(20)  # so that two threads take part
+            barrier.wait(60)  # so that two threads take part
         threads.add(threading.get_ident())
         job_of_chunk.append(trace.get_current_span())
         with recorded.tracer.start_as_current_span(f"chunk {start}"):
@@ -312,7 +312,7 @@ def test_a_call_of_an_executor_is_a_child_of_who_submitted_it(recorded: Recorded
         assert isinstance(executor, ThreadPoolExecutor)
         with recorded.tracer.start_as_current_span("request") as request:
             future = executor.submit(call)
-        found = future.result(20)
+        found = future.result(60)
     ENDS.wait_for(call.__qualname__)
     [span] = [each for each in recorded.exporter.get_finished_spans() if each.attributes]
     assert span.name == traces.SPAN_NAME
@@ -519,7 +519,7 @@ def test_without_a_provider_nothing_is_set_up_and_jobs_run_as_ever() -> None:
         [sys.executable, "-W", "error", "-c", program],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
     )
     assert done.stdout.split() == ["ProxyTracerProvider"]

@@ -19,10 +19,13 @@ from typing import NoReturn
 import pytest
 
 import aioktask
+from tests.support.patience import PATIENCE
 
-DEADLINE_SECONDS = 20.0
-
-PRELUDE = """
+PRELUDE = (
+    f"""
+PATIENCE = {PATIENCE}
+"""
+    + """
 import asyncio, functools, os, select, signal, sys, threading, time
 import aioktask
 from aioktask import (
@@ -55,14 +58,14 @@ def gate():
         return
 
 def until(condition):
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "this never came"
         time.sleep(0.001)
 
 async def until_async(condition):
     import anyio
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < deadline, "this never came"
         await anyio.sleep(0.001)
@@ -107,6 +110,7 @@ async def clear_async(start, stop):
     note("undone", start, stop)
     note("loop", kind_of_loop())
 """
+)
 
 # How a program runs its `main()` on each kind of loop.
 RUN_MAIN = {
@@ -187,7 +191,7 @@ class Child:
 
     def _listen(self, word: str) -> None:
         assert self.process.stdout is not None
-        if not select.select([self.process.stdout], [], [], DEADLINE_SECONDS)[0]:
+        if not select.select([self.process.stdout], [], [], PATIENCE)[0]:
             self._hangs(f"it never said {word!r}")
         said = self.process.stdout.read(65536)
         assert said, f"the child ended and never said {word!r}:\n{self.stderr()}"
@@ -211,7 +215,7 @@ class Child:
     def end(self) -> int:
         """Wait for the end of the child; its exit status, or a signal's number below zero."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return self.process.wait(DEADLINE_SECONDS)
+            return self.process.wait(PATIENCE)
         self._hangs("it never ended")
 
     def notes(self, pid: int | None = None) -> list[list[str]]:

@@ -111,19 +111,19 @@ def test_joblib_begins_no_batch_beside_one_that_was_aborted() -> None:
 
     def call() -> None:
         begun.set()
-        assert ends.wait(30)
+        assert ends.wait(60)
 
     running = backend.submit(call)
-    assert begun.wait(30)
+    assert begun.wait(60)
     abort = threading.Thread(target=backend.abort_everything)
     abort.start()
     abort.join(0.1)  # which it would do now, if it did not wait
     waits = abort.is_alive()
     ends.set()
-    abort.join(30)
+    abort.join(60)
     assert waits
     assert running.done()
-    assert backend.submit(lambda: 3).result(30) == 3
+    assert backend.submit(lambda: 3).result(60) == 3
     backend.terminate()
 
 

@@ -32,7 +32,7 @@ def lines(before: str, **environ: str) -> list[str]:
         [sys.executable, "-c", SCRIPT.format(before=before)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
         env=inherited | environ,
     )

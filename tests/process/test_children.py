@@ -101,7 +101,7 @@ def test_the_child_of_a_chunk_blocks_the_signals_of_a_child_of_the_program(
                 def fn(start, stop):
                     assert threading.current_thread() is not threading.main_thread()
                     note("chunk", ways[start].__name__, *blocked_in_child_of(ways[start]))
-                coordinator.submit(Job(fn, 1, start=number)).result(20)
+                coordinator.submit(Job(fn, 1, start=number)).result(60)
 
         def of_the_program():
             for way in ways:
@@ -129,10 +129,10 @@ def test_the_child_of_a_chunk_is_ended_by_signals() -> None:
         def fn(start, stop):
             process = subprocess.Popen(["sleep", "30"])
             process.send_signal((signal.SIGTERM, signal.SIGINT, signal.SIGALRM)[start])
-            note("ended", -process.wait(10))
+            note("ended", -process.wait(60))
 
         with Coordinator() as coordinator:
-            coordinator.submit(Job(fn, 3, chunk=1)).result(20)
+            coordinator.submit(Job(fn, 3, chunk=1)).result(60)
     """
     with Child("import subprocess", program) as child:
         assert child.end() == 0, child.stderr()
@@ -148,13 +148,13 @@ def test_a_job_in_the_child_of_a_chunk_has_helpers_that_block_nothing() -> None:
                 def inner(start, stop):
                     note("blocked", *signal.pthread_sigmask(signal.SIG_BLOCK, ()))
                 try:
-                    Coordinator().submit(Job(inner, 1)).result(10)
+                    Coordinator().submit(Job(inner, 1)).result(60)
                 finally:
                     os._exit(0)
             os.waitpid(child, 0)
 
         with Coordinator() as coordinator:
-            coordinator.submit(Job(fn, 1)).result(20)
+            coordinator.submit(Job(fn, 1)).result(60)
     """
     with Child(program, options=["-W", "ignore"]) as child:
         assert child.end() == 0, child.stderr()

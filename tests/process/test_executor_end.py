@@ -29,7 +29,7 @@ def call(number):
 futures = [executor.submit(call, number) for number in range(3)]
 for number, future in enumerate(futures):
     future.add_done_callback(lambda done, number=number: say(number, done.cancelled()))
-assert began.wait(15)
+assert began.wait(60)
 """
 
 
@@ -133,7 +133,7 @@ def hold():
     for each in futures:
         each._condition.acquire()
     held.set()
-    forked.wait(15)
+    forked.wait(60)
     for each in futures:
         each._condition.release()
 
@@ -158,7 +158,7 @@ def ask_in_a_child(asks):
     held.clear(), forked.clear()
     thread = threading.Thread(target=hold)
     thread.start()
-    held.wait(15)
+    held.wait(60)
     number = os.fork()
     if not number:
         in_child(asks)

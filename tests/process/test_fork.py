@@ -307,7 +307,7 @@ def test_multiprocessing_works_beside_running_jobs() -> None:
         for process in processes:
             process.start()
         for process in processes:
-            process.join(15)
+            process.join(60)
             assert process.exitcode == 0, process.exitcode
         number = fork(run_own_jobs)
     """
@@ -394,11 +394,11 @@ def test_the_child_takes_no_lock_of_a_parents_future() -> None:
         def hold():
             with future._condition:
                 held.set()
-                forked.wait(15)
+                forked.wait(60)
 
         thread = threading.Thread(target=hold)
         thread.start()
-        held.wait(15)
+        held.wait(60)
 
         def in_child():
             executor.shutdown(cancel_futures=True)

@@ -87,7 +87,7 @@ def output_of(*program: str, remember: str = "", **more: str) -> str:
         env=environ(remember, **more),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -160,7 +160,7 @@ def test_no_run_waits_for_ever_for_a_question_that_got_lost(place: Path) -> None
         env=environ(str(place)),
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=100,
         check=False,
     )
     assert ended.stdout.endswith("over\n"), ended.stderr

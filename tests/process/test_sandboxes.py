@@ -110,14 +110,14 @@ def reniced():
     work = Work()
     gate = threading.Event()
     def fn(start, stop):
-        gate.wait(5)
+        gate.wait(60)
         work.do(start, stop)
     with Coordinator() as coordinator:
         handle = coordinator.submit(Job(fn, 64, chunk=4))
         for nice in (19, 0, 10, -5):
             handle.renice(nice)
         gate.set()
-        handle.result(10)
+        handle.result(60)
     work.check(1)
 
 def cancelled():
@@ -136,7 +136,7 @@ def cancelled():
         if not handle.cancel():
             return handle.result(0)
         try:
-            handle.result(10)
+            handle.result(60)
         except JobCancelled:
             return
     raise AssertionError("it was not cancelled")
@@ -166,7 +166,7 @@ def run(case):
     signal.alarm(15)
     if case.get("late"):  # there are helpers
         together = threading.Barrier(3)
-        asyncio.run(run_multithreaded(Job(lambda a, b: together.wait(5), 3, chunk=1)))
+        asyncio.run(run_multithreaded(Job(lambda a, b: together.wait(60), 3, chunk=1)))
     sandbox(case)
     for step in STEPS:
         try:
@@ -401,7 +401,7 @@ def test_info_tells_what_is_denied(calls: Sequence[str], told: str) -> None:
         env=environ(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
     slots_path(SHARE).unlink(missing_ok=True)
@@ -424,9 +424,9 @@ def test_jobs_run_where_the_main_thread_was_reniced_below_what_new_threads_may_h
             until(lambda: monitor._nice_tried == -5)
             fill(start, stop)
 
-        Coordinator().submit(Job(until_the_engine_knows, 8, chunk=8)).result(10)
+        Coordinator().submit(Job(until_the_engine_knows, 8, chunk=8)).result(60)
         for turn in range(1, 4):
-            Coordinator().submit(Job(fill, 8, start=8 * turn, chunk=1, nice=turn)).result(10)
+            Coordinator().submit(Job(fill, 8, start=8 * turn, chunk=1, nice=turn)).result(60)
     """
     with Child(program) as child:
         child.hear("helpers are there")
@@ -444,13 +444,13 @@ def test_jobs_run_where_the_first_thread_that_submits_has_a_higher_nice_than_the
 
         def submit():
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 7)
-            Coordinator().submit(Job(fill, 8, chunk=1)).result(10)
+            Coordinator().submit(Job(fill, 8, chunk=1)).result(60)
 
         thread = threading.Thread(target=submit)
         thread.start()
         thread.join()
         for turn in range(1, 4):
-            Coordinator().submit(Job(fill, 8, start=8 * turn, chunk=1, nice=turn)).result(10)
+            Coordinator().submit(Job(fill, 8, start=8 * turn, chunk=1, nice=turn)).result(60)
     """
     with Child(program) as child:
         assert child.end() == 0, child.stderr()

@@ -25,7 +25,7 @@ def work(start, stop):
     gate.wait(60)
 
 def seen(condition):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not condition(found := aioktask.snapshot()):
         assert time.monotonic() < deadline, found.limits
         time.sleep(0.02)

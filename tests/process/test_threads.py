@@ -269,7 +269,7 @@ def test_jobs_in_a_row_while_helpers_retire_lose_no_work() -> None:
         helper = aioktask.engine.threads.helper
         helper.IDLE_SECONDS = helper.HUNGRY_SECONDS = 0.0005
         for turn in range(300):
-            Coordinator().submit(Job(fill, 2, start=2 * turn, chunk=1)).result(10)
+            Coordinator().submit(Job(fill, 2, start=2 * turn, chunk=1)).result(60)
             until(lambda start=time.perf_counter(): time.perf_counter() - start > turn * 1e-5)
     """
     with Child(program) as child:

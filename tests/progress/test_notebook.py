@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.patience import PATIENCE
+
 jupyter_client = pytest.importorskip("jupyter_client", reason="jupyter_client is not installed")
 pytest.importorskip("ipykernel", reason="ipykernel is not installed")
 pytest.importorskip("rich", reason="rich is not installed")
@@ -17,7 +19,6 @@ pytest.importorskip("tqdm", reason="tqdm is not installed")
 # What jupyter_client and pyzmq warn of among themselves is not about this library.
 pytestmark = pytest.mark.filterwarnings("default")
 
-PATIENCE = 60.0
 
 BEFORE = """
 import os, threading

@@ -366,7 +366,7 @@ with Coordinator(max_threads=1) as coordinator:
         [sys.executable, "-W", "error", "-c", BEFORE + program],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
     )
     assert ran.stdout == ""

@@ -16,8 +16,8 @@ import anyio.from_thread
 import anyio.lowlevel
 
 from aioktask import ChunkCancelled, current_chunk
+from tests.support.patience import PATIENCE as PATIENCE
 
-PATIENCE = 60.0
 # How often a test looks while it waits. A thread that spins lets go of the GIL again and again, for
 # less time than another thread needs to wake up and take it, and so keeps others from it for
 # seconds.

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 
 from tests.support.gates import until
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0  # seconds: what a loaded machine may take for anything that is waited for
 
 
 def free_port() -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-PATIENCE = 30.0
+from tests.support.patience import PATIENCE
 
 
 class Terminal:

@@ -8,8 +8,7 @@ from collections import Counter
 
 from aioktask.engine import events
 from aioktask.engine.events import Event, EventKind
-
-PATIENCE = 30.0
+from tests.support.patience import PATIENCE
 
 _ENDS = (EventKind.FINISHED, EventKind.FAILED, EventKind.CANCELLED, EventKind.REFUSED)
 

@@ -49,7 +49,7 @@ class Tmux:
             capture_output=True,
             text=True,
             env={**os.environ, "LC_ALL": "C.UTF-8", "TERM": "xterm-256color"},
-            timeout=30,
+            timeout=100,
         ).stdout
 
     def lines(self) -> list[str]:

@@ -36,7 +36,7 @@ def top(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONIOENCODING": "utf-8", **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
 
@@ -125,7 +125,7 @@ def test_it_goes_on_until_it_is_interrupted_and_tells_a_stopped_process(
         process.send_signal(signal.SIGINT)
         for _ in lines:
             pass
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_reader_that_goes_away_ends_it_quietly(child: Callable[[str], Child]) -> None:
@@ -137,7 +137,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(child: Callable[[str], Child]) 
         assert process.stderr is not None
         assert process.stdout.readline()
         process.stdout.close()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
         assert process.stderr.read() == b""
 
 
@@ -180,7 +180,7 @@ def test_lines_need_no_textual_and_a_screen_says_which_extra_has_it(
 
     def without(*arguments: str) -> subprocess.CompletedProcess[str]:
         given = [sys.executable, "-c", program, *arguments]
-        return subprocess.run(given, capture_output=True, text=True, timeout=60, check=False)
+        return subprocess.run(given, capture_output=True, text=True, timeout=100, check=False)
 
     assert without("lines", "--once").returncode == 0
     ended = without("screen")

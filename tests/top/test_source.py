@@ -32,9 +32,8 @@ from aioktask.top._source import Page, Processes, Source, SourceError
 from aioktask.top._text import cells
 from aioktask.top._view import View
 from tests.support.gates import until
+from tests.support.patience import PATIENCE
 from tests.top.told import HOSTILE, Child
-
-PATIENCE = 20.0
 
 TOKEN = "abc123"
 
@@ -313,7 +312,7 @@ def test_nothing_that_a_page_says_in_error_does_anything_to_a_terminal(answer: b
             [sys.executable, "-m", "aioktask", "top", "--once", url],
             capture_output=True,
             encoding="utf-8",
-            timeout=60,
+            timeout=100,
             check=False,
         )
         replying.join(PATIENCE)

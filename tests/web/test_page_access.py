@@ -352,7 +352,7 @@ async def test_a_change_where_no_process_can_be_asked_is_told_as_such(tmp_path: 
 async def test_the_head_of_a_stream_is_answered_at_once() -> None:
     app = Page()
     async with client(app, **bearer(app)) as asks:
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             answer = await asks.head("/events")
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")

@@ -443,7 +443,7 @@ def test_a_reader_that_comes_as_the_thread_goes_has_one_thread(
                 told.append(threading.current_thread())
                 came.clear()
                 second.start()
-                assert came.wait(30)
+                assert came.wait(60)
 
     gatherer._changed = Condition()
     first, second = (
@@ -453,7 +453,7 @@ def test_a_reader_that_comes_as_the_thread_goes_has_one_thread(
     first.join()
     until(lambda: told)
     [one] = told
-    one.join(30)
+    one.join(60)
     assert not one.is_alive()
     assert gatherer._thread is not None
     leaves.set()
@@ -682,7 +682,7 @@ async def test_a_stream_says_something_now_and_then_and_ends_after_a_while(
     monkeypatch.setattr(app, "HEARTBEAT_SECONDS", 0.05)
     monkeypatch.setattr(app, "STREAM_SECONDS", 1.0)
     stream = Stream()
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await stream.run()
     assert stream.told.count(b": still there\n\n") >= 3
     assert stream.told.endswith(b"event: end\ndata: again\n\n")
@@ -696,7 +696,7 @@ async def test_a_stream_ends_by_itself_before_the_deadline_of_a_middleware_aroun
     monkeypatch.setattr(app, "BEFORE_DEADLINE_SECONDS", 9.5)
     stream = Stream()
     stream.app = Deadline(stream.app, most=10)
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await stream.run()
     assert b"event: state" in stream.told
     assert stream.told.endswith(b"event: end\ndata: again\n\n")
@@ -733,7 +733,7 @@ async def test_a_stream_ends_in_silence_where_the_server_says_that_its_client_is
         if sent >= place:
             raise error
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await stream.app(stream._exchange.scope, stream._exchange.receive, send)
     assert sent == place
     assert not stream.app._gatherer._readers
@@ -747,7 +747,7 @@ async def test_a_stream_ends_in_silence_where_nothing_can_be_received(streams: N
         await eventually(lambda: b"event: state" in stream.told)
         raise ConnectionResetError("gone")
 
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         await stream.app(stream._exchange.scope, receive, stream._exchange.send)
     assert b"event: end" not in stream.told
 

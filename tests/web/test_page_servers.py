@@ -174,7 +174,7 @@ def serve(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]
     """What `python -m aioktask serve` says that does not get as far as to serve."""
     program = f"import sys\n{before}\nfrom aioktask.__main__ import main\nmain(sys.argv[1:])"
     command = [sys.executable, "-W", "error", "-c", program, "serve", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=100)
 
 
 @pytest.mark.parametrize(

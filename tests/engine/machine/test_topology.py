@@ -621,7 +621,7 @@ def test_a_real_quota_is_found_from_inside(
 ) -> None:
     if namespace and shutil.which("unshare") is None:
         pytest.skip("the unshare program is not here")
-    if namespace and subprocess.run([*namespace, "true"], timeout=30, check=False).returncode:
+    if namespace and subprocess.run([*namespace, "true"], timeout=100, check=False).returncode:
         pytest.skip("a cgroup namespace cannot be made here")
     inside = [sys.executable, "-c", READ_IN_CGROUP, str(real_cgroup / where)]
     done = subprocess.run(
@@ -629,7 +629,7 @@ def test_a_real_quota_is_found_from_inside(
         cwd=Path(__file__).parents[3],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=True,
     )
     limit, source = done.stdout.split()

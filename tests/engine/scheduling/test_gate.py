@@ -266,7 +266,7 @@ def test_threads_that_come_at_the_same_moment_are_never_too_many() -> None:
             together: threading.Barrier = together,
             admitted: list[int] = admitted,
         ) -> None:
-            together.wait(10)
+            together.wait(60)
             if gate.enter(number, 0, threads, most, None, 0) is None:
                 admitted.append(number)
 

@@ -15,7 +15,7 @@ def test_threads_that_make_runs_at_a_time_get_different_numbers() -> None:
     found: list[list[int]] = [[] for _ in range(THREADS)]
 
     def take(mine: list[int]) -> None:
-        together.wait(10)
+        together.wait(60)
         mine += [next(run_numbers) for _ in range(EACH)]
 
     threads = [threading.Thread(target=take, args=(mine,)) for mine in found]

@@ -36,7 +36,7 @@ def test_a_frame_that_is_being_cleared_is_left_alone_on_every_thread() -> None:
         helper._clear(frames[0])
         other = threading.Thread(target=helper._clear, args=(frames[0],))
         other.start()
-        other.join(20)
+        other.join(60)
         assert not other.is_alive()
         calls.append(dict(helper._clearing))
 
