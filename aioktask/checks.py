@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
@@ -11,12 +12,22 @@ import numbers
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from types import BuiltinFunctionType, FunctionType, MethodType
+from types import (
+    AsyncGeneratorType,
+    BuiltinFunctionType,
+    CoroutineType,
+    FunctionType,
+    GeneratorType,
+    MethodType,
+)
 from typing import SupportsIndex, TypeVar, cast
 
 T = TypeVar("T")
 
 NICE_RANGE = range(-20, 20)
+
+# What a call returns that did no work, but made an object that would do it.
+_NOT_DONE = (CoroutineType, GeneratorType, AsyncGeneratorType)
 
 
 def integer(name: str, value: object, *, least: int | None = None) -> int:
@@ -213,6 +224,34 @@ def check_function(name: str, function: object) -> None:
             f"{name} must be an ordinary function: calling the generator function "
             f"{name_of(function)} would do nothing"
         )
+
+
+def check_done(result: object, what: str, name: str, of: str = "job") -> type:
+    """Refuse a result of `what` that means that no work was done; else return its type.
+
+    Args:
+        result: What was returned.
+        what: Which function returned it, of what is of this name.
+        name: Of the job, or of whatever else `of` says.
+        of: What it is.
+
+    Raises:
+        TypeError: It is an awaitable or a generator: the work would still have to be done. It is
+            closed, so that Python does not warn of it too.
+    """
+    kind = type(result)
+    if kind not in _NOT_DONE and not hasattr(kind, "__await__"):
+        return kind
+    for way in ("close", "cancel"):  # a coroutine or generator; a task or future
+        close = getattr(result, way, None)
+        if callable(close):
+            with contextlib.suppress(Exception):  # it refuses, and is refused anyway
+                close()
+            break
+    raise TypeError(
+        f"{what} of the {of} {name!r} returned a {kind.__name__}, so its work was not done: nobody "
+        "awaits it here. Pass an ordinary function that does the work before it returns"
+    )
 
 
 def _targets(function: object) -> tuple[object, object]:

@@ -23,7 +23,7 @@ from aioktask.arrays._layout import (
     rows,
     writable,
 )
-from aioktask.checks import check_function, integer
+from aioktask.checks import check_done, check_function, integer
 from aioktask.job import Bound, Job, job_that_makes
 from aioktask.lazy import from_above
 
@@ -161,6 +161,7 @@ def _job(
     name: str | None,
 ) -> Job[NDArray[S]] | Job[A]:
     """The job over arrays in memory."""
+    called = "arrays.apply" if name is None else name
     arrays = [plain(f"input {i}", each) for i, each in enumerate(inputs)]
     axes = [checked_axis(f"input {i}", axis, each) for i, each in enumerate(arrays)]
     lengths = [each.shape[along] for each, along in zip(arrays, axes, strict=True)]
@@ -188,7 +189,8 @@ def _job(
 
     def write(start: int, stop: int) -> None:
         views = [each[rows(along, start, stop)] for each, along in sources]
-        fn(*views, cast("Array", target)[rows(along_out, start, stop)])
+        views.append(cast("Array", target)[rows(along_out, start, stop)])
+        check_done(fn(*views), "fn", called)
 
     def bind() -> Bound[A]:
         if out_arg:
@@ -207,7 +209,7 @@ def _job(
         length,
         nice=nice,
         max_threads=max_threads,
-        name="arrays.apply" if name is None else name,
+        name=called,
     )
     return job_that_makes(job, bind)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aioktask.checks import check_done
 from aioktask.cluster.messages import Ended, Message, Progressed, Run
 from aioktask.cluster.packing import Kit, packed_error, packed_nodes
 from aioktask.cluster.reducing import Reducing
@@ -23,7 +24,6 @@ from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.snapshots import why_it_waits
 from aioktask.engine.ranges.undo import merge, subtract
 from aioktask.engine.state.current import current_chunk
-from aioktask.engine.state.stint import check_done
 from aioktask.errors import JobCancelled
 from aioktask.job import Job, told_of
 

@@ -12,9 +12,9 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from aioktask.checks import check_done
 from aioktask.engine.ranges.plan import count_chunks
 from aioktask.engine.ranges.tree import Node, Tree
-from aioktask.engine.state.stint import check_done
 
 __all__ = ["Reducing"]
 

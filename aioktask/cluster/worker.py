@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+from aioktask.checks import check_done
 from aioktask.cluster.doing import Asked, Doing, do, ended_by_force
 from aioktask.cluster.messages import (
     Began,
@@ -45,7 +46,6 @@ from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.process import max_threads, tunables
 from aioktask.engine.ranges.undo import merge, subtract
-from aioktask.engine.state.stint import check_done
 from aioktask.job import Job
 
 __all__ = ["Station", "here"]

@@ -10,13 +10,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 import sys
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
-from typing import SupportsIndex
+from typing import Any, SupportsIndex, TypeVar, cast
 
-from aioktask.checks import nice_value
+from aioktask.checks import is_async, name_of, nice_value
 from aioktask.engine.machine.os_threads import may_lower, process_nice
 
 __all__ = [
@@ -31,6 +33,8 @@ __all__ = [
     "thread_nice",
     "waiter_nice",
 ]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # How far a helper's nice is above the loop's thread's, at least: enough that a loop that has
 # something to do gets a CPU first.
@@ -71,6 +75,22 @@ class PriorityBlock(ContextDecorator):
     def _recreate_cm(self) -> PriorityBlock:  # of each call of a decorated function
         return PriorityBlock(self._nice)
 
+    def __call__(self, func: F) -> F:
+        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+            raise TypeError(
+                f"priority() cannot be around the generator function {name_of(func)}, which runs "
+                "in pieces: the block would go on between them. Use `with priority(...)` inside it"
+            )
+        if not is_async(func):
+            return super().__call__(func)
+
+        @functools.wraps(func)
+        async def within(*args: Any, **kwargs: Any) -> Any:
+            with self._recreate_cm():
+                return await func(*args, **kwargs)
+
+        return cast("F", within)
+
     def __enter__(self) -> None:
         block = _Block(self._nice)
         token = _blocks.set((*(each for each in _blocks.get() if not each.over), block))
@@ -101,13 +121,15 @@ def priority(nice: SupportsIndex) -> PriorityBlock:
 
     This nice takes the place of the jobs' own. Tasks and chunks that start in the block inherit it;
     an inner block wins over an outer one. The block may be left in any thread, task or context, and
-    in any order with others; as a decorator it is a block around each call.
+    in any order with others; as a decorator it is a block around each call, of an `async def` until
+    it has been awaited.
 
     Args:
         nice: -20 (most urgent) to 19.
 
     Raises:
-        TypeError, ValueError: `nice` is no integer, or out of range.
+        TypeError, ValueError: `nice` is no integer, or out of range; the decorated function is a
+            generator function.
 
     >>> with priority(5):
     ...     submitted_nice(0)

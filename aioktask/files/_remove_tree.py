@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import SupportsIndex
 
-from aioktask.checks import check_flag, check_function, integer
+from aioktask.checks import check_done, check_flag, check_function, integer
 from aioktask.files import _walk
 from aioktask.files._directories import OpenDirectories
 from aioktask.files._removal import OnError, Removal, Removed
@@ -110,14 +110,17 @@ def remove_tree(
         if not ignore_errors and onexc is None:
             raise
 
-    def ignore(function: Callable[..., object], where: str, error: OSError) -> None:
-        pass
+    called = "files.remove_tree" if name is None else name
 
-    report = ignore if ignore_errors else onexc
+    def report(function: Callable[..., object], where: str, error: OSError) -> None:
+        if onexc is not None:
+            check_done(onexc(function, where, error), "onexc", called)
+
+    told = report if ignore_errors or onexc is not None else None
 
     def bind() -> Bound[Removed]:
         tree = directories()
-        walk = _walk.Walk(root, tree, Removal(tree, report, counts))
+        walk = _walk.Walk(root, tree, Removal(tree, told, counts))
         return Bound(walk.turns, walk.removed)
 
     job = Job(
@@ -126,6 +129,6 @@ def remove_tree(
         chunk=1,
         nice=nice,
         max_threads=max_threads,
-        name="files.remove_tree" if name is None else name,
+        name=called,
     )
     return job_that_makes(job, bind)

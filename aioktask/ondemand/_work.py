@@ -25,13 +25,13 @@ import time
 from types import TracebackType
 from typing import NoReturn
 
+from aioktask.checks import check_done
 from aioktask.engine.api.coordinator import Coordinator
 from aioktask.engine.api.handle import Handle
 from aioktask.engine.api.submission import is_main_thread, new_run, run_here, wait_in_thread
 from aioktask.engine.priority import waiter_nice
 from aioktask.engine.state.current import enclosing_run, enclosing_stint, local
 from aioktask.engine.state.run import Run
-from aioktask.engine.state.stint import check_done
 from aioktask.engine.state.workers import Caller
 from aioktask.errors import JobCancelled
 from aioktask.job import (

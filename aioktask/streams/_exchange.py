@@ -19,11 +19,12 @@ from collections.abc import Callable
 from time import perf_counter_ns
 from typing import Any, Generic, TypeVar
 
+from aioktask.checks import check_done
 from aioktask.engine.raised import told_of_error
 from aioktask.engine.scheduling.queue import SLICE_NS
 from aioktask.engine.state.current import local
 from aioktask.engine.state.record import raisable
-from aioktask.engine.state.stint import Stint, check_done
+from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Parking, Waiter
 from aioktask.errors import ChunkCancelled
 

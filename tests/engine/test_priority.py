@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -332,6 +333,44 @@ def test_a_decorated_function_is_in_the_block_at_each_call() -> None:
     assert look(2) == [6, 6, 6]
     assert look(0) == [6]
     assert nice_here() is None
+
+
+def test_a_decorated_async_function_is_in_the_block_until_it_has_been_awaited() -> None:
+    @priority(6)
+    async def look(depth: int) -> list[int | None]:
+        await asyncio.sleep(0)
+        return [nice_here(), *(await look(depth - 1) if depth else [])]
+
+    class Looker:
+        @priority(-3)
+        async def __call__(self) -> int | None:
+            await asyncio.sleep(0)
+            return nice_here()
+
+    look_around = priority(7)(Looker())
+    plain = priority(5)(functools.partial(nice_here))
+
+    async def main() -> None:
+        at_once = await asyncio.gather(look(1), look_around(), look(0), Looker()())
+        assert at_once == [[6, 6], -3, [6], -3]
+        assert plain() == 5
+        assert nice_here() is None
+
+    asyncio.run(main())
+    assert asyncio.iscoroutinefunction(look)
+    assert look.__name__ == "look"
+
+
+def test_a_generator_function_is_not_decorated_since_its_body_runs_in_pieces() -> None:
+    def pieces() -> Iterator[None]:
+        yield
+
+    async def async_pieces() -> AsyncIterator[None]:
+        yield
+
+    for function in (pieces, async_pieces):
+        with pytest.raises(TypeError, match=f"generator function .*{function.__name__}"):
+            priority(3)(function)
 
 
 @given(block=st.none() | NICE, own=NICE)

@@ -461,6 +461,18 @@ def test_what_onexc_raises_ends_it(tmp_path: Path) -> None:
         run_multithreaded_sync(job)
 
 
+def test_an_onexc_that_only_makes_a_coroutine_ends_it(tmp_path: Path) -> None:
+    make(tmp_path / "tree", {"a": {"b": None}})
+
+    async def tell(path: str) -> None:
+        raise AssertionError(f"nobody awaits it: {path}")
+
+    calls, _ = failing(4, errno.EIO)
+    job = remove_tree(tmp_path / "tree", onexc=lambda function, path, error: tell(path))
+    with calls(), pytest.raises(TypeError, match=r"onexc of the job 'files\.remove_tree' returned"):
+        run_multithreaded_sync(job)
+
+
 def test_what_onexc_raises_may_refuse_notes(tmp_path: Path) -> None:
     @dataclasses.dataclass(frozen=True)
     class Frozen(Exception):  # noqa: N818

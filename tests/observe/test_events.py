@@ -280,6 +280,23 @@ def test_a_failure_that_nobody_waits_for_is_told_at_once_as_an_error(heard: Hear
     assert heard.names("numbers").count("job_failed") == 1
 
 
+def test_an_initializer_that_only_makes_a_coroutine_has_prepared_nothing(heard: Heard) -> None:
+    async def prepare() -> None:
+        raise AssertionError("nobody awaits it")
+
+    aioktask.configure(initializer=lambda: prepare())
+    try:
+        with (
+            Coordinator() as coordinator,
+            pytest.raises(RuntimeError, match="returned a coroutine"),
+        ):
+            coordinator.submit(Job(nothing, 1, name="numbers")).result()
+        told = heard.wait_for("", "helper_initializer_failed")
+    finally:
+        aioktask.configure(initializer=None)
+    assert "returned a coroutine, so its work was not done" in str(told["exc_info"])
+
+
 def test_an_initializer_that_raised_is_an_error_with_its_traceback(heard: Heard) -> None:
     def prepare() -> None:
         raise OSError("no device")

@@ -28,6 +28,7 @@ from time import perf_counter_ns
 from types import EllipsisType, TracebackType
 from typing import Any, Literal, Protocol
 
+from aioktask.checks import check_done
 from aioktask.engine import events
 from aioktask.engine.events import Beginning, Event, EventKind
 from aioktask.engine.inherited import captured
@@ -41,7 +42,7 @@ from aioktask.engine.state import record
 from aioktask.engine.state.current import enclosing
 from aioktask.engine.state.group import Leaver, RunGroup
 from aioktask.engine.state.growth import Growth, Tally
-from aioktask.engine.state.stint import Stint, check_done
+from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.sweep import NOTHING, Sweep, undo_sweep, work_sweep
 from aioktask.engine.state.terms import Expiry, Terms
 from aioktask.engine.state.trace import Trace
@@ -970,7 +971,7 @@ class Run:
         """The type of what the job's function returned, unless that says that nothing was done.
 
         Raises:
-            TypeError: It is an awaitable or a generator; see `stint.check_done`.
+            TypeError: It is an awaitable or a generator; see `checks.check_done`.
         """
         return check_done(result, "undo" if self.undoing else "fn", self.name)
 

@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import types
 from contextvars import Context
 from time import perf_counter_ns
 from typing import TYPE_CHECKING, Any
@@ -47,10 +45,6 @@ class Signals:
     def interrupt(self) -> None:
         """On any thread: have walks end at the next chunk, before the turn that would say so."""
         self.generation = object()
-
-
-# What a call returns that did no work, but made an object that would do it.
-_NOT_DONE = (types.CoroutineType, types.GeneratorType, types.AsyncGeneratorType)
 
 
 class Stint:
@@ -271,31 +265,3 @@ class Stint:
     def check_cancelled(self) -> None:
         if self.run.unwanted():
             raise ChunkCancelled(f"the job {self.run.job.name!r} wants no more work")
-
-
-def check_done(result: object, what: str, name: str, of: str = "job") -> type:
-    """Refuse a result of `what` that means that no work was done; else return its type.
-
-    Args:
-        result: What was returned.
-        what: Which function returned it, of what is of this name.
-        name: Of the job, or of whatever else `of` says.
-        of: What it is.
-
-    Raises:
-        TypeError: It is an awaitable or a generator: the work would still have to be done. It is
-            closed, so that Python does not warn of it too.
-    """
-    kind = type(result)
-    if kind not in _NOT_DONE and not hasattr(kind, "__await__"):
-        return kind
-    for way in ("close", "cancel"):  # a coroutine or generator; a task or future
-        close = getattr(result, way, None)
-        if callable(close):
-            with contextlib.suppress(Exception):  # it refuses, and is refused anyway
-                close()
-            break
-    raise TypeError(
-        f"{what} of the {of} {name!r} returned a {kind.__name__}, so its work was not done: nobody "
-        "awaits it here. Pass an ordinary function that does the work before it returns"
-    )

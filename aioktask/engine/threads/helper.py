@@ -17,7 +17,7 @@ from time import perf_counter_ns
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
-from aioktask.checks import name_of
+from aioktask.checks import check_done, name_of
 from aioktask.engine.events import show_exception
 from aioktask.engine.inherited import entered
 from aioktask.engine.machine.os_threads import (
@@ -116,7 +116,7 @@ class HelperThread:
             raised: BaseException | None = None
             try:
                 local.inside = False
-                initializer()
+                check_done(initializer(), "the call", name_of(initializer), "initializer")
             except BaseException as error:
                 raised = error
             local.inside = True
