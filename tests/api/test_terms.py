@@ -389,6 +389,46 @@ async def test_what_is_too_much_is_refused_by_the_call_itself_and_there_is_room_
 
 
 @everywhere
+async def test_an_open_stream_takes_a_place_only_while_it_has_an_item() -> None:
+    """As where many clients keep a connection open, and seldom send anything."""
+    gate = Gate()
+
+    def at_gate(item: int) -> int:
+        gate.chunk(item, item + 1)
+        return item
+
+    async with Coordinator(max_threads=1, max_queued=0) as coordinator:
+        counted = coordinator.scope()[1].gate
+        async with contextlib.AsyncExitStack() as stack:
+            streams = []
+            for _ in range(5):
+                send, receive = anyio.create_memory_object_stream[int](4)
+                stack.enter_context(send)
+                scope = aioktask.map_ordered(at_gate, receive, coordinator=coordinator)
+                results = await stack.enter_async_context(scope)
+                streams.append((send, results))
+                await eventually(lambda: len(counted) == 0)
+            assert await coordinator.run(pow, 2, 3) == 8
+            send, results = streams[0]
+            async with anyio.create_task_group() as tasks:
+                got: list[int] = []
+
+                async def take() -> None:
+                    got.append(await anext(aiter(results)))
+
+                tasks.start_soon(take)
+                await send.send(7)
+                await eventually(lambda: len(counted) == 1)
+                with pytest.raises(Overloaded):
+                    coordinator.submit(Job(nothing, 1))
+                gate.open()
+            assert got == [7]
+            await eventually(lambda: len(counted) == 0)
+            assert await coordinator.run(pow, 2, 3) == 8
+        assert not counted._resting
+
+
+@everywhere
 async def test_the_process_bounds_jobs_without_a_coordinator_together() -> None:
     aioktask.configure(max_queued=0)
     try:

@@ -288,7 +288,7 @@ def test_an_initializer_that_only_makes_a_coroutine_has_prepared_nothing(heard: 
     try:
         with (
             Coordinator() as coordinator,
-            pytest.raises(RuntimeError, match="returned a coroutine"),
+            pytest.raises(RuntimeError, match="raised TypeError"),
         ):
             coordinator.submit(Job(nothing, 1, name="numbers")).result()
         told = heard.wait_for("", "helper_initializer_failed")

@@ -8,7 +8,8 @@
 #
 # A job of many chunks begins soon whatever else there is, since jobs share threads chunk by chunk:
 # what grows in an overload is the number of jobs that are not over. So a queue is bounded by that
-# number, beyond the threads that there are, and a wait by how fast jobs begin.
+# number, beyond the threads that there are, and a wait by how fast jobs begin. A stream that has no
+# item takes no thread, and does not count until it has one.
 #
 # No job is refused for a guess: the wait is reckoned from jobs of at least its urgency, of which
 # some waited all the time in which their beginnings were measured. Where that is not known, a job
@@ -81,12 +82,13 @@ class Refusal(NamedTuple):
 class Gate:
     """The jobs of one coordinator that count for admission."""
 
-    __slots__ = ("_begins", "_ends", "_present", "_threads", "_waiting")
+    __slots__ = ("_begins", "_ends", "_present", "_resting", "_threads", "_waiting")
 
     def __init__(self) -> None:
         # Those that are not over, by the number of the run: the nice at which each waits to begin,
         # or did; None for one that waits for something else first.
         self._present: dict[int, int | None] = {}
+        self._resting: dict[int, None] = {}  # those that have nothing to do, and may have later
         self._waiting: dict[int, dict[int, None]] = {}  # by that nice, those that have not begun
         self._threads = 1  # how many may serve them, as far as was heard
         self._begins = Flow()
@@ -165,8 +167,21 @@ class Gate:
         if nice is not None and self._waiting[nice].pop(number, 0) is None:
             self._begins.note(now, busy=self._as_urgent(nice) > 0)
 
+    def rest(self, number: int) -> None:
+        """Count a run no more, until it has something to do again, if it was counted."""
+        self._resting[number] = None
+        if self._present.pop(number, self) is self:  # it has just ended
+            self._resting.pop(number, None)
+
+    def wake(self, number: int) -> None:
+        """Count a run again that rested. It was admitted, so it is never too many."""
+        self._present[number] = None
+        if self._resting.pop(number, self) is self:
+            self._present.pop(number, None)
+
     def end(self, number: int, now: int) -> None:
         """Take in that a run is over, if it was counted; may be called again."""
+        self._resting.pop(number, None)
         if self._forget(number):
             self._ends.note(now, busy=len(self._present) >= self._threads)
 

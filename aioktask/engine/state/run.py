@@ -655,6 +655,9 @@ class Run:
         if closed:
             growth.claims.close()
         self.version += 1
+        if self.terms is not None:
+            at_work = self.entry.threads > 0
+            self.terms.follow(self, has_something=at_work or growth.claims.left > 0)
 
     def take_back(self, stint: Stint) -> None:
         """Have the units be free again that the stint holds, and has not begun, of a growing range.

@@ -59,6 +59,7 @@ class Terms:
     __slots__ = (
         "_counted",
         "_items_since",
+        "_rests",
         "deadlines",
         "gate",
         "max_wait",
@@ -80,6 +81,7 @@ class Terms:
         self.most_queued = most_queued
         self.max_wait = max_wait
         self.timeout = timeout
+        self._rests = False  # whether the gate was told that there is nothing to do
         self._items_since = 0  # since when a stream was seen to have an item, in ns; 0 for not yet
 
     def __del__(self) -> None:
@@ -146,6 +148,15 @@ class Terms:
         self.gate.begin(run.number, now)
         if self.timeout is None:
             self.deadlines.drop(run.number)
+
+    def follow(self, run: Run, *, has_something: bool) -> None:
+        """Take in whether a stream that is open has items, in a turn."""
+        if has_something is self._rests:
+            self._rests = not has_something
+            if has_something:
+                self.gate.wake(run.number)
+            else:
+                self.gate.rest(run.number)
 
     def wait_no_more(self) -> None:
         """The run may take any time to begin: what it is for has begun by another way."""

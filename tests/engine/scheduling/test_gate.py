@@ -34,6 +34,7 @@ class Model:
     threads: int
     nices: dict[int, int | None] = field(default_factory=dict)  # of those that are not over
     waiting: set[int] = field(default_factory=set)
+    resting: set[int] = field(default_factory=set)  # streams without an item
     begins: list[int] = field(default_factory=list)  # since some waited all the time
     ends: list[int] = field(default_factory=list)  # since all threads had something all the time
 
@@ -66,7 +67,18 @@ class Model:
             busy = self.before(self.nices[number] or 0)
             self.begins = [*self.begins, now] if busy else []
 
+    def rest(self, number: int) -> None:
+        if number in self.nices:
+            del self.nices[number]
+            self.resting.add(number)
+
+    def wake(self, number: int) -> None:
+        if number in self.resting:
+            self.resting.remove(number)
+            self.nices[number] = None
+
     def end(self, number: int, now: int) -> None:
+        self.resting.discard(number)
         if number in self.nices:
             self.waiting.discard(number)
             del self.nices[number]
@@ -79,7 +91,7 @@ def _bounded(seconds: float | None) -> float:
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["enter", "enter", "enter", "begin", "begin", "end"]),
+        st.sampled_from(["enter", "enter", "enter", "begin", "begin", "end", "rest", "wake"]),
         st.integers(0, 30),  # which of those there are
         st.sampled_from([None, 0, 0, 0, 5, -3]),  # nice
         st.sampled_from([None, None, 0, 1, 4]),  # the most that may wait
@@ -98,7 +110,7 @@ def test_it_admits_and_refuses_as_a_list_of_jobs_says(
     now, number = 1, 0
     for action, which, nice, most, patience, passes in steps:
         now += passes
-        there = list(model.nices)
+        there = [*model.nices, *sorted(model.resting)]
         if action == "enter":
             number += 1
             expected = model.refuses(nice, most, patience, now)
@@ -113,6 +125,12 @@ def test_it_admits_and_refuses_as_a_list_of_jobs_says(
                 assert (refusal.wait is None) == (why == "queued")
                 assert refusal.retry_after == pytest.approx(retry_after)
                 assert refusal.queued == max(len(model.nices) - threads, 0)
+        elif action in ("rest", "wake"):
+            streams = [each for each in there if model.nices.get(each) is None]
+            if streams:  # the others have always something to do
+                chosen = streams[which % len(streams)]
+                getattr(gate, action)(chosen)
+                getattr(model, action)(chosen)
         elif there:
             chosen = there[which % len(there)]
             getattr(gate, action)(chosen, now)
@@ -249,6 +267,26 @@ def test_what_comes_between_two_of_its_steps_is_counted_all_the_same() -> None:
             assert repr(gate) == "<Gate: 0 jobs, 0 of them not begun>"
 
         return Scene(call, meanwhile, check)
+
+    play_at_each_bytecode(begin, gate_module)
+
+
+@pytest.mark.parametrize("end_at", ["rest", "wake"])
+def test_a_stream_that_ends_between_two_steps_of_a_turn_is_counted_no_more(end_at: str) -> None:
+    gate = Gate()
+    numbers = iter(range(10_000))
+
+    def begin() -> Scene:
+        number = next(numbers)
+        assert gate.enter(number, None, 4, 2, 0.5, 1) is None
+        if end_at == "wake":
+            gate.rest(number)
+
+        def check() -> None:
+            assert len(gate) == 0
+            assert not gate._resting
+
+        return Scene(lambda: getattr(gate, end_at)(number), lambda: gate.end(number, 2), check)
 
     play_at_each_bytecode(begin, gate_module)
 
