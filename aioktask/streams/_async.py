@@ -405,6 +405,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
                 yield outcome
                 del outcome
         except BaseException as error:
+            outcome = None  # which may be what is raised, whose traceback leads here
             # What a signal handler raised may have struck between a value and its count. A cancel
             # comes where this waits only, and a second task is refused before anything is done.
             harmless = GeneratorExit, anyio.get_cancelled_exc_class()
@@ -510,7 +511,8 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
             try:
                 close_iterator(self._iterator)
             finally:
-                self._iterator = None
+                self._iterator = self._reader = None
+                consumer.let_go()
                 try:
                     if _goes_before(struck, error):  # it must not be lost
                         raise struck
@@ -548,7 +550,6 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
                 if not _goes_before(first, another):
                     first = another
         self._waiter.left = waiter.left = True
-        consumer.exchange.clear()
         return first
 
 

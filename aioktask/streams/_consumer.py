@@ -36,7 +36,7 @@ from aioktask.engine.state.workers import Waiter
 from aioktask.engine.threads.keeper import WATCH_SECONDS
 from aioktask.errors import ChunkCancelled, add_note
 from aioktask.job import NO_LABELS, Labels
-from aioktask.streams._exchange import Exchange, Raised
+from aioktask.streams._exchange import Exchange, Raised, over
 
 __all__ = ["PATIENCE_SECONDS", "WINDOW", "Consumer", "Errors", "Options"]
 
@@ -360,6 +360,15 @@ class Consumer(Generic[T, R]):
                 f"the scope of the stream {self.options.name!r} was left before its last value: "
                 "iterate inside the block that entered it, or make a new stream"
             )
+
+    def let_go(self) -> None:
+        """Let go of all that is the program's, once no thread works any more.
+
+        Whoever keeps the stream or its handle keeps none of it, and it goes without the collector.
+        """
+        self.exchange.let_go()
+        self.options.fn = over
+        self._source_error = None
 
     def stop(self) -> None:
         """Begin nothing more: the consumer leaves."""

@@ -48,6 +48,11 @@ class _Nothing:
 NOTHING = _Nothing()
 
 
+def over(*_: object) -> Any:
+    """In the place of what a stream that is over called."""
+    raise RuntimeError("the stream is over")
+
+
 class Raised:
     """The outcome of an item for which the function raised.
 
@@ -250,10 +255,14 @@ class Exchange(Generic[T, R]):
             items -= each
         return items
 
-    def clear(self) -> None:
-        """Let go of the outcomes that nobody took, once no thread works any more."""
+    def let_go(self) -> None:
+        """Let go of the function, and of outcomes that nobody took, once no thread works any more.
+
+        Of the consumer too, which refers to this: nothing is left that only the collector finds.
+        """
         self._outcomes.clear()
         self._queue.clear()
+        self._fn = self._wake = self._may_linger = over
 
     def has(self, number: int) -> bool:
         """Whether the outcome with this number is there, or any where order is of no matter."""

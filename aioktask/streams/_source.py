@@ -168,6 +168,7 @@ class _Watched:
                 step = partial(steps.throw, error)
             else:
                 step = steps.__next__ if sent is None else partial(steps.send, sent)
+                sent = None  # on trio it may be an exception, whose traceback leads here
             try:
                 wanted = step()
             except StopIteration as stop:

@@ -128,7 +128,7 @@ def map_ordered_sync(
 class SyncStream(Scope[Iterable[Any]], Generic[R]):
     """An open stream of values: what ``with map_ordered_sync(...)`` gives."""
 
-    __slots__ = ("_caller", "_generator", "_iterator", "_thread")
+    __slots__ = ("_caller", "_generator", "_iterator", "_thread", "_value")
 
     _entered_by = "with map_ordered_sync(...)"
 
@@ -138,6 +138,7 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
         self._caller: Caller
         self._thread: int  # that entered
         self._generator: Iterator[R] | None = None
+        self._value: Any = None  # the last one that was given, until the next one is asked for
 
     def __enter__(self) -> SyncStream[R]:
         items = self._unused_items()
@@ -193,16 +194,20 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
                 if type(outcome) is Raised:
                     outcome = consumer.raised(outcome)
                 consumer.given = number + 1
-                yield outcome
+                self._value = outcome
                 del outcome
+                yield self._value
+                self._value = None
             consumer.refuse_if_left()
         finally:
             consumer.over = True
+            self._value = outcome = None  # it may be what is raised, whose traceback leads here
 
     def _wait(self, consumer: Consumer[Any, Any]) -> Any:
         """Work until the outcome that is next is there; `NOTHING` where none comes any more."""
         caller, exchange, feed = self._caller, consumer.exchange, consumer.feed
         number = consumer.given
+        outcome: Any = NOTHING
         work = partial(exchange.work, 0, 1, here=True, lingers=False)
         try:
             consumer.wait_begins()
@@ -220,6 +225,7 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
                     feed.park(caller)
         finally:
             consumer.wait_ends()
+            outcome = None  # which may be what `fn` raised in this thread, beyond this frame
 
     def __exit__(
         self,
@@ -242,8 +248,17 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
             consumer.feed.until_over_in_thread()
             raise
         finally:
-            consumer.exchange.clear()
-            close_iterator(self._iterator)
+            try:
+                close_iterator(self._iterator)
+            finally:
+                self._end(consumer)
+
+    def _end(self, consumer: Consumer[Any, Any]) -> None:
+        """Let go of what is the program's."""
+        self._generator = self._value = None
+        self._iterator = iter(())
+        self._caller.serving = None
+        consumer.let_go()
 
     def _may_wait(self) -> bool:
         """Whether the scope is left where it was entered, so that none that runs waits for this."""

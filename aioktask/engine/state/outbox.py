@@ -107,6 +107,6 @@ class Outbox:
             context = run.context.copy()
             self.events += ((context, event) for event in run.news)
             run.news.clear()
-        if run.over and run.growth is None:
+        if run.over:
             run.drop_context()
             self.ended.append(run)
