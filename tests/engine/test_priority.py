@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -357,7 +358,7 @@ def test_a_decorated_async_function_is_in_the_block_until_it_has_been_awaited() 
         assert nice_here() is None
 
     asyncio.run(main())
-    assert asyncio.iscoroutinefunction(look)
+    assert inspect.iscoroutinefunction(look)
     assert look.__name__ == "look"
 
 
