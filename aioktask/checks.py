@@ -219,7 +219,7 @@ def check_function(name: str, function: object) -> None:
             f"{name} runs on a helper thread and must be an ordinary function, "
             f"got the async {name_of(function)}"
         )
-    if any(inspect.isgeneratorfunction(target) for target in _targets(function)):
+    if any(map(inspect.isgeneratorfunction, _targets(function))):
         raise TypeError(
             f"{name} must be an ordinary function: calling the generator function "
             f"{name_of(function)} would do nothing"
@@ -265,6 +265,14 @@ def is_async(function: object) -> bool:
     return not is_plain(function) and any(
         inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target)
         for target in _targets(function)
+    )
+
+
+def is_generator_function(function: object) -> bool:
+    """Whether a call only makes a generator, or an async one, whose body runs in pieces."""
+    targets = _targets(function)
+    return any(map(inspect.isgeneratorfunction, targets)) or any(
+        map(inspect.isasyncgenfunction, targets)
     )
 
 

@@ -198,9 +198,9 @@ def _job(
         result = _Result(axis, length, order, target)
 
         def assign(start: int, stop: int) -> None:
-            result.put(
-                fn(*[each[rows(along, start, stop)] for each, along in sources]), start, stop
-            )
+            block = fn(*[each[rows(along, start, stop)] for each, along in sources])
+            check_done(block, "fn", called)
+            result.put(block, start, stop)
 
         return Bound(assign, lambda: cast("A", result.array() if out is None else out))
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import sys
 from collections.abc import Callable
 from contextlib import ContextDecorator
 from contextvars import ContextVar, Token
 from typing import Any, SupportsIndex, TypeVar, cast
 
-from aioktask.checks import is_async, name_of, nice_value
+from aioktask.checks import is_async, is_generator_function, name_of, nice_value
 from aioktask.engine.machine.os_threads import may_lower, process_nice
 
 __all__ = [
@@ -76,7 +75,9 @@ class PriorityBlock(ContextDecorator):
         return PriorityBlock(self._nice)
 
     def __call__(self, func: F) -> F:
-        if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+        if isinstance(func, staticmethod | classmethod):
+            return cast("F", type(func)(self(func.__func__)))
+        if is_generator_function(func):
             raise TypeError(
                 f"priority() cannot be around the generator function {name_of(func)}, which runs "
                 "in pieces: the block would go on between them. Use `with priority(...)` inside it"
@@ -122,7 +123,7 @@ def priority(nice: SupportsIndex) -> PriorityBlock:
     This nice takes the place of the jobs' own. Tasks and chunks that start in the block inherit it;
     an inner block wins over an outer one. The block may be left in any thread, task or context, and
     in any order with others; as a decorator it is a block around each call, of an `async def` until
-    it has been awaited.
+    it has been awaited. (Where another function makes the coroutine, around the making only.)
 
     Args:
         nice: -20 (most urgent) to 19.

@@ -333,7 +333,7 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
         # It lends nothing: the stream's own nice counts, which may change.
         waiter = self._waiter = loop.waiter(MOST_NICE)
         try:
-            consumer.feed.growth.is_abandoned = loop.is_closed
+            consumer.feed.growth.is_abandoned = loop.without_task().is_closed
             consumer.feed.submit(waiter, detects=False)
             self._consumer = consumer
             if isinstance(items, AsyncIterable):
@@ -511,13 +511,20 @@ class Stream(Scope[Iterable[Any] | AsyncIterable[Any]], Generic[R]):
             try:
                 close_iterator(self._iterator)
             finally:
-                self._iterator = self._reader = None
-                consumer.let_go()
+                self._let_go_of_all(consumer)
                 try:
                     if _goes_before(struck, error):  # it must not be lost
                         raise struck
                 finally:
                     del struck
+
+    def _let_go_of_all(self, consumer: Consumer[Any, Any]) -> None:
+        """Let go of what is the program's, and of the task, once none of it is needed any more."""
+        self._iterator = None
+        if self._reader is not None and self._reader.over:  # else it was struck, and is ended anew
+            self._reader = None
+        self._loop = self._loop.without_task()
+        consumer.let_go()
 
     def _is_in_its_task(self) -> bool:
         """Whether the task that entered runs now: its loop may be gone, or close a generator."""

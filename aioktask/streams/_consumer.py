@@ -369,6 +369,7 @@ class Consumer(Generic[T, R]):
         self.exchange.let_go()
         self.options.fn = over
         self._source_error = None
+        self.feed.let_go()
 
     def stop(self) -> None:
         """Begin nothing more: the consumer leaves."""

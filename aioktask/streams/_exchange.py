@@ -53,6 +53,11 @@ def over(*_: object) -> Any:
     raise RuntimeError("the stream is over")
 
 
+def never(stint: Stint) -> bool:
+    """In the place of what says whether a thread may wait for a further item."""
+    return False
+
+
 class Raised:
     """The outcome of an item for which the function raised.
 
@@ -262,7 +267,8 @@ class Exchange(Generic[T, R]):
         """
         self._outcomes.clear()
         self._queue.clear()
-        self._fn = self._wake = self._may_linger = over
+        self._fn = self._wake = over
+        self._may_linger = never
 
     def has(self, number: int) -> bool:
         """Whether the outcome with this number is there, or any where order is of no matter."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,7 @@ class SourceReader:
         self._iterator = iterator
         self._tasks: anyio.abc.TaskGroup | None = None
         self._begun = False  # whether their scope was entered
+        self._leaving: Coroutine[Any, Any, object] | None = None  # leaves that
         self._scope = anyio.CancelScope()  # of the task that reads
         self._ends = False  # whether that was told to end
         self._room: anyio.Event | None = None  # set when the consumer was given a value
@@ -54,6 +55,11 @@ class SourceReader:
             self._room.set()
             self._room = None
 
+    @property
+    def over(self) -> bool:
+        """Whether its task has ended, or never began."""
+        return self._tasks is None or self._was_left
+
     async def end(self) -> None:
         """Read no more, and wait until the source is closed.
 
@@ -65,19 +71,28 @@ class SourceReader:
             return
         self._ends = True
         self._scope.cancel()
+        # In its own variable, which tells where this is struck whether the tasks were left by then:
+        # they may be left once, and must be.
+        if self._leaving is None:
+            self._leaving = tasks.__aexit__(None, None, None)
         try:
-            await tasks.__aexit__(None, None, None)
+            if not self._was_left:
+                await self._leaving
         except Exception:
             if self._begun:
                 raise  # else struck before, so there may be nothing to leave
-        finally:
-            self._tasks = None
+        self._tasks = None
         error, self._close_error = self._close_error, None
         if error is not None:
             try:
                 raise error
             finally:
                 del error
+
+    @property
+    def _was_left(self) -> bool:
+        """Whether leaving the tasks has come to its end."""
+        return self._leaving is not None and getattr(self._leaving, "cr_frame", None) is None
 
     def forget(self) -> None:
         """Read no more, where nobody can wait for that."""

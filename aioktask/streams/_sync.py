@@ -16,6 +16,7 @@ from aioktask.engine.api.submission import is_main_thread
 from aioktask.engine.loops.loop import refuse_running_loop
 from aioktask.engine.priority import MOST_NICE
 from aioktask.engine.state.current import local, refuse_waiting
+from aioktask.engine.state.stint import Stint
 from aioktask.engine.state.workers import Caller
 from aioktask.streams._consumer import WINDOW, Consumer, Errors, Options
 from aioktask.streams._exchange import NOTHING, Raised
@@ -128,7 +129,7 @@ def map_ordered_sync(
 class SyncStream(Scope[Iterable[Any]], Generic[R]):
     """An open stream of values: what ``with map_ordered_sync(...)`` gives."""
 
-    __slots__ = ("_caller", "_generator", "_iterator", "_thread", "_value")
+    __slots__ = ("_caller", "_generator", "_iterator", "_stint", "_thread", "_value")
 
     _entered_by = "with map_ordered_sync(...)"
 
@@ -137,6 +138,7 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
         self._iterator: Iterator[Any]
         self._caller: Caller
         self._thread: int  # that entered
+        self._stint: Stint | None  # of the chunk in which that was
         self._generator: Iterator[R] | None = None
         self._value: Any = None  # the last one that was given, until the next one is asked for
 
@@ -146,7 +148,7 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
         refuse_waiting("map_ordered_sync()")
         self._items = None
         consumer: Consumer[Any, Any] = Consumer(self._options)
-        stint = local.stint
+        stint = self._stint = local.stint
         self._thread = get_ident()
         caller = self._caller = Caller(MOST_NICE, stint, main=is_main_thread())
         try:
@@ -157,6 +159,7 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
         except BaseException:
             consumer.stop()
             consumer.feed.leave_thread(caller)
+            consumer.let_go()  # nothing was begun: no item was taken
             raise
 
     def _let_go(self, consumer: Consumer[Any, Any]) -> None:
@@ -257,11 +260,12 @@ class SyncStream(Scope[Iterable[Any]], Generic[R]):
         """Let go of what is the program's."""
         self._generator = self._value = None
         self._iterator = iter(())
-        self._caller.serving = None
+        self._stint = self._caller.serving = None
+        self._caller.stints.clear()
         consumer.let_go()
 
     def _may_wait(self) -> bool:
         """Whether the scope is left where it was entered, so that none that runs waits for this."""
         if local.inside or get_ident() != self._thread:
             return False
-        return local.stint is self._caller.stint
+        return local.stint is self._stint

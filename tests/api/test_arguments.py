@@ -49,7 +49,7 @@ TAKES_A_COORDINATOR: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("call", TAKES_A_COORDINATOR.values(), ids=list(TAKES_A_COORDINATOR))
-@pytest.mark.parametrize("wrong", NO_COORDINATORS, ids=repr)
+@pytest.mark.parametrize("wrong", NO_COORDINATORS, ids=lambda it: type(it).__name__)
 def test_what_is_no_coordinator_is_refused(call: Callable[[Any], object], wrong: Any) -> None:
     with pytest.raises(TypeError, match=r"^coordinator must be a Coordinator or None, got "):
         call(wrong)

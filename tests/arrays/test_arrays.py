@@ -287,13 +287,16 @@ def test_overlap(source: Any, out: Any, wrong: str | None, run: Run) -> None:
         assert np.array_equal(out, before + (job.name == "arrays.apply"))
 
 
-def test_a_function_that_writes_to_out_and_only_makes_a_coroutine_is_refused(run: Run) -> None:
+def test_a_function_that_only_makes_a_coroutine_is_refused(run: Run) -> None:
     async def write(block: Any, out: Any) -> None:
         raise AssertionError("nobody awaits it")
 
-    job = arrays.apply(lambda x, o: write(x, o), A, out=A.copy(), out_arg=True)
-    with pytest.raises(TypeError, match=r"fn of the job 'arrays\.apply' returned a coroutine"):
-        run(job)
+    for job in (
+        arrays.apply(lambda x, o: write(x, o), A, out=A.copy(), out_arg=True),
+        arrays.apply(lambda x: write(x, x), A),
+    ):
+        with pytest.raises(TypeError, match=r"fn of the job 'arrays\.apply' returned a coroutine"):
+            run(job)
 
 
 def test_overlap_that_is_too_hard_to_decide_is_refused() -> None:

@@ -348,6 +348,18 @@ def test_a_decorated_async_function_is_in_the_block_until_it_has_been_awaited() 
             await asyncio.sleep(0)
             return nice_here()
 
+    class Of:
+        @priority(2)
+        @staticmethod
+        async def static() -> int | None:
+            await asyncio.sleep(0)
+            return nice_here()
+
+        @priority(1)
+        @classmethod
+        def of_class(cls) -> int | None:
+            return nice_here()
+
     look_around = priority(7)(Looker())
     plain = priority(5)(functools.partial(nice_here))
 
@@ -355,6 +367,7 @@ def test_a_decorated_async_function_is_in_the_block_until_it_has_been_awaited() 
         at_once = await asyncio.gather(look(1), look_around(), look(0), Looker()())
         assert at_once == [[6, 6], -3, [6], -3]
         assert plain() == 5
+        assert (await Of.static(), Of().of_class()) == (2, 1)
         assert nice_here() is None
 
     asyncio.run(main())
@@ -369,8 +382,17 @@ def test_a_generator_function_is_not_decorated_since_its_body_runs_in_pieces() -
     async def async_pieces() -> AsyncIterator[None]:
         yield
 
-    for function in (pieces, async_pieces):
-        with pytest.raises(TypeError, match=f"generator function .*{function.__name__}"):
+    class Pieces:
+        def __call__(self) -> Iterator[None]:
+            yield
+
+    class AsyncPieces:
+        async def __call__(self) -> AsyncIterator[None]:
+            yield
+
+    functions: list[Any] = [pieces, async_pieces, functools.partial(pieces), Pieces()]
+    for function in [*functions, AsyncPieces(), staticmethod(pieces)]:
+        with pytest.raises(TypeError, match=r"around the generator function .*ieces"):
             priority(3)(function)
 
 

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import sys
 import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import anyio
@@ -17,6 +19,7 @@ import pytest
 
 from aioktask import JobCancelled, map_ordered
 from aioktask.streams import Stream, _async
+from aioktask.streams._source import SourceReader
 from tests.streams.scenarios import Planted
 from tests.support.gates import PATIENCE, Gate, eventually, turns_pass
 from tests.support.harness import pool_at_rest
@@ -336,6 +339,48 @@ async def test_what_strikes_as_the_scope_is_left_leaves_nothing_behind(
             assert await anext(results) == 0
     assert closed
     pool_at_rest()
+
+
+@pytest.mark.parametrize("where", [SourceReader.end, Stream._leave], ids=["end", "leave"])
+async def test_what_strikes_in_any_line_of_leaving_ends_an_async_source_all_the_same(
+    where: Any,
+) -> None:
+    struck, at_line = True, 0
+    while struck:
+        struck, at_line = False, at_line + 1
+        closed: list[bool] = []
+        lines = 0
+
+        async def source(closed: list[bool] = closed) -> AsyncIterator[int]:
+            try:
+                yield 0
+                await anyio.sleep_forever()
+            finally:
+                closed.append(True)
+
+        def trace(frame: FrameType, event: str, arg: object) -> Any:
+            nonlocal struck, lines
+            if frame.f_code is not where.__code__:
+                return None
+            if event == "line" and not struck:
+                lines += 1
+                if lines == at_line:  # noqa: B023 - of this turn
+                    struck = True
+                    raise KeyboardInterrupt("planted")
+            return trace
+
+        try:
+            with anyio.CancelScope():  # which the reader's own must have been left in
+                async with map_ordered(double, source()) as results:
+                    assert await anext(results) == 0
+                    sys.settrace(trace)
+        except KeyboardInterrupt:
+            assert struck
+        finally:
+            sys.settrace(None)
+        assert closed == [True]
+        pool_at_rest()
+    assert at_line > 5
 
 
 async def test_who_leaves_is_not_cancelled_with_who_waits() -> None:

@@ -8,6 +8,7 @@ import contextlib
 import gc
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterator
 from time import perf_counter_ns
 from types import FrameType
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 import aioktask
 from aioktask import (
+    ChunkCancelled,
     Coordinator,
     DeadlockError,
     Handle,
@@ -33,9 +35,10 @@ from aioktask.engine.api.process import current_pool
 from aioktask.streams import _consumer
 from aioktask.streams._consumer import SLOW_SOURCE_NS
 from tests.streams.scenarios import SOURCES, Scenario, play_sync, scenarios
-from tests.support.gates import PATIENCE, Gate, until
+from tests.support.gates import LOOK_SECONDS, PATIENCE, Gate, until
 from tests.support.harness import pool_at_rest
 from tests.support.meanwhile import Scene, play_at_each_bytecode
+from tests.support.patient import wait_until_unwanted
 
 
 @pytest.fixture(autouse=True)
@@ -241,6 +244,42 @@ def test_helpers_work_ahead_while_the_consumer_does_something_else() -> None:
             assert begun.acquire(timeout=PATIENCE)
         gate.set()
         assert list(values) == [1, 2]
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2], ids=["outside", "in a chunk", "in an item of one"])
+def test_whoever_leaves_waits_for_the_items_that_run_elsewhere(depth: int) -> None:
+    aioktask.set_max_threads(3)
+    told, ended = threading.Event(), threading.Event()
+    begun = threading.Event()
+
+    def leave() -> None:
+        here = threading.get_ident()
+
+        def work(item: int) -> int:
+            if item and threading.get_ident() != here and not begun.is_set():
+                begun.set()
+                with contextlib.suppress(ChunkCancelled):
+                    wait_until_unwanted()
+                told.set()
+                for _ in range(20):  # whoever does not wait is gone by then
+                    time.sleep(LOOK_SECONDS)
+                ended.set()
+            return item
+
+        with map_ordered_sync(work, counted(), ordered=False) as results:
+            for _ in results:
+                if begun.is_set():
+                    break
+        assert told.is_set()
+        assert ended.is_set()
+
+    if depth == 0:
+        leave()
+    elif depth == 1:
+        run_multithreaded_sync(Job(lambda start, stop: leave(), 1, chunk=1))
+    else:
+        with map_ordered_sync(lambda item: leave(), [0]) as outer:
+            assert list(outer) == [None]
 
 
 def test_a_stream_inside_a_chunk_needs_no_helper_and_is_told_of_a_cancel() -> None:

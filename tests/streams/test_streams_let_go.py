@@ -134,8 +134,13 @@ async def test_a_stream_that_is_kept_keeps_none_of_it(way: str) -> None:
                     break
                 del value
 
-    with contextlib.suppress(*ENDS):
-        await request()
+    async def task() -> None:
+        OF_THE_CONTEXT.set(watch.data())
+        with contextlib.suppress(*ENDS):
+            await request()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(task)
     await watch.check_in_task()
     assert kept[0].handle.done()
 

@@ -145,6 +145,10 @@ class Feed:
         """Wake a waiter, and see to it that it hears."""
         self._pool.wake_waiter(waiter)
 
+    def let_go(self) -> None:
+        """Let go of the chunk that this was made in, once no unit runs any more."""
+        self._outer = None
+
     # How it ends.
 
     @property

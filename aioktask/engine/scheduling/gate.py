@@ -167,17 +167,22 @@ class Gate:
         if nice is not None and self._waiting[nice].pop(number, 0) is None:
             self._begins.note(now, busy=self._as_urgent(nice) > 0)
 
-    def rest(self, number: int) -> None:
+    def rest(self, number: int, now: int) -> None:
         """Count a run no more, until it has something to do again, if it was counted."""
+        if number not in self._present:
+            return
         self._resting[number] = None
         if self._present.pop(number, self) is self:  # it has just ended
             self._resting.pop(number, None)
+        elif len(self._present) < self._threads:
+            self._ends.note(now, busy=False)
 
     def wake(self, number: int) -> None:
-        """Count a run again that rested. It was admitted, so it is never too many."""
-        self._present[number] = None
-        if self._resting.pop(number, self) is self:
-            self._present.pop(number, None)
+        """Count a run again, if it rested. It was admitted, so it is never too many."""
+        if number in self._resting:
+            self._present[number] = None
+            if self._resting.pop(number, self) is self:  # it has just ended
+                self._present.pop(number, None)
 
     def end(self, number: int, now: int) -> None:
         """Take in that a run is over, if it was counted; may be called again."""

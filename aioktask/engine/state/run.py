@@ -656,8 +656,9 @@ class Run:
             growth.claims.close()
         self.version += 1
         if self.terms is not None:
-            at_work = self.entry.threads > 0
-            self.terms.follow(self, has_something=at_work or growth.claims.left > 0)
+            has_something = self.entry.threads > self.guests or growth.claims.left > 0
+            if has_something or not closed:  # else it ends now, as what it was counted as
+                self.terms.follow(self, has_something=has_something)
 
     def take_back(self, stint: Stint) -> None:
         """Have the units be free again that the stint holds, and has not begun, of a growing range.

@@ -156,7 +156,7 @@ class Terms:
             if has_something:
                 self.gate.wake(run.number)
             else:
-                self.gate.rest(run.number)
+                self.gate.rest(run.number, perf_counter_ns())
 
     def wait_no_more(self) -> None:
         """The run may take any time to begin: what it is for has begun by another way."""

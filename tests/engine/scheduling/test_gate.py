@@ -67,12 +67,14 @@ class Model:
             busy = self.before(self.nices[number] or 0)
             self.begins = [*self.begins, now] if busy else []
 
-    def rest(self, number: int) -> None:
+    def rest(self, number: int, now: int) -> None:
         if number in self.nices:
             del self.nices[number]
             self.resting.add(number)
+            if len(self.nices) < self.threads:
+                self.ends = []
 
-    def wake(self, number: int) -> None:
+    def wake(self, number: int, now: int) -> None:
         if number in self.resting:
             self.resting.remove(number)
             self.nices[number] = None
@@ -129,8 +131,8 @@ def test_it_admits_and_refuses_as_a_list_of_jobs_says(
             streams = [each for each in there if model.nices.get(each) is None]
             if streams:  # the others have always something to do
                 chosen = streams[which % len(streams)]
-                getattr(gate, action)(chosen)
-                getattr(model, action)(chosen)
+                gate.rest(chosen, now) if action == "rest" else gate.wake(chosen)
+                getattr(model, action)(chosen, now)
         elif there:
             chosen = there[which % len(there)]
             getattr(gate, action)(chosen, now)
@@ -201,6 +203,20 @@ def test_what_ended_while_threads_were_free_says_nothing_of_an_overload() -> Non
         gate.end(number, now)
     _crowd(gate, 6, first=100)
     refusal = gate.enter(200, 0, 2, 1, None, 1200 * SECOND)
+    assert refusal is not None
+    assert refusal.retry_after == RETRY_SECONDS
+
+
+def test_what_ended_before_a_stream_had_nothing_to_do_says_nothing_of_later() -> None:
+    """Jobs that end beside a stream, which then rests for long: when to come again is not known."""
+    gate = Gate()
+    assert gate.enter(0, None, 1, None, None, 0) is None
+    for number in range(1, 8):
+        gate.enter(number, 0, 1, None, None, number)
+        gate.end(number, number * SECOND // 100)
+    gate.rest(0, SECOND)
+    _crowd(gate, 2, first=100)
+    refusal = gate.enter(200, 0, 1, 1, None, 600 * SECOND)
     assert refusal is not None
     assert refusal.retry_after == RETRY_SECONDS
 
@@ -280,13 +296,19 @@ def test_a_stream_that_ends_between_two_steps_of_a_turn_is_counted_no_more(end_a
         number = next(numbers)
         assert gate.enter(number, None, 4, 2, 0.5, 1) is None
         if end_at == "wake":
-            gate.rest(number)
+            gate.rest(number, 1)
 
         def check() -> None:
             assert len(gate) == 0
             assert not gate._resting
 
-        return Scene(lambda: getattr(gate, end_at)(number), lambda: gate.end(number, 2), check)
+        def turn() -> None:
+            if end_at == "rest":
+                gate.rest(number, 1)
+            else:
+                gate.wake(number)
+
+        return Scene(turn, lambda: gate.end(number, 2), check)
 
     play_at_each_bytecode(begin, gate_module)
 
