@@ -40,6 +40,12 @@ from tests.engine.state.turns import a_run, a_state, idle_helper, outbox_of
 from tests.support.meanwhile import Scene, play_at_each_bytecode, play_at_each_line
 
 
+@pytest.fixture(autouse=True)
+def _no_jobs_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that other tests' carriers remember are told before jobs of the states' own clocks."""
+    monkeypatch.setattr(snapshots, "jobs_elsewhere", lambda pause: ((), []))
+
+
 def nothing(start: int, stop: int) -> None:
     """A job's function, or its undo."""
 
