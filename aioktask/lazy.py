@@ -48,6 +48,9 @@ def load(package: str, names: Mapping[str, str], name: str) -> object:
     Raises:
         AttributeError: There is no such name.
     """
+    # Another thread may be at the first package still. The interpreter takes it out of sys.modules
+    # for a moment as it ends that, and whoever imports what is in it then gets a KeyError.
+    importlib.import_module(package.partition(".")[0])
     found = vars(sys.modules[package])
     if not name.startswith("_"):
         for each, module in names.items():
