@@ -95,7 +95,7 @@ def test_no_two_imports_can_wait_for_each_other() -> None:
 
 
 IN_TWO_THREADS = """
-import importlib, os, sys, threading
+import importlib, os, sys, threading, time
 import anyio, anyio.lowlevel, asyncio, ctypes, numpy, structlog  # which have circles of their own
 sys.setswitchinterval(1e-6)
 
@@ -110,14 +110,17 @@ def import_both(names):
     def first(name):
         barrier.wait()
         try:
-            try:
-                importlib.import_module(name)
-            except KeyError as error:
-                # The interpreter takes each module that is loaded out of sys.modules for a moment,
-                # where another thread that imports what is in it may look for it meanwhile.
-                if error.args != ("aioktask",) or "frozen importlib" not in place_of(error):
-                    raise
-                importlib.import_module(name)
+            for _ in range(1000):
+                try:
+                    importlib.import_module(name)
+                    break
+                except KeyError as error:
+                    # The interpreter takes each module that is loaded out of sys.modules for a
+                    # moment, where another thread that imports what is in it may look for it
+                    # meanwhile; and again, before the first one has gone on.
+                    if error.args != ("aioktask",) or "frozen importlib" not in place_of(error):
+                        raise
+                    time.sleep(0.001)
             module = sys.modules[name]
             for public in getattr(module, "__all__", ()):
                 getattr(module, public)
