@@ -31,7 +31,7 @@ PICTURES := $(VENV)/group-pictures
 SCREENSHOTS := $(VENV)/group-screenshots
 TESTS := $(VENV)/group-tests
 
-.DEFAULT_GOAL := test
+.DEFAULT_GOAL := help
 .PHONY: help check demo test test-programs test-long test-switching browser cluster soak sweep sweep-sampled test-pythons guest lint format types layers doctest docs pictures screenshots examples bench packages clean
 
 # Two installs into one environment at a time would break it.

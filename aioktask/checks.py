@@ -26,8 +26,20 @@ T = TypeVar("T")
 
 NICE_RANGE = range(-20, 20)
 
+# Characters of a value that an error shows.
+MOST_SHOWN = 100
+
 # What a call returns that did no work, but made an object that would do it.
 _NOT_DONE = (CoroutineType, GeneratorType, AsyncGeneratorType)
+
+
+def shown(value: object) -> str:
+    """What was given, for an error's message: on one line, which is no longer than it need be."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # it refuses to be shown
+        return f"a {type(value).__name__}"
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}... ({type(value).__name__})"
 
 
 def integer(name: str, value: object, *, least: int | None = None) -> int:
@@ -38,14 +50,20 @@ def integer(name: str, value: object, *, least: int | None = None) -> int:
         ValueError: It is too small.
     """
     if isinstance(value, bool) or not hasattr(type(value), "__index__"):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise _no_integer(name, value)
     try:
         number = operator.index(cast("SupportsIndex", value))
     except TypeError as error:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from error
+        raise _no_integer(name, value) from error
     if least is not None and number < least:
         raise ValueError(f"{name} must be at least {least}, got {number}")
     return number
+
+
+def _no_integer(name: str, value: object) -> TypeError:
+    has_length = hasattr(value, "__len__") and not isinstance(value, str | bytes)
+    how = f": pass {name}=len(...)" if name == "size" and has_length else ""
+    return TypeError(f"{name} must be an integer, got {shown(value)}{how}")
 
 
 def nice_value(name: str, value: object) -> int:
@@ -63,14 +81,14 @@ def check_learn(name: str, value: object) -> str:
     """`value` as one of `LEARN`."""
     if value not in LEARN:
         kind = ValueError if isinstance(value, str) else TypeError
-        raise kind(f"{name} must be one of {', '.join(map(repr, LEARN))}, got {value!r}")
+        raise kind(f"{name} must be one of {', '.join(map(repr, LEARN))}, got {shown(value)}")
     return value
 
 
 def check_flag(name: str, value: object) -> bool:
     """`value` as a bool."""
     if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+        raise TypeError(f"{name} must be True or False, got {shown(value)}")
     return value
 
 
@@ -86,11 +104,11 @@ def check_remember(name: str, value: object) -> bool | str:
     try:
         path = os.fspath(cast("str", value))
     except TypeError:
-        raise TypeError(f"{wanted}, got {value!r}") from None
+        raise TypeError(f"{wanted}, got {shown(value)}") from None
     if not isinstance(path, str):
-        raise TypeError(f"{wanted}, got {value!r}")
+        raise TypeError(f"{wanted}, got {shown(value)}")
     if path != DISK and (not os.path.isabs(path) or "\0" in path):
-        raise ValueError(f"{wanted}, got {value!r}")
+        raise ValueError(f"{wanted}, got {shown(value)}")
     return path
 
 
@@ -106,11 +124,11 @@ def seconds(name: str, value: object, *, may_be_zero: bool = True) -> float:
         ValueError: It is negative, not finite, or zero where it may not be.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number of seconds, got {value!r}")
+        raise TypeError(f"{name} must be a number of seconds, got {shown(value)}")
     number = cast("float", value)
     if not 0 <= number < math.inf or not (number or may_be_zero):
         least = "at least 0" if may_be_zero else "above 0"
-        raise ValueError(f"{name} must be {least} seconds and finite, got {value!r}")
+        raise ValueError(f"{name} must be {least} seconds and finite, got {shown(value)}")
     return float(min(number, LONGEST_SECONDS))
 
 
@@ -127,7 +145,7 @@ def check_labels(labels: object) -> dict[str, str]:
         ValueError: There are too many, or one is too long; a name is empty.
     """
     if not isinstance(labels, Mapping):
-        raise TypeError(f"labels must be a mapping of strings to strings, got {labels!r}")
+        raise TypeError(f"labels must be a mapping of strings to strings, got {shown(labels)}")
     found = dict(labels)
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, str):
@@ -149,7 +167,7 @@ def optional(name: str, value: object, kind: type[T]) -> T | None:
         TypeError: It is something else.
     """
     if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__} or None, got {value!r}")
+        raise TypeError(f"{name} must be a {kind.__name__} or None, got {shown(value)}")
     return value
 
 
@@ -160,7 +178,7 @@ def listed(name: str, values: Iterable[T]) -> list[T]:
         TypeError: It cannot be iterated over.
     """
     if not isinstance(values, Iterable):
-        raise TypeError(f"{name} must be an iterable, got {values!r}")
+        raise TypeError(f"{name} must be an iterable, got {shown(values)}")
     return list(values)
 
 
@@ -171,7 +189,7 @@ def check_undo(name: str, function: object) -> None:
         TypeError: It is neither: a call of a generator function would do nothing.
     """
     if not callable(function):
-        raise TypeError(f"{name} must be callable as {name}(start, stop), got {function!r}")
+        raise TypeError(f"{name} must be callable as {name}(start, stop), got {shown(function)}")
     if is_plain(function):
         return
     for target in _targets(function):
@@ -213,7 +231,10 @@ def check_function(name: str, function: object) -> None:
     if is_plain(function):
         return
     if not callable(function):
-        raise TypeError(f"{name} must be callable, got {function!r}")
+        raise TypeError(
+            f"{name} must be callable, got {shown(function)}: pass the function itself, and not "
+            "what it returned"
+        )
     if is_async(function):
         raise TypeError(
             f"{name} runs on a helper thread and must be an ordinary function, "

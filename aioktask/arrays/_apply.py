@@ -256,4 +256,9 @@ class _Result:
                 f"fn returned {block.dtype} for rows {start} to {stop} and {array.dtype} for "
                 f"others: return one type, or pass out="
             )
+        if not self._made and not np.can_cast(block.dtype, array.dtype, "same_kind"):
+            raise TypeError(
+                f"fn returned {block.dtype} for rows {start} to {stop}, which cannot be cast to "
+                f"out's {array.dtype}: pass an out of {block.dtype}, or have fn convert"
+            )
         np.copyto(array[rows(along, start, stop)], block, casting="same_kind")
