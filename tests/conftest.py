@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import importlib.util
 import os
@@ -20,6 +21,7 @@ import hypothesis
 import pytest
 
 from tests.support import record, sampling
+from tests.support.patience import PATIENCE
 from tests.support.sampling import SAMPLE
 
 LOOPS: dict[str, Any] = {
@@ -110,6 +112,12 @@ def pytest_configure(config: pytest.Config) -> None:
     interval = os.environ.get("AIOKTASK_TEST_SWITCHINTERVAL")
     if interval is not None:
         sys.setswitchinterval(float(interval))
+
+
+def pytest_unconfigure() -> None:
+    """End the process, and show what its threads do, where it does not end by itself: it waits for
+    jobs, and what a test that failed has left may never come to its end."""
+    faulthandler.dump_traceback_later(PATIENCE, exit=True, file=sys.__stderr__)
 
 
 def pytest_report_header() -> str:
