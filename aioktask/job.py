@@ -599,7 +599,8 @@ class StreamProgress:
             "cancelled" also where its scope was left before the last value.
         eta: Seconds until the last item is done, at that rate; None while the source has not come
             to its end or nothing was measured, 0 when the stream is over.
-        failed: For how many of those `fn` raised, as far as the consumer has come.
+        failed: For how many of those `fn` raised, as far as the consumer has come; the one that
+            ends the stream counts at once.
     """
 
     done: int

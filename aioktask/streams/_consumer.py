@@ -115,7 +115,7 @@ class Consumer(Generic[T, R]):
         self.given = self.taken = 0
         self.source_ended = self.over = self.left = self.failed = False
         self._source_error: BaseException | None = None
-        self._errors = 0  # for how many of the items that were given `fn` raised
+        self._errors = 0  # for how many of the items that were given `fn` raised, and went on
         self._error = ""  # what ended the stream, in words
         self._posted = 0  # how many items helpers may know of
         self._most_unposted = max(options.window // 2, 1)
@@ -126,6 +126,7 @@ class Consumer(Generic[T, R]):
             ordered=options.ordered,
             ends_at_error=not options.yields_errors,
             wake=self._wake,
+            close=self._close,
             may_linger=self._may_linger,
         )
         self.feed = Feed(
@@ -147,6 +148,9 @@ class Consumer(Generic[T, R]):
     def _wake(self, waiter: Waiter) -> None:
         self.feed.wake(waiter)
 
+    def _close(self) -> None:
+        self.feed.close()
+
     def _may_linger(self, stint: Stint) -> bool:
         return self.feed.may_linger(stint)
 
@@ -155,10 +159,12 @@ class Consumer(Generic[T, R]):
         size = self.taken if self.source_ended else None
         source_error = self._source_error  # once: the consumer may take it meanwhile
         raised = source_error is not None or self.exchange.ends_early
-        error = self._error or self.exchange.ended_by
+        ended_by = self.exchange.ended_by  # counts at once, wherever the consumer is
+        error = self._error or ended_by
         if source_error is not None and not error:
             error = told_of_error(source_error)
-        return Tally(done, size, raised, self.failed, self._errors, error)
+        errors = self._errors + bool(ended_by)
+        return Tally(done, size, raised, self.failed, errors, error)
 
     # The source.
 
@@ -305,8 +311,8 @@ class Consumer(Generic[T, R]):
         error = outcome.error
         if issubclass(type(error), ChunkCancelled):  # the item was told, and the consumer hears why
             self.raise_if_stopped()
-        self._errors += 1
         if self.options.yields_errors and not outcome.ends and isinstance(error, Exception):
+            self._errors += 1
             return error
         self._error = told_of_error(error)
         self.over = self.failed = True

@@ -85,6 +85,8 @@ class Exchange(Generic[T, R]):
         ordered: Whether outcomes are taken in the order of the items.
         ends_at_error: Whether no item is begun after one for which `fn` raised.
         wake: Wakes a waiter.
+        close: Has the run be over when what was begun has ended. Called by the thread on which the
+            item raised that ends the stream, since the consumer may not come back for long.
         may_linger: Whether nothing else waits for the helper that is in this stint.
 
     Attributes:
@@ -94,6 +96,7 @@ class Exchange(Generic[T, R]):
     """
 
     __slots__ = (
+        "_close",
         "_ends_at_error",
         "_enough",
         "_fn",
@@ -119,6 +122,7 @@ class Exchange(Generic[T, R]):
         ordered: bool,
         ends_at_error: bool,
         wake: Callable[[Waiter], object],
+        close: Callable[[], object],
         may_linger: Callable[[Stint], bool],
     ) -> None:
         self._fn = fn
@@ -127,6 +131,7 @@ class Exchange(Generic[T, R]):
         self._ordered = ordered
         self._ends_at_error = ends_at_error
         self._wake = wake
+        self._close = close
         self._may_linger = may_linger
         self._lingering: deque[Parking] = deque()  # of the helpers that wait for an item
         self.pending: deque[tuple[int, T]] = deque()
@@ -177,6 +182,8 @@ class Exchange(Generic[T, R]):
         del outcome
         if waiter is not None and not here:  # else that is this thread, which looks itself
             self._wake(waiter)
+        if number >= self.last:
+            self._close()
         if not pending and lingers:
             self._linger()
 
@@ -267,7 +274,7 @@ class Exchange(Generic[T, R]):
         """
         self._outcomes.clear()
         self._queue.clear()
-        self._fn = self._wake = over
+        self._fn = self._wake = self._close = over
         self._may_linger = never
 
     def has(self, number: int) -> bool:

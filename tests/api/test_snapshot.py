@@ -8,6 +8,7 @@ import ast
 import contextlib
 import gc
 import inspect
+import itertools
 import os
 import random
 import re
@@ -50,6 +51,7 @@ from aioktask.streams._exchange import Exchange
 from tests.support.alone import sharing_with_nobody
 from tests.support.gates import Gate, eventually, until
 from tests.support.listening import listening
+from tests.support.patience import PATIENCE
 
 HELPERS = 2
 
@@ -760,6 +762,7 @@ def test_a_stream_tells_of_the_error_that_ends_it_and_not_of_one_that_came_befor
         ordered=True,
         ends_at_error=True,
         wake=later.is_set,
+        close=later.is_set,
         may_linger=lambda stint: False,
     )
     exchange.pending.append((1, 1))
@@ -783,26 +786,36 @@ async def test_a_call_that_raised_tells_of_no_chunk() -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("source", [range(2), range(9), "has no end"])
 async def test_a_stream_that_fails_while_its_consumer_is_away_has_failed(
-    monkeypatch: pytest.MonkeyPatch,
+    source: Any, ordered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Or the second item is taken only when it is asked for, where the first was slow to come.
     monkeypatch.setattr("aioktask.streams._consumer.SLOW_SOURCE_NS", 1 << 60)
+    first_is_given = threading.Event()
 
     def fail_at_1(item: int) -> int:
         if item == 1:
+            assert first_is_given.wait(PATIENCE)
             raise OSError(5, "planted")
         return item
 
-    async with map_ordered(fail_at_1, [0, 1], name="away") as results:
+    items = itertools.count() if source == "has no end" else source
+    failing = map_ordered(fail_at_1, items, ordered=ordered, window=2, name="away")
+    async with failing as results:
         assert await results.__anext__() == 0
+        first_is_given.set()
         await eventually(results.handle.done)
-        assert results.handle.progress().phase == "failed"
+        assert not results.handle.cancel()
+        told = results.handle.progress()
+        assert (told.phase, told.failed) == ("failed", 1)
         now = named(snapshot(), "away")
         assert (now.phase, now.error) == ("failed", "OSError: [Errno 5] planted")
         with pytest.raises(OSError, match="planted"):
             await results.__anext__()
     assert results.handle.progress().phase == named(snapshot(), "away").phase == "failed"
+    assert results.handle.progress().failed == 1
 
 
 def test_items_that_raise_are_counted_where_the_stream_goes_on() -> None:

@@ -28,7 +28,8 @@ class Tally(NamedTuple):
         raised: Whether what was raised for an item, or by the source, ends the stream, once the
             consumer comes to that.
         failed: Whether the consumer has.
-        errors: For how many items `fn` raised, as far as the consumer has come.
+        errors: For how many items `fn` raised, as far as the consumer has come, with the one that
+            ends the stream.
         error: What ended the stream, as `told_of_error` has it; empty where nothing did.
     """
 
