@@ -99,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit status."""
     parser = _parser()
     asked = parser.parse_args(arguments)
+    if asked.command is None:
+        parser.error(f"which COMMAND? {', '.join(asked.commands)}: --help tells what each does")
     try:
         status = _run(parser, asked)
         sys.stdout.flush()
@@ -140,7 +142,7 @@ def _run(parser: _Parser, asked: argparse.Namespace) -> int:
 
 def _parser() -> _Parser:
     parser = _Parser(prog="python -m aioktask", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     command = commands.add_parser("info", help="what the library sees of this machine")
     command.add_argument("--json", action="store_true", help="as JSON")
     command = commands.add_parser("plan", help="how a job would be split, without running it")
@@ -178,6 +180,7 @@ def _parser() -> _Parser:
         "of memory and tune: only the operations with this in their names, or parts with ; between"
     )
     command.add_argument("--only", metavar="WORDS", help=text)
+    parser.set_defaults(commands=tuple(commands.choices))
     return parser
 
 

@@ -247,6 +247,72 @@ def check_function(name: str, function: object) -> None:
         )
 
 
+# Stands in a partial for an argument of the call, from 3.14 on.
+_PLACEHOLDER = getattr(functools, "Placeholder", object())
+
+
+def check_arguments(what: str, function: object, arguments: str) -> None:
+    """Refuse a function that cannot be called with so many arguments.
+
+    Asked of Python functions, their bound methods and partials alone, of which it is certain.
+
+    Args:
+        what: Which function it is, `fn` say.
+        function: The function.
+        arguments: What it is called with, as in "start, stop".
+
+    Raises:
+        TypeError: It cannot.
+    """
+    given = arguments.count(",") + 1 if arguments else 0
+    if type(function) is FunctionType:  # as most are
+        code = function.__code__
+        if code.co_argcount == given and not code.co_kwonlyargcount:
+            return
+    named: dict[str, object] = {}
+    target = function
+    while True:
+        if type(target) is functools.partial:
+            if any(each is _PLACEHOLDER for each in target.args):
+                return
+            given += len(target.args)
+            named = {**target.keywords, **named}
+            target = target.func
+        elif type(target) is MethodType:
+            given += 1
+            target = target.__func__
+        else:
+            break
+    if type(target) is not FunctionType or _can_be_called(target, given, named):
+        return
+    takes = inspect.signature(target, follow_wrapped=False)
+    raise TypeError(
+        f"{what} is called as {what}({arguments}), which {name_of(function)}"
+        f"({', '.join(map(str, takes.parameters.values()))}) does not fit"
+    )
+
+
+def _can_be_called(function: FunctionType, given: int, named: Mapping[str, object]) -> bool:
+    """Whether it can be called with so many arguments, and these keywords."""
+    code = function.__code__
+    most, keyword_only = code.co_argcount, code.co_kwonlyargcount
+    needed = most - len(function.__defaults__ or ())
+    if given > most and not code.co_flags & inspect.CO_VARARGS:
+        return False
+    if not (named or keyword_only):
+        return given >= needed
+    names = code.co_varnames
+    by_name = names[code.co_posonlyargcount : most + keyword_only]
+    if not (code.co_flags & inspect.CO_VARKEYWORDS or named.keys() <= set(by_name)):
+        return False
+    if any(each in named for each in names[code.co_posonlyargcount : min(given, most)]):
+        return False  # it would have it twice
+    by_default = function.__kwdefaults__ or {}
+    return all(
+        each in named and each in by_name for each in names[min(given, most) : needed]
+    ) and all(each in named or each in by_default for each in names[most : most + keyword_only])
+
+
 def check_done(result: object, what: str, name: str, of: str = "job") -> type:
     """Refuse a result of `what` that means that no work was done; else return its type.
 

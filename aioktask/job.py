@@ -27,6 +27,7 @@ from typing import (
 )
 
 from aioktask.checks import (
+    check_arguments,
     check_flag,
     check_function,
     check_labels,
@@ -313,10 +314,13 @@ class Job(Generic[T]):
         trace: bool | None = None,
     ) -> None:
         check_function("fn", fn)
+        check_arguments("fn", fn, "start, stop")
         if undo is not None:
             check_undo("undo", undo)
+            check_arguments("undo", undo, "start, stop")
         if reduce is not None:
             check_function("reduce", reduce)
+            check_arguments("reduce", reduce, "left, right")
         elif initial is not ...:
             raise TypeError("initial is the value of an empty reduce: pass reduce= as well")
         put = functools.partial(object.__setattr__, self)
@@ -425,14 +429,24 @@ class Job(Generic[T]):
         return Bound(self.fn) if self._bind is None else self._bind()
 
 
-def job_that_makes(job: Job[None], bind: Callable[[], Bound[T]]) -> Job[T]:
-    """A copy of the job, with a result of its own for each run.
+def job_that_makes(
+    job: Job[None], bind: Callable[[], Bound[T]], fn: Callable[..., object] | None = None
+) -> Job[T]:
+    """The job, with a result of its own for each run.
 
     For the modules that stand on the engine: `bind` is called when the job is submitted and
     returns the function of that run, and a function for `Report.value`, called once when every
     chunk is done.
+
+    Args:
+        job: Just made: it is changed.
+        bind: See above.
+        fn: What is called by the functions of all runs, in whatever way: the job has it in place
+            of its own, and learns under it.
     """
     object.__setattr__(job, "_bind", bind)
+    if fn is not None:
+        object.__setattr__(job, "fn", fn)
     return cast("Job[T]", job)
 
 

@@ -23,7 +23,7 @@ from aioktask.arrays._layout import (
     rows,
     writable,
 )
-from aioktask.checks import check_done, check_function, integer
+from aioktask.checks import check_arguments, check_done, check_function, integer
 from aioktask.job import Bound, Job, job_that_makes
 from aioktask.lazy import from_above
 
@@ -131,6 +131,7 @@ def apply(
     check_function("fn", fn)
     if not inputs:
         raise TypeError("apply needs at least one input array")
+    check_arguments("fn", fn, ", ".join([*["view"] * len(inputs), *["out_view"] * bool(out_arg)]))
     if out is None and out_arg:
         raise TypeError("out_arg=True needs an array to write to: pass out=")
     axis = integer("axis", axis)
@@ -205,13 +206,13 @@ def _job(
         return Bound(assign, lambda: cast("A", result.array() if out is None else out))
 
     job = Job(
-        fn,
+        lambda start, stop: None,
         length,
         nice=nice,
         max_threads=max_threads,
         name=called,
     )
-    return job_that_makes(job, bind)
+    return job_that_makes(job, bind, fn)
 
 
 class _Result:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from types import EllipsisType
 from typing import Any, ClassVar, Generic, SupportsIndex, TypeVar, cast, overload
 
 from aioktask.checks import (
+    check_arguments,
     check_flag,
     check_function,
     check_name,
@@ -231,7 +231,7 @@ class ClusterJob(Generic[T]):
         for what, (function, arguments) in called.items():
             if function is not None or what == "fn":
                 check_function(what, function)
-                _check_arguments(what, function, arguments)
+                check_arguments(what, function, arguments)
         if close is not None and setup is None:
             raise TypeError("close is called with what setup returns: pass setup= as well")
         _check_block_units(setup, homes)
@@ -340,26 +340,6 @@ class ClusterJob(Generic[T]):
     def grain(self) -> int:
         """What stretches end on absolute multiples of."""
         return self.leaf if self.reduce is not None else undo_grain(self.shape)
-
-
-def _check_arguments(what: str, function: object, arguments: str) -> None:
-    """Refuse a function that cannot be called with these arguments, as far as that is known.
-
-    Raises:
-        TypeError: It cannot.
-    """
-    try:
-        found = inspect.signature(cast("Callable[..., object]", function))
-    except (TypeError, ValueError):  # of a builtin, most often
-        return
-    try:
-        found.bind(*filter(None, arguments.split(", ")))
-    except TypeError as error:
-        takes = ", ".join(found.parameters)
-        raise TypeError(
-            f"{what} must be {what}({arguments}); {name_of(function)}({takes}) cannot be called "
-            f"so: {error}"
-        ) from None
 
 
 def _check_block_units(setup: object, homes: object) -> None:

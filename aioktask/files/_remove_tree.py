@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import SupportsIndex
 
-from aioktask.checks import check_done, check_flag, check_function, integer
+from aioktask.checks import check_arguments, check_done, check_flag, check_function, integer
 from aioktask.files import _walk
 from aioktask.files._directories import OpenDirectories
 from aioktask.files._removal import OnError, Removal, Removed
@@ -92,6 +92,7 @@ def remove_tree(
         raise TypeError(f"path must be a string or a path of strings, got {path!r}")
     if onexc is not None:
         check_function("onexc", onexc)
+        check_arguments("onexc", onexc, "function, path, error")
         if ignore_errors:
             raise TypeError("pass ignore_errors=True or onexc=, not both")
     counts = Tally() if tally is None else tally

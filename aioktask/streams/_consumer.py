@@ -18,6 +18,7 @@ from time import perf_counter_ns
 from typing import Generic, Literal, SupportsIndex, TypeVar
 
 from aioktask.checks import (
+    check_arguments,
     check_flag,
     check_function,
     check_name,
@@ -83,6 +84,7 @@ class Options(Generic[T, R]):
         labels: Mapping[str, str] | None,
     ) -> None:
         check_function("fn", fn)
+        check_arguments("fn", fn, "item")
         self.fn = fn
         self.window = integer("window", window, least=1)
         self.ordered = check_flag("ordered", ordered)

@@ -91,7 +91,8 @@ def copy_of(job: Job[Any], **changes: Any) -> Job[Any]:
             for part in job.parts
             if part.start < stop
         ]
-    return job_that_makes(Job(job.fn, **settings), job.bind)
+    made: Job[Any] = Job(lambda start, stop: None, **settings)
+    return job_that_makes(made, job.bind, job.fn)
 
 
 def told(error: BaseException) -> str:

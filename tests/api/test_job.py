@@ -228,14 +228,14 @@ ASYNC = {
     "coroutine function": coroutine_function,
     "async generator function": async_generator_function,
     "async function made with wraps": async_wrapper,
-    "partial": functools.partial(coroutine_function, stop=3),
-    "partial of an async generator": functools.partial(async_generator_function, stop=3),
-    "partial of a partial": functools.partial(functools.partial(coroutine_function, 1), 2),
+    "partial": functools.partial(coroutine_function),
+    "partial of an async generator": functools.partial(async_generator_function),
+    "partial of a partial": functools.partial(functools.partial(coroutine_function)),
     "object with async call": AsyncCall(),
-    "partial of an object with async call": functools.partial(AsyncCall(), stop=3),
+    "partial of an object with async call": functools.partial(AsyncCall()),
     "object with async generator call": AsyncGeneratorCall(),
     "bound async method": AsyncCall().method,
-    "partial of a bound async method": functools.partial(AsyncCall().method, stop=3),
+    "partial of a bound async method": functools.partial(AsyncCall().method),
     "bound async call": AsyncCall().__call__,
     "async class method": AsyncCall.of_class,
     "async static method": AsyncCall.static,
@@ -243,9 +243,9 @@ ASYNC = {
 
 GENERATORS = {
     "function": generator_function,
-    "partial": functools.partial(generator_function, stop=3),
+    "partial": functools.partial(generator_function),
     "object": GeneratorCall(),
-    "partial of an object": functools.partial(GeneratorCall(), stop=3),
+    "partial of an object": functools.partial(GeneratorCall()),
     "bound method": GeneratorCall().method,
 }
 
@@ -282,7 +282,7 @@ def test_a_generator_function_as_undo_is_refused_since_it_would_undo_nothing(und
     "undo",
     [
         async_generator_function,
-        functools.partial(async_generator_function, stop=3),
+        functools.partial(async_generator_function),
         AsyncGeneratorCall(),
     ],
     ids=["function", "partial", "object"],
@@ -318,8 +318,8 @@ ORDINARY = {
     "class": Call,
     "object": Call(),
     "bound method": Call().method,
-    "partial": functools.partial(work, stop=3),
-    "partial of an object": functools.partial(Call(), stop=3),
+    "partial": functools.partial(work),
+    "partial of an object": functools.partial(Call()),
     "function that runs its own loop": runs_its_own_loop,
 }
 
@@ -437,8 +437,8 @@ def test_a_job_of_size_zero_has_no_parts() -> None:
         (print, "print"),
         (Call(), "Call"),
         (Call().method, "Call.method"),
-        (functools.partial(work, stop=3), "work"),
-        (functools.partial(functools.partial(Call(), 1), 2), "Call"),
+        (functools.partial(work), "work"),
+        (functools.partial(functools.partial(Call())), "Call"),
         (Call, "Call"),
         (runs_its_own_loop, "coroutine_function"),
         (np.add, "add"),

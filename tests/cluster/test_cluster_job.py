@@ -80,11 +80,23 @@ def test_nonsense_is_refused_when_the_job_is_made(options: dict[str, Any], messa
 @pytest.mark.parametrize(
     ("options", "wanted", "got"),
     [
-        ({"fn": lambda start, stop: None}, r"fn must be fn\(start, stop, data\)", "too many"),
-        ({"undo": lambda start, stop: None}, r"undo must be undo\(start, stop, data\)", "too many"),
-        ({"setup": lambda folder: None}, r"setup must be setup\(\)", "'folder'"),
-        ({"setup": list, "close": lambda: None}, r"close must be close\(data\)", "too many"),
-        ({"fn": Method().of_two}, r"fn must be fn\(start, stop, data\)", "too many"),
+        (
+            {"fn": lambda start, stop: None},
+            r"fn is called as fn\(start, stop, data\)",
+            "does not fit",
+        ),
+        (
+            {"undo": lambda start, stop: None},
+            r"undo is called as undo\(start, stop, data\)",
+            "does not fit",
+        ),
+        ({"setup": lambda folder: None}, r"setup is called as setup\(\)", "folder"),
+        (
+            {"setup": list, "close": lambda: None},
+            r"close is called as close\(data\)",
+            "does not fit",
+        ),
+        ({"fn": Method().of_two}, r"fn is called as fn\(start, stop, data\)", "does not fit"),
     ],
 )
 def test_a_function_that_cannot_be_called_so_is_refused_when_the_job_is_made(

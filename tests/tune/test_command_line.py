@@ -185,7 +185,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "environ", "said"),
     [
-        ([], {}, "COMMAND"),
+        ([], {}, "COMMAND? info, plan, demo"),
         (["nonsense"], {}, "nonsense"),
         (["plan"], {}, "SIZE"),
         (["plan", "4Gix"], {}, "4Gix"),

@@ -71,6 +71,11 @@ def checked_call(fn: object, nice: SupportsIndex | None, name: str | None) -> tu
     """
     if nice is None and name is None and type(fn) is FunctionType and is_plain(fn):  # as most are
         return 0, fn.__qualname__
+    if isinstance(fn, Job):
+        raise TypeError(
+            f"fn must be callable, got the job {fn.name!r}: a job is run by "
+            "`await run_multithreaded(job)`, `run_multithreaded_sync(job)` or `submit(job)`"
+        )
     check_function("fn", fn)
     return (
         0 if nice is None else nice_value("nice", nice),
