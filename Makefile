@@ -66,8 +66,8 @@ test-long: $(TESTS)  ## the slow ones, with long hypothesis runs
 
 # What runs threads in this process, with a thread switch tried every microsecond, 5000 times as
 # often as usual. What is pure, or runs in processes of its own, would show nothing new.
-UNSWITCHED := bench cluster engine/learning engine/machine engine/ranges engine/scheduling figures guest interruption \
-	process soak support top tune api/test_imports.py
+UNSWITCHED := $(PROGRAMS) cluster engine/learning engine/machine engine/ranges engine/scheduling figures guest \
+	soak support api/test_imports.py
 test-switching: $(TESTS)  ## tests of threads, a thread switch tried every microsecond
 	AIOKTASK_TEST_SWITCHINTERVAL=1e-6 $(PYTEST) --timeout=600 \
 		$(UNSWITCHED:%=--ignore-glob='tests/%') $(ARGS)

@@ -140,9 +140,8 @@ class OnDemand:
             if urgent is not None:
                 await urgent.until_over()
             for index in request.sections:
-                while (handle := self._work.awaited(index)) is not None:
+                while (handle := self._work.left_of(index, urgent)) is not None:
                     await handle.until_over()
-                self._work.check(index, urgent)
         finally:
             request.withdrawn = True
 
@@ -166,9 +165,8 @@ class OnDemand:
             if urgent is not None:
                 urgent.until_over_in_thread()
             for index in request.sections:
-                while (handle := self._work.awaited(index)) is not None:
+                while (handle := self._work.left_of(index, urgent)) is not None:
                     handle.until_over_in_thread()
-                self._work.check(index, urgent)
         finally:
             request.withdrawn = True
 
@@ -187,7 +185,8 @@ class OnDemand:
             await handle.until_over()
         for handle in self._work.under_way():
             await handle.until_over()
-        self._work.check_all()
+        while (last := self._work.left_of_all()) is not None:
+            await last.until_over()
 
     def wait_sync(self) -> None:
         """`wait` for a thread that runs no event loop.
@@ -203,7 +202,8 @@ class OnDemand:
             handle.until_over_in_thread()
         for handle in self._work.under_way():
             handle.until_over_in_thread()
-        self._work.check_all()
+        while (last := self._work.left_of_all()) is not None:
+            last.until_over_in_thread()
 
     # Entering and leaving.
 

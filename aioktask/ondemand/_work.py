@@ -205,12 +205,12 @@ class Work:
             # The coordinator was left, or the interpreter exits: whoever waits for the run is told.
             raise self.cancelled() from error
         except BaseException:
-            if not run.over:  # struck before it was submitted
-                self._pool.cancel(run)
             if by is not None:  # who asks for the section is told what struck here
                 with self.lock:
                     if not self.sections.is_done(index):
                         self._failed.setdefault(index, _Raised(self._handle_of(by)))
+            if not run.over:  # struck before it was submitted; after the above, since waiters wake
+                self._pool.cancel(run)
             raise
         finally:
             with self.lock:
@@ -257,14 +257,6 @@ class Work:
 
     # What waiters and the end need.
 
-    def awaited(self, index: int) -> Handle[None] | None:
-        """The run to wait for until the section is done or has failed; None when it has."""
-        with self.lock:
-            handle = self.running.get(index)
-            if handle is None and index in self._failed:
-                handle = self._failed[index].handle
-        return None if handle is None or handle.done() else handle
-
     def under_way(self) -> list[Handle[None]]:
         """All runs that are not over."""
         background = self._handle_of(self._background)
@@ -291,8 +283,15 @@ class Work:
 
         self._pool.keeper.soon(stop)
 
-    def check(self, index: int, by: Handle[None] | None) -> None:
-        """Raise what there is to raise of a section that nobody does any more.
+    def left_of(self, index: int, by: Handle[None] | None) -> Handle[None] | None:
+        """What is left to wait for until the section is done: the run that does it, or another one
+        that tells how it failed. None when it is done.
+
+        Who waits asks again after it: all is decided by one look at what is known.
+
+        Args:
+            index: The section's.
+            by: The run that was to do it, which is over; None where the caller was to.
 
         Raises:
             BaseException: What the section raised.
@@ -300,20 +299,26 @@ class Work:
         """
         with self.lock:
             if self.sections.is_done(index):
-                return
-            raised = self._failed.get(index)
+                return None
+            handle, raised = self.running.get(index), self._failed.get(index)
+        if handle is not None:
+            if not handle.done():
+                return handle
+            if raised is None:  # its thread has not come to say so
+                raised = _Raised(handle)
         if raised is not None:
+            if not raised.handle.done():
+                return raised.handle
             raised.again()
         if by is not None:
             by.result(0)
         raise self.cancelled()
 
-    def check_all(self) -> None:
-        """Raise what `check` raises for the first failed section of all, or the first not done."""
+    def left_of_all(self) -> Handle[None] | None:
+        """What `left_of` tells of the first failed section of all, or the first not done."""
         with self.lock:
             index = min(self._failed, default=self.sections.first_left())
-        if index is not None:
-            self.check(index, self._handle_of(self._background))
+        return None if index is None else self.left_of(index, self._handle_of(self._background))
 
     def cancelled(self) -> JobCancelled:
         """What tells of the end."""

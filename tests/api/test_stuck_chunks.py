@@ -31,7 +31,7 @@ from aioktask.engine.api.process import current_pool
 from aioktask.engine.priority import gil_is_on
 from aioktask.engine.tunables import process_tunables
 from aioktask.status import HelperStatus
-from tests.support.gates import Gate
+from tests.support.gates import Gate, until
 from tests.support.listening import Told, listening
 
 SOON = 0.05  # seconds, a look or two of the keeper's
@@ -304,6 +304,7 @@ async def _first(results: Any) -> None:
         assert value == 1
 
 
+@pytest.mark.max_threads(1)  # which is at the first item, so that the other one is done here
 def test_a_thread_that_waits_for_its_stream_is_not_stuck_and_at_an_item_it_is(told: Told) -> None:
     here, there = Gate(), Gate()
     mine = threading.get_ident()
@@ -320,8 +321,7 @@ def test_a_thread_that_waits_for_its_stream_is_not_stuck_and_at_an_item_it_is(to
         told.wait("chunk_stuck", "stream", 2)  # both: the item on a helper, and the one here
         seen.append(_stuck())
         here.open()
-        while not here.done:
-            threading.Event().wait(0.001)
+        until(lambda: here.done)
         before = len(told.of("chunk_stuck", "stream"))
         told.wait("chunk_stuck", "stream", before + 2)  # so the keeper has looked since
         seen.append(_stuck())

@@ -45,6 +45,7 @@ from aioktask.ondemand._sections import Request, Sections
 from tests.support.gates import (
     LOOK_SECONDS,
     PATIENCE,
+    Gate,
     eventually,
     let_go_of,
     turns_pass,
@@ -791,6 +792,47 @@ async def test_what_strikes_the_helper_at_a_section_reaches_who_ensures_it(
             async with table:
                 await ask(table)
         assert info.value is struck
+
+
+def test_whoever_asks_waits_for_what_tells_of_a_strike_in_any_line_of_who_is_struck(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And is told neither that the section was cancelled, nor asks a run that is not over."""
+
+    def strike(*args: object, **kwargs: object) -> None:
+        raise MemoryError("planted")
+
+    def begin() -> Scene:
+        gate = Gate()
+        scope = contextlib.ExitStack()
+        d = OnDemand(Job(gate.chunk, 2, max_threads=1), section=1)
+        scope.enter_context(contextlib.suppress(MemoryError, JobCancelled))
+        scope.enter_context(d)
+        scope.callback(gate.open)
+        gate.wait_entered()
+        work, found = d._work, set()
+
+        def call() -> None:
+            with monkeypatch.context() as patched, contextlib.suppress(MemoryError):
+                patched.setattr(_work, "run_here", strike)
+                work._do_next(None, 0, work._background)
+
+        def ask() -> None:
+            if 1 in work.running or 1 in work._failed:
+                left = work.left_of(1, None)
+                assert left is not None
+                assert not left.done()
+                found.add(left)
+
+        def check() -> None:
+            ask()
+            assert found
+            work.stop()
+            scope.close()
+
+        return Scene(call, ask, check)
+
+    play_at_each_line(begin, _work)
 
 
 @pytest.mark.anyio

@@ -22,7 +22,9 @@ from aioktask.web._page.access import Token
 from tests.support.gates import until
 from tests.support.servers import PATIENCE, Client, Server
 
+# On a machine that others load a new worker of uvicorn's takes more than the usual 5 s to begin.
 UVICORN = ["-m", "uvicorn", "--port", "{port}", "--log-level", "warning"]
+UVICORN += ["--timeout-worker-healthcheck", f"{PATIENCE:.0f}"]
 GUNICORN = ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "-k", "asgi", "--graceful-timeout", "30"]
 HYPERCORN = ["-m", "hypercorn", "-b", "127.0.0.1:{port}", "--graceful-timeout", "30"]
 APP = "tests.web.page_service:app"

@@ -49,7 +49,9 @@ def uvicorn(*options: str, needs: tuple[str, ...] = (), workers: int = 1) -> Com
         ("uvicorn", "starlette", *needs),
         (
             *("-m", "uvicorn", "tests.web.service:app", "--host", "127.0.0.1", "--port", "{port}"),
-            *("--timeout-graceful-shutdown", "20", "--workers", str(workers), *options),
+            *("--timeout-graceful-shutdown", "20", "--workers", str(workers)),
+            # On a machine that others load a new worker takes more than the usual 5 s to begin.
+            *("--timeout-worker-healthcheck", f"{PATIENCE:.0f}", *options),
         ),
         workers,
         # It raises the signal again once it has stopped; the parent of several workers does not.
