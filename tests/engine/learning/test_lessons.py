@@ -16,6 +16,9 @@ from aioktask.engine.learning.lessons import MOST_LESSONS, Lesson, Lessons, key_
 def work(start: int, stop: int) -> None: ...
 
 
+def weighted(weight: int, start: int, stop: int) -> None: ...
+
+
 def other(start: int, stop: int) -> None: ...
 
 
@@ -43,7 +46,7 @@ def key(fn: Any, size: int = 1000, threads: int = 2, **how: Any) -> object:
     ("a", "b"),
     [
         (closure(1), closure(2)),
-        (functools.partial(work, 1), functools.partial(work, 2)),
+        (functools.partial(weighted, 1), functools.partial(weighted, 2)),
         (Method(1).run, Method(2).run),
         (Method(1), Method(2)),
         (np.sin, np.sin),
