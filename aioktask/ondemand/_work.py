@@ -287,7 +287,7 @@ class Work:
         """What is left to wait for until the section is done: the run that does it, or another one
         that tells how it failed. None when it is done.
 
-        Who waits asks again after it: all is decided by one look at what is known.
+        Who waits asks again after it.
 
         Args:
             index: The section's.
@@ -300,12 +300,15 @@ class Work:
         with self.lock:
             if self.sections.is_done(index):
                 return None
-            handle, raised = self.running.get(index), self._failed.get(index)
-        if handle is not None:
-            if not handle.done():
-                return handle
-            if raised is None:  # its thread has not come to say so
-                raised = _Raised(handle)
+            handle = self.running.get(index)
+        if handle is not None and not handle.done():
+            return handle
+        with self.lock:  # again: what became of a section is known before its run is over
+            if self.sections.is_done(index):
+                return None
+            raised = self._failed.get(index)
+        if raised is None and handle is not None:  # its thread has not come to say so
+            raised = _Raised(handle)
         if raised is not None:
             if not raised.handle.done():
                 return raised.handle

@@ -835,6 +835,50 @@ def test_whoever_asks_waits_for_what_tells_of_a_strike_in_any_line_of_who_is_str
     play_at_each_line(begin, _work)
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_section_may_end_in_any_line_of_who_asks_for_it(breaks: bool) -> None:
+    def begin() -> Scene:
+        gate = Gate()
+        scope = contextlib.ExitStack()
+
+        def fn(start: int, stop: int) -> None:
+            gate.chunk(start, stop)
+            if breaks:
+                raise Broken(start)
+
+        d = OnDemand(Job(fn, 1), section=1)
+        scope.enter_context(contextlib.suppress(Broken))
+        scope.enter_context(d)
+        scope.callback(gate.open)
+        gate.wait_entered()
+        running = d._work.running[0]
+
+        def ask() -> None:
+            try:
+                assert d._work.left_of(0, None) in (None, running)
+            except Broken:
+                assert breaks
+
+        def end() -> None:
+            gate.open()
+            until(running.done)
+
+        def end_unless_locked() -> None:
+            if not d._work.lock._is_owned():  # type: ignore[attr-defined]
+                end()
+
+        def check() -> None:
+            end()
+            with pytest.raises(Broken) if breaks else contextlib.nullcontext():
+                assert d._work.left_of(0, None) is None
+            d._work.stop()
+            scope.close()
+
+        return Scene(ask, end_unless_locked, check)
+
+    play_at_each_line(begin, _work)
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("returned", ["coroutine", "generator"])
 async def test_a_function_that_does_its_work_later_has_not_done_it(returned: str) -> None:
