@@ -441,12 +441,15 @@ def test_a_stream_that_is_cancelled_before_a_turn_takes_it_in_is_not_over_while_
     pool, found = current_pool(), []
     coordinator = Coordinator()
 
+    here = threading.get_ident()
+
     def work(item: int) -> None:
-        if way == "handle":
-            results.handle.cancel()
-        else:
-            pool.cancel_group(results.handle._handle._run.group)
-        pool.lock.release()
+        if threading.get_ident() == here:  # else the turn gave it to a helper before it cancelled
+            if way == "handle":
+                results.handle.cancel()
+            else:
+                pool.cancel_group(results.handle._handle._run.group)
+            pool.lock.release()
         pool_drained()
         found.append(results.handle.done())
 
@@ -455,7 +458,8 @@ def test_a_stream_that_is_cancelled_before_a_turn_takes_it_in_is_not_over_while_
         with map_ordered_sync(work, range(5), coordinator=coordinator) as results:
             next(results)
     assert results.handle.done()
-    assert found == [False]
+    assert found
+    assert not any(found)
     pool_at_rest()
 
 
