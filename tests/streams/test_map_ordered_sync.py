@@ -226,7 +226,11 @@ def test_a_stream_in_a_chunk_belongs_to_the_coordinator_of_its_job() -> None:
     assert group is not current_pool().state.root
 
 
-def test_helpers_work_ahead_while_the_consumer_does_something_else() -> None:
+def test_helpers_work_ahead_while_the_consumer_does_something_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Or some items are taken only when the next value is asked for, where one was slow to come.
+    monkeypatch.setattr("aioktask.streams._consumer.SLOW_SOURCE_NS", 1 << 60)
     gate, begun = threading.Event(), threading.Semaphore(0)
 
     def work(item: int) -> int:
