@@ -199,12 +199,10 @@ class Work:
             else:
                 run.parent_stint = enclosing_stint()
                 run_here(self._pool, run, caller, nested=self._is_nested())
-        except RuntimeError as error:
-            if not run.refused:
-                raise
-            # The coordinator was left, or the interpreter exits: whoever waits for the run is told.
-            raise self.cancelled() from error
-        except BaseException:
+        except BaseException as error:
+            if run.refused and isinstance(error, RuntimeError):
+                # The coordinator was left, or the interpreter exits: who waits for the run is told.
+                raise self.cancelled() from error
             if by is not None:  # who asks for the section is told what struck here
                 with self.lock:
                     if not self.sections.is_done(index):

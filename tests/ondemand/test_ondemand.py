@@ -775,12 +775,14 @@ def breaks_at(*starts: int) -> Callable[[int, int], None]:
     return initialise
 
 
+# RecursionError is a RuntimeError, as is what says that the coordinator takes no more jobs.
 @pytest.mark.anyio
+@pytest.mark.parametrize("kind", [MemoryError, RecursionError, KeyboardInterrupt])
 async def test_what_strikes_the_helper_at_a_section_reaches_who_ensures_it(
-    monkeypatch: pytest.MonkeyPatch,
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It strikes outside of the section's own function, as where memory is short."""
-    struck = MemoryError("planted")
+    struck = kind("planted")
 
     def strike(*args: object, **kwargs: object) -> None:
         raise struck
@@ -788,7 +790,7 @@ async def test_what_strikes_the_helper_at_a_section_reaches_who_ensures_it(
     monkeypatch.setattr(_work, "run_here", strike)
     for ask in (lambda d: d.ensure(0, 1), lambda d: d.ensure(2, 3), lambda d: d.wait()):
         table = OnDemand(Job(lambda a, b: None, 3, max_threads=1), section=1)
-        with pytest.raises(MemoryError) as info:
+        with pytest.raises(kind) as info:
             async with table:
                 await ask(table)
         assert info.value is struck
