@@ -212,7 +212,8 @@ class Job(Generic[T]):
 
     Raises:
         TypeError: An argument of the wrong kind; a bool or float where an integer is meant; an
-            async or generator function as `fn` or `reduce`.
+            async or generator function as `fn` or `reduce`; a function that cannot be called with
+            a chunk's start and stop, or as `reduce` with two values.
         ValueError: A value out of its range, named in the message.
 
     >>> Job(print, 10, min_chunk=4).name

@@ -114,9 +114,10 @@ def apply(
         name: See `Job`; "arrays.apply" by default.
 
     Raises:
-        TypeError: No inputs; `out_arg` without `out`; an async `fn`; a masked array; `out` for Dask
-            arrays, which are not written to; `meta` without them. Out of the job: a block whose
-            type differs from another's, or that cannot be cast to `out`'s.
+        TypeError: No inputs; `out_arg` without `out`; an async `fn`, or one of other arguments; a
+            masked array; `out` for Dask arrays, which are not written to; `meta` without them. Out
+            of the job: a block whose type differs from another's, or that cannot be cast to
+            `out`'s.
         ValueError: Different lengths along `axis`; an `out` that is read-only, of another length,
             or overlaps an input or itself; an empty axis without `out`; a Dask array whose rows are
             cut; an `fn` that one row of ones does not suit. Out of the job: a block of a shape that

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
 import sysconfig
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from aioktask.checks import check_arguments
 from aioktask.job import Job, Part, job_that_makes
 
 __all__ = ["TargetError", "copy_of", "job_from", "told"]
@@ -160,11 +160,9 @@ def _called(text: str, found: object) -> Job[Any]:
     if not callable(found):
         raise TargetError(f"--call: {text} is not callable, it is {_a(found)}")
     try:
-        inspect.signature(found).bind()
+        check_arguments(text, found, "")
     except TypeError as error:
-        raise TargetError(f"--call: {text}() needs arguments: {error}") from None
-    except ValueError:
-        pass  # a builtin may hide its signature
+        raise TargetError(f"--call: {error}") from None
     try:
         made = found()
     except (Exception, SystemExit) as error:
@@ -178,17 +176,19 @@ def _function(text: str, found: object) -> Callable[[int, int], object]:
     if not callable(found):
         raise TargetError(f"{text} is neither a function nor a Job, it is {_a(found)}")
     try:
-        signature = inspect.signature(found)
-    except (TypeError, ValueError):
-        return found  # a builtin may hide its signature: its first call will tell
-    try:
-        signature.bind(0, 1)
+        check_arguments("fn", found, "start, stop")
     except TypeError as error:
-        hint = "" if signature.parameters else "; if it returns a Job, say --call"
-        raise TargetError(
-            f"{text} must take (start, stop), it takes {signature}: {error}{hint}"
-        ) from None
+        raise TargetError(f"{text}: {error}{_hint(found)}") from None
     return found
+
+
+def _hint(found: object) -> str:
+    """What else may be meant by a function that takes no units."""
+    try:
+        check_arguments("fn", found, "")
+    except TypeError:
+        return ""
+    return "; if it returns a Job, say --call"
 
 
 def _part_of(

@@ -28,7 +28,7 @@ class CalledError(Exception):
 
 @st.composite
 def functions(draw: st.DrawFn) -> Callable[..., object]:
-    """Python functions of any signature, as they are, as methods, and as partials."""
+    """Python functions of any signature, as they are, as methods, of objects, and as partials."""
     positional_only = draw(st.integers(0, 2))
     positional = positional_only + draw(st.integers(0, 2))
     defaults = draw(st.integers(0, positional))
@@ -47,6 +47,8 @@ def functions(draw: st.DrawFn) -> Callable[..., object]:
     scope: dict[str, Any] = {"CalledError": CalledError}
     exec(f"def function({', '.join(parts)}): raise CalledError", scope)
     function = scope["function"]
+    if draw(st.booleans()):
+        function = type("Object", (), {"__call__": function})()
     for _ in range(draw(st.integers(0, 2))):
         if draw(st.booleans()):
             function = types.MethodType(function, object())
@@ -81,6 +83,12 @@ def of_one(item: object) -> None:
     raise CalledError
 
 
+class Static:
+    @staticmethod
+    def __call__(start: int, stop: int) -> None:
+        raise CalledError
+
+
 def of_four(a: Any, b: Any, c: Any, d: Any) -> Any:
     raise CalledError
 
@@ -95,6 +103,8 @@ class Method:
     [
         (lambda: Job(of_one, 3), r"fn\(start, stop\), which of_one\(item: 'object'\) does not fit"),  # type: ignore[arg-type]
         (lambda: Job(Method().of_one, 3), r"fn\(start, stop\), which Method.of_one\(self, item"),  # type: ignore[arg-type]
+        (lambda: Job(abs, 3), r"fn\(start, stop\), which abs\(x, /\) does not fit"),  # type: ignore[arg-type]
+        (lambda: Job(functools.partial(of_four, 1), 3), r"which of_four\(a"),
         (lambda: Job(print, 3, undo=of_one), r"undo\(start, stop\)"),  # type: ignore[arg-type]
         (lambda: Job(print, 3, reduce=of_one), r"reduce\(left, right\)"),  # type: ignore[arg-type]
         (lambda: map_ordered(of_four, [1]), r"fn\(item\), which of_four"),  # type: ignore[arg-type]
@@ -127,6 +137,13 @@ def test_what_wraps_is_asked_and_not_what_is_wrapped() -> None:
         of_four(start, stop, 0, 0)
 
     check_arguments("fn", gives_two_more, "start, stop")
+
+
+@pytest.mark.parametrize(
+    "function", [max, int, Method, Static(), np.add, functools.partial(max, 1)]
+)
+def test_what_does_not_tell_is_taken(function: Callable[..., object]) -> None:
+    check_arguments("fn", function, "start, stop")
 
 
 @pytest.mark.skipif(not hasattr(functools, "Placeholder"), reason="comes with Python 3.14")

@@ -36,7 +36,7 @@ from aioktask.job import (
 )
 
 
-def work(start: int, stop: int) -> None:
+def work(start: int, stop: int, more: int = 0) -> None:
     """A function for jobs that are never run."""
 
 
@@ -177,65 +177,67 @@ def test_a_chunk_is_taken_exactly_when_it_fits_align_and_min_chunk(
 # Functions.
 
 
-async def coroutine_function(start: int, stop: int) -> None: ...
+async def coroutine_function(start: int, stop: int, more: int = 0) -> None: ...
 
 
-async def async_generator_function(start: int, stop: int) -> AsyncIterator[int]:
+async def async_generator_function(start: int, stop: int, more: int = 0) -> AsyncIterator[int]:
     yield start
 
 
-def generator_function(start: int, stop: int) -> Iterator[int]:
+def generator_function(start: int, stop: int, more: int = 0) -> Iterator[int]:
     yield start
 
 
 @functools.wraps(work)
-async def async_wrapper(start: int, stop: int) -> None:
+async def async_wrapper(start: int, stop: int, more: int = 0) -> None:
     work(start, stop)
 
 
 class AsyncCall:
-    async def __call__(self, start: int, stop: int) -> None: ...
+    async def __call__(self, start: int, stop: int, more: int = 0) -> None: ...
 
-    async def method(self, start: int, stop: int) -> None: ...
+    async def method(self, start: int, stop: int, more: int = 0) -> None: ...
 
     @classmethod
-    async def of_class(cls, start: int, stop: int) -> None: ...
+    async def of_class(cls, start: int, stop: int, more: int = 0) -> None: ...
 
     @staticmethod
-    async def static(start: int, stop: int) -> None: ...
+    async def static(start: int, stop: int, more: int = 0) -> None: ...
 
 
 class AsyncGeneratorCall:
-    async def __call__(self, start: int, stop: int) -> AsyncIterator[int]:
+    async def __call__(self, start: int, stop: int, more: int = 0) -> AsyncIterator[int]:
         yield start
 
 
 class GeneratorCall:
-    def __call__(self, start: int, stop: int) -> Iterator[int]:
+    def __call__(self, start: int, stop: int, more: int = 0) -> Iterator[int]:
         yield start
 
-    def method(self, start: int, stop: int) -> Iterator[int]:
+    def method(self, start: int, stop: int, more: int = 0) -> Iterator[int]:
         yield start
 
 
 class Call:
-    def __call__(self, start: int, stop: int) -> None: ...
+    def __call__(self, start: int, stop: int, more: int = 0) -> None: ...
 
-    def method(self, start: int, stop: int) -> None: ...
+    def method(self, start: int, stop: int, more: int = 0) -> None: ...
 
 
 ASYNC = {
     "coroutine function": coroutine_function,
     "async generator function": async_generator_function,
     "async function made with wraps": async_wrapper,
-    "partial": functools.partial(coroutine_function),
-    "partial of an async generator": functools.partial(async_generator_function),
-    "partial of a partial": functools.partial(functools.partial(coroutine_function)),
+    "partial": functools.partial(coroutine_function, more=3),
+    "partial of an async generator": functools.partial(async_generator_function, more=3),
+    "partial of a partial": functools.partial(
+        functools.partial(coroutine_function, more=1), more=2
+    ),
     "object with async call": AsyncCall(),
-    "partial of an object with async call": functools.partial(AsyncCall()),
+    "partial of an object with async call": functools.partial(AsyncCall(), more=3),
     "object with async generator call": AsyncGeneratorCall(),
     "bound async method": AsyncCall().method,
-    "partial of a bound async method": functools.partial(AsyncCall().method),
+    "partial of a bound async method": functools.partial(AsyncCall().method, more=3),
     "bound async call": AsyncCall().__call__,
     "async class method": AsyncCall.of_class,
     "async static method": AsyncCall.static,
@@ -243,9 +245,9 @@ ASYNC = {
 
 GENERATORS = {
     "function": generator_function,
-    "partial": functools.partial(generator_function),
+    "partial": functools.partial(generator_function, more=3),
     "object": GeneratorCall(),
-    "partial of an object": functools.partial(GeneratorCall()),
+    "partial of an object": functools.partial(GeneratorCall(), more=3),
     "bound method": GeneratorCall().method,
 }
 
@@ -282,7 +284,7 @@ def test_a_generator_function_as_undo_is_refused_since_it_would_undo_nothing(und
     "undo",
     [
         async_generator_function,
-        functools.partial(async_generator_function),
+        functools.partial(async_generator_function, more=3),
         AsyncGeneratorCall(),
     ],
     ids=["function", "partial", "object"],
@@ -318,8 +320,8 @@ ORDINARY = {
     "class": Call,
     "object": Call(),
     "bound method": Call().method,
-    "partial": functools.partial(work),
-    "partial of an object": functools.partial(Call()),
+    "partial": functools.partial(work, more=3),
+    "partial of an object": functools.partial(Call(), more=3),
     "function that runs its own loop": runs_its_own_loop,
 }
 
@@ -437,8 +439,8 @@ def test_a_job_of_size_zero_has_no_parts() -> None:
         (print, "print"),
         (Call(), "Call"),
         (Call().method, "Call.method"),
-        (functools.partial(work), "work"),
-        (functools.partial(functools.partial(Call())), "Call"),
+        (functools.partial(work, more=3), "work"),
+        (functools.partial(functools.partial(Call(), more=1), more=2), "Call"),
         (Call, "Call"),
         (runs_its_own_loop, "coroutine_function"),
         (np.add, "add"),

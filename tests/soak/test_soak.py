@@ -30,6 +30,7 @@ from aioktask.engine.machine.slots import Slots, slots_path
 from tests.soak import ledger
 from tests.soak.clients import PATIENCE, Crowd, request
 from tests.support.gates import eventually
+from tests.support.servers import UVICORN_IS_PATIENT
 
 ROOT = Path(__file__).parents[2]
 WORKERS = 2
@@ -101,8 +102,7 @@ class Server:
             self.port: int = free.getsockname()[1]
         command = [sys.executable, "-m", "uvicorn", "tests.soak.app:app", "--port", str(self.port)]
         command += ["--workers", str(WORKERS), "--timeout-graceful-shutdown", str(GRACE)]
-        # On a machine that others load a new worker takes more than the usual 5 s to begin.
-        command += ["--timeout-worker-healthcheck", "60"]
+        command += UVICORN_IS_PATIENT
         environ = {
             **os.environ,
             "PYTHONPATH": str(ROOT),

@@ -21,6 +21,9 @@ from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 
+# On a machine that others load a new worker of uvicorn's takes more than the usual 5 s to begin.
+UVICORN_IS_PATIENT = ("--timeout-worker-healthcheck", f"{PATIENCE:.0f}")
+
 
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on."""

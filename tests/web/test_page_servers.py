@@ -20,11 +20,9 @@ pytest.importorskip("uvicorn", reason="the page is served with uvicorn")
 
 from aioktask.web._page.access import Token
 from tests.support.gates import until
-from tests.support.servers import PATIENCE, Client, Server
+from tests.support.servers import PATIENCE, UVICORN_IS_PATIENT, Client, Server
 
-# On a machine that others load a new worker of uvicorn's takes more than the usual 5 s to begin.
-UVICORN = ["-m", "uvicorn", "--port", "{port}", "--log-level", "warning"]
-UVICORN += ["--timeout-worker-healthcheck", f"{PATIENCE:.0f}"]
+UVICORN = ["-m", "uvicorn", "--port", "{port}", "--log-level", "warning", *UVICORN_IS_PATIENT]
 GUNICORN = ["-m", "gunicorn", "-b", "127.0.0.1:{port}", "-k", "asgi", "--graceful-timeout", "30"]
 HYPERCORN = ["-m", "hypercorn", "-b", "127.0.0.1:{port}", "--graceful-timeout", "30"]
 APP = "tests.web.page_service:app"

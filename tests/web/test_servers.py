@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gates import until
-from tests.support.servers import PATIENCE, Client, Server, ask
+from tests.support.servers import PATIENCE, UVICORN_IS_PATIENT, Client, Server, ask
 from tests.web.ledger import FILE, Ledger
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -50,8 +50,8 @@ def uvicorn(*options: str, needs: tuple[str, ...] = (), workers: int = 1) -> Com
         (
             *("-m", "uvicorn", "tests.web.service:app", "--host", "127.0.0.1", "--port", "{port}"),
             *("--timeout-graceful-shutdown", "20", "--workers", str(workers)),
-            # On a machine that others load a new worker takes more than the usual 5 s to begin.
-            *("--timeout-worker-healthcheck", f"{PATIENCE:.0f}", *options),
+            *UVICORN_IS_PATIENT,
+            *options,
         ),
         workers,
         # It raises the signal again once it has stopped; the parent of several workers does not.
