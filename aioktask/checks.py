@@ -303,8 +303,10 @@ def check_arguments(what: str, function: object, arguments: str) -> None:
             return
     takes = inspect.signature(cast("Callable[..., object]", target), follow_wrapped=False)
     takes = takes.replace(return_annotation=takes.empty)
+    gets = " with what its partial gives" if type(function) is functools.partial else ""
     raise TypeError(
-        f"{what} is called as {what}({arguments}), which {name_of(function)}{takes} does not fit"
+        f"{what} is called as {what}({arguments}), which {name_of(function)}{takes}{gets} does not "
+        "fit"
     )
 
 

@@ -104,7 +104,10 @@ class Method:
         (lambda: Job(of_one, 3), r"fn\(start, stop\), which of_one\(item: 'object'\) does not fit"),  # type: ignore[arg-type]
         (lambda: Job(Method().of_one, 3), r"fn\(start, stop\), which Method.of_one\(self, item"),  # type: ignore[arg-type]
         (lambda: Job(abs, 3), r"fn\(start, stop\), which abs\(x, /\) does not fit"),  # type: ignore[arg-type]
-        (lambda: Job(functools.partial(of_four, 1), 3), r"which of_four\(a"),
+        (
+            lambda: Job(functools.partial(of_four, 1), 3),
+            r"which of_four\(.*\) with what its partial gives does not fit",
+        ),
         (lambda: Job(print, 3, undo=of_one), r"undo\(start, stop\)"),  # type: ignore[arg-type]
         (lambda: Job(print, 3, reduce=of_one), r"reduce\(left, right\)"),  # type: ignore[arg-type]
         (lambda: map_ordered(of_four, [1]), r"fn\(item\), which of_four"),  # type: ignore[arg-type]
